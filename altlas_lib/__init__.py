@@ -1,0 +1,34 @@
+"""Decide, prove and pay for GPU acceleration of Python code.
+
+One room per chapter of the workbook; a room is loaded when it is first used, so that `import altlas_lib` needs neither
+TensorFlow nor CuPy and takes no time:
+
+    from altlas_lib import similarity
+    similarity.top_k(vectors, k=10)
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+ROOMS = (
+    "data",
+    "devices",
+    "environment",
+    "paths",
+    "plots",
+    "profiling",
+    "report",
+    "results",
+    "similarity",
+    "training",
+    "workloads",
+)
+
+__all__ = list(ROOMS)
+
+
+def __getattr__(name: str):
+    if name in ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its rooms are {', '.join(ROOMS)}")

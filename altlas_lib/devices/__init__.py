@@ -1,0 +1,24 @@
+"""The machine: where arrays live, which processors there are, and the catalogue of GPUs that it does not have."""
+
+from .arrays import MemoryStats, get_namespace, has_gpu, memory_stats, synchronize, to_cpu, to_gpu
+from .catalogue import GpuSpec, find_gpu, load_catalogue
+from .host import Cpu, Gpu, describe_cpu, describe_gpus, device_names, memory_limit_bytes
+
+__all__ = [
+    "Cpu",
+    "Gpu",
+    "GpuSpec",
+    "MemoryStats",
+    "describe_cpu",
+    "describe_gpus",
+    "device_names",
+    "find_gpu",
+    "get_namespace",
+    "has_gpu",
+    "load_catalogue",
+    "memory_limit_bytes",
+    "memory_stats",
+    "synchronize",
+    "to_cpu",
+    "to_gpu",
+]

@@ -1,0 +1,112 @@
+"""What processors and how much memory this machine really gives us."""
+
+import functools
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_INSTRUCTION_SETS = {  # the kernel's spelling -> the maker's
+    "sse4_2": "SSE4.2",
+    "avx2": "AVX2",
+    "fma": "FMA3",
+    "avx_vnni": "AVX-VNNI",
+    "avx512f": "AVX-512F",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_int8": "AMX-INT8",
+    "asimd": "NEON",
+    "asimddp": "NEON dot product",
+    "sve": "SVE",
+}
+
+
+@dataclass(frozen=True)
+class Cpu:
+    name: str
+    n_threads: int  # that this process may use: its affinity, not the machine's total
+    instruction_sets: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.n_threads} thread{'s' if self.n_threads > 1 else ''})"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU of this machine, as its driver describes it."""
+
+    index: int
+    name: str
+    memory_bytes: int
+    compute_capability: str
+    pcie_generation: int | None
+    pcie_lanes: int | None
+
+
+@functools.cache
+def describe_cpu() -> Cpu:
+    """This machine's CPU. Instruction sets are known on Linux only and empty elsewhere."""
+    fields: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        first = cpuinfo.read_text(errors="replace").split("\n\n")[0]
+        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    return Cpu(
+        name=fields.get("model name") or platform.processor() or platform.machine(),
+        n_threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        instruction_sets=tuple(name for flag, name in _INSTRUCTION_SETS.items() if flag in flags),
+    )
+
+
+@functools.cache
+def describe_gpus() -> tuple[Gpu, ...]:
+    """The CUDA GPUs of this machine, asked of NVIDIA's driver without making a CUDA context; empty where there is none."""
+    import pynvml as nvml
+
+    def optional(ask, handle) -> int | None:
+        try:
+            return ask(handle)
+        except nvml.NVMLError:  # a virtual GPU does not tell its bus
+            return None
+
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return ()
+    try:
+        gpus = []
+        for index in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+            gpus.append(
+                Gpu(
+                    index=index,
+                    name=nvml.nvmlDeviceGetName(handle),
+                    memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
+                    compute_capability=f"{major}.{minor}",
+                    pcie_generation=optional(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
+                    pcie_lanes=optional(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
+                )
+            )
+        return tuple(gpus)
+    finally:
+        nvml.nvmlShutdown()
+
+
+def device_names() -> list[str]:
+    """The CPU and each GPU in words, as results name the device of a number."""
+    return [str(describe_cpu()), *(gpu.name for gpu in describe_gpus())]
+
+
+def memory_limit_bytes() -> int:
+    """Host memory that this process may use: the machine's, or its container's (cgroup) limit where that is less."""
+    total = psutil.virtual_memory().total
+    for limit_file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return min(total, int(Path(limit_file).read_text()))
+        except (OSError, ValueError):  # no cgroup of that version, or "max": no limit
+            continue
+    return total

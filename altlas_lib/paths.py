@@ -1,0 +1,96 @@
+"""Where things lie: the project, its data, and the folder of a run."""
+
+import os
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def project_root() -> Path:
+    """The folder that holds `notebooks/` and `data/`.
+
+    `ALTLAS_ROOT` when set, else the checkout that this package is installed from (`pip install -e`).
+
+    Raises:
+        FileNotFoundError: there are no `notebooks/` in that folder.
+    """
+    root = Path(os.environ.get("ALTLAS_ROOT") or Path(__file__).resolve().parent.parent)
+    if not (root / "notebooks").is_dir():
+        raise FileNotFoundError(
+            f"no notebooks/ in {root}: install the package from a checkout (pip install -e .), "
+            "or set ALTLAS_ROOT to the checkout"
+        )
+    return root
+
+
+def notebooks_dir() -> Path:
+    return project_root() / "notebooks"
+
+
+def data_dir() -> Path:
+    """The small data sets that ship with the project; `ALTLAS_DATA` when set."""
+    return Path(os.environ.get("ALTLAS_DATA") or project_root() / "data")
+
+
+def outputs_dir() -> Path:
+    """The parent of all runs; `ALTLAS_OUTPUTS` when set."""
+    return Path(os.environ.get("ALTLAS_OUTPUTS") or project_root() / "outputs")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run of the book: `outputs/<name>/{executed,results,figures,report}`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def executed(self) -> Path:
+        return self.path / "executed"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+
+def run_folder(name: str) -> RunFolder:
+    """The folder of the run called `name`, made if need be.
+
+    Raises:
+        ValueError: the name is not a plain folder name (letters, digits, `.`, `_`, `-`; no leading dot).
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(
+            f"run name {name!r}: expected 1 to 100 letters, digits, '.', '_' or '-', not starting with '.'; choose another name"
+        )
+    run = RunFolder(outputs_dir() / name)
+    for folder in (run.executed, run.results, run.figures, run.report):
+        folder.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def write_atomically(path: Path, content: str | bytes) -> Path:
+    """Write a file so that a kill at any moment leaves the old one or the new one, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may keep the rename and lose the bytes
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

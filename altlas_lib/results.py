@@ -1,0 +1,395 @@
+"""What a chapter found, as a file that the report can trust: typed, versioned, with where each number comes from."""
+
+import functools
+import json
+import statistics
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from .devices import GpuSpec, device_names
+from .paths import RunFolder, project_root, write_atomically
+
+SCHEMA_VERSION = 1
+
+Basis = Literal["measured", "compiled", "projected"]
+
+
+class ResultError(Exception):
+    """A result file that is missing, damaged, or of another schema version."""
+
+
+class Model(BaseModel):
+    # NaN and infinity are no JSON: a result that holds one is refused when it is made, not when somebody reads it.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Quantity(Model):
+    """A number that says where it comes from.
+
+    - `measured`: `value` is the median of `n_runs` runs on `device`, `low` and `high` the fastest and the slowest;
+    - `compiled`: the compiler for `device` stated `value`, nothing ran;
+    - `projected`: a model says between `low` and `high`; there is no `value`, and `bound_by` says what limits it.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str
+    device: str = Field(min_length=1)
+    basis: Basis
+    n_runs: int | None = Field(default=None, ge=1)
+    bound_by: str | None = None
+
+    @model_validator(mode="after")
+    def _agrees_with_its_basis(self) -> Self:
+        if self.basis == "measured":
+            if self.n_runs is None or None in (self.low, self.value, self.high) or not self.low <= self.value <= self.high:
+                raise ValueError(f"a measured quantity needs n_runs and low <= value <= high, got {self!r}")
+        elif self.basis == "projected":
+            if self.value is not None or None in (self.low, self.high) or not self.low < self.high or not self.bound_by:
+                raise ValueError(f"a projected quantity is a band low < high with bound_by and without value, got {self!r}")
+        elif self.value is None:
+            raise ValueError(f"a compiled quantity needs a value, got {self!r}")
+        return self
+
+    @classmethod
+    def measured(cls, samples: Sequence[float], unit: str, device: str) -> Self:
+        """Median, minimum and maximum of repeated runs, all after warm-up and synchronisation."""
+        samples = [float(sample) for sample in samples]
+        if not samples:
+            raise ValueError("samples is empty: measure at least once")
+        return cls(
+            value=statistics.median(samples),
+            low=min(samples),
+            high=max(samples),
+            unit=unit,
+            device=device,
+            basis="measured",
+            n_runs=len(samples),
+        )
+
+    @classmethod
+    def compiled(cls, value: float, unit: str, device: str) -> Self:
+        return cls(value=value, unit=unit, device=device, basis="compiled")
+
+    @classmethod
+    def projected(cls, low: float, high: float, unit: str, device: str, bound_by: str) -> Self:
+        return cls(low=low, high=high, unit=unit, device=device, basis="projected", bound_by=bound_by)
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"{format_value(self.low, self.unit)} to {format_value(self.high, self.unit)}"
+        return format_value(self.value, self.unit)
+
+
+def format_value(value: float, unit: str) -> str:
+    """Three significant digits in a readable multiple of the unit: `format_value(0.0123, "s") == "12.3 ms"`."""
+    scales = {
+        "s": ((60, "min", 60), (1, "s", 1), (1e-3, "ms", 1e-3), (0, "µs", 1e-6)),
+        "bytes": ((2**30, "GiB", 2**30), (2**20, "MiB", 2**20), (2**10, "KiB", 2**10), (0, "bytes", 1)),
+    }
+    for at_least, name, factor in scales.get(unit, ((0, unit, 1),)):
+        if abs(value) >= at_least:
+            scaled = value / factor
+            digits = f"{scaled:,.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}"
+            return f"{digits} {name}".strip()
+    raise AssertionError("unreachable: every scale ends with 0")
+
+
+class DataSource(Model):
+    """Which data a result was made from, so that two results can be told to be about the same thing."""
+
+    name: str = Field(description="file name or generator, as the user gave it")
+    n_rows: int = Field(ge=0, description="rows used")
+    n_skipped: int = Field(default=0, ge=0, description="invalid rows left out on the user's wish")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class FigureFile(Model):
+    """A picture that a chapter saved under the run's `figures/`."""
+
+    file: str = Field(pattern=r"^[\w.-]+\.(png|svg)$")
+    title: str
+    alt: str = Field(min_length=1, description="what the picture shows, for who cannot see it")
+
+
+_VERSIONS_OF = (
+    *(
+        "altlas-cuda-workbook",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "pandas",
+        "keras",
+        "tensorflow",
+        "jax",
+        "torch",
+        "py-spy",
+        "papermill",
+    ),
+    *("cupy-cuda12x", "cupy-cuda13x"),
+)
+
+
+@functools.cache
+def _git_state() -> tuple[str | None, bool]:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(project_root()), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):  # no git, or not a checkout
+        return None, False
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """The installed versions of the packages that numbers depend on; those not installed are left out."""
+    versions = {}
+    for package in _VERSIONS_OF:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+class Provenance(Model):
+    """When, where, from which code and with which parameters a result was made."""
+
+    created_at: datetime
+    git_commit: str | None
+    git_dirty: bool = Field(description="the checkout had uncommitted changes")
+    parameters: dict[str, JsonValue]
+    devices: list[str]
+    versions: dict[str, str]
+
+    @classmethod
+    def now(cls, parameters: dict[str, Any]) -> Self:
+        """Provenance of a result that is being made here and now by a notebook with these parameters."""
+        commit, dirty = _git_state()
+        return cls(
+            created_at=datetime.now(UTC),
+            git_commit=commit,
+            git_dirty=dirty,
+            parameters=parameters,
+            devices=device_names(),
+            versions=library_versions(),
+        )
+
+
+class ChapterResult(Model):
+    """What all chapters' results share."""
+
+    chapter: ClassVar[str]
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    provenance: Provenance
+    finding: str = Field(min_length=1, description="what was found, in one sentence")
+    figures: list[FigureFile] = []
+
+    def save(self, run: RunFolder) -> Self:
+        """Write `results/<chapter>.json` atomically: a kill at any moment leaves the old file or the new one."""
+        write_atomically(run.results / f"{self.chapter}.json", self.model_dump_json(indent=1) + "\n")
+        return self
+
+    @classmethod
+    def load(cls, run: RunFolder) -> Self:
+        """Read `results/<chapter>.json`.
+
+        Raises:
+            ResultError: the file is missing, damaged, or was made by another schema version.
+        """
+        path = run.results / f"{cls.chapter}.json"
+        again = f"run its chapter again: altlas run --run {run.name} --only {cls.chapter}"
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise ResultError(f"no {cls.chapter} result in run {run.name!r}; {again}") from None
+        except (OSError, ValueError) as error:
+            raise ResultError(f"{path.name} of run {run.name!r} cannot be read ({error}); {again}") from None
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ResultError(f"{path.name} has schema version {version!r}, this library reads {SCHEMA_VERSION}; {again}")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ResultError(f"{path.name} of run {run.name!r} is not valid at {where!r}: {first['msg']}; {again}") from None
+
+
+# Chapter 00 ----------------------------------------------------------------------------------------------------------
+
+
+class Finding(Model):
+    """One line of the environment check."""
+
+    check: str
+    status: Literal["ok", "warning", "failure"]
+    found: str
+    fix: str | None = Field(default=None, description="what to do about it, in one line; none when ok")
+
+    @model_validator(mode="after")
+    def _problems_have_a_fix(self) -> Self:
+        if (self.status == "ok") != (self.fix is None):
+            raise ValueError(f"a finding has a fix exactly when it is not ok, got {self!r}")
+        return self
+
+
+class Ceilings(Model):
+    """The best that this machine reaches; what it does not have is None, "not measured"."""
+
+    cpu_matmul_float32: Quantity
+    cpu_copy_bandwidth: Quantity
+    gpu_matmul_float32: Quantity | None = None
+    gpu_matmul_float16: Quantity | None = None
+    gpu_copy_bandwidth: Quantity | None = None
+    host_to_device_pageable: Quantity | None = None
+    host_to_device_pinned: Quantity | None = None
+    device_to_host_pageable: Quantity | None = None
+    device_to_host_pinned: Quantity | None = None
+
+
+class EnvironmentResult(ChapterResult):
+    chapter: ClassVar[str] = "environment"
+
+    ready: bool = Field(description="the machine can run the book on what it has")
+    findings: list[Finding]
+    ceilings: Ceilings
+    target_gpu: GpuSpec
+
+
+# Chapter 10 ----------------------------------------------------------------------------------------------------------
+
+
+class FunctionTime(Model):
+    """Where a workload's time went, for one function."""
+
+    name: str
+    file: str
+    line: int
+    n_calls: int
+    own: Quantity
+    cumulative: Quantity
+    sampled_share: float | None = Field(
+        default=None, ge=0, le=1, description="of py-spy's stacks, those that hold the function"
+    )
+
+
+class WorkloadProfile(Model):
+    workload: str
+    target: str = Field(description="module:function that ran")
+    total: Quantity = Field(description="without any profiler")
+    functions: list[FunctionTime]
+    overhead: dict[str, float] = Field(description="tool -> time with it / time without")
+    notes: list[str] = Field(default=[], description="what a tool could not do, and why")
+
+
+class Candidate(Model):
+    """A function proposed for the proof of concept."""
+
+    workload: str
+    function: str
+    share: float = Field(ge=0, le=1, description="cumulative time / the workload's time")
+    largest_gain: float | None = Field(description="the workload's gain if the function took no time (Amdahl); None: all of it")
+    reason: str
+
+
+class HotspotsResult(ChapterResult):
+    chapter: ClassVar[str] = "hotspots"
+
+    workloads: list[WorkloadProfile]
+    candidates: list[Candidate]
+
+
+# Chapter 20 ----------------------------------------------------------------------------------------------------------
+
+
+class Validation(Model):
+    """One implementation beside the float64 reference."""
+
+    method: str
+    device: str
+    n_texts: int
+    largest_error: float = Field(description="largest absolute difference of a score")
+    tolerance: float
+    n_other_neighbours: int = Field(description="neighbours that differ by more than a tie within the tolerance")
+
+    @property
+    def passed(self) -> bool:
+        return self.largest_error <= self.tolerance and self.n_other_neighbours == 0
+
+
+class Timing(Model):
+    method: str
+    n_texts: int
+    time: Quantity
+    peak_memory: Quantity | None = None
+
+
+class SimilarPair(Model):
+    first: str
+    second: str
+    score: float
+
+
+class SimilarityResult(ChapterResult):
+    chapter: ClassVar[str] = "similarity"
+
+    source: DataSource
+    embedding: str
+    n_dimensions: int
+    k: int
+    validations: list[Validation]
+    timings: list[Timing]
+    break_even_n_texts: int | None = Field(
+        default=None, description="smallest measured size at which the GPU wins, transfers included"
+    )
+    most_similar: list[SimilarPair]
+
+
+# Chapter 30 ----------------------------------------------------------------------------------------------------------
+
+
+class Epoch(Model):
+    """A line of the training log."""
+
+    stage: int
+    epoch: int
+    metrics: dict[str, float]
+    duration_s: float
+
+
+class Metric(Model):
+    """A score on the test part, beside what needs no model."""
+
+    name: str
+    higher_is_better: bool
+    model: float
+    base_rate: float = Field(description="always predicting the most frequent class or the median of the training part")
+    best_possible: float | None = Field(default=None, description="known for generated series only")
+    n_samples: int
+
+
+class TrainingResult(ChapterResult):
+    chapter: ClassVar[str] = "training"
+
+    source: DataSource
+    preset: str
+    n_parameters: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    history: list[Epoch]
+    metrics: list[Metric]
+    step_time: Quantity = Field(description="one micro-batch, after the first")
+    peak_memory: Quantity | None = None
+
+
+CHAPTERS: tuple[type[ChapterResult], ...] = (EnvironmentResult, HotspotsResult, SimilarityResult, TrainingResult)

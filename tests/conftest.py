@@ -1,0 +1,25 @@
+"""Every test writes into a folder of its own, and `gpu` tests are skipped, and counted as skipped, without a GPU."""
+
+import pytest
+
+from altlas_lib import devices, paths
+
+
+@pytest.fixture(autouse=True)
+def outputs(tmp_path, monkeypatch):
+    """The parent of all runs during a test."""
+    monkeypatch.setenv("ALTLAS_OUTPUTS", str(tmp_path / "outputs"))
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def run(outputs) -> paths.RunFolder:
+    return paths.run_folder("test")
+
+
+def pytest_collection_modifyitems(items):
+    if devices.has_gpu():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU that CuPy sees"))
