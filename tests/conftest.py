@@ -17,9 +17,11 @@ def run(outputs) -> paths.RunFolder:
     return paths.run_folder("test")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     if devices.has_gpu():
         return
+    if config.getoption("-m") == "gpu":  # else a run on the wrong machine would look like a success
+        pytest.exit("no CUDA GPU that CuPy sees; run `altlas check` to learn what is missing", returncode=1)
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU that CuPy sees"))

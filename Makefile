@@ -1,0 +1,59 @@
+# Everything a user or a CI job does. `make help` lists it; the only needs are git, make and Python 3.11 to 3.13 with venv.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c '$(SUPPORTED)' 2>/dev/null && { echo $$python; break; }; done)
+EXTRAS ?= dev
+PARAMETERS ?= quick
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed-$(EXTRAS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run lab test lint unit notebooks book gpu-test lock clean
+
+help:  ## list what make can do
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED)  ## make .venv and install everything into it, pinned; with a GPU: make setup EXTRAS=dev,gpu
+
+$(INSTALLED): pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; found: $$(python3 --version 2>&1). Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "installing into $(VENV) (once; a few minutes, about 3 GB)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[$(EXTRAS)]'
+	@touch $@
+
+run: $(INSTALLED)  ## execute the whole book into outputs/quick/ and print where the report lies; PARAMETERS=full for the long one
+	@$(BIN)/altlas run --parameters $(PARAMETERS)
+
+lab: $(INSTALLED)  ## open JupyterLab in notebooks/; more of its options by ARGS='--no-browser --port=9999'
+	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+
+test: lint unit notebooks book  ## lint, unit tests, notebook tests and a headless run of the book
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify notebooks/*.ipynb
+
+unit: $(INSTALLED)
+	@$(BIN)/python -m pytest tests
+
+notebooks: $(INSTALLED)
+	@ALTLAS_OUTPUTS=$$(mktemp -d) && export ALTLAS_OUTPUTS && $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks; \
+	status=$$?; rm -rf "$$ALTLAS_OUTPUTS"; exit $$status
+
+book: $(INSTALLED)
+	@$(BIN)/python -m pytest tests/book
+
+gpu-test:  ## the tests that need a GPU, in .venv or with a Python that has CuPy: make gpu-test PYTHON=python3
+	@$(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON),$(BIN)/python) -m pytest -m gpu tests
+
+lock: $(INSTALLED)  ## pin the newest versions that fit together into requirements.lock
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --all-extras --no-annotate --no-header --python-version 3.11 \
+		--output-file requirements.lock pyproject.toml
+
+clean:  ## remove .venv, outputs and caches
+	rm -rf $(VENV) outputs/* .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,202 @@
+"""Execute the book's notebooks by papermill into a run's folder: one line each, resumable."""
+
+import contextlib
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import nbformat
+from pydantic import BaseModel, ValidationError
+
+from .book import Chapter, RunError, find_chapters, load_parameters_file, resolve_parameters, select_chapters
+from .paths import RunFolder, outputs_dir, run_folder, write_atomically
+from .results import CHAPTERS, ResultError
+
+
+class Finished(BaseModel):
+    """A chapter that ran to its end, in the run's manifest."""
+
+    parameters: dict[str, Any]
+    notebook_sha256: str
+    duration_s: float
+    finished_at: datetime
+
+
+class Manifest(BaseModel):
+    """`run.json`: what was asked for and which chapters are done, so that `--resume` can go on."""
+
+    parameters: dict[str, Any] = {}
+    chapters: list[str] = []
+    finished: dict[str, Finished] = {}
+
+    @staticmethod
+    def path(run: RunFolder) -> Path:
+        return run.path / "run.json"
+
+    @classmethod
+    def load(cls, run: RunFolder) -> Self:
+        """The run's manifest; an empty one where there is none or it cannot be read: then nothing counts as done."""
+        try:
+            return cls.model_validate_json(cls.path(run).read_bytes())
+        except (OSError, ValidationError):
+            return cls()
+
+    def save(self, run: RunFolder) -> None:
+        write_atomically(self.path(run), self.model_dump_json(indent=1) + "\n")
+
+
+@dataclass
+class ChapterFailure(Exception):
+    """A cell of a notebook raised."""
+
+    chapter: str
+    cell: int
+    source: str
+    error: str
+    notebook: Path
+
+    def __str__(self) -> str:
+        source = "\n".join(f"    {line}" for line in self.source.splitlines())
+        return f"{self.chapter}, cell {self.cell}, failed:\n{source}\n{self.error}\nexecuted so far: {self.notebook}"
+
+
+@contextlib.contextmanager
+def _lock(run: RunFolder) -> Iterator[None]:
+    """Two runs into one folder would mix their results."""
+    with open(run.path / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"run {run.name!r} is in progress elsewhere; wait for it, or choose another --run NAME") from None
+        yield
+
+
+@contextlib.contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Send this process's and its kernels' file descriptor 2 to a file: kernels and TensorFlow chatter there, past Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(path, "wb") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def execute(chapter: Chapter, run: RunFolder, parameters: Mapping[str, Any]) -> None:
+    """Run one notebook; `executed/<name>.ipynb` is replaced when it has run to its end.
+
+    Raises:
+        ChapterFailure: a cell raised, or the kernel died; what was executed stays in `executed/<name>.failed.ipynb`.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    partial = run.executed / f"{chapter.name}.failed.ipynb"
+    try:
+        with _stderr_to(run.executed / f"{chapter.name}.log"):
+            papermill.execute_notebook(
+                str(chapter.path),
+                str(partial).replace("{", "{{").replace("}", "}}"),  # papermill formats the path
+                parameters={"run_name": run.name, **parameters},
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+            )
+    except papermill.PapermillExecutionError as error:
+        last_line = f"{error.ename}: {error.evalue}".strip().splitlines()[0]
+        raise ChapterFailure(chapter.name, error.cell_index, error.source, last_line, partial) from None
+    except DeadKernelError:
+        cells = nbformat.read(partial, as_version=4).cells
+        at = max(i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time"))
+        reason = f"the kernel died (out of memory?); its last words are in {run.executed / (chapter.name + '.log')}"
+        raise ChapterFailure(chapter.name, at, cells[at].source, reason, partial) from None
+    os.replace(partial, run.executed / f"{chapter.name}.ipynb")
+
+
+def _is_done(chapter: Chapter, run: RunFolder, manifest: Manifest, parameters: Mapping[str, Any]) -> bool:
+    finished = manifest.finished.get(chapter.name)
+    if finished is None or finished.parameters != dict(parameters) or finished.notebook_sha256 != chapter.digest():
+        return False
+    try:
+        for result in CHAPTERS:
+            if result.number == chapter.number:
+                result.load(run)
+    except ResultError:
+        return False
+    return True
+
+
+def _run_to_resume(name: str | None) -> RunFolder:
+    manifests = sorted(outputs_dir().glob(f"{name or '*'}/run.json"), key=lambda path: path.stat().st_mtime)
+    if not manifests:
+        raise RunError(f"--resume: no run {name or ''!r} in {outputs_dir()}; start one with `altlas run`")
+    return run_folder(manifests[-1].parent.name)
+
+
+def run_book(
+    *,
+    parameters: str | None = None,
+    assignments: Sequence[str] = (),
+    only: Sequence[str] = (),
+    from_: str | None = None,
+    resume: bool = False,
+    name: str | None = None,
+    tell: Callable[[str], None] = print,
+) -> RunFolder:
+    """Execute the selected notebooks in order, one line each.
+
+    Args:
+        parameters: name of a file in `notebooks/parameters/` or a path; `quick` by default.
+        assignments: `"name=value"`, which win over the file.
+        only, from_: chapters by number or name; all by default.
+        resume: go on with run `name` (by default the latest one): what it was asked for still holds where nothing else
+            is asked, and the chapters that it finished with the same notebook and parameters are not run again.
+        name: the run's folder; by default called like the parameters.
+        tell: gets each line of progress.
+
+    Raises:
+        RunError: before anything starts: an unknown chapter or parameter, a wrong type, a run in progress.
+        ChapterFailure: a notebook failed; the chapters before it stay valid.
+    """
+    chapters = find_chapters()
+    run = _run_to_resume(name) if resume else None
+    asked = Manifest.load(run) if run else Manifest()
+    selected = select_chapters(chapters, only=only or ([] if from_ else asked.chapters), from_=from_)
+    if parameters or not run:
+        parameters_path, from_file = load_parameters_file(parameters or "quick")
+        name = name or parameters_path.stem
+    else:
+        from_file = asked.parameters
+    values = resolve_parameters(chapters, selected, from_file, assignments)
+    run = run or run_folder(name)
+    with _lock(run):
+        manifest = Manifest.load(run)
+        manifest.parameters = values
+        manifest.chapters = [chapter.name for chapter in selected]
+        while resume and selected and _is_done(selected[0], run, manifest, selected[0].own(values)):
+            tell(f"{selected[0].name:<32}done before")
+            selected = selected[1:]
+        for chapter in selected:  # a later chapter reads what an earlier one found: from here on all is made anew
+            manifest.finished.pop(chapter.name, None)
+        manifest.save(run)
+        for chapter in selected:
+            started = time.perf_counter()
+            execute(chapter, run, chapter.own(values))
+            manifest.finished[chapter.name] = Finished(
+                parameters=chapter.own(values),
+                notebook_sha256=chapter.digest(),
+                duration_s=time.perf_counter() - started,
+                finished_at=datetime.now(UTC),
+            )
+            manifest.save(run)
+            tell(f"{chapter.name:<32}{manifest.finished[chapter.name].duration_s:6.1f} s")
+    return run

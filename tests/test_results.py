@@ -1,0 +1,204 @@
+"""Results are typed, carry where each number comes from, and are never half-written."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from altlas_lib import paths
+from altlas_lib.devices import find_gpu
+from altlas_lib.results import Ceilings, EnvironmentResult, Finding, Provenance, Quantity, ResultError, format_value
+
+finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
+quantities = st.one_of(
+    st.builds(lambda samples: Quantity.measured(samples, "s", "some CPU"), st.lists(st.floats(0, 1e9), min_size=1, max_size=9)),
+    st.builds(lambda value: Quantity.compiled(value, "bytes", "Tesla T4"), finite),
+    st.builds(
+        lambda low, ratio: Quantity.projected(low, low * ratio, "s", "Tesla T4", "memory"),
+        st.floats(1e-9, 1e9),
+        st.floats(1.01, 9),
+    ),
+)
+
+
+def environment_result(finding: str = "this machine can run the book", **parameters) -> EnvironmentResult:
+    quantity = Quantity.measured([1.0, 2.0, 3.0], "GFLOP/s", "some CPU")
+    return EnvironmentResult(
+        provenance=Provenance.now(parameters),
+        finding=finding,
+        ready=True,
+        findings=[Finding(check="python", status="ok", found="3.11")],
+        ceilings=Ceilings(cpu_matmul_float32=quantity, cpu_copy_bandwidth=quantity),
+        target_gpu=find_gpu("T4"),
+    )
+
+
+@given(quantities)
+def test_a_quantity_survives_json(quantity):
+    assert Quantity.model_validate_json(quantity.model_dump_json()) == quantity
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1))
+def test_a_measurement_is_the_median_between_its_extremes(samples):
+    quantity = Quantity.measured(samples, "s", "some CPU")
+    below = sum(sample <= quantity.value for sample in samples)
+    above = sum(sample >= quantity.value for sample in samples)
+    assert min(below, above) >= len(samples) / 2
+    assert (quantity.low, quantity.high, quantity.n_runs) == (min(samples), max(samples), len(samples))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"basis": "measured", "value": 1.0},  # no spread
+        {"basis": "measured", "value": 3.0, "low": 1.0, "high": 2.0, "n_runs": 2},  # outside its spread
+        {"basis": "measured", "value": 1.0, "low": 1.0, "high": 1.0, "n_runs": 0},
+        {"basis": "projected", "value": 1.0, "low": 1.0, "high": 2.0, "bound_by": "memory"},  # one number instead of a band
+        {"basis": "projected", "low": 2.0, "high": 2.0, "bound_by": "memory"},
+        {"basis": "projected", "low": 1.0, "high": 2.0},  # bound by nothing
+        {"basis": "compiled"},
+        {"basis": "guessed", "value": 1.0},
+        {"basis": "compiled", "value": math.nan},
+        {"basis": "compiled", "value": math.inf},
+        {"basis": "compiled", "value": 1.0, "device": ""},
+        {"basis": "compiled", "value": 1.0, "colour": "red"},
+    ],
+)
+def test_a_quantity_must_agree_with_its_basis(fields):
+    with pytest.raises(ValidationError):
+        Quantity(**{"unit": "s", "device": "some CPU", **fields})
+
+
+def test_measuring_nothing_is_an_error():
+    with pytest.raises(ValueError, match="samples is empty"):
+        Quantity.measured([], "s", "some CPU")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.0123, "s", "12.3 ms"),
+        (90, "s", "1.5 min"),
+        (4.2e-6, "s", "4.2 µs"),
+        (0, "s", "0 µs"),
+        (3 * 2**30, "bytes", "3 GiB"),
+        (512, "bytes", "512 bytes"),
+        (12345.6, "GFLOP/s", "12,346 GFLOP/s"),
+        (-2048, "bytes", "-2 KiB"),
+    ],
+)
+def test_values_read_well(value, unit, text):
+    assert format_value(value, unit) == text
+
+
+def test_a_projection_reads_as_a_band():
+    assert str(Quantity.projected(0.5, 2, "s", "Tesla T4", "memory")) == "500 ms to 2 s"
+
+
+def test_a_finding_has_a_fix_exactly_when_it_is_not_ok():
+    with pytest.raises(ValidationError):
+        Finding(check="driver", status="warning", found="none")
+    with pytest.raises(ValidationError):
+        Finding(check="driver", status="ok", found="580", fix="nothing")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(
+    finding=st.text(min_size=1).filter(str.isprintable),
+    parameters=st.dictionaries(st.text(min_size=1, max_size=9), st.integers()),
+)
+def test_what_is_saved_is_loaded(run, finding, parameters):
+    saved = environment_result(finding).model_copy(update={"provenance": Provenance.now(parameters)}).save(run)
+    assert EnvironmentResult.load(run) == saved
+    assert [path.name for path in run.results.iterdir()] == ["environment.json"]  # no temporary file stays
+
+
+def test_provenance_names_code_devices_and_versions(run):
+    made = environment_result(n_texts=3).provenance
+    assert made.parameters == {"n_texts": 3}
+    assert made.devices
+    assert made.versions["numpy"]
+    assert made.created_at.utcoffset().total_seconds() == 0
+    assert made.git_commit is None or len(made.git_commit) == 40
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "cannot be read"),
+        (b'{"schema_version": 1', "cannot be read"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"[1, 2]", "schema version None"),
+        (b'{"schema_version": 0}', "schema version 0, this library reads 1"),
+        (b'{"schema_version": 1}', "not valid"),
+    ],
+)
+def test_damaged_files_are_refused_with_the_command_that_mends_them(run, content, complaint):
+    (run.results / "environment.json").write_bytes(content)
+    with pytest.raises(ResultError, match=complaint) as error:
+        EnvironmentResult.load(run)
+    assert "altlas run --run test --only 00" in str(error.value)
+
+
+def test_a_changed_field_is_refused_by_name(run):
+    environment_result().save(run)
+    path = run.results / "environment.json"
+    content = json.loads(path.read_text())
+    content["ceilings"]["cpu_matmul_float32"]["basis"] = "guessed"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ResultError, match=r"ceilings\.cpu_matmul_float32\.basis"):
+        EnvironmentResult.load(run)
+
+
+def test_a_missing_result_says_how_to_make_it(run):
+    with pytest.raises(ResultError, match=r"no environment result in run 'test'; .*--only 00"):
+        EnvironmentResult.load(run)
+
+
+def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path):
+    """A process rewrites one file without pause and is killed; whatever moment that was, the file is whole."""
+    path = tmp_path / "result.json"
+    program = (
+        "import sys; from altlas_lib.paths import write_atomically\n"
+        "while True:\n    for byte in (b'a', b'b'): write_atomically(sys.argv[1], byte * 300_000)"
+    )
+    for moment_s in (0.01, 0.02, 0.05, 0.08):
+        process = subprocess.Popen([sys.executable, "-c", program, str(path)])
+        try:
+            deadline = time.monotonic() + 30
+            while not path.exists() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(moment_s)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        content = path.read_bytes()
+        assert content in (b"a" * 300_000, b"b" * 300_000)
+        path.unlink()
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
+    path = paths.write_atomically(tmp_path / "file", "old")
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        paths.write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", ".hidden", "a b", "x" * 101, "a\n"])
+def test_run_names_cannot_leave_the_outputs_folder(name):
+    with pytest.raises(ValueError, match="run name"):
+        paths.run_folder(name)
