@@ -34,7 +34,7 @@ lab: $(INSTALLED)  ## open JupyterLab in notebooks/; more of its options by ARGS
 test: lint unit notebooks book  ## lint, unit tests, notebook tests and a headless run of the book
 
 lint: $(INSTALLED)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify notebooks/*.ipynb
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
 unit: $(INSTALLED)
 	@$(BIN)/python -m pytest tests

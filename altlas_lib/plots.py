@@ -1,16 +1,18 @@
 """Figures: each function draws into an Axes and returns it; the title states the message, the axes carry units."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .devices import GpuSpec
 from .paths import RunFolder, write_atomically
-from .results import FigureFile
+from .results import Ceilings, Epoch, FigureFile, Metric, Quantity, Timing, WorkloadProfile, format_value
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
 COLOURS = {
@@ -65,3 +67,244 @@ def save_figure(fig: Figure, run: RunFolder, name: str, *, alt: str) -> FigureFi
     record = FigureFile(file=f"{name}.png", title=title, alt=alt)
     write_atomically(run.figures / record.file, picture.getvalue())
     return record
+
+
+# Chapter 00 ----------------------------------------------------------------------------------------------------------
+
+
+def matrix_rates(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
+    """Matrix product rates: as measured on this machine, beside the peak that the target GPU's data sheet states."""
+    measured = {
+        "this CPU\nfloat32": ceilings.cpu_matmul_float32,
+        "this GPU\nfloat32": ceilings.gpu_matmul_float32,
+        "this GPU\nfloat16 tensor cores": ceilings.gpu_matmul_float16,
+    }
+    peaks = {
+        f"{target_gpu.name}\nfloat32": 1000 * target_gpu.float32_tflops,
+        f"{target_gpu.name}\nfloat16 tensor cores": 1000 * target_gpu.float16_tensor_tflops,
+    }
+    _measured_beside_peaks(ax, "matrix product rate", measured, peaks)
+    ratio = 1000 * target_gpu.float32_tflops / ceilings.cpu_matmul_float32.value
+    ax.set_title(f"{target_gpu.name} on paper: {_times(ratio)} this CPU's float32 rate")
+    return ax
+
+
+def copy_bandwidths(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
+    """Memory bandwidths, bytes read and written: as measured on this machine, beside the target GPU's data-sheet peak."""
+    measured = {
+        "this CPU\nmemory": ceilings.cpu_copy_bandwidth,
+        "this GPU\nmemory": ceilings.gpu_copy_bandwidth,
+        "host to GPU\npageable": ceilings.host_to_device_pageable,
+        "host to GPU\npinned": ceilings.host_to_device_pinned,
+    }
+    _measured_beside_peaks(ax, "bandwidth", measured, {f"{target_gpu.name}\nmemory": target_gpu.memory_bandwidth_gb_per_s})
+    ratio = target_gpu.memory_bandwidth_gb_per_s / ceilings.cpu_copy_bandwidth.value
+    ax.set_title(f"{target_gpu.name} on paper: {_times(ratio)} this CPU's memory bandwidth")
+    return ax
+
+
+def roofline(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
+    """The rate that memory and arithmetic allow at each arithmetic intensity (Williams, Waterman and Patterson 2009).
+
+    Solid: measured on this machine, with the band from the slowest to the fastest run. Dashed: the data sheet of the target.
+    """
+    intensity = np.logspace(-1, 4, 200)  # operations per byte moved
+    copy, product = ceilings.cpu_copy_bandwidth, ceilings.cpu_matmul_float32
+    measured = [("this CPU, float32, measured", copy, product, "blue")]
+    if ceilings.gpu_copy_bandwidth:
+        on_gpu = (("float32", ceilings.gpu_matmul_float32, "green"), ("float16", ceilings.gpu_matmul_float16, "sky"))
+        measured += [(f"this GPU, {dtype}, measured", ceilings.gpu_copy_bandwidth, rate, c) for dtype, rate, c in on_gpu]
+    for label, bandwidth, rate, colour in measured:
+        low, roof, high = (np.minimum(intensity * getattr(bandwidth, v), getattr(rate, v)) for v in ("low", "value", "high"))
+        ax.plot(intensity, roof, color=COLOURS[colour], label=label)
+        ax.fill_between(intensity, low, high, color=COLOURS[colour], alpha=0.2, linewidth=0)
+    tflops = (("float32", target_gpu.float32_tflops, "orange"), ("float16", target_gpu.float16_tensor_tflops, "red"))
+    for dtype, peak, colour in tflops:
+        roof = np.minimum(intensity * target_gpu.memory_bandwidth_gb_per_s, 1000 * peak)
+        ax.plot(intensity, roof, "--", color=COLOURS[colour], label=f"{target_gpu.name}, {dtype}, data sheet peak")
+    ax.set(xscale="log", yscale="log", xlim=(intensity[0], intensity[-1]))
+    where = " and ".join(dict.fromkeys(rate.device for _, _, rate, _ in measured))
+    ax.set_xlabel(f"arithmetic intensity (operations per byte moved)\nsolid: measured on {where}")
+    ax.set_ylabel("highest possible rate (GFLOP/s)")
+    ax.set_title(f"Memory sets this CPU's pace below {product.value / copy.value:.2g} operations per byte")
+    ax.legend(loc="upper left", fontsize=9)
+    return ax
+
+
+def _measured_beside_peaks(
+    ax: Axes, quantity: str, measured: Mapping[str, Quantity | None], peaks: Mapping[str, float]
+) -> None:
+    """One row per rate, on a logarithmic axis: a dot with its spread for a measurement, a hollow diamond for a data sheet."""
+    rates = {label: rate for label, rate in measured.items() if rate is not None}
+    values, lows, highs = ([getattr(rate, name) for rate in rates.values()] for name in ("value", "low", "high"))
+    unit = next(iter(rates.values())).unit
+    rows = range(len(rates) + len(peaks))
+
+    spread = np.abs(np.array([lows, highs]) - values)
+    ax.errorbar(values, rows[: len(rates)], xerr=spread, fmt="o", color=COLOURS["blue"], capsize=4, label="measured")
+    ax.plot([*peaks.values()], rows[len(rates) :], "D", color=COLOURS["orange"], fillstyle="none", label="data sheet peak")
+    texts = [*map(str, rates.values()), *(format_value(peak, unit) for peak in peaks.values())]
+    for row, right_end, text in zip(rows, [*highs, *peaks.values()], texts, strict=True):
+        ax.annotate(text, (right_end, row), (8, 0), textcoords="offset points", va="center")
+
+    ax.set(xscale="log", yticks=rows, yticklabels=[*rates, *peaks], ylim=(rows[-1] + 0.6, -1.2))
+    least, most = min(*lows, *peaks.values()), max(*highs, *peaks.values())
+    ax.set_xlim(10 ** np.floor(np.log10(least)), 10 ** (np.ceil(np.log10(most)) + 1))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    where = " and ".join(dict.fromkeys(rate.device for rate in rates.values()))
+    ax.set_xlabel(f"{quantity} ({unit})\ndots: measured on {where}")
+    ax.legend(loc="upper right", fontsize=9, ncols=2)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
+
+
+# Chapter 10 ----------------------------------------------------------------------------------------------------------
+
+
+def function_shares(ax: Axes, profile: WorkloadProfile, *, n_functions: int = 6) -> Axes:
+    """Horizontal bars: the own share of the `n_functions` first functions of a profile, as each tool saw it."""
+    functions = profile.functions[:n_functions]
+    bars = {"under cProfile": (COLOURS["orange"], [100 * profile.cprofile_share(function) for function in functions])}
+    if profile.n_samples:
+        sampled = [100 * function.sampled_own_share for function in functions]
+        bars = {f"py-spy, {profile.n_samples:,} samples": (COLOURS["blue"], sampled), **bars}
+    height = 0.8 / len(bars)
+    for i, (label, (colour, shares)) in enumerate(bars.items()):
+        drawn = ax.barh([row + i * height for row in range(len(functions))], shares, height, label=label, color=colour)
+        ax.bar_label(drawn, fmt="%.0f", padding=3)
+    ax.set_yticks([row + (len(bars) - 1) * height / 2 for row in range(len(functions))], [f.name for f in functions])
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.margins(x=0.08)
+    ax.set_xlabel("own share of the workload's time, library code included (%)")
+    ax.legend(loc="lower right")
+    if functions:
+        share = profile.share(functions[0])
+        ax.set_title(f"{profile.workload}: {share:.0%} of {profile.total} is spent in {functions[0].name}")
+    return ax
+
+
+# Chapter 20 ----------------------------------------------------------------------------------------------------------
+
+
+def similarity_times(ax: Axes, timings: Sequence[Timing]) -> Axes:
+    """Time against the number of texts, both logarithmic, one line per method, bars from the fastest run to the slowest.
+
+    A dashed line through the fastest method at the largest size shows what growing with the square of the texts looks like.
+    """
+    largest = max(timing.n_texts for timing in timings)
+    at_largest = sorted((timing for timing in timings if timing.n_texts == largest), key=lambda timing: timing.time.value)
+    for (method, device), of_method in _by_method(timings).items():
+        times = [timing.time for timing in of_method]
+        bars = [[time.value - time.low for time in times], [time.high - time.value for time in times]]
+        sizes = [timing.n_texts for timing in of_method]
+        ax.errorbar(sizes, [time.value for time in times], yerr=bars, marker="o", capsize=3, label=f"{method}\n{device}")
+    sizes = sorted({timing.n_texts for timing in timings})
+    quadratic = [at_largest[0].time.value * (size / largest) ** 2 for size in sizes]
+    ax.plot(sizes, quadratic, "--", color=COLOURS["grey"], label="four times as long for twice the texts")
+    ax.set(xscale="log", yscale="log", xlabel="texts", ylabel="time (s), measured")
+    ax.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+    ax.set_xticks([], minor=True)
+    ax.yaxis.set_major_formatter("{x:g}")
+    fastest = {timing.on_gpu: timing for timing in reversed(at_largest) if timing.with_transfers}  # of the CPU and of the GPU
+    ax.set_title(f"{largest:,} texts: " + ", ".join(f"{timing.time} ({timing.method})" for timing in fastest.values()))
+    ax.legend(fontsize=9)
+    return ax
+
+
+def similarity_memory(ax: Axes, timings: Sequence[Timing], *, memory_bytes: int) -> Axes:
+    """Peak memory against the number of texts, as measured, beside the size of an n x n matrix of float32.
+
+    Args:
+        memory_bytes: the host memory of this machine.
+    """
+    sizes = sorted({timing.n_texts for timing in timings})
+    beyond = [*sizes, 100_000, 1_000_000]
+    matrix_bytes = [4 * n**2 for n in beyond]
+    ax.plot(beyond, matrix_bytes, "--", color=COLOURS["grey"], label="the n × n matrix itself: 4 n² bytes, by arithmetic")
+    of_machine = f"memory of this machine: {format_value(memory_bytes, 'bytes')}"
+    ax.axhline(memory_bytes, color=COLOURS["red"], linewidth=1, label=of_machine)
+    for (method, device), of_method in _by_method(timing for timing in timings if timing.peak_memory).items():
+        peaks = [timing.peak_memory.value for timing in of_method]
+        ax.plot([timing.n_texts for timing in of_method], peaks, marker="o", label=f"{method}, measured\n{device}")
+    ax.set(xscale="log", xlabel="texts", ylabel="memory beyond the vectors")
+    ax.set_yscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.yaxis.set_major_locator(mpl.ticker.LogLocator(base=32))
+    ax.yaxis.set_major_formatter(lambda value, _: format_value(value, "bytes"))
+    ax.set_title(f"100,000 texts: the matrix alone would take {format_value(4 * 100_000**2, 'bytes')}")
+    ax.legend(fontsize=9)
+    return ax
+
+
+def _by_method(timings: Iterable[Timing]) -> dict[tuple[str, str], list[Timing]]:
+    """Timings of each method and device, by size."""
+    methods: dict[tuple[str, str], list[Timing]] = {}
+    for timing in sorted(timings, key=lambda timing: timing.n_texts):
+        methods.setdefault((timing.method, timing.time.device), []).append(timing)
+    return methods
+
+
+# Chapter 30 ----------------------------------------------------------------------------------------------------------
+
+
+def multiplier_survival(ax: Axes, values: np.ndarray, *, return_to_player: float = 0.97) -> Axes:
+    """Share of the values that reach x, on logarithmic axes, beside the odds of a game that pays back `return_to_player`.
+
+    Args:
+        values: (n,) multipliers, 1.00 or more.
+    """
+    reached = np.sort(values)
+    ax.step(reached, 1 - np.arange(len(reached)) / len(reached), where="pre", label=f"share of {len(reached):,} values")
+    x = np.geomspace(1, reached[-1], 200)
+    ax.plot(x, return_to_player / x, "--", color=COLOURS["grey"], label=f"{return_to_player} / x")
+    ax.axvline(1.5, color=COLOURS["orange"], linewidth=1, label="1.5, the model's threshold")
+    ax.set(xscale="log", yscale="log", xlabel="multiplier x", ylabel="P(value ≥ x)")
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    share, odds = np.mean(reached >= 1.5), return_to_player / 1.5
+    ax.set_title(f"{share:.1%} of the values reach 1.5; {return_to_player} / x is {odds:.1%}")
+    ax.legend()
+    return ax
+
+
+def training_curves(ax: Axes, history: Sequence[Epoch]) -> Axes:
+    """Training and validation loss after each epoch."""
+    epochs = range(1, len(history) + 1)
+    for name, label, colour in (("loss", "training, with dropout", "blue"), ("val_loss", "validation", "orange")):
+        ax.plot(epochs, [epoch.metrics[name] for epoch in history], "o-", color=COLOURS[colour], label=label)
+    ax.set_xticks(epochs)
+    ax.set(xlabel="epoch", ylabel="loss, weighted sum of the three heads")
+    first, best = history[0].metrics["val_loss"], min(history, key=lambda epoch: epoch.metrics["val_loss"])
+    at = history.index(best) + 1
+    ax.set_title(f"Validation loss {first:.3f} after the first epoch, at best {best.metrics['val_loss']:.3f} (epoch {at})")
+    ax.legend()
+    return ax
+
+
+def scores_beside_base_rate(ax: Axes, metrics: Sequence[Metric]) -> Axes:
+    """One row per score that is a share: the model, the base rate and, where it is known, the best possible."""
+    shares = [metric for metric in metrics if metric.unit == "share"]
+    rows = range(len(shares))
+    for row, metric in enumerate(shares):
+        if metric.gain_low is not None:
+            sign = 1 if metric.higher_is_better else -1
+            ends = [100 * (metric.base_rate + sign * gain) for gain in (metric.gain_low, metric.gain_high)]
+            ax.plot(ends, [row, row], color=COLOURS["blue"], linewidth=5, alpha=0.3, solid_capstyle="butt")
+    for score, label, marker, colour in (
+        ("base_rate", "base rate", "s", "grey"),
+        ("best_possible", "best possible", "D", "orange"),
+        ("model", "model, with the 95 % interval of its gain", "o", "blue"),
+    ):
+        known = [(100 * getattr(metric, score), row) for row, metric in enumerate(shares) if getattr(metric, score) is not None]
+        if known:
+            fill = "full" if score == "model" else "none"
+            ax.plot(*zip(*known, strict=True), marker, color=COLOURS[colour], fillstyle=fill, label=label)
+    arrows = {True: "more is better", False: "less is better"}
+    ax.set_yticks(rows, [f"{m.name}\n{arrows[m.higher_is_better]}, n = {m.n_samples:,}" for m in shares])
+    ax.set(xlim=(-3, 103), ylim=(len(shares) - 0.5, -0.5), xlabel="share of n unseen values (%)")
+    first = shares[0]
+    ax.set_title(f"{first.name.capitalize()}: model {first.model:.1%}, base rate {first.base_rate:.1%}")
+    ax.figure.legend(loc="outside lower center", ncols=3)
+    return ax

@@ -188,6 +188,7 @@ class ChapterResult(Model):
     """What all chapters' results share."""
 
     chapter: ClassVar[str]
+    number: ClassVar[str]
 
     schema_version: Literal[1] = SCHEMA_VERSION
     provenance: Provenance
@@ -207,7 +208,7 @@ class ChapterResult(Model):
             ResultError: the file is missing, damaged, or was made by another schema version.
         """
         path = run.results / f"{cls.chapter}.json"
-        again = f"run its chapter again: altlas run --run {run.name} --only {cls.chapter}"
+        again = f"run its chapter again: altlas run --run {run.name} --only {cls.number}"
         try:
             content = json.loads(path.read_bytes())
         except FileNotFoundError:
@@ -244,7 +245,11 @@ class Finding(Model):
 
 
 class Ceilings(Model):
-    """The best that this machine reaches; what it does not have is None, "not measured"."""
+    """The best rates that this machine reaches; what it does not have is None, "not measured".
+
+    Matrix products count 2 n^3 operations, copies within a memory the bytes read and those written, copies between host and
+    GPU the bytes that travel.
+    """
 
     cpu_matmul_float32: Quantity
     cpu_copy_bandwidth: Quantity
@@ -259,6 +264,7 @@ class Ceilings(Model):
 
 class EnvironmentResult(ChapterResult):
     chapter: ClassVar[str] = "environment"
+    number: ClassVar[str] = "00"
 
     ready: bool = Field(description="the machine can run the book on what it has")
     findings: list[Finding]
@@ -270,14 +276,21 @@ class EnvironmentResult(ChapterResult):
 
 
 class FunctionTime(Model):
-    """Where a workload's time went, for one function."""
+    """Where a workload's time went, for one of the user's functions; library code is charged to the function that called it.
 
-    name: str
+    Times are of one run under cProfile, which makes every call dearer: compare them with each other, not with the total.
+    """
+
+    name: str = Field(description="qualified name")
     file: str
     line: int
-    n_calls: int
-    own: Quantity
-    cumulative: Quantity
+    n_calls: int = Field(ge=0, description="in one run")
+    own: Quantity = Field(description="in its own lines and in library code called from there")
+    cumulative: Quantity = Field(description="own, and of all that it called")
+    own_by_library: dict[str, float] = Field(default={}, description="library, or 'own lines' -> share of own")
+    sampled_own_share: float | None = Field(
+        default=None, ge=0, le=1, description="of py-spy's stacks, those in which it is the user's innermost function"
+    )
     sampled_share: float | None = Field(
         default=None, ge=0, le=1, description="of py-spy's stacks, those that hold the function"
     )
@@ -287,9 +300,18 @@ class WorkloadProfile(Model):
     workload: str
     target: str = Field(description="module:function that ran")
     total: Quantity = Field(description="without any profiler")
-    functions: list[FunctionTime]
-    overhead: dict[str, float] = Field(description="tool -> time with it / time without")
+    functions: list[FunctionTime] = Field(description="greatest share first")
+    overhead: dict[str, float] = Field(description="tool -> fastest run with it / fastest without")
+    n_samples: int = Field(default=0, ge=0, description="stacks that py-spy took of the target; 0: it took none")
     notes: list[str] = Field(default=[], description="what a tool could not do, and why")
+
+    def cprofile_share(self, function: FunctionTime) -> float:
+        """A function's own time over that of all functions, under cProfile."""
+        return function.own.value / (sum(each.own.value for each in self.functions) or 1)
+
+    def share(self, function: FunctionTime) -> float:
+        """A function's own share: py-spy's where it took samples, for it makes no call dearer, else cProfile's."""
+        return self.cprofile_share(function) if function.sampled_own_share is None else function.sampled_own_share
 
 
 class Candidate(Model):
@@ -297,14 +319,17 @@ class Candidate(Model):
 
     workload: str
     function: str
-    share: float = Field(ge=0, le=1, description="cumulative time / the workload's time")
+    share: float = Field(ge=0, le=1, description="the function's own time, library code included / the workload's time")
+    tool: Literal["cProfile", "py-spy"] = Field(default="cProfile", description="which measured the share")
     largest_gain: float | None = Field(description="the workload's gain if the function took no time (Amdahl); None: all of it")
     reason: str
 
 
 class HotspotsResult(ChapterResult):
     chapter: ClassVar[str] = "hotspots"
+    number: ClassVar[str] = "10"
 
+    source: DataSource | None = Field(default=None, description="the texts that the workloads ran on; None: targets without")
     workloads: list[WorkloadProfile]
     candidates: list[Candidate]
 
@@ -318,7 +343,8 @@ class Validation(Model):
     method: str
     device: str
     n_texts: int
-    largest_error: float = Field(description="largest absolute difference of a score")
+    n_rows_compared: int | None = Field(default=None, description="a random sample of the rows; None: all")
+    largest_error: float = Field(description="largest absolute difference of a score; scores lie in [-1, 1]")
     tolerance: float
     n_other_neighbours: int = Field(description="neighbours that differ by more than a tie within the tolerance")
 
@@ -328,20 +354,29 @@ class Validation(Model):
 
 
 class Timing(Model):
+    """How long one method took for the k nearest of every text."""
+
     method: str
+    on_gpu: bool = False
+    with_transfers: bool = Field(
+        default=True, description="from host memory to host memory; on a CPU there is nothing to transfer"
+    )
     n_texts: int
     time: Quantity
-    peak_memory: Quantity | None = None
+    peak_memory: Quantity | None = Field(default=None, description="of the method's device, beyond the input")
 
 
 class SimilarPair(Model):
+    """Two texts of the user, shortened, and the cosine of their vectors."""
+
     first: str
     second: str
-    score: float
+    score: float = Field(description="in [-1, 1]")
 
 
 class SimilarityResult(ChapterResult):
     chapter: ClassVar[str] = "similarity"
+    number: ClassVar[str] = "20"
 
     source: DataSource
     embedding: str
@@ -353,6 +388,10 @@ class SimilarityResult(ChapterResult):
         default=None, description="smallest measured size at which the GPU wins, transfers included"
     )
     most_similar: list[SimilarPair]
+
+    @property
+    def gpu_was_timed(self) -> bool:
+        return any(timing.on_gpu for timing in self.timings)
 
 
 # Chapter 30 ----------------------------------------------------------------------------------------------------------
@@ -371,15 +410,19 @@ class Metric(Model):
     """A score on the test part, beside what needs no model."""
 
     name: str
+    unit: Literal["share", "log"] = Field(description="a share of `n_samples`, or the mean of an error of log values")
     higher_is_better: bool
     model: float
     base_rate: float = Field(description="always predicting the most frequent class or the median of the training part")
     best_possible: float | None = Field(default=None, description="known for generated series only")
-    n_samples: int
+    n_samples: int = Field(ge=0, description="test values that the model's score is about")
+    gain_low: float | None = Field(default=None, description="95 % interval of the gain over the base rate; positive is better")
+    gain_high: float | None = None
 
 
 class TrainingResult(ChapterResult):
     chapter: ClassVar[str] = "training"
+    number: ClassVar[str] = "30"
 
     source: DataSource
     preset: str

@@ -2,7 +2,16 @@
 
 from .arrays import MemoryStats, get_namespace, has_gpu, memory_stats, synchronize, to_cpu, to_gpu
 from .catalogue import GpuSpec, find_gpu, load_catalogue
-from .host import Cpu, Gpu, describe_cpu, describe_gpus, device_names, memory_limit_bytes
+from .host import (
+    Cpu,
+    Gpu,
+    describe_cpu,
+    describe_gpus,
+    device_names,
+    last_level_cache_bytes,
+    memory_available_bytes,
+    memory_limit_bytes,
+)
 
 __all__ = [
     "Cpu",
@@ -15,7 +24,9 @@ __all__ = [
     "find_gpu",
     "get_namespace",
     "has_gpu",
+    "last_level_cache_bytes",
     "load_catalogue",
+    "memory_available_bytes",
     "memory_limit_bytes",
     "memory_stats",
     "synchronize",

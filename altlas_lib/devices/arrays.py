@@ -7,7 +7,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import psutil
+
+from .host import memory_available_bytes, memory_limit_bytes
 
 
 @functools.cache
@@ -58,7 +59,7 @@ def synchronize() -> None:
 
 @dataclass(frozen=True)
 class MemoryStats:
-    """Bytes of one device's memory. For a GPU `used_bytes` is the whole device's, other programs included."""
+    """Bytes of one device's memory. `used_bytes` is all that is not available, other programs included."""
 
     device: str
     total_bytes: int
@@ -73,11 +74,8 @@ def memory_stats(device: str = "cpu") -> MemoryStats:
         ValueError: `device` is neither.
         RuntimeError: `"gpu"` where CuPy sees none.
     """
-    from .host import memory_limit_bytes
-
     if device == "cpu":
-        total = memory_limit_bytes()
-        available = min(psutil.virtual_memory().available, total)
+        total, available = memory_limit_bytes(), memory_available_bytes()
         return MemoryStats("cpu", total, available, total - available)
     if device == "gpu":
         free, total = _cupy().cuda.runtime.memGetInfo()

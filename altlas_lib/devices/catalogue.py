@@ -5,8 +5,9 @@ import functools
 import re
 import tomllib
 from importlib import resources
+from itertools import accumulate
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 
 class GpuSpec(BaseModel):
@@ -14,16 +15,23 @@ class GpuSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: str = Field(min_length=1)
+    aliases: tuple[str, ...] = Field(default=(), description="what NVIDIA's driver calls it")
     architecture: str
     compute_capability: str = Field(pattern=r"^\d+\.\d$")
     memory_gib: PositiveFloat
     memory_bandwidth_gb_per_s: PositiveFloat
-    float32_tflops: PositiveFloat
-    float16_tensor_tflops: PositiveFloat = Field(description="dense, without the data sheet's factor for sparsity")
-    pcie_generation: int
+    float32_tflops: PositiveFloat = Field(description="outside tensor cores, no TF32")
+    float16_tensor_tflops: PositiveFloat = Field(description="summed in float32; dense, without the factor for sparsity")
+    pcie_generation: PositiveInt
     power_w: PositiveFloat
     source: str = Field(min_length=1)
+
+    @property
+    def spellings(self) -> frozenset[str]:
+        """All that `find_gpu` takes for this GPU: its names, and its name's leading words (`"H100"` for `"H100 SXM"`)."""
+        names = (self.name, *self.aliases, *accumulate(self.name.split(), "{} {}".format))
+        return frozenset(map(_key, names))
 
 
 @functools.cache
@@ -35,7 +43,8 @@ def load_catalogue() -> tuple[GpuSpec, ...]:
 
 
 def _key(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower().replace("nvidia", "").replace("tesla", "").replace("geforce", ""))
+    """`name` without what people and drivers spell differently: `"NVIDIA GeForce RTX-4090"` -> `"rtx4090"`."""
+    return re.sub(r"[^a-z0-9]|nvidia|tesla|geforce", "", name.lower())
 
 
 def find_gpu(name: str) -> GpuSpec:
@@ -44,15 +53,14 @@ def find_gpu(name: str) -> GpuSpec:
     Raises:
         ValueError: no such row, or more than one; names the nearest.
     """
-    rows = {_key(gpu.name): gpu for gpu in load_catalogue()}
-    wanted = _key(name)
-    if wanted in rows:
-        return rows[wanted]
-    matches = [gpu for key, gpu in rows.items() if wanted and key.startswith(wanted)]
+    catalogue, wanted = load_catalogue(), _key(name)
+    matches = [gpu for gpu in catalogue if wanted == _key(gpu.name)] or [gpu for gpu in catalogue if wanted in gpu.spellings]
     if len(matches) == 1:
         return matches[0]
-    near = [gpu.name for gpu in matches] or [rows[key].name for key in difflib.get_close_matches(wanted, rows, n=3)]
-    hint = (
-        f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(gpu.name for gpu in load_catalogue())}"
+    by_key = {_key(gpu.name): gpu for gpu in catalogue}
+    near = matches or [by_key[key] for key in difflib.get_close_matches(wanted, by_key, n=3)]
+    raise ValueError(
+        f"GPU {name!r} is {'ambiguous' if matches else 'not in the catalogue'}; "
+        + (f"did you mean {' or '.join(repr(gpu.name) for gpu in near)}? " if near else "")
+        + f"Known: {', '.join(gpu.name for gpu in catalogue)}"
     )
-    raise ValueError(f"GPU {name!r} is {'ambiguous' if matches else 'not in the catalogue'}; {hint}")

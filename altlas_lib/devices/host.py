@@ -102,11 +102,51 @@ def device_names() -> list[str]:
 
 
 def memory_limit_bytes() -> int:
-    """Host memory that this process may use: the machine's, or its container's (cgroup) limit where that is less."""
-    total = psutil.virtual_memory().total
-    for limit_file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            return min(total, int(Path(limit_file).read_text()))
-        except (OSError, ValueError):  # no cgroup of that version, or "max": no limit
+    """Host memory that this process may use: the machine's, or its container's or batch job's where that is less."""
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _memory_groups())])
+
+
+def memory_available_bytes() -> int:
+    """Host memory that this process can still get before something is swapped out or killed."""
+    return min([psutil.virtual_memory().available, *(max(0, limit - used) for limit, used in _memory_groups())])
+
+
+def last_level_cache_bytes() -> int | None:
+    """Size of all last-level caches that the CPUs of this process share; None where Linux does not tell."""
+    caches: dict[str, tuple[int, int]] = {}  # the CPUs that share it -> level, size
+    for cpu in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ():
+        for index in Path(f"/sys/devices/system/cpu/cpu{cpu}/cache").glob("index*"):
+            try:
+                level, shared_by, size = ((index / name).read_text().strip() for name in ("level", "shared_cpu_list", "size"))
+                caches[shared_by] = max(caches.get(shared_by, (0, 0)), (int(level), int(size.removesuffix("K")) * 1024))
+            except (OSError, ValueError):
+                continue
+    last = max((level for level, _ in caches.values()), default=0)
+    return sum(size for level, size in caches.values() if level == last) or None
+
+
+def _memory_groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, int]]:
+    """Limit and use in bytes of each control group, this process's own and those around it, that limits memory."""
+    try:
+        lines = proc.read_text().splitlines()
+    except OSError:  # not Linux
+        return []
+    groups = []
+    for _, controllers, own in (line.split(":", 2) for line in lines):
+        if controllers == "":
+            base, limit_name, use_name, cache_name = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            base, cache_name = root / "memory", "total_inactive_file"
+            limit_name, use_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
             continue
-    return total
+        for group in (base / own.lstrip("/"), *(base / own.lstrip("/")).parents):
+            if not group.is_relative_to(base):
+                break
+            try:
+                limit, use = int((group / limit_name).read_text()), int((group / use_name).read_text())
+                cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no limit ("max"), or a path of the host that a container does not show
+                continue
+            groups.append((limit, use - int(cache.get(cache_name, 0))))  # the kernel gives file cache back when asked
+    return groups

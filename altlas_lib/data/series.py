@@ -1,0 +1,87 @@
+"""A series of numbers from a file, each checked to be one finite number before any is returned."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..results import DataSource
+from .checks import ONE_NUMBER, BadCellError, BadRows, DataError, OnBad, existing_file, load_array, sha256_of
+from .tables import csv_cells, parquet_cells, sqlite_cells
+
+_DATABASES = (".sqlite", ".sqlite3", ".db")
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Finite numbers in the order of their rows: `values` (n,) float64. `source.sha256` is of the values, not of the file."""
+
+    values: np.ndarray
+    source: DataSource
+
+
+def series_source(values: np.ndarray, name: str, n_skipped: int = 0) -> DataSource:
+    return DataSource(name=name, n_rows=len(values), n_skipped=n_skipped, sha256=sha256_of([values.astype("<f8").tobytes()]))
+
+
+def load_series(source: str | Path, *, table: str | None = None, column: str | None = None, on_bad: OnBad = "raise") -> Series:
+    """The numbers of one column of a file, in the order of its rows.
+
+    Args:
+        source: `.csv` (UTF-8, with a header), `.parquet`, `.npy` (one axis), or a SQLite database (`.sqlite`, `.sqlite3`,
+            `.db`; opened read-only, rows in the order of `rowid`). A relative path is also looked for in the project's `data/`.
+        table: of a SQLite database; may be left out where there is only one.
+        column: may be left out where there is only one, or only one of numbers (that is no primary key).
+        on_bad: what a row gets that holds no finite number: NULL, an empty cell, NaN, an infinity, a truth value, text that is
+            not exactly one number (`1.23`, `-4e5`: many exports keep numbers as text), two numbers glued to one text, a CSV
+            line with another number of fields than the header. Nothing is guessed from such a row.
+            `"raise"`, or `"skip"`: left out and counted in `source.n_skipped`.
+
+    Raises:
+        DataError: no such file, table or column, a file that is not what its suffix says, a bad row, or no number at all.
+    """
+    path = existing_file(source, (".csv", ".parquet", ".npy", *_DATABASES))
+    suffix = path.suffix.lower()
+    if table is not None and suffix not in _DATABASES:
+        raise DataError(f"{path.name!r} is no SQLite database and has no table {table!r}: leave table out")
+    if column is not None and suffix == ".npy":
+        raise DataError(f"{path.name!r} is a single array and has no column {column!r}: leave column out")
+    bad = BadRows(repr(path.name), "finite number", on_bad)
+    if suffix == ".npy":
+        values = _finite(load_array(path, n_axes=1), bad)
+    else:
+        if suffix in _DATABASES:
+            cells = sqlite_cells(path, table, column)
+        else:
+            cells = (csv_cells if suffix == ".csv" else parquet_cells)(path, column, numeric=True)
+        values = np.fromiter(bad.good(cells, _as_number), np.float64)  # 8 bytes a row, where a list of floats takes 32
+    return Series(values, series_source(values, path.name, bad.settle(len(values))))
+
+
+def _finite(array: np.ndarray, bad: BadRows) -> np.ndarray:
+    values = array.astype(np.float64)
+    finite = np.isfinite(values)
+    for index in np.flatnonzero(~finite):
+        bad.add(int(index) + 1, float(values[index]), "not finite")
+    return values[finite]
+
+
+def _as_number(cell: object) -> float:
+    if isinstance(cell, bytes):
+        cell = cell.decode("utf-8", "surrogateescape")
+    if cell is None or cell == "":
+        raise BadCellError("no value")
+    if isinstance(cell, str) and not ONE_NUMBER.fullmatch(cell):
+        raise BadCellError("not one number")
+    if isinstance(cell, bool):
+        raise BadCellError("a truth value")
+    try:
+        number = float(cell)
+    except TypeError:
+        raise BadCellError(f"{type(cell).__name__}, not a number") from None
+    except (ValueError, OverflowError):
+        number = math.inf  # an integer beyond float64
+    if not math.isfinite(number):
+        raise BadCellError("not finite")
+    return number

@@ -1,0 +1,30 @@
+"""Chapter 00: is this machine ready, and what are its ceilings?
+
+findings = check_environment()       # what is there, what is missing, and the command that mends it
+ceilings = measure_ceilings()        # the rates that later chapters compare with
+"""
+
+from ..results import Finding
+from .ceilings import measure_ceilings
+from .checks import findings_from, is_ready
+from .facts import collect_facts
+from .tables import ceilings_table, findings_table, format_findings, summarize
+
+__all__ = [
+    "ceilings_table",
+    "check_environment",
+    "findings_table",
+    "format_findings",
+    "is_ready",
+    "measure_ceilings",
+    "summarize",
+]
+
+
+def check_environment(timeout_s: float = 60.0) -> list[Finding]:
+    """Look at the machine, its driver and its libraries, and say what to do about what is not well.
+
+    Each library is loaded and made to compute in a process of its own, which gets at most `timeout_s` seconds: a crash, a
+    hang or chatter of one is a finding about it and nothing more. Takes some ten seconds.
+    """
+    return findings_from(collect_facts(timeout_s))

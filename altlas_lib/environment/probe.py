@@ -1,0 +1,226 @@
+"""The child's side of the check: `python -m altlas_lib.environment.probe tensorflow` prints one line of JSON.
+
+A library that crashes, hangs or prints while it loads does so here, in a process of its own, and its CUDA context ends with it.
+Every probe fills `report` step by step: what was found before an error is kept beside it.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata, util
+from typing import Any
+
+Report = dict[str, Any]
+
+
+class _NotInstalled(Exception):
+    pass
+
+
+def _driver(report: Report) -> None:
+    import pynvml as nvml
+
+    from .. import devices
+
+    nvml.nvmlInit()
+    report["version"] = nvml.nvmlSystemGetDriverVersion()
+    report["cuda_version"] = _dotted(nvml.nvmlSystemGetCudaDriverVersion_v2())
+    report["gpus"] = [dataclasses.asdict(gpu) for gpu in devices.describe_gpus()]
+
+
+def _numpy(report: Report) -> None:
+    np = _load(report, "numpy")
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    for library in threadpool_info():
+        if library["user_api"] == "blas":
+            report["blas"], report["blas_kernels"] = library["internal_api"], library.get("architecture")
+    _check_product(report, "CPU", np.matmul)
+
+    a, b = np.random.default_rng(0).standard_normal((2, 1024, 1024), dtype=np.float32)
+    times = []
+    with threadpool_limits(1):  # one thread and its CPU time: what other programs do then hardly matters
+        for _ in range(8):
+            start = time.process_time()
+            a @ b
+            times.append(time.process_time() - start)
+    report["gflops_per_thread"] = 2 * 1024**3 / min(times) / 1e9
+
+
+def _keras(report: Report) -> None:
+    keras = _load(report, "keras")
+    import numpy as np
+
+    report["backend"] = keras.backend.backend()
+    ones = keras.layers.Dense(2, kernel_initializer="ones")
+    answer = keras.ops.convert_to_numpy(ones(np.ones((3, 4), np.float32)))
+    if not np.array_equal(answer, np.full((3, 2), 4)):
+        raise ArithmeticError(f"a dense layer of ones on ones gave {answer.tolist()}, expected 4 everywhere")
+    report["computed_on"].append(keras.backend.backend())
+
+
+def _tensorflow(report: Report) -> None:
+    tf = _load(report, "tensorflow")
+    import numpy as np
+
+    build = tf.sysconfig.get_build_info()
+    if build.get("is_cuda_build"):
+        report["cuda"] = {"runtime": build["cuda_version"], "cuDNN": build["cudnn_version"]}
+    gpus = tf.config.list_physical_devices("GPU")
+    report["gpus"] = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    for device, name in [("/CPU:0", "CPU"), *((f"/GPU:{i}", name) for i, name in enumerate(report["gpus"]))]:
+        with tf.device(device):
+            _check_product(report, name, lambda a, b: tf.linalg.matmul(a, b).numpy())
+            # cuDNN is not asked for before the first convolution, and that is where a wrong version of it fails.
+            tf.nn.conv1d(np.ones((1, 8, 4), np.float32), np.ones((3, 4, 4), np.float32), stride=1, padding="SAME").numpy()
+
+
+def _cupy(report: Report) -> None:
+    cupy = _load(report, "cupy")
+    runtime = cupy.cuda.runtime
+    report["cuda"] = {"runtime": _dotted(runtime.runtimeGetVersion())}
+    with contextlib.suppress(Exception):  # CuPy without the [ctk] extra finds no NVRTC; with a GPU the computation tells
+        report["cuda"]["NVRTC"] = "{}.{}".format(*cupy.cuda.nvrtc.getVersion())
+    if not cupy.cuda.is_available():
+        try:
+            runtime.getDeviceCount()
+        except runtime.CUDARuntimeError as error:
+            report["no_gpu_because"] = str(error)
+        return
+    report["gpus"] = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
+    for i, name in enumerate(report["gpus"]):
+        with cupy.cuda.Device(i):
+            # cuBLAS multiplies; the element-wise part is compiled here and now by NVRTC.
+            _check_product(report, name, lambda a, b: cupy.asnumpy(cupy.asarray(a) @ cupy.asarray(b) + 0 * cupy.asarray(a)))
+
+
+def _torch(report: Report) -> None:
+    torch = _load(report, "torch")
+    if torch.version.cuda:
+        report["cuda"] = {"runtime": torch.version.cuda}
+    available = torch.cuda.is_available()
+    report["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if available else []
+    for device, name in [("cpu", "CPU"), *((f"cuda:{i}", name) for i, name in enumerate(report["gpus"]))]:
+
+        def product(a, b, device=device):
+            return (torch.from_numpy(a).to(device) @ torch.from_numpy(b).to(device)).cpu().numpy()
+
+        _check_product(report, name, product)
+        torch.nn.functional.conv1d(torch.ones(1, 4, 8, device=device), torch.ones(4, 4, 3, device=device)).cpu()
+
+
+def _jax(report: Report) -> None:
+    jax = _load(report, "jax")
+    import numpy as np
+
+    for major in (13, 12):  # which plug-in is installed: JAX itself tells its CUDA version only where a GPU is
+        if util.find_spec(f"jax_plugins.xla_cuda{major}"):
+            report["cuda"] = {"runtime": str(major)}
+    devices = jax.devices()
+    report["gpus"] = [device.device_kind for device in devices if device.platform == "gpu"]
+    for device in devices:
+        name = device.device_kind if device.platform == "gpu" else device.platform.upper()
+
+        def product(a, b, device=device):
+            return np.asarray(jax.device_put(a, device) @ jax.device_put(b, device))
+
+        _check_product(report, name, product)
+        ones = [jax.device_put(np.ones(shape, np.float32), device) for shape in ((1, 4, 8), (4, 4, 3))]
+        jax.lax.conv(*ones, window_strides=(1,), padding="SAME").block_until_ready()
+
+
+PROBES: dict[str, Callable[[Report], None]] = {
+    "driver": _driver,
+    "numpy": _numpy,
+    "keras": _keras,
+    "tensorflow": _tensorflow,
+    "cupy": _cupy,
+    "torch": _torch,
+    "jax": _jax,
+}
+
+
+def _load(report: Report, name: str) -> Any:
+    if not util.find_spec(name):
+        raise _NotInstalled
+    try:
+        report["version"] = metadata.version(name)
+    except metadata.PackageNotFoundError:  # CuPy's packages are cupy-cuda12x, cupy-cuda13x
+        report["version"] = "unknown version"
+    module = importlib.import_module(name)
+    report["version"] = getattr(module, "__version__", report["version"])
+    return module
+
+
+def _check_product(report: Report, device: str, matmul: Callable) -> None:
+    import numpy as np
+
+    a = np.arange(64 * 64, dtype=np.float32).reshape(64, 64) % 7
+    b = np.ascontiguousarray(a.T)
+    expected = a.astype(np.float64) @ b.astype(np.float64)  # whole numbers below 2^11: exact in float32, and in TF32
+    if not np.array_equal(matmul(a, b), expected):
+        raise ArithmeticError(f"a 64 x 64 float32 matrix product on {device} is wrong")
+    report["computed_on"].append(device)
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _loaded_libraries() -> dict[str, str]:
+    """Versions of the CUDA libraries that this process has loaded, as the libraries themselves state them."""
+
+    def loaded(names: Sequence[str]) -> ctypes.CDLL | None:
+        for name in names:
+            try:
+                return ctypes.CDLL(name, mode=os.RTLD_NOLOAD)
+            except (OSError, AttributeError):  # not in this process; no such mode on Windows
+                continue
+        return None
+
+    versions = {}
+    if cudart := loaded([f"libcudart.so.{major}" for major in range(12, 20)]):
+        number = ctypes.c_int()
+        if cudart.cudaRuntimeGetVersion(ctypes.byref(number)) == 0:
+            versions["runtime"] = _dotted(number.value)
+    if cudnn := loaded([f"libcudnn.so.{major}" for major in range(8, 20)]):
+        cudnn.cudnnGetVersion.restype = ctypes.c_size_t
+        number = cudnn.cudnnGetVersion()  # 8905 is 8.9.5, 91002 is 9.10.2
+        major, rest = divmod(number, 10000 if number >= 90000 else 1000)
+        versions["cuDNN"] = f"{major}.{rest // 100}.{rest % 100}"
+    if nvrtc := loaded([f"libnvrtc.so.{major}" for major in range(12, 20)]):
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        if nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)) == 0:
+            versions["NVRTC"] = f"{major.value}.{minor.value}"
+    return versions
+
+
+def main(arguments: Sequence[str]) -> int:
+    if len(arguments) != 1 or arguments[0] not in PROBES:
+        print(f"usage: python -m altlas_lib.environment.probe {'|'.join(PROBES)}", file=sys.stderr)
+        return 2
+    # Whatever a library prints goes to stderr: stdout, as whoever started us sees it, carries the one line alone.
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    report: Report = {"computed_on": []} if arguments[0] != "driver" else {}
+    try:
+        PROBES[arguments[0]](report)
+    except _NotInstalled:
+        report["installed"] = False
+    except Exception as error:
+        report["error"] = f"{type(error).__name__}: {error}"
+    if report.get("cuda"):
+        report["cuda"] |= _loaded_libraries()
+    print(json.dumps(report), file=answer, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.stdout.flush()
+    os._exit(main(sys.argv[1:]))  # without the libraries' clean-up at exit, which can crash or hang after a good answer

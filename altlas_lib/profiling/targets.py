@@ -1,0 +1,145 @@
+"""What is profiled: a callable or "module:function", found, checked and made ready to be called without arguments."""
+
+import difflib
+import functools
+import importlib
+import inspect
+import operator
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from types import CodeType
+from typing import Any, NamedTuple
+
+Target = Callable[..., Any] | str
+
+
+class ProfilingError(Exception):
+    """A target that cannot be profiled: what was given, why not, and what to do."""
+
+
+class FunctionKey(NamedTuple):
+    """What cProfile and py-spy both call a function by: source file, line of its definition, qualified name."""
+
+    file: str
+    line: int
+    name: str
+
+    @classmethod
+    def of(cls, code: CodeType | str) -> "FunctionKey":
+        """Of a code object; or of a built-in function, which cProfile knows by its description only."""
+        if isinstance(code, str):
+            return cls("~", 0, code)
+        return cls(code.co_filename, code.co_firstlineno, code.co_qualname)
+
+
+def target_name(target: Target) -> str:
+    """`"module:function"` of a target."""
+    if isinstance(target, str):
+        return target
+    function = _unwrap(target)
+    return f"{getattr(function, '__module__', None)}:{getattr(function, '__qualname__', repr(target))}"
+
+
+def target_key(target: Callable[..., Any]) -> FunctionKey:
+    """Key of the innermost Python function of a callable (below decorators and `partial`); a built-in's description."""
+    function = _unwrap(target)
+    code = getattr(function, "__code__", None) or getattr(function.__call__, "__code__", None)
+    return FunctionKey.of(code or target_name(target))
+
+
+def _unwrap(target: Callable[..., Any]) -> Callable[..., Any]:
+    while True:
+        inner = target.func if isinstance(target, functools.partial) else inspect.unwrap(target)
+        if inner is target:
+            return target
+        target = inner
+
+
+def prepare(target: Target, setup: Target | None, arguments: Mapping[str, Any]) -> Callable[[], Any]:
+    """The target with its arguments bound: `target(**arguments)`, or `target(setup(**arguments))`; `setup` runs here, once.
+
+    Raises:
+        ProfilingError: a name that cannot be imported, arguments that do not fit, or `setup` raised.
+    """
+    if setup is None:
+        return _bind(_resolve(target), target, (), arguments)
+    function = _resolve(target)  # before the set-up, which may take long
+    value = call_user_code(_bind(_resolve(setup), setup, (), arguments), f"setup {target_name(setup)!r}")
+    return _bind(function, target, (value,), {})
+
+
+def call_user_code(function: Callable[[], Any], what: str) -> Any:
+    """What `function` returns.
+
+    Raises:
+        ProfilingError: it raised, or called `sys.exit`.
+    """
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        raise ProfilingError(f"{what} raised {_describe(error)}; make it run without the profiler first") from error
+
+
+def _describe(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {str(error)[:500]}{place}"
+
+
+def _resolve(target: Target) -> Callable[..., Any]:
+    name = target_name(target)
+    function = _import(name) if isinstance(target, str) else target
+    if not callable(function):
+        raise ProfilingError(f"target {name!r} is {type(function).__name__}, not callable; name a function")
+    inner = _unwrap(function)
+    if inspect.iscoroutinefunction(inner) or inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise ProfilingError(
+            f"target {name!r} is a coroutine or a generator, whose call does nothing yet; "
+            "name a function that runs it (asyncio.run(...), list(...))"
+        )
+    return function
+
+
+def _import(name: str) -> Any:
+    match = re.fullmatch(r"(\w+(?:\.\w+)*):(\w+(?:\.\w+)*)", name)
+    if not match:
+        raise ProfilingError(f"target {name!r}: expected 'module:function', as in 'package.module:main'")
+    module_name, attribute = match.groups()
+    try:
+        module = importlib.import_module(module_name)
+    except SyntaxError as error:
+        raise ProfilingError(
+            f"target {name!r}: {error.msg} in {error.filename}, line {error.lineno}; correct it, then profile again"
+        ) from error
+    except ModuleNotFoundError as error:
+        raise ProfilingError(
+            f"target {name!r}: no module named {error.name!r}; "
+            "install it, or start in the folder that holds it (the current folder is searched)"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise ProfilingError(
+            f"target {name!r}: importing {module_name} raised {_describe(error)}; make `import {module_name}` work first"
+        ) from error
+    try:
+        return operator.attrgetter(attribute)(module)
+    except AttributeError as error:
+        near = difflib.get_close_matches(attribute, dir(module), n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "name a function that it defines"
+        raise ProfilingError(f"target {name!r}: {module_name} has no {attribute!r}; {hint}") from error
+
+
+def _bind(function: Callable, target: Target, values: tuple, arguments: Mapping[str, Any]) -> Callable[[], Any]:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-ins have none
+        signature = None
+    if signature:
+        try:
+            signature.bind(*values, **arguments)
+        except TypeError as error:
+            given = f"what setup returned ({type(values[0]).__name__})" if values else f"arguments {dict(arguments)!r}"
+            raise ProfilingError(
+                f"{target_name(target)!r} takes {signature} and got {given}: {error}; give what it needs by name in arguments"
+            ) from error
+    return functools.partial(function, *values, **arguments)

@@ -1,0 +1,142 @@
+"""How long each method takes, how much memory, and from which size on a GPU pays."""
+
+import time
+import tracemalloc
+from collections.abc import Iterable
+from typing import Any
+
+from ..devices import get_namespace, has_gpu, synchronize, to_gpu
+from ..results import Quantity, Timing, Validation
+from .methods import Method, available_methods
+
+_LEAST_TIME_S = 0.2  # of repeating at one size: a median of three runs of a millisecond says little
+
+
+def usable_sizes(sizes: Iterable[int], n_texts: int) -> list[int]:
+    """`sizes` in ascending order, each above `n_texts` replaced by `n_texts`.
+
+    Raises:
+        ValueError: there are fewer than 2 texts, no sizes, or one below 2: neighbours need another text.
+    """
+    sizes = sorted({min(int(size), n_texts) for size in sizes})
+    if n_texts < 2 or not sizes or sizes[0] < 2:
+        raise ValueError(f"{n_texts} texts, sizes {sizes}: expected sizes of at least 2 and as many texts; give more texts")
+    return sizes
+
+
+def time_sizes(X: Any, sizes: Iterable[int], k: int = 10, *, n_repeats: int = 3) -> list[Timing]:
+    """Time every method that can run here on the first rows of `X` (n, d), for each size.
+
+    One warm-up per method and size, which also measures the peak memory; then at least `n_repeats` timed rounds, and more
+    until 0.2 s have passed. A round runs all methods in turn, so that a machine that slows down slows them alike. The
+    clock is read when the GPU has finished.
+
+    Raises:
+        ValueError: `n_repeats` is less than 1, or a size is above n.
+    """
+    sizes = list(sizes)
+    if n_repeats < 1 or max(sizes, default=0) > len(X):
+        raise ValueError(
+            f"n_repeats={n_repeats}, sizes={sizes} of {len(X)} rows: expected at least 1 repeat, sizes up to the rows"
+        )
+    return [timing for size in sizes for timing in _time_size(X[:size], k, n_repeats)]
+
+
+def _time_size(X: Any, k: int, n_repeats: int) -> list[Timing]:
+    placed = [(method, method.place(X)) for method in available_methods(len(X))]
+    peaks = [_peak_memory_bytes(method, x, k) for method, x in placed]
+    times_s: list[list[float]] = [[] for _ in placed]
+    started = time.perf_counter()
+    while len(times_s[0]) < n_repeats or time.perf_counter() - started < _LEAST_TIME_S:
+        for (method, x), samples in zip(placed, times_s, strict=True):
+            samples.append(_time_s(method, x, k))
+    return [
+        Timing(
+            method=method.name,
+            on_gpu=method.on_gpu,
+            with_transfers=not method.stays_on_gpu,
+            n_texts=len(X),
+            time=Quantity.measured(samples, "s", method.device_name),
+            peak_memory=Quantity.measured([peak], "bytes", method.device_name),
+        )
+        for (method, _), samples, peak in zip(placed, times_s, peaks, strict=True)
+    ]
+
+
+def _time_s(method: Method, x: Any, k: int) -> float:
+    synchronize()
+    started = time.perf_counter()
+    method.top_k(x, k)
+    synchronize()
+    return time.perf_counter() - started
+
+
+def _peak_memory_bytes(method: Method, x: Any, k: int) -> int:
+    """Most memory held at once beyond the input: NumPy's arrays on the CPU, what CuPy's pool takes on the GPU."""
+    if method.on_gpu:
+        cuda = get_namespace(to_gpu([0.0])).cuda
+        pool = cuda.MemoryPool()
+        with cuda.using_allocator(pool.malloc):
+            method.top_k(x, k)
+            synchronize()
+        return pool.total_bytes()
+    was_tracing = tracemalloc.is_tracing()
+    tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        method.top_k(x, k)
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        if not was_tracing:
+            tracemalloc.stop()
+
+
+def break_even(timings: Iterable[Timing]) -> int | None:
+    """The smallest size from which on the GPU wins at every measured size: its fastest method with transfers against
+    the CPU's fastest, medians. None if it does not win at the largest size, or one of the two was not measured.
+    """
+    timings = list(timings)
+    cpu = _fastest(timing for timing in timings if not timing.on_gpu)
+    gpu = _fastest(timing for timing in timings if timing.on_gpu and timing.with_transfers)
+    smallest = None
+    for size in sorted(cpu.keys() & gpu.keys(), reverse=True):
+        if gpu[size].time.value >= cpu[size].time.value:
+            break
+        smallest = size
+    return smallest
+
+
+def _fastest(timings: Iterable[Timing]) -> dict[int, Timing]:
+    """The fastest by size."""
+    fastest: dict[int, Timing] = {}
+    for timing in timings:
+        best = fastest.setdefault(timing.n_texts, timing)
+        if timing.time.value < best.time.value:
+            fastest[timing.n_texts] = timing
+    return fastest
+
+
+def summarize(timings: Iterable[Timing], validations: Iterable[Validation], k: int) -> str:
+    """The finding in one sentence: times at the largest size with device and basis, agreement with float64, the GPU."""
+    timings, validations = list(timings), list(validations)
+    n = max(timing.n_texts for timing in timings)
+    k = min(k, n - 1)
+    cpu = _fastest(timing for timing in timings if not timing.on_gpu)[n]
+    gpu = _fastest(timing for timing in timings if timing.on_gpu and timing.with_transfers).get(n)
+    n_wrong = sum(not validation.passed for validation in validations)
+    agreement = (
+        f"{n_wrong} of {len(validations)} methods DISAGREE with float64"
+        if n_wrong
+        else f"all methods agree with float64 (largest error {max(v.largest_error for v in validations):.1g})"
+    )
+    if gpu is None:
+        on_gpu = "GPU not measured: " + ("no method ran there" if has_gpu() else "no CUDA GPU")
+    else:
+        size = break_even(timings)
+        pays = "does not pay at the measured sizes" if size is None else f"pays from {size:,} texts on"
+        on_gpu = f"{gpu.time} on {gpu.time.device} with transfers ({gpu.method}, measured), which {pays}"
+    return (
+        f"The {k} nearest of each of {n:,} texts take {cpu.time} on {cpu.time.device} ({cpu.method}, measured); {on_gpu}; "
+        f"{agreement}."
+    )

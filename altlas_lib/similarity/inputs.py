@@ -1,0 +1,144 @@
+"""What comes in: vectors checked, scaled to length 1, and moved to the device that computes."""
+
+import operator
+from typing import Any, Literal
+
+import numpy as np
+
+from ..devices import get_namespace, has_gpu, memory_stats, to_cpu, to_gpu
+from ..results import format_value
+
+Device = Literal["auto", "cpu", "gpu"]
+OnInvalid = Literal["raise", "skip"]
+
+_N_SHOWN = 5
+_BLOCK_BYTES = 8 * 2**20  # of float64 rows while they are scaled
+
+
+def check_vectors(X: Any, name: str = "X") -> Any:
+    """`X` as an (n, d) array of real numbers, NumPy or CuPy, not copied where it already is one.
+
+    Raises:
+        TypeError: not a dense array of real numbers of at most 64 bits.
+        ValueError: not two-dimensional, or without columns.
+    """
+    if hasattr(X, "toarray"):
+        raise TypeError(f"{name} is a sparse {type(X).__name__}: expected a dense array; pass {name}.toarray()")
+    if isinstance(X, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: expected one without a mask; pass {name}.filled(...) of it")
+    if get_namespace(X) is np:
+        X = np.asarray(X)
+    if X.dtype.kind not in "biuf" or X.dtype.itemsize > 8:
+        raise TypeError(f"{name} has dtype {X.dtype}: expected float16, float32, float64, integers or booleans")
+    if X.ndim != 2 or X.shape[1] == 0:
+        raise ValueError(f"{name} has shape {X.shape}: expected (n, d) with d of at least 1, one row per vector")
+    return X
+
+
+def check_pair(X: Any, Y: Any) -> tuple[Any, Any]:
+    """`X` (n, d) and `Y` (m, d), checked.
+
+    Raises:
+        TypeError, ValueError: as `check_vectors`, or d differs.
+    """
+    X, Y = check_vectors(X), check_vectors(Y, "Y")
+    if X.shape[1] != Y.shape[1]:
+        raise ValueError(f"X has shape {X.shape} and Y {Y.shape}: expected the same number of columns")
+    return X, Y
+
+
+def check_k(k: int) -> int:
+    """`k` as an int.
+
+    Raises:
+        TypeError: `k` is no integer.
+        ValueError: `k` is less than 1.
+    """
+    try:
+        k = operator.index(k)
+    except TypeError:
+        raise TypeError(f"k={k!r}: expected an integer, the number of neighbours per row") from None
+    if k < 1:
+        raise ValueError(f"k={k}: expected at least 1 neighbour per row")
+    return k
+
+
+def choose_device(device: Device, X: Any) -> Literal["cpu", "gpu"]:
+    """Where to compute: as asked; for `"auto"` on the GPU where there is one.
+
+    Raises:
+        ValueError: `device` is none of `"auto"`, `"cpu"`, `"gpu"`.
+    """
+    if device == "auto":
+        return "gpu" if get_namespace(X) is not np or has_gpu() else "cpu"
+    if device not in ("cpu", "gpu"):
+        raise ValueError(f"device={device!r}: expected 'auto', 'cpu' or 'gpu'")
+    return device
+
+
+def unit_rows(
+    X: Any, device: Literal["cpu", "gpu"], on_invalid: OnInvalid = "raise", name: str = "X"
+) -> tuple[Any, np.ndarray]:
+    """The rows of `X` (n, d) scaled to length 1, and which of them were skipped.
+
+    Works through `X` in blocks, so that a memory map is never read as a whole and a GPU never holds `X` in float64.
+    Each row is first divided by its largest element: squares then neither overflow nor vanish. A zero row stays zero.
+
+    Returns:
+        (n - n_skipped, d) float32, C-contiguous, on `device`; and the indices of skipped rows, int64, on the CPU.
+
+    Raises:
+        ValueError: rows hold NaN or infinity and `on_invalid` is `"raise"`, or it is neither `"raise"` nor `"skip"`.
+        RuntimeError: `"gpu"` where CuPy sees none.
+    """
+    if on_invalid not in ("raise", "skip"):
+        raise ValueError(f"on_invalid={on_invalid!r}: expected 'raise' or 'skip'")
+    move = to_gpu if device == "gpu" else to_cpu
+    xp = get_namespace(move(X[:0]))
+    n, d = X.shape
+    unit = xp.empty((n, d), dtype=xp.float32)
+    n_valid, skipped = 0, []
+    step = max(1, _BLOCK_BYTES // (8 * d))
+    for start in range(0, n, step):
+        rows = move(X[start : start + step]).astype(xp.float64)
+        valid = xp.isfinite(rows).all(axis=1)
+        if not valid.all():
+            skipped.append(start + to_cpu(xp.flatnonzero(~valid)))
+            rows = rows[valid]
+        for order in (np.inf, 2):
+            norms = xp.linalg.norm(rows, order, axis=1, keepdims=True)
+            norms[norms == 0] = 1
+            rows /= norms
+        unit[n_valid : n_valid + len(rows)] = rows
+        n_valid += len(rows)
+    skipped = np.concatenate([np.empty(0, np.int64), *skipped])
+    if len(skipped) and on_invalid == "raise":
+        raise_invalid(name, skipped, n)
+    return unit[:n_valid], skipped
+
+
+def raise_invalid(name: str, rows: np.ndarray, n: int, problem: str = "NaN or infinity") -> None:
+    """Refuse the invalid `rows` of the n in `name`.
+
+    Raises:
+        ValueError: always, naming the first of `rows` and their count.
+    """
+    first = ", ".join(map(str, rows[:_N_SHOWN])) + (", ..." if len(rows) > _N_SHOWN else "")
+    raise ValueError(
+        f"{name} holds {problem} in {len(rows):,} of {n:,} rows (counted from 0: {first}); correct or remove them, "
+        "or let top_k leave them out and report them (on_invalid='skip')"
+    )
+
+
+def require_memory(n_bytes: int, what: str, device: Literal["cpu", "gpu"], instead: str) -> None:
+    """Refuse to start what cannot fit.
+
+    Raises:
+        MemoryError: `n_bytes` are more than `device` has available; says what to do `instead`.
+    """
+    available = memory_stats(device).available_bytes
+    if n_bytes > available:
+        raise MemoryError(
+            f"{what} needs {format_value(n_bytes, 'bytes')} ({n_bytes:,} bytes), and {format_value(available, 'bytes')} "
+            f"({available:,} bytes) are available on the {device.upper()}; {instead}"
+        )

@@ -1,0 +1,70 @@
+"""A look at the answer itself: the most similar texts, side by side."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..devices import to_cpu
+from ..results import SimilarPair
+from .engine import Neighbors
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+
+def most_similar_pairs(
+    neighbors: Neighbors, texts: Sequence[str], n_pairs: int = 5, *, max_characters: int = 300
+) -> list[SimilarPair]:
+    """The `n_pairs` most similar pairs of texts, the most similar first, each pair once.
+
+    Exact: a pair that is in neither text's k nearest has k pairs before it, so `n_pairs` up to k are all there.
+
+    Args:
+        neighbors: of `top_k` without `Y`, for these (n) `texts`.
+        max_characters: texts are shortened to this; white space becomes one blank.
+
+    Raises:
+        ValueError: the number of texts is not that of the neighbours, or `n_pairs` is more than k while there are
+            more than k + 1 texts to choose from.
+    """
+    indices, scores = to_cpu(neighbors.indices), to_cpu(neighbors.scores)
+    n, k = indices.shape
+    if len(texts) != n:
+        raise ValueError(
+            f"{len(texts):,} texts for the neighbours of {n:,} rows: pass the texts that the vectors were made from"
+        )
+    if n_pairs > k and k < n - len(neighbors.skipped_rows) - 1:
+        raise ValueError(
+            f"n_pairs={n_pairs} of neighbours with k={k}: the {k} most similar pairs are certain; ask top_k for more"
+        )
+    first = np.repeat(np.arange(n), k)
+    second, score = indices.ravel(), scores.ravel()
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    pairs: dict[tuple[int, int], float] = {}
+    for i in np.lexsort((high, low, -score)):  # NaN, of skipped rows, comes last
+        if len(pairs) == n_pairs or second[i] < 0:
+            break
+        pairs.setdefault((int(low[i]), int(high[i])), float(score[i]))
+    return [
+        SimilarPair(first=_shorten(texts[a], max_characters), second=_shorten(texts[b], max_characters), score=score)
+        for (a, b), score in pairs.items()
+    ]
+
+
+def _shorten(text: str, max_characters: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= max_characters else text[: max_characters - 1].rstrip() + "…"
+
+
+def show_pairs(pairs: Sequence[SimilarPair]) -> "Styler":
+    """A table of the pairs for a notebook; the texts are data: HTML and formulas in them are shown as text."""
+    import pandas as pd
+
+    table = pd.DataFrame([pair.model_dump() for pair in pairs], columns=["score", "first", "second"])
+    return (
+        table.style.format({"score": "{:.3f}"}, escape="html")
+        .set_table_attributes('class="tex2jax_ignore"')
+        .hide(axis="index")
+        .set_properties(**{"text-align": "left", "vertical-align": "top", "max-width": "30em"})
+    )

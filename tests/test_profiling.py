@@ -1,0 +1,509 @@
+"""Programs whose true split of time is known, and programs that misbehave."""
+
+import copy
+import cProfile
+import functools
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter, defaultdict
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from altlas_lib import plots, profiling
+from altlas_lib.profiling import sampling
+from altlas_lib.profiling.folding import OWN_LINES, CallGraph, Project, Time, fold
+from altlas_lib.profiling.targets import FunctionKey, prepare
+from altlas_lib.results import Candidate, DataSource, FunctionTime, HotspotsResult, Provenance, Quantity, WorkloadProfile
+from altlas_lib.workloads import inference, segmentation
+
+QUICK = {"n_repeats": 1, "sampling_s": 0.3, "time_limit_s": 60}
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Writes an importable module and returns its name, another one each time."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+
+    def write(source: str, name: str | None = None, folder: str = "") -> str:
+        name = name or f"user_{random.getrandbits(64):x}"
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.py").write_text(textwrap.dedent(source))
+        return name
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def py_spy_permitted():
+    """Skips where the system does not let py-spy read even its own child, as macOS without root; other failures are ours."""
+    notes = profiling.profile("platform:platform", **QUICK).notes
+    if any("permission" in note.lower() or "not permitted" in note.lower() for note in notes):
+        pytest.skip(f"this system refuses py-spy: {notes}")
+
+
+# The split of time ------------------------------------------------------------------------------------------------------
+
+BURN = """
+    import time
+
+    def burn(seconds):  # processor time, so that a busy machine or a profiler does not change the split
+        stop = time.process_time() + seconds
+        while time.process_time() < stop:
+            pass
+
+    def apply(function):
+        function()
+"""
+
+
+def test_the_true_split_of_time_is_found(module, py_spy_permitted):
+    """Of 12 ms, 3 are spent in a library that `left` calls, 9 in the user's `work`, which the library calls back."""
+    library = module(BURN, folder="site-packages")
+    user = module(f"""
+        import time
+        import {library}
+
+        def left():
+            {library}.burn(0.003)
+
+        def work():
+            stop = time.process_time() + 0.009
+            while time.process_time() < stop:
+                pass
+
+        def right():
+            [{library}.apply(function) for function in [work]]
+
+        def main():
+            for _ in range(10):
+                left()
+                right()
+    """)
+    profile = profiling.profile(f"{user}:main", n_repeats=3, sampling_s=1.5)
+    functions = {function.name: function for function in profile.functions}
+    assert set(functions) == {"main", "left", "right", "work"}  # the library and the comprehension are folded
+    assert functions["work"].file == f"{user}.py"
+    assert functions["left"].n_calls == 10
+    for share in (profile.cprofile_share, lambda function: function.sampled_own_share):
+        assert share(functions["left"]) == pytest.approx(0.25, abs=0.1)
+        assert share(functions["work"]) == pytest.approx(0.75, abs=0.1)
+        assert share(functions["right"]) < 0.05
+    assert functions["main"].sampled_share == pytest.approx(1, abs=0.05)
+    assert functions["right"].sampled_share == pytest.approx(0.75, abs=0.1)
+    assert functions["right"].cumulative.value == pytest.approx(functions["work"].own.value, rel=0.1)
+    assert functions["left"].own_by_library[library] + functions["left"].own_by_library["time"] > 0.9
+    assert sum(functions["left"].own_by_library.values()) == pytest.approx(1)
+    assert profile.total.basis == "measured"
+    assert profile.total.value > 0.1
+    assert profile.n_samples > 50
+    assert not profile.notes
+    assert [candidate.function for candidate in profiling.rank_candidates([profile])] == ["work", "left"]
+
+
+def test_setup_and_imports_are_not_charged(module, py_spy_permitted):
+    user = module("""
+        import time
+        time.sleep(0.5)
+
+        def prepare(n):
+            time.sleep(0.5)
+            return list(range(n))
+
+        def run(numbers):
+            return sum(number * number for number in numbers)
+    """)
+    profile = profiling.profile(f"{user}:run", setup=f"{user}:prepare", arguments={"n": 50_000}, **QUICK)
+    assert [function.name for function in profile.functions] == ["run"]
+    assert profile.functions[0].own.value < 0.4
+    assert profile.functions[0].sampled_own_share == 1
+
+
+def test_a_library_can_be_the_target():
+    profile = profiling.profile(json.dumps, arguments={"obj": list(range(1000)), "indent": 1}, n_repeats=1)
+    assert {function.file.split(os.sep)[0] for function in profile.functions} == {"json"}
+    assert "JSONEncoder.encode" in {function.name for function in profile.functions}
+
+
+def test_a_builtin_target_has_one_row():
+    profile = profiling.profile(sorted, setup=lambda: list(range(1000)), n_repeats=1)
+    assert [function.name for function in profile.functions] == ["builtins:sorted"]
+
+
+def test_only_stacks_below_the_call_of_the_target_count():
+    names = ["<module>", "prepare", "sampled_call", "main", "main.<locals>.<genexpr>", "loads", "sampled_call"]
+    files = ["child.py", "app.py", "/x/altlas_lib/profiling/child.py", "/app.py", "/app.py", json.__file__, "/app.py"]
+    frames = [{"name": name, "file": file, "line": 1, "col": None} for name, file in zip(names, files, strict=True)]
+    stacks = [[0], [0, 1], [0, 2], [0, 2, 3], [0, 2, 3, 4, 5], [0, 2, 3, 4, 3], [0, 6]]
+    recording = {"shared": {"frames": frames}, "profiles": [{"samples": stacks[:4]}, {"samples": stacks[4:]}]}
+    main = FunctionKey("/app.py", 1, "main")
+    samples = sampling.Samples(sampling._stacks_below_the_call(recording), [])
+    assert samples.n_samples == 4
+    assert all(function.name in names[3:6] for stack in samples.stacks for function in stack)
+    root = FunctionKey("/app.py", 9, "root")
+    assert samples.shares(Project("/app.py"), root) == {root: (0.25, 0.25), main: (0.75, 0.75)}
+
+
+class Tree:
+    """A made-up run, recorded as cProfile records, and with the truth: own time by the user's function that is above."""
+
+    def __init__(self, seed: int, *, callbacks: bool):
+        self.random = random.Random(seed)
+        self.callbacks = callbacks
+        self.graph = CallGraph()
+        self.truth = defaultdict(float)
+        self.active = Counter()
+        self.root = key("user-0")
+        self.call(self.root, None, self.root, depth=0)
+
+    def call(self, function: FunctionKey, caller: FunctionKey | None, user: FunctionKey, depth: int) -> float:
+        user = function if is_user(function) else user
+        self.active[function] += 1
+        self.active[caller, function] += 1
+        own = cumulative = self.random.choice([0, 0.1, 1, 5])
+        self.truth[user] += own
+        for _ in range(self.random.randrange(4) if depth < 5 else 0):
+            cumulative += self.call(self.choose(function), function, user, depth + 1)
+        self.active[function] -= 1
+        self.active[caller, function] -= 1
+        self.add(self.graph.functions, function, own, 0 if self.active[function] else cumulative)
+        if caller:
+            self.add(self.graph.calls, (caller, function), own, 0 if self.active[caller, function] else cumulative)
+        return cumulative
+
+    def choose(self, caller: FunctionKey) -> FunctionKey:
+        if self.callbacks:  # anything may call anything, itself included
+            return key(self.random.choice(["user-0", "user-1", "user-2", "lib-0", "lib-1", "lib-2"]))
+        kind, number = caller.name.split("-")
+        libraries = [f"lib-{i}" for i in range(int(number) + 1 if kind == "lib" else 0, 8)]
+        users = [f"user-{i}" for i in range(int(number) + 1, 4)] if kind == "user" else []
+        return key(self.random.choice([*libraries, *users] or ["lib-8"]))
+
+    @staticmethod
+    def add(times: dict, name, own: float, cumulative: float) -> None:
+        times[name] = times.get(name, Time(0, 0, 0)) + Time(1, own, cumulative)
+
+
+def key(name: str) -> FunctionKey:
+    return FunctionKey(f"{name}.py", 1, name)
+
+
+def is_user(function: FunctionKey) -> bool:
+    return function.name.startswith("user")
+
+
+def folded(tree: Tree) -> dict[FunctionKey, float]:
+    own = fold(tree.graph, lambda function: None if is_user(function) else function.name, tree.root)
+    return {function: sum(by_library.values()) for function, by_library in own.items()}
+
+
+@given(st.integers(0, 2**32))
+def test_folding_is_exact_without_callbacks_and_recursion(seed):
+    tree = Tree(seed, callbacks=False)
+    assert folded(tree) == pytest.approx(dict(tree.truth), rel=1e-6, abs=1e-6)
+
+
+@given(st.integers(0, 2**32))
+def test_folding_loses_no_time(seed):
+    tree = Tree(seed, callbacks=True)
+    own = folded(tree)
+    assert sum(own.values()) == pytest.approx(sum(tree.truth.values()), rel=1e-6)
+    assert all(s >= -1e-9 for s in own.values())
+
+
+def test_folding_loses_no_time_of_recursive_libraries():
+    def encode():
+        return json.dumps(copy.deepcopy([[{"a": [i]} for i in range(50)]] * 5), indent=1)
+
+    profiler = cProfile.Profile()
+    profiler.runcall(encode)
+    graph = CallGraph.of(profiler.getstats())
+    root = FunctionKey.of(encode.__code__)
+    own = fold(graph, Project(__file__).library, root)
+    assert set(own) == {root}
+    assert sum(own[root].values()) == pytest.approx(sum(time.own_s for time in graph.functions.values()))
+    assert {"copy", "json", OWN_LINES} <= set(own[root])
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "library"),
+    [
+        ("~", "<built-in method builtins.len>", "builtins"),
+        ("~", "<method 'split' of 'str' objects>", "builtins"),
+        ("~", "<method 'sub' of 're.Pattern' objects>", "re"),
+        ("~", "<built-in method numpy.array>", "numpy"),
+        ("~", "<method 'reduce' of 'numpy.ufunc' objects>", "numpy"),
+        ("~", "<built-in method _json.make_encoder>", "json"),
+        ("/home/me/.venv/lib/python3.11/site-packages/pandas/core/frame.py", "DataFrame.f", "pandas"),
+        ("/home/me/.venv/lib/python3.11/site-packages/six.py", "f", "six"),
+        (json.__file__, "dumps", "json"),
+        ("<string>", "__init__", "generated code"),
+        ("/home/me/project/.venv/../app.py", "f", None),
+        ("/home/me/project/app.py", "f.<locals>.<listcomp>", OWN_LINES),
+        ("/home/me/project/app.py", "f.<locals>.<lambda>", None),
+    ],
+)
+def test_whose_function_it_is(file, name, library):
+    assert Project("/home/me/project/main.py").library(FunctionKey(file, 1, name)) == library
+
+
+# A profile changes nothing ----------------------------------------------------------------------------------------------
+
+
+def test_the_result_is_the_same_with_and_without_the_profilers(module, tmp_path, py_spy_permitted):
+    user = module("""
+        import hashlib, pathlib, uuid
+        from altlas_lib.workloads import inference, segmentation
+
+        def prepare(folder):
+            return folder, segmentation.load_input(n_texts=60), inference.load_input(n_requests=4)
+
+        def run(prepared):
+            folder, texts, requests = prepared
+            output = repr((segmentation.run(texts, threshold=0.5), inference.run(requests))).encode()
+            pathlib.Path(folder, uuid.uuid4().hex).write_text(hashlib.sha256(output).hexdigest())
+    """)
+    outputs = tmp_path / "digests"
+    outputs.mkdir()
+    profiling.profile(f"{user}:run", setup=f"{user}:prepare", arguments={"folder": str(outputs)}, **QUICK)
+    texts, requests = segmentation.load_input(n_texts=60), inference.load_input(n_requests=4)
+    plain = repr((segmentation.run(texts, threshold=0.5), inference.run(requests))).encode()
+    digests = [path.read_text() for path in outputs.iterdir()]
+    assert len(digests) >= 5  # warm-up, plain, cProfile; warm-up and at least one under py-spy
+    assert set(digests) == {hashlib.sha256(plain).hexdigest()}
+
+
+# Targets that misbehave -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("", "expected 'module:function'"),
+        ("json", "expected 'module:function'"),
+        ("os; rm -rf:x", "expected 'module:function'"),
+        ("no_such_module_here:f", "no module named 'no_such_module_here'"),
+        ("json.no_such:f", "no module named 'json.no_such'"),
+        ("json:dump_s", "json has no 'dump_s'; did you mean 'dumps'"),
+        ("json:zzz", "name a function that it defines"),
+        ("json:__name__", "is str, not callable"),
+        ("json:dumps", "takes .*obj.* and got arguments {}: missing a required argument: 'obj'"),
+    ],
+)
+def test_a_name_that_leads_nowhere(target, message):
+    with pytest.raises(profiling.ProfilingError, match=message):
+        prepare(target, None, {})
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def main(:", r"invalid syntax in .*user_.*\.py, line 1"),
+        ("1 / 0", "raised ZeroDivisionError: division by zero at"),
+        ("import sys; sys.exit('not as a module')", "raised SystemExit: not as a module"),
+        ("import no_such_dependency", "no module named 'no_such_dependency'"),
+        ("async def main(): pass", "is a coroutine or a generator"),
+        ("def main(): yield", "is a coroutine or a generator"),
+        ("class main:\n    def __init__(self, size): pass", "missing a required argument: 'size'"),
+    ],
+)
+def test_a_module_that_misbehaves(module, source, message):
+    with pytest.raises(profiling.ProfilingError, match=message):
+        prepare(f"{module(source)}:main", None, {})
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("raise KeyError('colour')", "raised KeyError: 'colour' at .*:2"),
+        ("import sys; sys.exit(3)", "raised SystemExit: 3"),
+        ("import os; os._exit(7)", "with status 7 before it returned"),
+        ("import os; os.write(2, b'boom'); os.abort()", "with status -6 .*last on stderr: .*boom"),
+    ],
+)
+def test_a_target_that_raises_or_ends_its_process(module, source, message):
+    user = module(f"def main():\n    {source}")
+    with pytest.raises(profiling.ProfilingError, match=message):
+        profiling.profile(f"{user}:main", **QUICK)
+
+
+def test_a_callable_that_raises_or_needs_arguments():
+    with pytest.raises(profiling.ProfilingError, match="raised ZeroDivisionError") as caught:
+        profiling.profile(lambda: 1 / 0)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    with pytest.raises(profiling.ProfilingError, match="missing a required argument: 'texts'"):
+        profiling.profile(segmentation.run)
+    with pytest.raises(profiling.ProfilingError, match=r"setup .* raised FileNotFoundError"):
+        profiling.profile(segmentation.run, setup=lambda: os.stat("/no/such/file"))
+
+
+def test_a_target_without_end_is_ended_with_all_that_it_started(module, tmp_path):
+    user = module("""
+        import os, pathlib, subprocess, sys, time
+
+        def main(folder):
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            pathlib.Path(folder, "pids").write_text(f"{os.getpid()} {child.pid}")
+            while True:
+                pass
+    """)
+    start = time.monotonic()
+    with pytest.raises(profiling.ProfilingError, match=r"did not finish within time_limit_s=5; .*smaller input"):
+        profiling.profile(f"{user}:main", arguments={"folder": str(tmp_path)}, time_limit_s=5)
+    assert time.monotonic() - start < 15
+    assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+
+
+def test_what_a_target_leaves_behind_is_ended_and_what_it_prints_is_dropped(module, tmp_path, capfd):
+    user = module("""
+        import pathlib, subprocess, sys
+
+        def main(folder):
+            print("x" * 3_000_000)
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            with open(pathlib.Path(folder, "pids"), "a") as file:
+                file.write(f"{child.pid} ")
+    """)
+    profile = profiling.profile(f"{user}:main", arguments={"folder": str(tmp_path)}, **QUICK)
+    assert profile.total.value > 0
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) >= 3
+    assert not any(alive(int(pid)) for pid in pids)
+    assert capfd.readouterr() == ("", "")
+
+
+def alive(pid: int) -> bool:
+    for _ in range(50):  # who has been killed takes a moment to go
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return False
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def test_a_callable_is_stopped_between_runs():
+    with pytest.raises(profiling.ProfilingError, match=r"time_limit_s=0\.05"):
+        profiling.profile(functools.partial(time.sleep, 0.06), time_limit_s=0.05)
+
+
+def test_arguments_that_cannot_reach_the_child():
+    with pytest.raises(profiling.ProfilingError, match=r"arguments .* cannot reach the child process"):
+        profiling.profile("json:dumps", arguments={"obj": {1, 2}})
+    with pytest.raises(profiling.ProfilingError, match="is a callable but target 'json:dumps' a name"):
+        profiling.profile("json:dumps", setup=list)
+
+
+@pytest.mark.parametrize("number", ["n_repeats", "sampling_rate_hz", "sampling_s", "time_limit_s"])
+def test_numbers_must_be_positive(number):
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        profiling.profile("json:dumps", **{number: 0})
+
+
+def test_a_second_profiler_is_refused():
+    profiler = cProfile.Profile()
+    profiler.enable()
+    try:
+        with pytest.raises(profiling.ProfilingError, match="another profiler is active"):
+            profiling.profile(lambda: None)
+    finally:
+        profiler.disable()
+
+
+@pytest.mark.parametrize("which", ["absent", "refused"])
+def test_without_py_spy_the_profile_says_so(monkeypatch, tmp_path, which):
+    refusing = tmp_path / "py-spy"
+    refusing.write_text("#!/bin/sh\necho 'Error: Permission Denied: Try again with elevated permissions' >&2\nexit 1\n")
+    refusing.chmod(0o755)
+    found = None if which == "absent" else str(refusing)
+    monkeypatch.setattr(sampling.shutil, "which", lambda *arguments, **options: found)
+    profile = profiling.profile("json:dumps", arguments={"obj": [1, 2, 3]}, **QUICK)
+    assert profile.n_samples == 0
+    assert all(function.sampled_share is None and function.sampled_own_share is None for function in profile.functions)
+    assert set(profile.overhead) == {"cProfile"}
+    (note,) = profile.notes
+    assert ("not installed" if which == "absent" else "Permission Denied") in note
+    assert {candidate.tool for candidate in profiling.rank_candidates([profile])} == {"cProfile"}
+
+
+def test_profiling_loads_no_framework():
+    check = "import sys, altlas_lib.profiling; print({'tensorflow', 'cupy', 'sklearn', 'pandas'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+# Candidates, tables, figure, result -------------------------------------------------------------------------------------
+
+
+def made_up_profile(sampled: dict[str, float] | None, own_s: dict[str, float]) -> WorkloadProfile:
+    functions = [
+        FunctionTime(
+            name=name,
+            file="app.py",
+            line=1,
+            n_calls=1,
+            own=Quantity.measured([s], "s", "a CPU"),
+            cumulative=Quantity.measured([s], "s", "a CPU"),
+            own_by_library={"re": 0.97, OWN_LINES: 0.03},
+            sampled_own_share=sampled[name] if sampled else None,
+            sampled_share=sampled[name] if sampled else None,
+        )
+        for name, s in own_s.items()
+    ]
+    total = Quantity.measured([sum(own_s.values())], "s", "a CPU")
+    n_samples = 200 if sampled else 0
+    return WorkloadProfile(
+        workload="app", target="app:main", total=total, functions=functions, overhead={"cProfile": 1.5}, n_samples=n_samples
+    )
+
+
+def test_candidates_carry_amdahls_bound():
+    candidates = profiling.rank_candidates([made_up_profile(None, {"f": 6, "g": 3, "h": 1})])
+    assert [(c.function, c.share, c.largest_gain) for c in candidates] == [("f", 0.6, 2.5), ("g", 0.3, pytest.approx(1 / 0.7))]
+    assert candidates[0].reason == "60% of the time under cProfile, 1 call per run; 97% in re"
+
+
+def test_samples_decide_where_there_are_any():
+    (candidate,) = profiling.rank_candidates([made_up_profile({"f": 0.95, "g": 0.05}, {"f": 1, "g": 9})])
+    assert (candidate.function, candidate.tool) == ("f", "py-spy")
+    assert candidate.largest_gain == pytest.approx(20)
+
+
+def test_all_of_the_time_has_no_bound_and_a_flat_profile_no_candidate():
+    (candidate,) = profiling.rank_candidates([made_up_profile(None, {"f": 1})])
+    assert candidate.largest_gain is None
+    flat = made_up_profile(None, {f"f{i}": 1 for i in range(20)})
+    assert profiling.rank_candidates([flat]) == []
+    assert "no large part of its time in any one function" in profiling.finding([flat], [])
+
+
+def test_tables_figure_and_result_show_the_profile(run):
+    profile = made_up_profile({"f": 0.7, "g": 0.3}, {"f": 1, "g": 1})
+    candidates = profiling.rank_candidates([profile])
+    assert profiling.function_table(profile)["own, py-spy (%)"].tolist() == [70, 30]
+    assert profiling.overhead_table([profile]).loc["app", "with cProfile"] == "1.50x"
+    assert profiling.candidate_table(candidates)["gain at most"].tolist() == ["3.33x", "1.43x"]
+    assert list(profiling.candidate_table([])) == list(profiling.candidate_table(candidates))
+    with plots.figure() as (fig, ax):
+        plots.function_shares(ax, profile)
+        picture = plots.save_figure(fig, run, "10_app", alt="bars")
+        assert [text.get_text() for text in ax.get_yticklabels()] == ["f", "g"]
+        assert [patch.get_width() for patch in ax.patches] == [70, 30, 50, 50]
+    assert picture.title == "app: 70% of 2 s is spent in f"
+    sentence = profiling.finding([profile], candidates)
+    assert sentence.startswith("app (2 s per run) spends 70% in f (at most 3.33x from it) and 30% in g")
+    assert sentence.endswith("Measured on a CPU.")
+    source = DataSource(name="builtin", n_rows=1, sha256="0" * 64)
+    result = HotspotsResult(
+        provenance=Provenance.now({}), finding=sentence, source=source, workloads=[profile], candidates=candidates
+    )
+    assert HotspotsResult.load(result.save(run) and run) == result
+    assert isinstance(result.candidates[0], Candidate)

@@ -1,0 +1,521 @@
+"""The similarity room on the CPU: every path beside float64 NumPy."""
+
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from altlas_lib import plots, results, similarity
+from altlas_lib.similarity import engine, matrix
+
+TOLERANCE = 1e-6
+DTYPES = ["float16", "float32", "float64", "int8", "int64", "uint8", "bool"]
+
+
+@st.composite
+def vectors(draw, n_columns, max_rows=40):
+    """Rows of any supported dtype, with duplicates and zero rows among them."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n = draw(st.integers(0, max_rows))
+    distinct = rng.standard_normal((draw(st.integers(1, max_rows)), n_columns)) * draw(st.sampled_from([1, 100]))
+    distinct[: draw(st.integers(0, 2))] = 0
+    X = distinct[rng.integers(0, len(distinct), n)]
+    dtype = draw(st.sampled_from(DTYPES))
+    return (abs(X) if dtype == "uint8" else X).astype(dtype)
+
+
+@st.composite
+def exact_vectors(draw):
+    """Rows of 1, 4 or 16 elements of -1 or 1, else 0: their cosines are exact in float32, and many are equal."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    X = np.zeros((draw(st.integers(1, 60)), 16))
+    for row in X:
+        n_nonzero = rng.choice([0, 1, 4, 16])
+        row[rng.permutation(16)[:n_nonzero]] = rng.choice([-1, 1], n_nonzero)
+    return X
+
+
+WORKING_MEMORY = st.sampled_from([1e-9, 0.001, 0.005, 0.02, None])  # from one row at a time to all at once
+
+
+def assert_nearest(found, X, k, Y=None):
+    """`found` are k nearest neighbours in float64's eyes, up to differences of 1e-6 in score."""
+    similar = cosines(X, X if Y is None else Y)
+    if Y is None:
+        np.fill_diagonal(similar, -np.inf)
+    k = max(0, min(k, similar.shape[1] - (Y is None)))
+    assert found.indices.shape == found.scores.shape == (len(similar), k)
+    assert (found.indices.dtype, found.scores.dtype) == (np.int64, np.float32)
+    best = -np.sort(-similar, axis=1)[:, :k]
+    np.testing.assert_allclose(np.take_along_axis(similar, found.indices, axis=1), best, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(found.scores, best, rtol=0, atol=TOLERANCE)
+    assert all(len(set(row)) == k for row in found.indices)
+    step = np.diff(found.scores, axis=1)
+    assert (step <= 0).all()
+    assert (np.diff(found.indices, axis=1)[step == 0] > 0).all()
+
+
+def cosines(X, Y):
+    """Independent of the library's own reference: pair by pair."""
+    X, Y = np.asarray(X, np.float64), np.asarray(Y, np.float64)
+    lengths = np.outer(np.sqrt((X**2).sum(axis=1)), np.sqrt((Y**2).sum(axis=1)))
+    return np.divide(np.einsum("nd,md->nm", X, Y), lengths, out=np.zeros_like(lengths), where=lengths > 0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.integers(1, 8), st.integers(1, 50), WORKING_MEMORY, st.booleans())
+def test_top_k_is_the_reference(data, n_columns, k, working_memory, with_other):
+    X = data.draw(vectors(n_columns))
+    Y = data.draw(vectors(n_columns)) if with_other else None
+    found = similarity.top_k(X, k, Y=Y, device="cpu", working_memory=working_memory)
+    assert_nearest(found, X, k, Y)
+    expected = similarity.reference(X, k, Y=Y)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=TOLERANCE)
+
+
+@settings(max_examples=100, deadline=None)
+@given(exact_vectors(), st.integers(1, 70), WORKING_MEMORY)
+def test_equal_scores_come_in_the_order_of_their_index(X, k, working_memory):
+    expected = similarity.reference(X, k)
+    found = similarity.top_k(X, k, device="cpu", working_memory=working_memory)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    by_matrix = matrix.top_k_by_matrix(X, k)
+    np.testing.assert_array_equal(by_matrix.indices, expected.indices)
+    np.testing.assert_array_equal(by_matrix.scores, expected.scores)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(st.integers(-2, 2), min_size=6, max_size=6), min_size=1, max_size=5), st.integers(1, 6))
+def test_k_smallest_settles_ties_by_column(values, k):
+    values = np.array(values, np.float32)
+    columns, smallest = engine.k_smallest(values, k)
+    expected = [sorted(range(6), key=lambda column: (row[column], column))[:k] for row in values]
+    np.testing.assert_array_equal(columns, expected)
+    np.testing.assert_array_equal(smallest, np.take_along_axis(values, columns, axis=1))
+
+
+def test_the_reference_is_right_on_a_case_worked_by_hand():
+    found = similarity.reference([[3, 0], [1, 1], [0, 2], [0, 0], [-1, 0]], k=3)
+    half = np.sqrt(0.5)
+    np.testing.assert_array_equal(found.indices, [[1, 2, 3], [0, 2, 3], [1, 0, 3], [0, 1, 2], [2, 3, 1]])
+    np.testing.assert_allclose(
+        found.scores, [[half, 0, 0], [half, half, 0], [half, 0, 0], [0, 0, 0], [0, 0, -half]], atol=1e-15
+    )
+
+
+# Memory ----------------------------------------------------------------------------------------------------------------
+
+
+def peak_bytes(function):
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_matrix_is_never_built():
+    X = np.random.default_rng(0).standard_normal((20_000, 8)).astype(np.float32)
+    assert (
+        peak_bytes(lambda: similarity.top_k(X, 5, device="cpu")) < 20_000**2 / 4
+    )  # a matrix of bytes would be four times that
+
+
+@pytest.mark.parametrize("n_distinct", [1, 2, 3000])
+def test_working_memory_is_kept_even_where_all_scores_are_equal(n_distinct):
+    X = np.random.default_rng(0).standard_normal((n_distinct, 4)).astype(np.float32)[np.arange(3000) % n_distinct]
+    held = X.nbytes + 3000 * 10 * (8 + 4)  # float32 rows and the answer
+    peak = peak_bytes(lambda: similarity.top_k(X, device="cpu", working_memory=8))
+    assert peak < 8 * 2**20 + held + 2**18
+
+
+def test_rows_are_scaled_in_blocks(monkeypatch):
+    monkeypatch.setattr("altlas_lib.similarity.inputs._BLOCK_BYTES", 3 * 8 * 4)
+    X = np.random.default_rng(0).standard_normal((20, 4))
+    X[[2, 3, 11]] = np.nan
+    found = similarity.top_k(X, 4, device="cpu", on_invalid="skip")
+    assert found.skipped_rows.tolist() == [2, 3, 11]
+
+
+# What comes in -----------------------------------------------------------------------------------------------------------
+
+
+def test_layouts_and_containers(tmp_path):
+    X = np.random.default_rng(0).standard_normal((30, 6)).astype(np.float32)
+    np.save(tmp_path / "x.npy", X)
+    read_only = X.copy()
+    read_only.flags.writeable = False
+    wide = np.repeat(X, 2, axis=1)
+    before = X.copy()
+    expected = similarity.top_k(X, 4, device="cpu")
+    for same in (
+        np.asfortranarray(X),
+        wide[:, ::2],
+        X[::-1][::-1],
+        read_only,
+        np.load(tmp_path / "x.npy", mmap_mode="r"),
+        X.tolist(),
+    ):
+        found = similarity.top_k(same, 4, device="cpu")
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(X, before)
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e200, 1e307])
+def test_extreme_lengths_neither_overflow_nor_vanish(scale):
+    X = np.random.default_rng(0).uniform(-1, 1, (20, 5))
+    found, expected = similarity.top_k(X * scale, 5, device="cpu"), similarity.top_k(X, 5, device="cpu")
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_allclose(similarity.reference(X * scale, 5).scores, expected.scores, atol=TOLERANCE)
+
+
+def test_small_inputs():
+    assert similarity.top_k(np.empty((0, 3)), device="cpu").indices.shape == (0, 0)
+    assert similarity.top_k([[1.0, 2.0]], device="cpu").scores.shape == (1, 0)
+    assert similarity.top_k([[1.0]], Y=np.empty((0, 1)), device="cpu").indices.shape == (1, 0)
+    assert similarity.top_k(np.empty((0, 1)), Y=[[1.0]], device="cpu").indices.shape == (0, 1)
+    assert similarity.top_k([[2.0], [-1.0], [5.0]], k=100, device="cpu").indices.tolist() == [[2, 1], [0, 2], [0, 1]]
+
+
+def test_a_zero_row_has_similarity_zero_with_all_and_no_negative_zero_is_shown():
+    found = similarity.top_k([[0, 0], [-1, 0], [0, 0], [1, 0]], 3, device="cpu")
+    assert found.indices[0].tolist() == [1, 2, 3]
+    assert found.scores[0].tolist() == [0, 0, 0]
+    assert not np.signbit(found.scores[0]).any()
+    assert similarity.cosine_similarity([[0.0, 0.0]], device="cpu").tolist() == [[0]]
+
+
+def test_a_duplicate_does_not_hide_behind_the_row_itself():
+    found = similarity.top_k([[1, 2]] * 5, 2, device="cpu")
+    assert found.indices.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1], [0, 1]]
+    many = np.repeat(np.random.default_rng(0).standard_normal((200, 7)), 2, axis=0)  # rounding takes some above 1
+    found = similarity.top_k(many, 1, device="cpu")
+    assert found.indices[:, 0].tolist() == [row ^ 1 for row in range(400)]
+    assert 1 - TOLERANCE < found.scores.min() <= found.scores.max() <= 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_invalid_rows_are_named_or_skipped_and_reported(value, dtype):
+    X = np.random.default_rng(0).standard_normal((12, 3)).astype(dtype)
+    X[[1, 4, 5, 6, 8, 9, 10], 1] = value
+    with pytest.raises(ValueError, match=r"X holds NaN or infinity in 7 of 12 rows \(counted from 0: 1, 4, 5, 6, 8, \.\.\.\)"):
+        similarity.top_k(X, device="cpu")
+    found = similarity.top_k(X, 3, device="cpu", on_invalid="skip")
+    valid = [0, 2, 3, 7, 11]
+    assert found.skipped_rows.tolist() == found.skipped_columns.tolist() == [1, 4, 5, 6, 8, 9, 10]
+    assert (found.indices[found.skipped_rows] == -1).all()
+    assert np.isnan(found.scores[found.skipped_rows]).all()
+    of_valid = similarity.top_k(X[valid], 3, device="cpu")
+    np.testing.assert_array_equal(found.indices[valid], np.array(valid)[of_valid.indices])
+    np.testing.assert_array_equal(found.scores[valid], of_valid.scores)
+
+
+def test_invalid_rows_of_y_are_nobodys_neighbours():
+    found = similarity.top_k([[1.0, 0.0], [np.nan, 0.0]], 5, Y=[[np.inf, 0], [0, 1], [1, 1]], device="cpu", on_invalid="skip")
+    assert found.indices.tolist() == [[2, 1], [-1, -1]]
+    assert (found.skipped_rows.tolist(), found.skipped_columns.tolist()) == ([1], [0])
+    with pytest.raises(ValueError, match="Y holds NaN"):
+        similarity.top_k([[1.0, 0.0]], Y=[[np.inf, 0]], device="cpu")
+
+
+def test_all_rows_invalid():
+    found = similarity.top_k([[np.nan], [np.nan]], device="cpu", on_invalid="skip")
+    assert found.indices.shape == (2, 0)
+    assert found.skipped_rows.tolist() == [0, 1]
+
+
+class Sparse:
+    def toarray(self): ...
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"X": [1.0, 2.0]}, ValueError, r"X has shape \(2,\)"),
+        ({"X": []}, ValueError, r"X has shape \(0,\)"),
+        ({"X": np.empty((3, 0))}, ValueError, r"X has shape \(3, 0\)"),
+        ({"X": np.ones((2, 2, 2))}, ValueError, r"X has shape \(2, 2, 2\)"),
+        ({"X": [["a", "b"]]}, TypeError, "X has dtype <U1"),
+        ({"X": [[1, None]]}, TypeError, "X has dtype object"),
+        ({"X": [[1j, 2]]}, TypeError, "X has dtype complex128"),
+        ({"X": Sparse()}, TypeError, "sparse Sparse"),
+        ({"X": np.ma.masked_equal([[1.0, 2.0]], 2)}, TypeError, "masked array"),
+        ({"k": 0}, ValueError, "k=0: expected at least 1"),
+        ({"k": -3}, ValueError, "k=-3"),
+        ({"k": 2.5}, TypeError, r"k=2\.5: expected an integer"),
+        ({"k": "ten"}, TypeError, "k='ten'"),
+        ({"Y": [[1.0]]}, ValueError, r"X has shape \(2, 3\) and Y \(1, 1\)"),
+        ({"Y": [1.0]}, ValueError, r"Y has shape \(1,\)"),
+        ({"device": "cuda"}, ValueError, "device='cuda': expected 'auto', 'cpu' or 'gpu'"),
+        ({"on_invalid": "drop"}, ValueError, "on_invalid='drop'"),
+        ({"working_memory": 0}, ValueError, "working_memory=0"),
+        ({"working_memory": np.nan}, ValueError, "working_memory=nan"),
+        ({"working_memory": np.inf}, ValueError, "working_memory=inf"),
+        ({"working_memory": "64"}, ValueError, "working_memory='64'"),
+    ],
+)
+def test_what_cannot_be_used_is_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        similarity.top_k(**{"X": np.ones((2, 3)), "device": "cpu", **arguments})
+
+
+# The whole matrix --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data(), st.integers(1, 8), st.booleans())
+def test_cosine_similarity_is_float64s(data, n_columns, with_other):
+    X = data.draw(vectors(n_columns))
+    Y = data.draw(vectors(n_columns)) if with_other else None
+    found = similarity.cosine_similarity(X, Y, device="cpu")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, cosines(X, X if Y is None else Y), rtol=0, atol=TOLERANCE)
+    assert (abs(found) <= 1).all()
+    if Y is None:
+        np.testing.assert_allclose(similarity.calculate_similarity_cpu(X), found, rtol=0, atol=TOLERANCE)
+
+
+def test_a_matrix_that_does_not_fit_is_refused_with_the_bytes():
+    X = np.broadcast_to(np.float32(1), (10_000_000, 2))
+    with pytest.raises(MemoryError, match=r"400,000,000,000,000 bytes\), and .* available on the CPU; use top_k"):
+        similarity.cosine_similarity(X, device="cpu")
+    with pytest.raises(MemoryError, match="pass fewer rows="):
+        similarity.reference(X)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_the_plain_way_refuses_what_float32_cannot_hold(value):
+    with pytest.raises(ValueError, match=r"a norm above 1e19 in 1 of 3 rows \(counted from 0: 1\)"):
+        similarity.calculate_similarity_cpu([[1, 1], [value, 1], [1, 2]])
+
+
+# Validation --------------------------------------------------------------------------------------------------------------
+
+
+def wrong(change):
+    """A method that changes the right answer."""
+
+    def top_k(X, k):
+        right = similarity.top_k(X, k, device="cpu")
+        indices, scores = right.indices.copy(), right.scores.copy()
+        change(indices, scores)
+        return similarity.Neighbors(indices, scores)
+
+    return similarity.Method("wrong", top_k)
+
+
+def rename(column, value):
+    def change(indices, scores):
+        indices[7, column] = value
+
+    return change
+
+
+def shift_a_score(indices, scores):
+    scores[7, 2] += 1e-4
+
+
+def swap_two_names(indices, scores):
+    indices[7, :2] = indices[7, 1::-1].copy()
+
+
+def swap_two(indices, scores):
+    indices[7, :2], scores[7, :2] = indices[7, 1::-1].copy(), scores[7, 1::-1].copy()
+
+
+def lose_a_score(indices, scores):
+    scores[7, 2] = np.nan
+
+
+@pytest.fixture
+def some_vectors():
+    return np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize("max_rows", [1000, 50])
+@pytest.mark.parametrize("method", similarity.available_methods(300), ids=lambda method: method.name)
+def test_every_method_passes(some_vectors, method, max_rows):
+    found = similarity.validate(method, some_vectors, k=10, max_rows=max_rows)
+    assert found.passed
+    assert 0 < found.largest_error < TOLERANCE
+    assert (found.n_texts, found.n_rows_compared) == (300, None if max_rows == 1000 else 50)
+
+
+def test_an_outlying_dimension_is_within_what_float32_can_do():
+    X = np.random.default_rng(0).standard_normal((100, 1024))
+    X[:, 0] = 50  # as in vectors of language models: most of every sum is there before the rest is added
+    found = similarity.validate(similarity.METHODS[1], np.concatenate([X, X + 1e-5]), k=5)
+    assert found.passed
+    assert found.tolerance < 1e-5  # float16 would be off by 1e-4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [rename(3, 7), rename(3, -1), rename(3, 300), rename(3, 10**12), shift_a_score, swap_two, swap_two_names, lose_a_score],
+    ids=["itself", "none", "beyond", "far beyond", "shifted score", "order", "names", "NaN"],
+)
+def test_a_wrong_answer_does_not_pass(some_vectors, change):
+    assert not similarity.validate(wrong(change), some_vectors, k=5).passed
+
+
+def test_a_repeated_and_a_farther_neighbour_are_counted(some_vectors):
+    def repeat(indices, scores):
+        indices[7, 3], scores[7, 3] = indices[7, 2], scores[7, 2]
+
+    assert similarity.validate(wrong(repeat), some_vectors, k=5).n_other_neighbours == 1
+    farthest = similarity.reference(some_vectors, 299).indices[7, -1]
+    assert similarity.validate(wrong(rename(4, farthest)), some_vectors, k=5).n_other_neighbours == 1
+
+
+def test_an_answer_of_another_shape_is_an_error(some_vectors):
+    method = similarity.Method("short", lambda X, k: similarity.top_k(X, k - 1, device="cpu"))
+    with pytest.raises(ValueError, match=r"short gave \(300, 4\) .* expected \(300, 5\)"):
+        similarity.validate(method, some_vectors, k=5)
+
+
+# Benchmark ---------------------------------------------------------------------------------------------------------------
+
+
+def test_sizes_are_cut_to_the_texts_there_are():
+    assert similarity.usable_sizes([1000, 100, 10_000], 700) == [100, 700]
+    assert similarity.usable_sizes([100], 700) == [100]
+    for sizes, n_texts in [([], 10), ([100], 1), ([0, 10], 100), ([-5], 100)]:
+        with pytest.raises(ValueError, match="expected sizes of at least 2"):
+            similarity.usable_sizes(sizes, n_texts)
+
+
+def test_timings_are_measured_with_memory_and_device(some_vectors):
+    timings = [timing for timing in similarity.time_sizes(some_vectors, [50, 300], k=5, n_repeats=2) if not timing.on_gpu]
+    assert [(timing.method, timing.n_texts) for timing in timings] == [
+        ("NumPy, full matrix", 50),
+        ("NumPy, row blocks", 50),
+        ("NumPy, full matrix", 300),
+        ("NumPy, row blocks", 300),
+    ]
+    for timing in timings:
+        assert timing.time.basis == timing.peak_memory.basis == "measured"
+        assert timing.time.n_runs >= 2
+        assert timing.time.device == results.device_names()[0]
+    assert timings[2].peak_memory.value >= 4 * 300**2
+    assert not tracemalloc.is_tracing()
+    with pytest.raises(ValueError, match="n_repeats=0"):
+        similarity.time_sizes(some_vectors, [50], n_repeats=0)
+    with pytest.raises(ValueError, match="301"):
+        similarity.time_sizes(some_vectors, [50, 301])
+
+
+def test_the_full_matrix_is_left_out_where_it_is_too_large():
+    assert [method.name for method in similarity.available_methods(100_000) if not method.on_gpu] == ["NumPy, row blocks"]
+
+
+def test_the_figure_names_the_fastest_of_the_cpu_and_of_the_gpu():
+    timings = [timing(100, 2), timing(100, 1), timing(100, 3, on_gpu=True), timing(100, 0.1, on_gpu=True, with_transfers=False)]
+    with plots.figure() as (_, ax):
+        assert plots.similarity_times(ax, timings).get_title("left") == "100 texts: 3 s (on a GPU), 1 s (on a CPU)"
+
+
+def timing(n_texts, time_s, **more):
+    device = "a GPU" if more.get("on_gpu") else "a CPU"
+    return results.Timing(method=f"on {device}", n_texts=n_texts, time=results.Quantity.measured([time_s], "s", device), **more)
+
+
+ON_GPU = [timing(n, t, on_gpu=True) for n, t in [(100, 0.3), (1000, 0.3), (10_000, 0.4)]]
+
+
+def test_break_even_is_where_the_gpu_wins_from_there_on():
+    cpu = [timing(100, 0.1), timing(1000, 0.5), timing(1000, 0.9), timing(10_000, 5)]
+    assert similarity.break_even(cpu + ON_GPU) == 1000
+    assert similarity.break_even([timing(100, 1), timing(1000, 0.1), timing(10_000, 5), *ON_GPU]) == 10_000
+    assert similarity.break_even([timing(10_000, 0.1), *ON_GPU]) is None
+    assert similarity.break_even(cpu) is None
+    assert similarity.break_even([*cpu, timing(10_000, 0.01, on_gpu=True, with_transfers=False)]) is None
+
+
+def test_the_finding_names_devices_and_what_was_not_measured(some_vectors, monkeypatch):
+    good = similarity.validate(similarity.METHODS[1], some_vectors)
+    bad = similarity.validate(wrong(shift_a_score), some_vectors)
+    cpu = [timing(100, 0.1), timing(10_000, 5)]
+    monkeypatch.setattr("altlas_lib.similarity.benchmark.has_gpu", lambda: False)
+    without = similarity.summarize(cpu, [good], 10)
+    assert "The 10 nearest of each of 10,000 texts take 5 s on a CPU" in without
+    assert "The 4 nearest of each of 5 texts" in similarity.summarize([timing(5, 1)], [good], 10)
+    assert "GPU not measured: no CUDA GPU" in without
+    assert "agree with float64" in without
+    assert "1 of 2 methods DISAGREE" in similarity.summarize(cpu, [good, bad], 10)
+    assert "400 ms on a GPU with transfers (on a GPU, measured), which pays from 10,000 texts on" in similarity.summarize(
+        cpu + ON_GPU, [good], 10
+    )
+
+
+def test_figures_say_what_they_show(some_vectors, run):
+    timings = similarity.time_sizes(some_vectors, [50, 300], k=5, n_repeats=1)
+    for name, draw in {
+        "times": lambda ax: plots.similarity_times(ax, timings),
+        "memory": lambda ax: plots.similarity_memory(ax, timings, memory_bytes=2**33),
+    }.items():
+        with plots.figure() as (fig, ax):
+            assert draw(ax) is ax
+            labels = " ".join(text.get_text() for text in ax.get_legend().get_texts())
+            assert all(timing.method in labels and timing.time.device in labels for timing in timings)
+            assert ax.get_xlabel()
+            assert ax.get_ylabel()
+            record = plots.save_figure(fig, run, name, alt="a figure")
+        assert (run.figures / record.file).stat().st_size > 10_000
+
+
+# The answer --------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(vectors(3, max_rows=12).filter(lambda X: len(X) > 1), st.integers(1, 5))
+def test_the_most_similar_pairs_are_the_best_of_all_pairs(X, n_pairs):
+    found = similarity.most_similar_pairs(similarity.top_k(X, 5, device="cpu"), [str(i) for i in range(len(X))], n_pairs)
+    upper = cosines(X, X)[np.triu_indices(len(X), 1)]
+    np.testing.assert_allclose([pair.score for pair in found], np.sort(upper)[::-1][:n_pairs], rtol=0, atol=TOLERANCE)
+    for pair in found:
+        assert int(pair.first) < int(pair.second)
+        assert abs(cosines(X, X)[int(pair.first), int(pair.second)] - pair.score) < TOLERANCE
+    assert len({(pair.first, pair.second) for pair in found}) == len(found)
+
+
+def test_pairs_leave_out_skipped_rows_and_shorten_texts():
+    neighbors = similarity.top_k([[1, 0], [np.nan, 0], [1, 0.1], [0, 1]], 3, device="cpu", on_invalid="skip")
+    pairs = similarity.most_similar_pairs(neighbors, ["a  b\n\tc " * 50, "bad", "x" * 1000, "d"], 10, max_characters=20)
+    assert [(pair.first, pair.second) for pair in pairs] == [
+        ("a b c a b c a b c a…", "x" * 19 + "…"),
+        ("x" * 19 + "…", "d"),
+        ("a b c a b c a b c a…", "d"),
+    ]
+
+
+def test_pairs_that_are_not_certain_or_not_of_these_texts_are_refused(some_vectors):
+    neighbors = similarity.top_k(some_vectors, 2, device="cpu")
+    with pytest.raises(ValueError, match="n_pairs=3 of neighbours with k=2"):
+        similarity.most_similar_pairs(neighbors, ["text"] * 300, 3)
+    with pytest.raises(ValueError, match="299 texts for the neighbours of 300 rows"):
+        similarity.most_similar_pairs(neighbors, ["text"] * 299, 1)
+
+
+def test_hostile_texts_are_shown_as_text():
+    hostile = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
+    html = similarity.show_pairs([results.SimilarPair(first=hostile, second="{0} %s $x$", score=0.5)]).to_html()
+    assert "<script>alert" not in html
+    assert "<img" not in html
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; &lt;img" in html
+    assert "{0} %s $x$" in html
+    assert 'class="tex2jax_ignore"' in html  # MathJax leaves the dollars alone
+    assert "0.500" in html
+
+
+def test_the_room_loads_nothing_heavy():
+    heavy = "{'cupy', 'tensorflow', 'keras', 'sklearn', 'pandas', 'matplotlib'}"
+    code = f"import altlas_lib.similarity, sys; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
