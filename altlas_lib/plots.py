@@ -292,15 +292,15 @@ def scores_beside_base_rate(ax: Axes, metrics: Sequence[Metric]) -> Axes:
             sign = 1 if metric.higher_is_better else -1
             ends = [100 * (metric.base_rate + sign * gain) for gain in (metric.gain_low, metric.gain_high)]
             ax.plot(ends, [row, row], color=COLOURS["blue"], linewidth=5, alpha=0.3, solid_capstyle="butt")
-    for score, label, marker, colour in (
-        ("base_rate", "base rate", "s", "grey"),
-        ("best_possible", "best possible", "D", "orange"),
-        ("model", "model, with the 95 % interval of its gain", "o", "blue"),
+    for score, label, marker, size, colour in (
+        ("base_rate", "base rate", "s", 11, "grey"),
+        ("best_possible", "best possible", "D", 9, "orange"),
+        ("model", "model, with the 95 % interval of its gain", "o", 6, "blue"),
     ):
         known = [(100 * getattr(metric, score), row) for row, metric in enumerate(shares) if getattr(metric, score) is not None]
         if known:
             fill = "full" if score == "model" else "none"
-            ax.plot(*zip(*known, strict=True), marker, color=COLOURS[colour], fillstyle=fill, label=label)
+            ax.plot(*zip(*known, strict=True), marker, markersize=size, color=COLOURS[colour], fillstyle=fill, label=label)
     arrows = {True: "more is better", False: "less is better"}
     ax.set_yticks(rows, [f"{m.name}\n{arrows[m.higher_is_better]}, n = {m.n_samples:,}" for m in shares])
     ax.set(xlim=(-3, 103), ylim=(len(shares) - 0.5, -0.5), xlabel="share of n unseen values (%)")

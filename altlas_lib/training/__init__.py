@@ -1,0 +1,57 @@
+"""Chapter 30: a multi-scale model of a crash-game series, trained within a memory budget and judged beside the base rate.
+
+    series = data.crash_series(12_000, regime_strength=0.8)
+    config = find_preset("quick")
+    samples = prepare(series.values, window=config.window)
+    run = train(samples, config, n_epochs=3, micro_batch_size=32, gradient_accumulation_steps=2, learning_rate=1e-3)
+    metrics = evaluate(run.predict(samples, samples.split.test), samples, series)
+
+Any Keras backend does: TensorFlow unless `KERAS_BACKEND` names another one.
+"""
+
+from .backend import device_name
+from .features import FEATURE_NAMES, FEATURE_WINDOWS, STATISTICS, rolling_features
+from .metrics import Predictions, base_rate_predictions, best_possible_predictions, compare, evaluate, finding, verdict
+from .model import (
+    PRESETS,
+    ModelConfig,
+    NBeatsConfig,
+    TcnConfig,
+    TransformerConfig,
+    build_model,
+    find_preset,
+    parameters_by_part,
+)
+from .train import STAGES, Stage, TrainingRun, train
+from .windows import Batches, Samples, Split, prepare
+
+__all__ = [
+    "FEATURE_NAMES",
+    "FEATURE_WINDOWS",
+    "PRESETS",
+    "STAGES",
+    "STATISTICS",
+    "Batches",
+    "ModelConfig",
+    "NBeatsConfig",
+    "Predictions",
+    "Samples",
+    "Split",
+    "Stage",
+    "TcnConfig",
+    "TrainingRun",
+    "TransformerConfig",
+    "base_rate_predictions",
+    "best_possible_predictions",
+    "build_model",
+    "compare",
+    "device_name",
+    "evaluate",
+    "find_preset",
+    "finding",
+    "parameters_by_part",
+    "prepare",
+    "rolling_features",
+    "train",
+    "verdict",
+]

@@ -1,0 +1,255 @@
+"""The multi-scale model: N-BEATS style stacks, a TCN and a Transformer over the same past, fused, with three heads.
+
+Only Keras layers and `keras.ops`: the model is the same on TensorFlow, JAX and PyTorch.
+
+- N-BEATS: Oreshkin et al. 2020, https://arxiv.org/abs/1905.10437
+- TCN: Bai et al. 2018, https://arxiv.org/abs/1803.01271
+- Transformer encoder: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
+"""
+
+import difflib
+from typing import Self
+
+import numpy as np
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+
+from ..results import Model
+from .backend import keras, serializable
+from .features import FEATURE_NAMES
+
+layers = keras.layers
+
+N_CLASSES = 3
+
+
+class NBeatsConfig(Model):
+    window: PositiveInt
+    units: PositiveInt
+    n_blocks: PositiveInt
+
+
+class TcnConfig(Model):
+    """One residual block per width in `filters` and dilation; each sees 2 (kernel_size - 1) dilation values further back."""
+
+    window: PositiveInt
+    filters: tuple[PositiveInt, ...]
+    kernel_size: PositiveInt = 3
+    dilations: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16, 32)
+
+
+class TransformerConfig(Model):
+    window: PositiveInt
+    d_model: PositiveInt
+    n_layers: PositiveInt
+    n_heads: PositiveInt
+    feed_forward: PositiveInt
+
+    @model_validator(mode="after")
+    def _heads_share_the_model_width(self) -> Self:
+        if self.d_model % 2 or self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model}: expected an even multiple of n_heads ({self.n_heads})")
+        return self
+
+
+class ModelConfig(Model):
+    """The sizes of the model. `window` values in each part are past values of the series that it looks at."""
+
+    nbeats: tuple[NBeatsConfig, ...] = ()
+    tcn: TcnConfig | None = None
+    transformer: TransformerConfig | None = None
+    fusion: tuple[PositiveInt, ...] = (512, 256)
+    dropout: NonNegativeFloat = Field(default=0.2, lt=1)
+
+    @property
+    def parts(self) -> tuple[NBeatsConfig | TcnConfig | TransformerConfig, ...]:
+        return tuple(part for part in (*self.nbeats, self.tcn, self.transformer) if part)
+
+    @property
+    def window(self) -> int:
+        """The longest past that a part looks at, in values: the length of the model's input."""
+        return max(part.window for part in self.parts)
+
+    @model_validator(mode="after")
+    def _has_a_part(self) -> Self:
+        if not self.parts:
+            raise ValueError("the model looks at nothing: give it nbeats, a tcn or a transformer")
+        return self
+
+
+_REFERENCE = ModelConfig(
+    nbeats=(
+        NBeatsConfig(window=50, units=128, n_blocks=5),
+        NBeatsConfig(window=200, units=192, n_blocks=6),
+        NBeatsConfig(window=500, units=256, n_blocks=7),
+        NBeatsConfig(window=1000, units=384, n_blocks=9),
+    ),
+    tcn=TcnConfig(window=500, filters=(128, 256)),
+    transformer=TransformerConfig(window=1000, d_model=256, n_layers=4, n_heads=8, feed_forward=1024),
+)
+
+PRESETS: dict[str, ModelConfig] = {
+    "reference": _REFERENCE,
+    # The plan's remedies against running out of memory: without the longest window and its Transformer; a lighter Transformer.
+    "option1": _REFERENCE.model_copy(update={"nbeats": _REFERENCE.nbeats[:3], "transformer": None}),
+    "option2": _REFERENCE.model_copy(
+        update={"transformer": TransformerConfig(window=1000, d_model=128, n_layers=2, n_heads=4, feed_forward=512)}
+    ),
+    # The reference's structure, small enough for two CPU cores. The TCN and the Transformer look less far back than its
+    # stacks: convolutions cost the window, attention its square.
+    "quick": ModelConfig(
+        nbeats=tuple(NBeatsConfig(window=stack.window, units=32, n_blocks=2) for stack in _REFERENCE.nbeats),
+        tcn=TcnConfig(window=50, filters=(8, 16), dilations=(1, 2, 4)),
+        transformer=TransformerConfig(window=100, d_model=16, n_layers=1, n_heads=2, feed_forward=32),
+        fusion=(64, 32),
+    ),
+}
+
+
+def find_preset(name: str) -> ModelConfig:
+    """The preset called `name`.
+
+    Raises:
+        ValueError: there is none; names the nearest.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    near = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(map(repr, PRESETS))}"
+    raise ValueError(f"preset {name!r} is unknown; {hint}")
+
+
+@serializable
+class PositionalEncoding(layers.Layer):
+    """Adds sines and cosines of the position, so that attention can tell order (Vaswani et al. 2017, section 3.5)."""
+
+    def call(self, x):  # (batch, length, d_model)
+        length, d_model = x.shape[1:]
+        angle = np.arange(length)[:, None] / 10_000 ** (np.arange(0, d_model, 2) / d_model)
+        table = np.stack((np.sin(angle), np.cos(angle)), axis=-1).reshape(length, d_model)
+        return x + keras.ops.cast(table, x.dtype)
+
+
+def _nbeats(sequence, config: NBeatsConfig, dropout: float, part: str):
+    """Doubly residual stack: a block takes what it explains away from what the next one sees; the sum of that is the forecast.
+
+    The paper maps a block's output twice more, to a backcast and to a forecast. The plan's count of about 9.8M parameters
+    leaves no room for these maps (with them: about 18M): here a block's output is both, in a space of `units` dimensions.
+    """
+    x = layers.Flatten(name=f"{part}.flatten")(sequence)
+    entry = residual = layers.Dense(config.units, name=f"{part}.entry")(x)
+    for i in range(1, config.n_blocks + 1):
+        block = layers.Dense(config.units, activation="relu", name=f"{part}.block{i}_dense")(residual)
+        block = layers.BatchNormalization(name=f"{part}.block{i}_norm")(block)
+        block = layers.Dropout(dropout, name=f"{part}.block{i}_dropout")(block)
+        residual = layers.Subtract(name=f"{part}.block{i}_residual")([residual, block])
+    return layers.Subtract(name=f"{part}.forecast")([entry, residual])  # the sum of the blocks' outputs
+
+
+def _tcn(sequence, config: TcnConfig, dropout: float, part: str):
+    """Residual blocks of two dilated causal convolutions; the state after the last value is the summary.
+
+    The widths follow each other with all dilations each: only so do the reference's 500 values all reach the end (505).
+    Keras has no weight normalisation; layer normalisation stands in its place.
+    """
+    x = sequence
+    for stage, filters in enumerate(config.filters, start=1):
+        for dilation in config.dilations:
+            name = f"{part}.stage{stage}_dilation{dilation}"
+            shortcut = x
+            if x.shape[-1] != filters:
+                shortcut = layers.Conv1D(filters, 1, name=f"{name}_shortcut")(x)
+            for i in (1, 2):
+                x = layers.Conv1D(
+                    filters, config.kernel_size, padding="causal", dilation_rate=dilation, name=f"{name}_conv{i}"
+                )(x)
+                x = layers.LayerNormalization(name=f"{name}_norm{i}")(x)
+                x = layers.ReLU(name=f"{name}_relu{i}")(x)
+                x = layers.SpatialDropout1D(dropout, name=f"{name}_dropout{i}")(x)
+            x = layers.Add(name=f"{name}_residual")([shortcut, x])
+    last = layers.Cropping1D((config.window - 1, 0), name=f"{part}.last")(x)
+    return layers.Flatten(name=f"{part}.flatten")(last)
+
+
+def _transformer(sequence, config: TransformerConfig, dropout: float, part: str):
+    """Encoder with normalisation before each sub-layer, averaged over the window.
+
+    Dropout acts on the sub-layers' outputs. On the attention weights it would keep every backend from fused attention.
+    """
+    x = layers.Dense(config.d_model, name=f"{part}.embedding")(sequence)
+    x = PositionalEncoding(name=f"{part}.position")(x)
+    for i in range(1, config.n_layers + 1):
+        name = f"{part}.layer{i}"
+        y = layers.LayerNormalization(name=f"{name}_attention_norm")(x)
+        y = layers.MultiHeadAttention(config.n_heads, config.d_model // config.n_heads, name=f"{name}_attention")(y, y)
+        y = layers.Dropout(dropout, name=f"{name}_attention_dropout")(y)
+        x = layers.Add(name=f"{name}_attention_residual")([x, y])
+        y = layers.LayerNormalization(name=f"{name}_feed_forward_norm")(x)
+        y = layers.Dense(config.feed_forward, activation="relu", name=f"{name}_feed_forward_in")(y)
+        y = layers.Dense(config.d_model, name=f"{name}_feed_forward_out")(y)
+        y = layers.Dropout(dropout, name=f"{name}_feed_forward_dropout")(y)
+        x = layers.Add(name=f"{name}_feed_forward_residual")([x, y])
+    x = layers.LayerNormalization(name=f"{part}.norm")(x)
+    return layers.GlobalAveragePooling1D(name=f"{part}.average")(x)
+
+
+_BUILDERS = {NBeatsConfig: (_nbeats, "nbeats"), TcnConfig: (_tcn, "tcn"), TransformerConfig: (_transformer, "transformer")}
+
+
+def build_model(config: ModelConfig, n_features: int = len(FEATURE_NAMES), *, dtype_policy: str = "float32") -> keras.Model:
+    """The model of `config`, not compiled.
+
+    Inputs, a dict:
+        window (batch, config.window): scaled log values, oldest first. Shorter windows are its end, cut inside the model.
+        features (batch, n_features): scaled statistics of the past.
+    Outputs, a dict in float32:
+        regression (batch, 1): log of the next value.
+        classification (batch, 3): probabilities of below 1.5, 1.5 to 10, 10 and more.
+        threshold (batch, 1): probability of 1.5 or more, as seen by the class-weighted loss.
+
+    Raises:
+        ValueError: Keras knows no such dtype policy.
+    """
+    policy_before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype_policy)
+    try:
+        return _build(config, n_features)
+    finally:
+        keras.config.set_dtype_policy(policy_before)
+
+
+def _build(config: ModelConfig, n_features: int) -> keras.Model:
+    window = keras.Input((config.window,), name="window")
+    features = keras.Input((n_features,), name="features")
+    sequence = layers.Reshape((config.window, 1), name="sequence")(window)
+
+    outputs = []
+    for part in config.parts:
+        build, kind = _BUILDERS[type(part)]
+        name = f"{kind}_{part.window}"
+        past = layers.Cropping1D((config.window - part.window, 0), name=f"{name}.past")(sequence)
+        outputs.append(build(past, part, config.dropout, name))
+
+    x = layers.Concatenate(name="fusion.concatenate")([*outputs, features])
+    for i, units in enumerate(config.fusion, start=1):
+        x = layers.Dense(units, activation="relu", name=f"fusion.dense{i}")(x)
+        x = layers.Dropout(config.dropout, name=f"fusion.dropout{i}")(x)
+    heads = {"regression": (1, None), "classification": (N_CLASSES, "softmax"), "threshold": (1, "sigmoid")}
+    return keras.Model(
+        {"window": window, "features": features},
+        {
+            # float32 also under mixed_float16: the losses take logarithms of these.
+            head: layers.Dense(units, activation=activation, dtype="float32", name=f"heads.{head}")(x)
+            for head, (units, activation) in heads.items()
+        },
+        name="multi_scale",
+    )
+
+
+def parameters_by_part(model: keras.Model) -> dict[str, int]:
+    """The number of parameters of each part of the model (a layer's part is its name up to the dot), and `total`."""
+    counts: dict[str, int] = {}
+    for layer in model.layers:
+        if layer.count_params():
+            part = layer.name.partition(".")[0]
+            counts[part] = counts.get(part, 0) + layer.count_params()
+    return {**counts, "total": model.count_params()}

@@ -1,0 +1,148 @@
+"""From a series to batches without copies: the series is kept once, a sample is a position in it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from sklearn.preprocessing import StandardScaler
+
+from .backend import keras
+from .features import FEATURE_WINDOWS, HIGH, THRESHOLD, rolling_features
+
+VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
+MIN_SAMPLES = 100
+
+
+@dataclass(frozen=True)
+class Split:
+    """Positions of the targets of each part, one after the other in time and without overlap."""
+
+    train: slice
+    validation: slice
+    test: slice
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """A series prepared for training. Sample t predicts the value at position t from what lies before it.
+
+    Attributes:
+        values: (n,) float64, the series as given.
+        scaled_logs: (n,) float32, log values; mean 0 and standard deviation 1 up to the end of the training part.
+        features: (n, 121) float32, row t from values before t; mean 0 and standard deviation 1 on the training part.
+        split: the positions of the three parts; the first one has as much past as the longest window asks for.
+    """
+
+    values: np.ndarray
+    scaled_logs: np.ndarray
+    features: np.ndarray
+    split: Split
+
+    def inputs(self, positions: np.ndarray, window: int) -> dict[str, np.ndarray]:
+        """The model's inputs: `window` (len(positions), window), oldest value first, and `features` (len(positions), 121)."""
+        past = sliding_window_view(self.scaled_logs, window)
+        return {"window": past[positions - window], "features": self.features[positions]}
+
+    def targets(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """What each head is to say: `regression` (log value), `classification` (0, 1, 2), `threshold` (0.0 or 1.0)."""
+        values = self.values[positions]
+        return {
+            "regression": np.log(values).astype("float32"),
+            "classification": np.digitize(values, (THRESHOLD, HIGH)),
+            "threshold": (values >= THRESHOLD).astype("float32"),
+        }
+
+
+def prepare(values: np.ndarray, *, window: int) -> Samples:
+    """Split a series in time (70 % training, 10 % validation, 20 % test) and scale it by what its training part knows.
+
+    A window of a later part may reach back into an earlier one, as it will in use: the past is known by then. No value
+    after a position reaches its inputs, and no value is the target of two parts.
+
+    Args:
+        values: (n,) multipliers of 1.00 or more.
+        window: the longest window of the model, `ModelConfig.window`.
+
+    Raises:
+        ValueError: values are missing, infinite or below 1.00, the series is too short, or it is no series.
+    """
+    values = np.asarray(values, dtype="float64")
+    if values.ndim != 1:
+        raise ValueError(f"values have shape {values.shape}: expected one axis, such as one column of a table")
+    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 1)))
+    if len(bad):
+        first = ", ".join(f"{values[at]} at {at}" for at in bad[:3]) + (", ..." if len(bad) > 3 else "")
+        raise ValueError(
+            f"{len(bad)} of {len(values)} values are no multipliers, which are 1.00 or more: {first}; "
+            "correct them, or give the series that you mean"
+        )
+    history = max(window, *FEATURE_WINDOWS)
+    n_samples = len(values) - history
+    if n_samples < MIN_SAMPLES:
+        raise ValueError(
+            f"the series has {len(values)} values: a sample needs {history} values of past, and {MIN_SAMPLES} samples are the "
+            f"least to split in three; give at least {history + MIN_SAMPLES} values"
+        )
+    test = len(values) - round(n_samples * TEST_SHARE)
+    validation = test - round(n_samples * VALIDATION_SHARE)
+    split = Split(slice(history, validation), slice(validation, test), slice(test, len(values)))
+
+    logs, features = np.log(values)[:, None], rolling_features(values)
+    scaled_logs = StandardScaler().fit(logs[: split.train.stop]).transform(logs)[:, 0]
+    scaled_features = StandardScaler().fit(features[split.train]).transform(features)
+    return Samples(values, scaled_logs.astype("float32"), scaled_features.astype("float32"), split)
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of one part, gathered by position when they are asked for.
+
+    With a `seed` every epoch has its own order, and the samples at its end that fill no whole update are left out: Keras
+    would carry a partial accumulation into the next epoch and weigh a short micro-batch like a full one. Without a seed
+    all samples come once, in time order.
+
+    Raises:
+        ValueError: a batch size or number of accumulation steps below 1, or a part too small for one update.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        part: slice,
+        *,
+        window: int,
+        batch_size: int,
+        gradient_accumulation_steps: int = 1,
+        seed: int | None = None,
+    ):
+        super().__init__()
+        if batch_size < 1 or gradient_accumulation_steps < 1:
+            raise ValueError(
+                f"micro-batches of {batch_size}, {gradient_accumulation_steps} per update: expected 1 or more of each"
+            )
+        self.samples, self.window, self.batch_size, self.seed = samples, window, batch_size, seed
+        self.positions = np.r_[part]
+        self.n_batches = -(-len(self.positions) // batch_size)
+        if seed is not None:
+            n_updates = len(self.positions) // (batch_size * gradient_accumulation_steps)
+            if not n_updates:
+                raise ValueError(
+                    f"there are {len(self.positions)} samples, one update takes {batch_size} x {gradient_accumulation_steps}: "
+                    "make the batch smaller or the series longer"
+                )
+            self.n_batches = n_updates * gradient_accumulation_steps
+        self.epoch = -1
+        self.on_epoch_end()
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+        if self.seed is not None:
+            self.order = np.random.default_rng([self.seed, self.epoch]).permutation(self.positions)
+        else:
+            self.order = self.positions
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        positions = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.samples.inputs(positions, self.window), self.samples.targets(positions)

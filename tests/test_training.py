@@ -1,0 +1,530 @@
+"""Chapter 30: windows and features against a loop over samples, the model, its training, scores against scikit-learn."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+from sklearn.utils.class_weight import compute_class_weight
+
+from altlas_lib import data, devices, plots, training
+from altlas_lib.results import Epoch, Provenance, TrainingResult
+from altlas_lib.training import ModelConfig, NBeatsConfig, Predictions, TcnConfig, TransformerConfig, backend, losses
+from altlas_lib.training.backend import keras
+
+MULTIPLIERS = st.one_of(st.floats(1, 20), st.sampled_from([1.0, 1.49, 1.5, 9.99, 10.0, 1e6])).map(lambda x: round(x, 2))
+TINY = ModelConfig(nbeats=(NBeatsConfig(window=20, units=8, n_blocks=2),), fusion=(16,))
+
+
+@pytest.fixture(scope="module")
+def series():
+    return data.crash_series(2000, regime_strength=0.9, seed=3)
+
+
+@pytest.fixture(scope="module")
+def samples(series):
+    return training.prepare(series.values, window=1000)
+
+
+# Windows and features -------------------------------------------------------------------------------------------------
+
+
+def bare_samples(values):
+    """Samples without scaling, for what does not depend on it."""
+    values = np.asarray(values)
+    nothing = slice(0, 0)
+    logs = np.log(values).astype("float32")
+    return training.Samples(values, logs, logs[:, None], training.Split(nothing, nothing, nothing))
+
+
+@given(values=st.lists(MULTIPLIERS, min_size=2, max_size=40), random=st.data())
+def test_windows_equal_a_loop_over_samples(values, random):
+    window = random.draw(st.integers(1, len(values) - 1))
+    positions = random.draw(st.lists(st.integers(window, len(values) - 1), min_size=1, max_size=8))
+    prepared = bare_samples(values)
+
+    expected = [[np.float32(np.log(values[at])) for at in range(position - window, position)] for position in positions]
+    np.testing.assert_array_equal(prepared.inputs(np.array(positions), window)["window"], expected)
+    targets = prepared.targets(np.array(positions))
+    for i, position in enumerate(positions):
+        value = values[position]
+        assert targets["regression"][i] == np.float32(np.log(value))
+        assert targets["classification"][i] == (0 if value < 1.5 else 1 if value < 10 else 2)
+        assert targets["threshold"][i] == (value >= 1.5)
+
+
+def naive_features(past):
+    """The 121 statistics of one sample by their definitions, in float64."""
+    row = []
+    for window in training.FEATURE_WINDOWS:
+        values = past[-window:]
+        logs, below = np.log(values), values < 1.5
+        mean, std, n = logs.mean(), logs.std(ddof=1), window
+        constant = np.ptp(logs) == 0
+        skew = 0 if constant else n / ((n - 1) * (n - 2)) * (((logs - mean) / std) ** 3).sum()
+        pairs_vary = np.ptp(logs[1:]) and np.ptp(logs[:-1])
+        row += [mean, std, skew, logs.min(), np.median(logs), logs.max()]
+        row += [0 if constant else (logs[-1] - mean) / std, np.corrcoef(logs[1:], logs[:-1])[0, 1] if pairs_vary else 0]
+        row += [below.mean(), (values >= 10).mean(), (below[1:] != below[:-1]).mean()]
+    return row
+
+
+@settings(max_examples=20)
+@given(values=st.lists(MULTIPLIERS, min_size=1, max_size=60), seed=st.integers(0, 99))
+def test_features_equal_a_loop_over_samples(values, seed):
+    history = data.crash_series(1000, seed=seed).values
+    values = np.concatenate([history, [1e9], values, np.full(8, 1.2), [3.0]])  # a huge value, and a stretch without variation
+    features = training.rolling_features(values)
+    assert features.shape == (len(values), 121)
+    assert len(training.FEATURE_NAMES) == 121
+    assert np.isnan(features[:1000]).any(axis=1).all()
+    for at in {1000, 1001, len(values) - 2, len(values) - 1}:
+        np.testing.assert_allclose(features[at], naive_features(values[:at]), rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=20)
+@given(at=st.integers(1000, 1099), seed=st.integers(0, 99))
+def test_no_sample_sees_its_own_value_or_a_later_one(at, seed):
+    values = data.crash_series(1100, seed=1).values
+    other = values.copy()
+    other[at:] = data.crash_series(1100 - at, seed=1000 + seed).values * 3
+    np.testing.assert_array_equal(training.rolling_features(values)[: at + 1], training.rolling_features(other)[: at + 1])
+    positions = np.arange(1000, at + 1)
+    one, two = (bare_samples(v).inputs(positions, 1000)["window"] for v in (values, other))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_the_parts_follow_each_other_and_the_first_sample_has_all_its_past(samples):
+    split = samples.split
+    assert (split.train, split.validation, split.test) == (slice(1000, 1700), slice(1700, 1800), slice(1800, 2000))
+    assert training.prepare(samples.values, window=1500).split.train.start == 1500
+    assert np.isfinite(samples.features[1000:]).all()
+
+
+def test_what_scales_the_inputs_knows_the_training_part_only(series, samples):
+    end = samples.split.train.stop
+    np.testing.assert_allclose(samples.scaled_logs[:end].mean(), 0, atol=1e-5)
+    np.testing.assert_allclose(samples.scaled_logs[:end].std(), 1, atol=1e-5)
+    np.testing.assert_allclose(samples.features[samples.split.train].mean(axis=0), 0, atol=1e-4)
+
+    later_values_differ = np.concatenate([series.values[:end], series.values[end:] * 100])
+    other = training.prepare(later_values_differ, window=1000)
+    np.testing.assert_array_equal(other.scaled_logs[:end], samples.scaled_logs[:end])
+    np.testing.assert_array_equal(other.features[1000 : end + 1], samples.features[1000 : end + 1])
+
+
+def test_an_epoch_is_a_new_order_of_whole_updates(samples):
+    batches = training.Batches(samples, samples.split.train, window=50, batch_size=8, gradient_accumulation_steps=3, seed=5)
+    epochs = []
+    for _ in range(2):
+        epochs.append(np.concatenate([batches[i][1]["regression"] for i in range(len(batches))]))
+        assert len(epochs[-1]) == 700 // 24 * 24
+        batches.on_epoch_end()
+    assert not np.array_equal(*epochs)
+    assert all(len(np.unique(batches.order)) == 700 for _ in epochs)
+    again = training.Batches(samples, samples.split.train, window=50, batch_size=24, seed=5)
+    np.testing.assert_array_equal(again[0][1]["regression"], epochs[0][:24])
+
+
+def test_without_a_seed_all_samples_come_in_time_order(samples):
+    batches = training.Batches(samples, samples.split.test, window=50, batch_size=64)
+    seen = np.concatenate([batches[i][1]["regression"] for i in range(len(batches))])
+    np.testing.assert_array_equal(seen, np.log(samples.values[1800:]).astype("float32"))
+
+
+# Model ----------------------------------------------------------------------------------------------------------------
+
+
+def dense(n_in, n_out):
+    return (n_in + 1) * n_out
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: training.build_model(config) for name, config in training.PRESETS.items()}
+
+
+@pytest.mark.parametrize("preset", training.PRESETS)
+def test_every_preset_takes_the_same_past_and_answers_three_questions(preset, models):
+    model, window = models[preset], 500 if preset == "option1" else 1000
+    assert {tensor.name: tensor.shape for tensor in model.inputs} == {"window": (None, window), "features": (None, 121)}
+    answers = model({name: np.zeros((2, size), "float32") for name, size in (("window", window), ("features", 121))})
+    shapes = {head: tuple(answer.shape) for head, answer in answers.items()}
+    assert shapes == {"regression": (2, 1), "classification": (2, 3), "threshold": (2, 1)}
+
+
+def test_the_reference_has_the_parameters_that_its_sizes_imply(models):
+    """Counted by hand from the plan's sizes; the plan itself says "about 9.8M"."""
+    parts = training.parameters_by_part(models["reference"])
+    for window, units, n_blocks in ((50, 128, 5), (200, 192, 6), (500, 256, 7), (1000, 384, 9)):
+        # an entry, then blocks of a dense layer and batch normalisation's 4 vectors
+        assert parts[f"nbeats_{window}"] == dense(window, units) + n_blocks * (dense(units, units) + 4 * units)
+    tcn = 0
+    for n_in, n_out in ((1, 128), (128, 256)):
+        first, other = (dense(3 * n, n_out) + 2 * n_out for n in (n_in, n_out))  # kernel 3, and layer normalisation
+        tcn += dense(n_in, n_out) + first + 11 * other  # the shortcut where the width changes; 12 convolutions per width
+    assert parts["tcn_500"] == tcn
+    layer = 4 * dense(256, 256) + dense(256, 1024) + dense(1024, 256) + 2 * 2 * 256
+    assert parts["transformer_1000"] == dense(1, 256) + 4 * layer + 2 * 256
+    fused = 128 + 192 + 256 + 384 + 256 + 256 + 121
+    assert parts["fusion"] == dense(fused, 512) + dense(512, 256)
+    assert parts["heads"] == dense(256, 5)
+    assert parts["total"] == sum(parts.values()) - parts["total"] == 9_639_877
+    assert parts["total"] == pytest.approx(9.8e6, rel=0.02)
+
+
+def test_the_plans_remedies_make_the_model_lighter(models):
+    parts = {name: training.parameters_by_part(model) for name, model in models.items()}
+    assert not {"nbeats_1000", "transformer_1000"} & set(parts["option1"])
+    assert parts["option2"]["transformer_1000"] < parts["reference"]["transformer_1000"] / 7
+    assert parts["quick"].keys() - parts["reference"].keys() == {"tcn_50", "transformer_100"}
+    assert parts["quick"]["total"] < 100_000 < parts["option1"]["total"] < parts["option2"]["total"]
+
+
+def test_a_saved_model_answers_the_same(tmp_path, models):
+    rng = np.random.default_rng(0)
+    inputs = {"window": rng.normal(size=(3, 1000)).astype("float32"), "features": rng.normal(size=(3, 121)).astype("float32")}
+    models["quick"].save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    before, after = models["quick"](inputs), loaded(inputs)
+    for head in before:
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(before[head]), keras.ops.convert_to_numpy(after[head]))
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(before["classification"]).sum(axis=1), 1, rtol=1e-6)
+
+
+def answer(model, window):
+    return keras.ops.convert_to_numpy(model({"window": window, "features": np.zeros((1, 121), "float32")})["regression"])
+
+
+def test_the_tcn_sees_exactly_its_receptive_field():
+    keras.utils.set_random_seed(0)  # ReLUs of unlucky weights could block the only path
+    config = TcnConfig(window=30, filters=(16, 16), dilations=(1, 2))
+    reach = 1 + 2 * 2 * 2 * (1 + 2)  # 2 widths x 2 convolutions x (3 - 1) values further back per dilation
+    model = training.build_model(ModelConfig(tcn=config, fusion=(8,)))
+    past = np.random.default_rng(0).normal(size=(1, 30)).astype("float32")
+    for distance in (reach, reach + 1):
+        other = past.copy()
+        other[0, -distance] += 5
+        assert (answer(model, other) != answer(model, past)) == (distance <= reach)
+
+
+def test_the_transformer_knows_the_order_of_values():
+    transformer = TransformerConfig(window=12, d_model=8, n_layers=1, n_heads=2, feed_forward=16)
+    model = training.build_model(ModelConfig(transformer=transformer, fusion=(8,)))
+    past = np.random.default_rng(0).normal(size=(1, 12)).astype("float32")
+    assert abs(answer(model, past) - answer(model, past[:, ::-1].copy())) > 1e-5
+
+
+def test_mixed_precision_ends_with_the_model_and_answers_in_float32():
+    model = training.build_model(TINY, dtype_policy="mixed_float16")
+    assert model.get_layer("fusion.dense1").compute_dtype == "float16"
+    assert {output.dtype for output in model.outputs} == {"float32"}
+    assert keras.config.dtype_policy().name == "float32"
+
+
+# Losses and training --------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0.01, 0.99)), min_size=1, max_size=20), st.floats(0.1, 5), st.floats(0.1, 5))
+@settings(max_examples=25, deadline=None)
+def test_the_threshold_loss_is_scikit_learns_weighted_log_loss(pairs, below_weight, above_weight):
+    above, probability = (np.array(column, dtype="float32") for column in zip(*pairs, strict=True))
+    loss = losses.WeightedBinaryCrossentropy(below_weight, above_weight)(above, probability[:, None])
+    weights = np.where(above, above_weight, below_weight)
+    expected = sk.log_loss(above, probability.astype("float64"), sample_weight=weights, labels=[0, 1]) * weights.mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_class_weights_are_balanced_and_their_effect_on_the_probability_is_undone():
+    above = np.arange(1000) < 647
+    below_weight, above_weight = losses.balanced_weights(above)
+    assert [below_weight, above_weight] == pytest.approx(
+        compute_class_weight("balanced", classes=np.array([False, True]), y=above)
+    )
+    p = np.array([0.1, 0.5, 0.647, 0.9])
+    learned = above_weight * p / (above_weight * p + below_weight * (1 - p))  # what makes the weighted loss smallest
+    np.testing.assert_allclose(losses.unweighted_probability(learned, below_weight, above_weight), p)
+
+
+def weights_of(run):
+    return np.concatenate([keras.ops.convert_to_numpy(weight).ravel() for weight in run.model.trainable_variables])
+
+
+def test_accumulated_micro_batches_equal_the_big_batch(samples):
+    """Without batch normalisation and dropout, which see micro-batches."""
+    config = ModelConfig(tcn=TcnConfig(window=20, filters=(4,), dilations=(1, 2)), fusion=(8,), dropout=0)
+    numbers = {"n_epochs": 1, "learning_rate": 1e-3, "seed": 7}
+    big = training.train(samples, config, micro_batch_size=64, **numbers)
+    accumulated = training.train(samples, config, micro_batch_size=16, gradient_accumulation_steps=4, **numbers)
+    np.testing.assert_allclose(weights_of(accumulated), weights_of(big), atol=1e-6)
+    small = training.train(samples, config, micro_batch_size=16, **numbers)
+    assert np.abs(weights_of(small) - weights_of(big)).max() > 1e-3
+
+
+def test_training_learns_what_can_be_learned_and_writes_it_down(series, samples):
+    run = training.train(samples, TINY, n_epochs=6, micro_batch_size=32, learning_rate=3e-3)
+    losses_seen = [epoch.metrics["loss"] for epoch in run.history]
+    assert [epoch.epoch for epoch in run.history] == [1, 2, 3, 4, 5, 6]
+    assert losses_seen[-1] < losses_seen[0]
+    assert {"val_loss", "regression_loss", "classification_loss", "threshold_loss"} <= run.history[0].metrics.keys()
+    assert run.step_time.n_runs == 6 * (700 // 32) - 1
+    assert run.step_time.device == backend.device_name()
+    assert (run.peak_memory is None) == (not backend.uses_gpu())
+
+    accuracy = training.evaluate(run.predict(samples, samples.split.test), samples, series)[0]
+    assert accuracy.n_samples == 200
+    assert accuracy.gain_low > 0  # the regime is strong enough for 200 values to show it
+    assert "the model predicts, by" in training.verdict(accuracy)
+
+
+def test_the_same_seed_gives_the_same_model(samples):
+    one, two, other = (training.train(samples, TINY, n_epochs=1, micro_batch_size=350, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(weights_of(one), weights_of(two))
+    assert not np.array_equal(weights_of(one), weights_of(other))
+
+
+# Scores ---------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(MULTIPLIERS, st.booleans(), st.integers(0, 2), MULTIPLIERS), min_size=1, max_size=50), st.booleans())
+@settings(deadline=None)
+def test_scores_are_scikit_learns(rows, base_above):
+    actual, above, classes, predicted = (np.array(column) for column in zip(*rows, strict=True))
+    n = len(rows)
+    base = Predictions(np.full(n, base_above), np.full(n, 1), np.full(n, 0.7))
+    scores = {m.name: m for m in training.compare(Predictions(above, classes, np.log(predicted)), base, actual)}
+    is_above = actual >= 1.5
+    recall = {side: sk.recall_score(is_above, above, pos_label=side, zero_division=0) for side in (False, True)}
+    precision = sk.precision_score(is_above, above, zero_division=1)  # no signal: none was false
+    expected = {
+        "accuracy at 1.5": sk.accuracy_score(is_above, above),
+        "accuracy below 1.5": recall[False],
+        "accuracy from 1.5": recall[True],
+        "accuracy of 3 classes": sk.accuracy_score(np.digitize(actual, [1.5, 10]), classes),
+        'false "above" signals': 1 - precision,
+        "error of log value": sk.mean_absolute_error(np.log(actual), np.log(predicted)),
+    }
+    assert {name: metric.model for name, metric in scores.items()} == pytest.approx(expected)
+    assert scores["accuracy at 1.5"].base_rate == pytest.approx(np.mean(is_above == base_above))
+    assert scores["error of log value"].base_rate == pytest.approx(np.mean(np.abs(np.log(actual) - 0.7)))
+    assert {name: metric.n_samples for name, metric in scores.items()} == {
+        "accuracy at 1.5": n,
+        "accuracy below 1.5": (~is_above).sum(),
+        "accuracy from 1.5": is_above.sum(),
+        "accuracy of 3 classes": n,
+        'false "above" signals': above.sum(),
+        "error of log value": n,
+    }
+    assert scores["error of log value"].unit == "log"
+    assert scores["accuracy at 1.5"].best_possible is None
+
+
+def test_the_base_rate_is_the_training_parts(series):
+    values = series.values.copy()
+    values[1700:] = 1.2  # later parts must not matter
+    base = training.base_rate_predictions(training.prepare(values, window=1000))
+    train = series.values[1000:1700]
+    assert len(base.above) == 200
+    assert base.above.all()
+    assert np.unique(base.classes) == np.bincount(np.digitize(train, [1.5, 10])).argmax()
+    np.testing.assert_allclose(base.logs, np.median(np.log(train)), rtol=1e-6)
+
+
+def test_a_gain_is_seldom_claimed_where_there_is_none():
+    """Two forecasts of a fair coin that know nothing: the 95 % interval may leave out 0 in about one case of twenty."""
+    rng, n, claims = np.random.default_rng(0), 400, 0
+    for _ in range(500):
+        actual = rng.choice([1.2, 2.0], size=n)
+        model, base = (Predictions(rng.random(n) < share, np.zeros(n, int), np.zeros(n)) for share in (0.1, 0.12))
+        accuracy = training.compare(model, base, actual)[0]
+        claims += accuracy.gain_low > 0 or accuracy.gain_high < 0
+    assert claims <= 40
+
+
+def test_the_best_possible_forecast_scores_what_the_generator_says():
+    series = data.crash_series(60_000, regime_strength=0.7)
+    part = slice(10_000, 60_000)
+    best = training.best_possible_predictions(series, part)
+    scores = {m.name: m.best_possible for m in training.compare(best, best, series.values[part], best)}
+    expected = series.best_possible(part)
+    assert scores["accuracy at 1.5"] == pytest.approx(expected["threshold_accuracy"], abs=0.01)  # five standard errors
+    assert scores["accuracy of 3 classes"] == pytest.approx(expected["class_accuracy"], abs=0.01)
+    assert scores["error of log value"] == pytest.approx(expected["log_mean_absolute_error"], abs=0.02)
+    assert scores["accuracy below 1.5"] is None
+
+
+def test_the_verdict_follows_the_numbers():
+    fair, regime = data.crash_series(2000), data.crash_series(2000, regime_strength=0.9)
+    prepared = {series: training.prepare(series.values, window=1000) for series in (fair, regime)}
+    test = prepared[regime].split.test
+    best = training.best_possible_predictions(regime, test)
+    wrong = Predictions(~best.above, best.classes, best.logs)
+
+    def verdict(model, series):
+        return training.verdict(training.evaluate(model, prepared[series], series)[0])
+
+    base = training.base_rate_predictions(prepared[fair])
+    assert verdict(base, fair).startswith("on these values nothing can be predicted")
+    assert verdict(wrong, fair).startswith("on these values nothing can be predicted")
+    assert verdict(best, regime).startswith("the model predicts, by +")
+    assert verdict(wrong, regime).startswith("the model does worse than no model, by -")
+    unknown = data.Series(fair.values, fair.source)
+    prepared[unknown] = prepared[fair]
+    assert verdict(base, unknown).startswith("no sign that the model predicts anything, +0.0 points")
+
+
+# Hostile input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full(1099, 2.0), "has 1099 values.*give at least 1100"),
+        (np.array([]), "has 0 values"),
+        (np.r_[np.full(1200, 2.0), np.nan], "1 of 1201 values.*nan at 1200"),
+        (np.r_[np.inf, np.full(1200, 2.0)], "inf at 0"),
+        (np.r_[np.full(1200, 0.99), 1.0], r"1200 of 1201.*0.99 at 0, 0.99 at 1, 0.99 at 2, \.\.\."),
+        (np.full((1200, 2), 2.0), r"shape \(1200, 2\)"),
+    ],
+)
+def test_a_series_that_cannot_be_used_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        training.prepare(values, window=1000)
+
+
+def test_a_series_without_variation_has_finite_inputs_and_nothing_to_train():
+    samples = training.prepare(np.full(1300, 2.0), window=1000)
+    assert np.isfinite(samples.scaled_logs).all()
+    assert np.isfinite(samples.features[1000:]).all()
+    with pytest.raises(ValueError, match="210 of 210 training targets"):
+        training.train(samples, TINY, n_epochs=1, micro_batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"micro_batch_size": 0}, "micro-batches of 0, 1 per update"),
+        ({"gradient_accumulation_steps": 0}, "micro-batches of 8, 0 per update"),
+        ({"micro_batch_size": 64, "gradient_accumulation_steps": 11}, "700 samples, one update takes 64 x 11"),
+        ({"n_epochs": 0}, "n_epochs is 0"),
+        ({"micro_batch_size": 700}, "one update of the weights: expected 2 or more"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"dtype_policy": "float17"}, "float17"),
+    ],
+)
+def test_training_numbers_that_cannot_be_meant_are_refused(samples, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        training.train(samples, TINY, **{"n_epochs": 1, "micro_batch_size": 8, **arguments})
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_a_loss_that_is_no_number_stops_the_training(samples):
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        training.train(samples, TINY, n_epochs=3, micro_batch_size=64, learning_rate=float("inf"))
+
+
+@pytest.mark.parametrize(("name", "hint"), [("qick", "mean 'quick'"), ("", "known: 'reference'"), ("Option1", "'option1'")])
+def test_an_unknown_preset_names_the_nearest(name, hint):
+    with pytest.raises(ValueError, match=hint):
+        training.find_preset(name)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (lambda: ModelConfig(), "looks at nothing"),
+        (lambda: NBeatsConfig(window=0, units=8, n_blocks=1), "greater than 0"),
+        (lambda: TransformerConfig(window=9, d_model=10, n_layers=1, n_heads=4, feed_forward=8), "multiple of n_heads"),
+        (lambda: ModelConfig(nbeats=TINY.nbeats, dropout=1.0), "less than 1"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        config()
+
+
+# Result, start-up, GPU ------------------------------------------------------------------------------------------------
+
+
+def test_the_result_survives_the_file(run, series, samples):
+    trained = training.train(samples, TINY, n_epochs=1, micro_batch_size=64)
+    metrics = training.evaluate(trained.predict(samples, samples.split.test), samples, series)
+    result = TrainingResult(
+        provenance=Provenance.now(parameters={"seed": 0}),
+        finding=training.finding(metrics[0], preset="tiny", source_name="a series", step_time=trained.step_time),
+        source=series.source,
+        preset="tiny",
+        n_parameters=trained.model.count_params(),
+        micro_batch_size=64,
+        gradient_accumulation_steps=1,
+        history=trained.history,
+        metrics=metrics,
+        step_time=trained.step_time,
+        peak_memory=trained.peak_memory,
+    )
+    result.save(run)
+    assert TrainingResult.load(run) == result
+    assert trained.step_time.device in result.finding
+    assert "measured" in result.finding
+
+
+def test_the_figures_say_what_the_numbers_say(series):
+    with plots.figure() as (_, ax):
+        above = plots.multiplier_survival(ax, np.array([1.0, 1.49, 1.5, 40.0])).get_title("left")
+    assert above.startswith("50.0% of the values reach 1.5")
+
+    epochs = [
+        Epoch(stage=1, epoch=i, metrics={"loss": 1.0, "val_loss": v}, duration_s=1) for i, v in ((1, 0.9), (2, 0.7), (3, 0.8))
+    ]
+    with plots.figure() as (_, ax):
+        assert plots.training_curves(ax, epochs).get_title("left").endswith("at best 0.700 (epoch 2)")
+
+    part = slice(1000, 2000)
+    best = training.best_possible_predictions(series, part)
+    constant = Predictions(np.ones(1000, bool), np.ones(1000, int), np.zeros(1000))
+    for known in (best, None):
+        metrics = training.compare(best, constant, series.values[part], known)
+        with plots.figure() as (fig, ax):
+            plots.scores_beside_base_rate(ax, metrics)
+            assert f"model {metrics[0].model:.1%}, base rate {metrics[0].base_rate:.1%}" in ax.get_title("left")
+            assert len(ax.get_yticks()) == 5  # the error of log values is no share
+            labels = [text.get_text() for text in fig.legends[0].get_texts()]
+            assert ("best possible" in labels) == (known is not None)
+
+
+def test_loading_the_room_is_silent_and_loads_no_cupy():
+    code = (
+        "import sys\n"
+        "from altlas_lib import training\n"
+        "training.build_model(training.find_preset('quick'))\n"
+        "assert 'cupy' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_a_failing_start_says_is_not_held_back(capfd):
+    with backend._hold_back_native_stderr():
+        os.write(2, b"chatter")
+    assert capfd.readouterr().err == ""
+    with pytest.raises(ModuleNotFoundError), backend._hold_back_native_stderr():  # noqa: PT012
+        os.write(2, b"the reason")
+        import no_such_module  # noqa: F401
+    os.write(2, b", and what comes later")
+    assert capfd.readouterr().err == "the reason, and what comes later"
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_named_and_its_peak_memory_measured(samples):
+    if not backend.uses_gpu():
+        pytest.skip(f"the {keras.backend.backend()} backend sees no GPU")
+    run = training.train(samples, TINY, n_epochs=1, micro_batch_size=32, gradient_accumulation_steps=2)
+    assert run.peak_memory.device == run.step_time.device == devices.describe_gpus()[0].name
+    assert run.peak_memory.value >= 4 * run.model.count_params()
+    half = training.train(samples, TINY, n_epochs=1, micro_batch_size=32, dtype_policy="mixed_float16")
+    assert np.isfinite(half.history[0].metrics["loss"])
