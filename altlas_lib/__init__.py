@@ -21,6 +21,7 @@ ROOMS = (
     "report",
     "results",
     "similarity",
+    "tables",
     "training",
     "workloads",
 )

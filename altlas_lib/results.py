@@ -4,6 +4,7 @@ import functools
 import json
 import statistics
 import subprocess
+import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -194,6 +195,9 @@ class ChapterResult(Model):
     provenance: Provenance
     finding: str = Field(min_length=1, description="what was found, in one sentence")
     figures: list[FigureFile] = []
+
+    def __str__(self) -> str:
+        return textwrap.fill(self.finding, 96)
 
     def save(self, run: RunFolder) -> Self:
         """Write `results/<chapter>.json` atomically: a kill at any moment leaves the old file or the new one."""

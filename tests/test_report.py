@@ -194,6 +194,7 @@ def test_missing_and_damaged_results_are_named_with_the_command_that_makes_them(
 def test_an_empty_run_still_makes_a_report(run):
     page, _ = (path.read_text() for path in report.render_report(run))
     assert page.count("Missing:") == 4
+    assert all("altlas run --run test" in row["what was found"] for row in report.overview(run))
 
 
 def test_a_figure_that_is_gone_is_named(run):

@@ -54,6 +54,18 @@ def read_results(run: RunFolder) -> Report:
     return Report(run, results, problems)
 
 
+def overview(run: RunFolder) -> list[dict[str, str]]:
+    """For each question what was found, or why that is missing: rows of a table."""
+    report = read_results(run)
+    return [
+        {
+            "question": question,
+            "what was found": report.results[chapter].finding if chapter in report.results else report.problems[chapter],
+        }
+        for chapter, question in QUESTIONS.items()
+    ]
+
+
 def _quantity(quantity: Quantity | None) -> Markup:
     """A number with its basis, device and spread: `12.3 ms` *measured* on ..., 3 runs from 11.9 ms to 13 ms."""
     if quantity is None:
