@@ -8,7 +8,7 @@ import numpy as np
 
 from ..results import DataSource
 from .checks import ONE_NUMBER, BadCellError, BadRows, DataError, OnBad, existing_file, load_array, sha256_of
-from .tables import csv_cells, parquet_cells, sqlite_cells
+from .columns import csv_cells, parquet_cells, sqlite_cells
 
 _DATABASES = (".sqlite", ".sqlite3", ".db")
 

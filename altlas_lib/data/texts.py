@@ -9,7 +9,7 @@ from pathlib import Path
 from ..results import DataSource
 from .checks import BadCellError, BadRows, Cell, DataError, OnBad, Unreadable, choose_name, existing_file, sha256_of
 from .corpus import builtin_texts
-from .tables import csv_cells, parquet_cells
+from .columns import csv_cells, parquet_cells
 
 
 @dataclass(frozen=True)
