@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..results import DataSource
 from .checks import BadCellError, BadRows, Cell, DataError, OnBad, Unreadable, choose_name, existing_file, sha256_of
-from .corpus import builtin_texts
 from .columns import csv_cells, parquet_cells
+from .corpus import builtin_texts
 
 
 @dataclass(frozen=True)
