@@ -37,7 +37,7 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
 unit: $(INSTALLED)
-	@$(BIN)/python -m pytest tests
+	@$(BIN)/python -m pytest tests --ignore=tests/book
 
 notebooks: $(INSTALLED)
 	@ALTLAS_OUTPUTS=$$(mktemp -d) && export ALTLAS_OUTPUTS && $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks; \
