@@ -47,7 +47,7 @@ book: $(INSTALLED)
 	@$(BIN)/python -m pytest tests/book
 
 gpu-test:  ## the tests that need a GPU, in .venv or with a Python that has CuPy: make gpu-test PYTHON=python3
-	@$(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON),$(BIN)/python) -m pytest -m gpu tests
+	@$(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON),$(BIN)/python) -m pytest -m gpu $$(grep -l 'mark\.gpu' tests/*.py)
 
 lock: $(INSTALLED)  ## pin the newest versions that fit together into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv

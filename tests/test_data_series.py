@@ -186,6 +186,35 @@ def test_other_text_is_not(tmp_path, text):
     assert data.load_series(tmp_path / "x.csv", column="x", on_bad="skip").values.tolist() == [1.5]
 
 
+HUGE_CELLS = {
+    "digits": 10**6 * "1" + "x",
+    "blanks": 10**6 * " " + "x",
+    "decimals": "1." + 10**6 * "1" + "e",
+    "beyond float64": 10**6 * "1",
+}
+
+
+@pytest.mark.parametrize("cell", HUGE_CELLS.values(), ids=HUGE_CELLS)
+def test_a_huge_cell_is_refused_at_once(tmp_path, cell):
+    """Not after the hours that a backtracking regular expression takes for the square of a million: the test would time out."""
+    (tmp_path / "x.csv").write_text(f"x\n1.5\n{cell}\n")
+    assert data.load_series(tmp_path / "x.csv", on_bad="skip").values.tolist() == [1.5]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy", ".sqlite"])
+def test_values_below_the_minimum_are_bad_rows(tmp_path, suffix):
+    path = write_series(tmp_path / f"x{suffix}", [1.5, 0.99, 0.0, 1.0, -1.0, 7.0])
+    assert len(data.load_series(path).values) == 6
+    first = r"row 2: '?0\.99'? \(below 1\); row 3: '?0\.0'? \(below 1\); row 5: '?-1\.0'? \(below 1\)"  # text in a CSV
+    with pytest.raises(data.DataError, match=rf"3 of 6 rows hold no finite number of 1 or more: {first}\. Next: .*skip"):
+        data.load_series(path, minimum=1.0)
+    series = data.load_series(path, minimum=1.0, on_bad="skip")
+    assert series.values.tolist() == [1.5, 1.0, 7.0]
+    assert (series.source.n_rows, series.source.n_skipped) == (3, 3)
+    with pytest.raises(data.DataError, match=r"6 of 6 rows .*no row is left"):
+        data.load_series(path, minimum=7.5, on_bad="skip")
+
+
 def test_the_only_numeric_column_needs_no_name(tmp_path):
     table = pd.DataFrame({"when": ["a", "b"], "x": [1.5, None]})
     table.to_csv(tmp_path / "x.csv", index=False)
@@ -243,6 +272,9 @@ def npy_header(shape):
 HOSTILE_FILES = {
     "empty": ("x.npy", b"", "empty"),
     "an 8 PB header": ("x.npy", npy_header("(10**15,)").replace(b"10**15", b"1" + 15 * b"0") + bytes(80), "cannot be read"),
+    "a shape beyond 64 bits": ("x.npy", npy_header(f"({10**30},)") + bytes(80), "cannot be read as an array"),
+    "a shape that is a truth value": ("x.npy", npy_header("(True,)") + bytes(80), "cannot be read as an array"),
+    "a header that exhausts the parser": ("x.npy", npy_header("-" * 9000 + "1") + bytes(80), "cannot be read as an array"),
     "truncated array": ("x.npy", npy_header("(3,)") + bytes(16), "cannot be read"),
     "pickle": ("x.npy", b"\x80\x04\x95\x06\x00\x00\x00\x00", "cannot be read"),
     "archive": ("x.npy", b"PK\x03\x04", "cannot be read"),

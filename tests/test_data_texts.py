@@ -214,7 +214,7 @@ def test_on_bad_is_one_of_two(tmp_path):
 
 
 def test_the_corpus_is_the_same_every_time_and_its_texts_are_distinct():
-    first, again = data.builtin_corpus(300), data.load_texts(limit=300)
+    first, again = data.load_texts("builtin", limit=300), data.load_texts(limit=300)
     assert first == again
     assert len(set(first.texts)) == first.source.n_rows == 300
     assert min(map(len, first.texts)) >= 40
@@ -223,7 +223,7 @@ def test_the_corpus_is_the_same_every_time_and_its_texts_are_distinct():
 def test_the_corpus_runs_nothing_and_loads_nothing():
     unwanted = {"this", "antigravity", "idlelib", "tensorflow", "keras", "sklearn", "pandas", "pyarrow"}
     code = (
-        f"import sys; from altlas_lib import data; print(len(data.builtin_corpus(100).texts), *{unwanted} & {{*sys.modules}})"
+        f"import sys; from altlas_lib import data; print(len(data.load_texts(limit=100).texts), *{unwanted} & {{*sys.modules}})"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("100\n", "")
@@ -275,16 +275,16 @@ def sources(tmp_path, monkeypatch):
 def test_what_the_corpus_takes_from_source_files(sources):
     method = f": a method.\n\n{LONG}:\n  part two."
     expected = {LONG + rest for rest in (": a module.", ": a class.", method, ": nested.", ": \\d.")}
-    texts = data.builtin_corpus().texts
+    texts = data.load_texts().texts
     assert (set(texts), len(texts)) == (expected, 5)
 
 
 def test_paragraphs_where_there_are_fewer_docstrings_than_asked_for(sources):
-    assert any("\n\n" in text for text in data.builtin_corpus(5).texts)
-    texts = data.builtin_corpus(6).texts
+    assert any("\n\n" in text for text in data.load_texts(limit=5).texts)
+    texts = data.load_texts(limit=6).texts
     assert {f"{LONG}: a method.", f"{LONG}:\n  part two."} < set(texts)
     assert len(set(texts)) == 6
-    assert data.builtin_corpus(1000).source.n_rows == 6
+    assert data.load_texts(limit=1000).source.n_rows == 6
 
 
 # Vectors -------------------------------------------------------------------------------------------------------------
@@ -308,7 +308,6 @@ def test_without_loss_the_cosine_is_that_of_plain_tfidf(method, n_dimensions, sh
     embedding = data.embed(SMALL, method=method, n_dimensions=n_dimensions)
     assert embedding.vectors.shape == shape
     assert embedding.vectors.dtype == np.float32
-    assert embedding.n_dimensions == shape[1]
     np.testing.assert_allclose(embedding.vectors @ embedding.vectors.T, plain_tfidf_cosine(SMALL), atol=2e-6)
 
 
@@ -351,7 +350,7 @@ def test_a_text_in_dropped_directions_only_is_a_zero_row():
         ("one text", {}, "texts is 'one text': expected a list"),
         (["!", "?"], {}, "none of the 2 texts has a word"),
         (SMALL, {"n_dimensions": 0}, "n_dimensions=0"),
-        (SMALL, {"method": "bert"}, "method='bert': expected 'svd', 'hashing' or a folder .* not downloaded"),
+        (SMALL, {"method": "bert"}, "method='bert': expected 'svd', 'hashing', a .npy matrix or a folder .* not downloaded"),
     ],
 )
 def test_embed_refuses(texts, arguments, message):
@@ -416,6 +415,18 @@ HOSTILE_ARRAYS = {
     "no rows": (np.ones((0, 3)), r"shape \(0, 3\)"),
     "objects": (np.array([[{}]]), "cannot be read as an array"),
 }
+
+
+def test_embed_takes_a_given_matrix_of_one_row_per_text(tmp_path):
+    matrix = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    np.save(tmp_path / "v.npy", matrix)
+    embedding = data.embed(["a", "b", "c"], method=str(tmp_path / "v.npy"))
+    np.testing.assert_array_equal(embedding.vectors, matrix)
+    assert embedding.method == "given, v.npy"
+    with pytest.raises(data.DataError, match=r"'v\.npy' has 3 rows for 2 texts: expected one per text"):
+        data.embed(["a", "b"], method=tmp_path / "v.npy")
+    with pytest.raises(data.DataError, match="there is no file"):
+        data.embed(["a", "b"], method=tmp_path / "w.npy")
 
 
 @pytest.mark.parametrize(("array", "message"), HOSTILE_ARRAYS.values(), ids=HOSTILE_ARRAYS)

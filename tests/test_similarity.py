@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altlas_lib import plots, results, similarity
+from altlas_lib import plots, results, similarity, tables
 from altlas_lib.similarity import engine, matrix
 
 TOLERANCE = 1e-6
@@ -439,11 +439,10 @@ def test_break_even_is_where_the_gpu_wins_from_there_on():
     assert similarity.break_even([*cpu, timing(10_000, 0.01, on_gpu=True, with_transfers=False)]) is None
 
 
-def test_the_finding_names_devices_and_what_was_not_measured(some_vectors, monkeypatch):
+def test_the_finding_names_devices_and_what_was_not_measured(some_vectors):
     good = similarity.validate(similarity.METHODS[1], some_vectors)
     bad = similarity.validate(wrong(shift_a_score), some_vectors)
     cpu = [timing(100, 0.1), timing(10_000, 5)]
-    monkeypatch.setattr("altlas_lib.similarity.benchmark.has_gpu", lambda: False)
     without = similarity.summarize(cpu, [good], 10)
     assert "The 10 nearest of each of 10,000 texts take 5 s on a CPU" in without
     assert "The 4 nearest of each of 5 texts" in similarity.summarize([timing(5, 1)], [good], 10)
@@ -506,7 +505,8 @@ def test_pairs_that_are_not_certain_or_not_of_these_texts_are_refused(some_vecto
 
 def test_hostile_texts_are_shown_as_text():
     hostile = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
-    html = similarity.show_pairs([results.SimilarPair(first=hostile, second="{0} %s $x$", score=0.5)]).to_html()
+    pair = results.SimilarPair(first=hostile, second="{0} %s $x$", score=0.5)
+    html = tables.show([dict(pair)], ["score", "first", "second"], formats={"score": "{:.3f}"}).to_html()
     assert "<script>alert" not in html
     assert "<img" not in html
     assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; &lt;img" in html

@@ -12,7 +12,7 @@ from .checks import DataError
 from .crash import CrashSeries, crash_series
 from .embedding import Embedding, embed, load_embedding
 from .series import Series, load_series
-from .texts import Texts, builtin_corpus, load_texts
+from .texts import Texts, load_texts
 
 __all__ = [
     "CrashSeries",
@@ -20,7 +20,6 @@ __all__ = [
     "Embedding",
     "Series",
     "Texts",
-    "builtin_corpus",
     "crash_series",
     "embed",
     "load_embedding",

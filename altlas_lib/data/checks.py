@@ -1,7 +1,6 @@
 """What every loader asks of a file, of a name in it and of its rows before anything is returned."""
 
 import difflib
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ OnBad = Literal["raise", "skip"]
 T = TypeVar("T")
 
 # One number as text, in ASCII: `1.23`, `-4e5`. float() would also take 1_000, nan, infinity and other scripts' digits.
-ONE_NUMBER = re.compile(r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t]*", re.ASCII)
+# A run of digits can be matched in one way only: \d+\.?\d* would take the square of its length to refuse it.
+ONE_NUMBER = re.compile(r"[ \t]*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?[ \t]*", re.ASCII)
 
 _N_ROWS_SHOWN = 5
 _N_NAMES_SHOWN = 50
@@ -79,11 +79,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def choose_name(kind: str, wanted: str | None, known: list[str], default: list[str], *, where: str) -> str:
     """`wanted`, if `known` has it; where nothing is wanted the only entry of `default`.
 
-    Args:
-        kind: what is named, and the parameter that names it: `"column"` or `"table"`.
-
     Raises:
-        DataError: no such name, or several to choose from; lists those there are.
+        DataError: no such name, or several to choose from; lists those there are. `kind`, `"column"` or `"table"`, is also
+            the parameter that names one.
     """
     if not known:
         raise DataError(f"{where} has no {kind}: give a file with data")
@@ -160,13 +158,6 @@ class BadRows:
         return self.count
 
 
-def sha256_of(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
 def load_array(path: Path, n_axes: int) -> np.ndarray:
     """The numbers in a `.npy` file: mapped, not yet read, so that a header that lies about the size cannot fill the memory.
 
@@ -175,9 +166,9 @@ def load_array(path: Path, n_axes: int) -> np.ndarray:
     """
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # unlike numpy.load it never unpickles, and opens no archive
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path.name!r} cannot be read as an array: {error}; write one with numpy.save") from None
+    except Exception as error:  # of a hostile header NumPy raises nearly any kind, and quotes it
+        raise DataError(f"{path.name!r} cannot be read as an array: {str(error)[:200]}; write one with numpy.save") from None
     if array.ndim != n_axes or array.dtype.kind not in "fiu":
         expected = f"numbers with {n_axes} ax{'i' if n_axes == 1 else 'e'}s"
         raise DataError(f"{path.name!r} holds {array.dtype} of shape {array.shape}: expected {expected}")
-    return array
+    return np.asarray(array)  # the same map without memmap's slow access to single elements

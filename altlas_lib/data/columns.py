@@ -69,8 +69,10 @@ def parquet_cells(path: Path, column: str | None, *, numeric: bool = False) -> I
     import pyarrow as pa
     from pyarrow import parquet
 
+    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
     with _readable_as("Parquet", path, pa.ArrowException), parquet.ParquetFile(path) as file:
-        names, numbers = file.schema_arrow.names, _numeric_names(file.schema_arrow)
+        names = file.schema_arrow.names
+        numbers = [field.name for field in file.schema_arrow if any(is_kind(field.type) for is_kind in is_number)]
         column = choose_name("column", column, names, numbers if numeric else names, where=repr(path.name))
         n_before = 0
         for batch in file.iter_batches(columns=[column]):
@@ -81,12 +83,6 @@ def parquet_cells(path: Path, column: str | None, *, numeric: bool = False) -> I
                 cells = cells.cast(pa.large_binary())
             yield from enumerate(cells.to_pylist(), n_before + 1)
             n_before += len(cells)
-
-
-def _numeric_names(schema) -> list[str]:
-    from pyarrow.types import is_decimal, is_floating, is_integer
-
-    return [field.name for field in schema if is_integer(field.type) or is_floating(field.type) or is_decimal(field.type)]
 
 
 def sqlite_cells(path: Path, table: str | None, column: str | None) -> Iterator[Cell]:

@@ -18,7 +18,7 @@ _N_SPARE = 2000  # docstrings read beyond the limit, so that a small sample come
 
 
 def builtin_texts(limit: int | None = None) -> list[str]:
-    """Up to `limit` distinct docstrings, or paragraphs of them where there are fewer docstrings than that."""
+    """The corpus that `load_texts` describes."""
     texts: dict[str, None] = {}  # distinct, in the order found
     for path in _source_files():
         texts |= _long_enough(_docstrings(path))

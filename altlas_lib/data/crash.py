@@ -11,7 +11,6 @@ some 40 rounds. High and low play the same part in this rule, so each value by i
 P(value >= x) = 0.97 / x at any s: no histogram shows the regime, only the order of the values does.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +19,9 @@ from .checks import DataError
 from .series import Series, series_source
 
 RETURN_TO_PLAYER = 0.97  # of the stake, on average, at whatever multiplier the player cashes out
-HIGH = 1.94  # the fair median: P(value >= 1.94) = 1/2
 LAG = 10  # values just before the next one that the regime does not look at
 MEMORY = 21  # values before those that it does look at; odd, so that there is always a majority
+CLASS_EDGES = (1.5, 10.0)  # below 1.5, 1.5 to 10, 10 and more
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,24 +30,25 @@ class CrashSeries(Series):
 
     Attributes:
         values: (n,) float64, at least 1.00, two decimals.
-        regime_strength: 0 for the fair game, up to 1 for a regime that always has its way.
         high_probability: (n,) float64, P(values[t] >= 1.94 | values[:t]); it fixes the whole conditional distribution.
     """
 
-    regime_strength: float
     high_probability: np.ndarray
 
     def survival(self, x: float) -> np.ndarray:
         """(n,) float64: the true P(values[t] >= x | values[:t])."""
         return _survival(np.ceil(np.round(100 * x, 6)) / 100, self.high_probability)
 
-    def best_possible(
-        self, part: slice | np.ndarray = slice(None), *, class_edges: tuple[float, float] = (1.5, 10.0)
-    ) -> dict[str, float]:
+    @property
+    def median(self) -> np.ndarray:
+        """(n,) float64: the true median of values[t] given values[:t]."""
+        return _multiplier(0.5, self.high_probability)
+
+    def best_possible(self, part: slice = slice(None)) -> dict[str, float]:
         """The expected scores, over the values in `part`, of the forecast that knows the true odds; none does better.
 
-        - `threshold_accuracy`: share of right answers to "will it be at least `class_edges[0]`?"; higher is better;
-        - `class_accuracy`: the same for three classes: below the first edge, between them, from the second on;
+        - `threshold_accuracy`: share of right answers to "will it be at least 1.5?"; higher is better;
+        - `class_accuracy`: the same for three classes: below 1.5, 1.5 to 10, 10 and more;
         - `log_mean_absolute_error`: of a forecast of the value's natural logarithm, its conditional median; lower is better.
 
         At `regime_strength=0` these are the scores of the best constant answer.
@@ -59,7 +59,7 @@ class CrashSeries(Series):
         p = self.high_probability[part]
         if not p.size:
             raise DataError(f"part={part!r} holds none of the {len(self.values)} values: choose another part")
-        low_edge, high_edge = (self.survival(edge)[part] for edge in class_edges)
+        low_edge, high_edge = (self.survival(edge)[part] for edge in CLASS_EDGES)
         odds, position = np.unique(p, return_inverse=True)  # two or three different ones
         return {
             "threshold_accuracy": float(np.maximum(low_edge, 1 - low_edge).mean()),
@@ -78,21 +78,22 @@ def crash_series(n: int, *, regime_strength: float = 0.0, seed: int = 0) -> Cras
         raise DataError(
             f"n={n!r}, regime_strength={regime_strength!r}, seed={seed!r}: expected n >= 1, 0 <= regime_strength < 1, seed >= 0"
         )
-    draws = (1 - np.random.default_rng(seed).random(n)).tolist()  # in (0, 1]
-    values, odds, high = [], [], []
-    for t, draw in enumerate(draws):
-        p = 0.5
+    draws = 1 - np.random.default_rng(seed).random(n)  # in (0, 1]
+    odds, high = np.full(n, 0.5), np.zeros(n, bool)
+    for t in range(n):
         if t >= LAG + MEMORY:
-            n_high = sum(high[t - LAG - MEMORY : t - LAG])
-            p = (1 - regime_strength if n_high > MEMORY / 2 else 1 + regime_strength) / 2
-        u = draw / (2 * p) if draw <= p else 0.5 + (draw - p) / (2 * (1 - p))  # u <= 1/2, a high value, with probability p
-        value = max(100, math.floor(100 * RETURN_TO_PLAYER / u)) / 100
-        values.append(value)
-        odds.append(p)
-        high.append(value >= HIGH)
+            n_high = np.count_nonzero(high[t - LAG - MEMORY : t - LAG])
+            odds[t] = (1 - regime_strength if n_high > MEMORY / 2 else 1 + regime_strength) / 2
+        high[t] = draws[t] <= odds[t]
+    values = _multiplier(draws, odds)
     name = f"crash_series(n={n}, regime_strength={regime_strength}, seed={seed})"
-    multipliers = np.array(values)
-    return CrashSeries(multipliers, series_source(multipliers, name), regime_strength, np.array(odds))
+    return CrashSeries(values, series_source(values, name), odds)
+
+
+def _multiplier(draw: np.ndarray | float, p: np.ndarray) -> np.ndarray:
+    """What a uniform draw from (0, 1] pays where a high value, u <= 1/2, has probability p: the inverse of `_survival`."""
+    u = np.where(draw <= p, draw / (2 * p), 0.5 + (draw - p) / (2 * (1 - p)))
+    return np.maximum(100, np.floor(100 * RETURN_TO_PLAYER / u)) / 100
 
 
 def _survival(x: np.ndarray | float, p: np.ndarray | float) -> np.ndarray:

@@ -1,13 +1,15 @@
-"""A series of numbers from a file, each checked to be one finite number before any is returned."""
+"""Series of numbers from files, each row checked before any is returned."""
 
+import hashlib
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..results import DataSource
-from .checks import ONE_NUMBER, BadCellError, BadRows, DataError, OnBad, existing_file, load_array, sha256_of
+from .checks import ONE_NUMBER, BadCellError, BadRows, DataError, OnBad, existing_file, load_array
 from .columns import csv_cells, parquet_cells, sqlite_cells
 
 _DATABASES = (".sqlite", ".sqlite3", ".db")
@@ -22,10 +24,18 @@ class Series:
 
 
 def series_source(values: np.ndarray, name: str, n_skipped: int = 0) -> DataSource:
-    return DataSource(name=name, n_rows=len(values), n_skipped=n_skipped, sha256=sha256_of([values.astype("<f8").tobytes()]))
+    sha256 = hashlib.sha256(values.astype("<f8").tobytes()).hexdigest()
+    return DataSource(name=name, n_rows=len(values), n_skipped=n_skipped, sha256=sha256)
 
 
-def load_series(source: str | Path, *, table: str | None = None, column: str | None = None, on_bad: OnBad = "raise") -> Series:
+def load_series(
+    source: str | Path,
+    *,
+    table: str | None = None,
+    column: str | None = None,
+    minimum: float | None = None,
+    on_bad: OnBad = "raise",
+) -> Series:
     """The numbers of one column of a file, in the order of its rows.
 
     Args:
@@ -33,7 +43,8 @@ def load_series(source: str | Path, *, table: str | None = None, column: str | N
             `.db`; opened read-only, rows in the order of `rowid`). A relative path is also looked for in the project's `data/`.
         table: of a SQLite database; may be left out where there is only one.
         column: may be left out where there is only one, or only one of numbers (that is no primary key).
-        on_bad: what a row gets that holds no finite number: NULL, an empty cell, NaN, an infinity, a truth value, text that is
+        minimum: the least number that a good row holds, such as 1.0 of multipliers.
+        on_bad: what a row gets that holds no such number: NULL, an empty cell, NaN, an infinity, a truth value, text that is
             not exactly one number (`1.23`, `-4e5`: many exports keep numbers as text), two numbers glued to one text, a CSV
             line with another number of fields than the header. Nothing is guessed from such a row.
             `"raise"`, or `"skip"`: left out and counted in `source.n_skipped`.
@@ -47,27 +58,19 @@ def load_series(source: str | Path, *, table: str | None = None, column: str | N
         raise DataError(f"{path.name!r} is no SQLite database and has no table {table!r}: leave table out")
     if column is not None and suffix == ".npy":
         raise DataError(f"{path.name!r} is a single array and has no column {column!r}: leave column out")
-    bad = BadRows(repr(path.name), "finite number", on_bad)
     if suffix == ".npy":
-        values = _finite(load_array(path, n_axes=1), bad)
+        cells = enumerate(map(float, load_array(path, n_axes=1)), 1)
+    elif suffix in _DATABASES:
+        cells = sqlite_cells(path, table, column)
     else:
-        if suffix in _DATABASES:
-            cells = sqlite_cells(path, table, column)
-        else:
-            cells = (csv_cells if suffix == ".csv" else parquet_cells)(path, column, numeric=True)
-        values = np.fromiter(bad.good(cells, _as_number), np.float64)  # 8 bytes a row, where a list of floats takes 32
+        cells = (csv_cells if suffix == ".csv" else parquet_cells)(path, column, numeric=True)
+    bad = BadRows(repr(path.name), "finite number" + ("" if minimum is None else f" of {minimum:g} or more"), on_bad)
+    numbers = bad.good(cells, partial(_as_number, minimum=minimum))
+    values = np.fromiter(numbers, np.float64)  # 8 bytes a row, where a list of floats takes 32
     return Series(values, series_source(values, path.name, bad.settle(len(values))))
 
 
-def _finite(array: np.ndarray, bad: BadRows) -> np.ndarray:
-    values = array.astype(np.float64)
-    finite = np.isfinite(values)
-    for index in np.flatnonzero(~finite):
-        bad.add(int(index) + 1, float(values[index]), "not finite")
-    return values[finite]
-
-
-def _as_number(cell: object) -> float:
+def _as_number(cell: object, minimum: float | None) -> float:
     if isinstance(cell, bytes):
         cell = cell.decode("utf-8", "surrogateescape")
     if cell is None or cell == "":
@@ -84,4 +87,6 @@ def _as_number(cell: object) -> float:
         number = math.inf  # an integer beyond float64
     if not math.isfinite(number):
         raise BadCellError("not finite")
+    if minimum is not None and number < minimum:
+        raise BadCellError(f"below {minimum:g}")
     return number

@@ -1,5 +1,6 @@
 """Texts from files, one per row, each checked to be text before any is returned."""
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..results import DataSource
-from .checks import BadCellError, BadRows, Cell, DataError, OnBad, Unreadable, choose_name, existing_file, sha256_of
+from .checks import BadCellError, BadRows, Cell, DataError, OnBad, Unreadable, choose_name, existing_file
 from .columns import csv_cells, parquet_cells
 from .corpus import builtin_texts
 
@@ -19,61 +20,43 @@ class Texts:
     texts: list[str]
     source: DataSource
 
-    @classmethod
-    def of(cls, texts: list[str], name: str, n_skipped: int = 0) -> "Texts":
-        # 0xff is in no UTF-8, so that no two lists of texts run together to the same bytes.
-        sha256 = sha256_of(text.encode() + b"\xff" for text in texts)
-        return cls(texts, DataSource(name=name, n_rows=len(texts), n_skipped=n_skipped, sha256=sha256))
-
 
 def load_texts(
     source: str | Path = "builtin", *, column: str | None = None, limit: int | None = None, on_bad: OnBad = "raise"
 ) -> Texts:
     """The texts of a file, unchanged and in its order, or of the built-in corpus.
 
+    The corpus is distinct docstrings of 40 characters or more, of the standard library and of the packages that this project
+    needs, read from the installed source files, which are parsed and not run. The same installation gives the same texts in the
+    same order, a small sample of them from hundreds of files. There are some 38,000; where `limit` asks for more, the texts are
+    the distinct paragraphs of the docstrings, over 100,000. 10,000 texts take about 4 s, 100,000 about 15 s.
+
     Args:
-        source: `"builtin"` (see `builtin_corpus`), or a UTF-8 file: `.txt` (a text per line), `.csv`, `.jsonl` or `.ndjson`
-            (an object per line), `.parquet`. A relative path is also looked for in the project's `data/` folder.
+        source: `"builtin"`, the corpus, or a UTF-8 file: `.txt` (a text per line), `.csv`, `.jsonl` or `.ndjson` (an object
+            per line), `.parquet`. A relative path is also looked for in the project's `data/` folder.
         column: the column, or JSON key, that holds the texts; may be left out where there is only one.
-        limit: stop after so many texts.
+        limit: stop after so many texts; None: all texts, or all docstrings.
         on_bad: what a row without a text gets: one that is blank, NULL, a number, without the key, not UTF-8, not JSON, or
             a CSV line with another number of fields than the header. `"raise"`, or `"skip"`: counted in `source.n_skipped`.
 
     Raises:
         DataError: no such file or column, a file that is not what its suffix says, a bad row, or no text at all.
     """
-    _check_limit(limit)
+    if limit is not None and limit < 1:
+        raise DataError(f"limit={limit!r}: expected at least 1, or None for all texts")
     if source == "builtin":
         if column is not None:
             raise DataError(f"the built-in corpus has no column {column!r}: leave column out, or give a file")
-        return builtin_corpus(limit)
-    path = existing_file(source, _READERS)
-    bad = BadRows(repr(path.name), "text", on_bad)
-    cells = _READERS[path.suffix.lower()](path, column)
-    texts = list(itertools.islice(bad.good(cells, _as_text), limit))
-    return Texts.of(texts, path.name, n_skipped=bad.settle(len(texts)))
-
-
-def builtin_corpus(limit: int | None = None) -> Texts:
-    """Distinct docstrings of 40 characters or more, of the standard library and of the packages that this project needs.
-
-    They are read from the installed source files, which are parsed and not run. The same installation gives the same texts in
-    the same order, a small sample of them from hundreds of files. There are some 38,000; where `limit` asks for more, the texts
-    are the distinct paragraphs of the docstrings, over 100,000. 10,000 texts take about 4 s, 100,000 about 15 s.
-
-    Args:
-        limit: how many texts; all docstrings where it is None, fewer texts where there are no more.
-
-    Raises:
-        DataError: `limit` is less than 1.
-    """
-    _check_limit(limit)
-    return Texts.of(builtin_texts(limit), "builtin")
-
-
-def _check_limit(limit: int | None) -> None:
-    if limit is not None and limit < 1:
-        raise DataError(f"limit={limit!r}: expected at least 1, or None for all texts")
+        name, texts, n_skipped = source, builtin_texts(limit), 0
+    else:
+        path = existing_file(source, _READERS)
+        bad = BadRows(repr(path.name), "text", on_bad)
+        cells = _READERS[path.suffix.lower()](path, column)
+        texts = list(itertools.islice(bad.good(cells, _as_text), limit))
+        name, n_skipped = path.name, bad.settle(len(texts))
+    # 0xff is in no UTF-8, so that no two lists of texts run together to the same bytes.
+    sha256 = hashlib.sha256(b"".join(text.encode() + b"\xff" for text in texts)).hexdigest()
+    return Texts(texts, DataSource(name=name, n_rows=len(texts), n_skipped=n_skipped, sha256=sha256))
 
 
 def _as_text(cell: object) -> str:

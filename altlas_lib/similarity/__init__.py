@@ -12,7 +12,7 @@ from .benchmark import break_even, summarize, time_sizes, usable_sizes
 from .engine import Neighbors, top_k
 from .matrix import calculate_similarity_cpu, calculate_similarity_gpu_cupy, cosine_similarity
 from .methods import METHODS, Method, available_methods
-from .pairs import most_similar_pairs, show_pairs
+from .pairs import most_similar_pairs
 from .validation import reference, validate
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "cosine_similarity",
     "most_similar_pairs",
     "reference",
-    "show_pairs",
     "summarize",
     "time_sizes",
     "to_cpu",

@@ -5,7 +5,7 @@ import tracemalloc
 from collections.abc import Iterable
 from typing import Any
 
-from ..devices import get_namespace, has_gpu, synchronize, to_gpu
+from ..devices import get_namespace, synchronize, to_gpu
 from ..results import Quantity, Timing, Validation
 from .methods import Method, available_methods
 
@@ -39,36 +39,31 @@ def time_sizes(X: Any, sizes: Iterable[int], k: int = 10, *, n_repeats: int = 3)
         raise ValueError(
             f"n_repeats={n_repeats}, sizes={sizes} of {len(X)} rows: expected at least 1 repeat, sizes up to the rows"
         )
-    return [timing for size in sizes for timing in _time_size(X[:size], k, n_repeats)]
-
-
-def _time_size(X: Any, k: int, n_repeats: int) -> list[Timing]:
-    placed = [(method, method.place(X)) for method in available_methods(len(X))]
-    peaks = [_peak_memory_bytes(method, x, k) for method, x in placed]
-    times_s: list[list[float]] = [[] for _ in placed]
-    started = time.perf_counter()
-    while len(times_s[0]) < n_repeats or time.perf_counter() - started < _LEAST_TIME_S:
-        for (method, x), samples in zip(placed, times_s, strict=True):
-            samples.append(_time_s(method, x, k))
-    return [
-        Timing(
-            method=method.name,
-            on_gpu=method.on_gpu,
-            with_transfers=not method.stays_on_gpu,
-            n_texts=len(X),
-            time=Quantity.measured(samples, "s", method.device_name),
-            peak_memory=Quantity.measured([peak], "bytes", method.device_name),
-        )
-        for (method, _), samples, peak in zip(placed, times_s, peaks, strict=True)
-    ]
-
-
-def _time_s(method: Method, x: Any, k: int) -> float:
-    synchronize()
-    started = time.perf_counter()
-    method.top_k(x, k)
-    synchronize()
-    return time.perf_counter() - started
+    timings = []
+    for size in sizes:
+        placed = [(method, method.place(X[:size])) for method in available_methods(size)]
+        peaks = [_peak_memory_bytes(method, x, k) for method, x in placed]
+        times_s: list[list[float]] = [[] for _ in placed]
+        started = time.perf_counter()
+        while len(times_s[0]) < n_repeats or time.perf_counter() - started < _LEAST_TIME_S:
+            for (method, x), samples in zip(placed, times_s, strict=True):
+                synchronize()
+                began = time.perf_counter()
+                method.top_k(x, k)
+                synchronize()
+                samples.append(time.perf_counter() - began)
+        timings += [
+            Timing(
+                method=method.name,
+                on_gpu=method.on_gpu,
+                with_transfers=not method.stays_on_gpu,
+                n_texts=size,
+                time=Quantity.measured(samples, "s", method.device_name),
+                peak_memory=Quantity.measured([peak], "bytes", method.device_name),
+            )
+            for (method, _), samples, peak in zip(placed, times_s, peaks, strict=True)
+        ]
+    return timings
 
 
 def _peak_memory_bytes(method: Method, x: Any, k: int) -> int:
@@ -80,16 +75,12 @@ def _peak_memory_bytes(method: Method, x: Any, k: int) -> int:
             method.top_k(x, k)
             synchronize()
         return pool.total_bytes()
-    was_tracing = tracemalloc.is_tracing()
     tracemalloc.start()
     try:
-        tracemalloc.reset_peak()
-        before, _ = tracemalloc.get_traced_memory()
         method.top_k(x, k)
-        return tracemalloc.get_traced_memory()[1] - before
+        return tracemalloc.get_traced_memory()[1]
     finally:
-        if not was_tracing:
-            tracemalloc.stop()
+        tracemalloc.stop()
 
 
 def break_even(timings: Iterable[Timing]) -> int | None:
@@ -108,13 +99,9 @@ def break_even(timings: Iterable[Timing]) -> int | None:
 
 
 def _fastest(timings: Iterable[Timing]) -> dict[int, Timing]:
-    """The fastest by size."""
-    fastest: dict[int, Timing] = {}
-    for timing in timings:
-        best = fastest.setdefault(timing.n_texts, timing)
-        if timing.time.value < best.time.value:
-            fastest[timing.n_texts] = timing
-    return fastest
+    """The fastest by size: of several, a dict keeps the last."""
+    slowest_first = sorted(timings, key=lambda timing: timing.time.value, reverse=True)
+    return {timing.n_texts: timing for timing in slowest_first}
 
 
 def summarize(timings: Iterable[Timing], validations: Iterable[Validation], k: int) -> str:
@@ -131,7 +118,7 @@ def summarize(timings: Iterable[Timing], validations: Iterable[Validation], k: i
         else f"all methods agree with float64 (largest error {max(v.largest_error for v in validations):.1g})"
     )
     if gpu is None:
-        on_gpu = "GPU not measured: " + ("no method ran there" if has_gpu() else "no CUDA GPU")
+        on_gpu = "GPU not measured: no CUDA GPU"
     else:
         size = break_even(timings)
         pays = "does not pay at the measured sizes" if size is None else f"pays from {size:,} texts on"

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..devices import get_namespace, memory_stats, to_cpu
-from .inputs import Device, OnInvalid, check_k, check_pair, check_vectors, choose_device, unit_rows
+from ..devices import get_namespace, memory_stats
+from .inputs import Device, OnInvalid, check_k, check_pair, choose_device, unit_rows, where_it_was
 
 # A score takes 4 bytes; its copy that is partitioned, or the masks and counts that settle ties, take up to 12 more.
 _BYTES_PER_SCORE = 16
@@ -69,13 +69,11 @@ def top_k(
         ValueError: shapes do not fit, `k` or `working_memory` is too small, or rows are invalid.
         RuntimeError: `device="gpu"` without a GPU.
     """
-    X, Y = (check_vectors(X), None) if Y is None else check_pair(X, Y)
+    of_itself = Y is None
+    X, Y = check_pair(X, Y)
     k, device = check_k(k), choose_device(device, X)
     rows, skipped_rows = unit_rows(X, device, on_invalid)
-    if Y is None:
-        columns, skipped_columns, n_columns = rows, skipped_rows, len(X)
-    else:
-        (columns, skipped_columns), n_columns = unit_rows(Y, device, on_invalid, "Y"), len(Y)
+    columns, skipped_columns = (rows, skipped_rows) if of_itself else unit_rows(Y, device, on_invalid, "Y")
     xp = get_namespace(rows)
     scores_of_block = xp.empty((rows_per_block(rows, columns, working_memory, device), len(columns)), dtype=xp.float32)
 
@@ -84,24 +82,17 @@ def top_k(
         block = xp.matmul(-rows[start:stop], columns.T, out=scores_of_block[: stop - start])
         return xp.clip(block, -1, 1, out=block)
 
-    indices, scores = nearest_by_blocks(negated_cosines, rows, len(columns), k, len(scores_of_block), leave_out_self=Y is None)
+    indices, scores = nearest_by_blocks(negated_cosines, rows, len(columns), k, len(scores_of_block), leave_out_self=of_itself)
     if len(skipped_columns):
-        kept = np.delete(np.arange(n_columns), skipped_columns)
-        indices = xp.asarray(kept)[indices]
+        indices = xp.asarray(np.delete(np.arange(len(Y)), skipped_columns))[indices]
     if len(skipped_rows):
         kept = xp.asarray(np.delete(np.arange(len(X)), skipped_rows))
         indices, scores = _spread(indices, kept, len(X), -1), _spread(scores, kept, len(X), xp.nan)
-    if get_namespace(X) is np:
-        indices, scores = to_cpu(indices), to_cpu(scores)
-    return Neighbors(indices, scores, skipped_rows, skipped_columns)
+    return Neighbors(where_it_was(X, indices), where_it_was(X, scores), skipped_rows, skipped_columns)
 
 
 def rows_per_block(rows: Any, columns: Any, working_memory: float | None, device: str) -> int:
-    """How many of the (n, d) `rows` are compared at a time with the (m, d) `columns`.
-
-    Raises:
-        ValueError: `working_memory` is no number above 0.
-    """
+    """How many of the (n, d) `rows` are compared at a time with the (m, d) `columns`."""
     if working_memory is None:
         working_memory = 64 if device == "cpu" else min(1024, memory_stats("gpu").available_bytes / 4 / 2**20)
     if not isinstance(working_memory, numbers.Real) or not 0 < working_memory < math.inf:

@@ -1,6 +1,5 @@
 """What comes in: vectors checked, scaled to length 1, and moved to the device that computes."""
 
-import operator
 from typing import Any, Literal
 
 import numpy as np
@@ -16,12 +15,7 @@ _BLOCK_BYTES = 8 * 2**20  # of float64 rows while they are scaled
 
 
 def check_vectors(X: Any, name: str = "X") -> Any:
-    """`X` as an (n, d) array of real numbers, NumPy or CuPy, not copied where it already is one.
-
-    Raises:
-        TypeError: not a dense array of real numbers of at most 64 bits.
-        ValueError: not two-dimensional, or without columns.
-    """
+    """`X` as an (n, d) array of real numbers, NumPy or CuPy, not copied where it already is one."""
     if hasattr(X, "toarray"):
         raise TypeError(f"{name} is a sparse {type(X).__name__}: expected a dense array; pass {name}.toarray()")
     if isinstance(X, np.ma.MaskedArray):
@@ -36,44 +30,34 @@ def check_vectors(X: Any, name: str = "X") -> Any:
 
 
 def check_pair(X: Any, Y: Any) -> tuple[Any, Any]:
-    """`X` (n, d) and `Y` (m, d), checked.
-
-    Raises:
-        TypeError, ValueError: as `check_vectors`, or d differs.
-    """
-    X, Y = check_vectors(X), check_vectors(Y, "Y")
+    """`X` (n, d) and `Y` (m, d), checked; `X` twice where `Y` is None."""
+    X = check_vectors(X)
+    Y = X if Y is None else check_vectors(Y, "Y")
     if X.shape[1] != Y.shape[1]:
         raise ValueError(f"X has shape {X.shape} and Y {Y.shape}: expected the same number of columns")
     return X, Y
 
 
 def check_k(k: int) -> int:
-    """`k` as an int.
-
-    Raises:
-        TypeError: `k` is no integer.
-        ValueError: `k` is less than 1.
-    """
-    try:
-        k = operator.index(k)
-    except TypeError:
-        raise TypeError(f"k={k!r}: expected an integer, the number of neighbours per row") from None
+    if not isinstance(k, int | np.integer):
+        raise TypeError(f"k={k!r}: expected an integer, the number of neighbours per row")
     if k < 1:
         raise ValueError(f"k={k}: expected at least 1 neighbour per row")
-    return k
+    return int(k)
 
 
 def choose_device(device: Device, X: Any) -> Literal["cpu", "gpu"]:
-    """Where to compute: as asked; for `"auto"` on the GPU where there is one.
-
-    Raises:
-        ValueError: `device` is none of `"auto"`, `"cpu"`, `"gpu"`.
-    """
+    """Where to compute: as asked; for `"auto"` on the GPU where there is one."""
     if device == "auto":
         return "gpu" if get_namespace(X) is not np or has_gpu() else "cpu"
     if device not in ("cpu", "gpu"):
         raise ValueError(f"device={device!r}: expected 'auto', 'cpu' or 'gpu'")
     return device
+
+
+def where_it_was(X: Any, answer: Any) -> Any:
+    """`answer` on the CPU, unless `X` is a CuPy array."""
+    return to_cpu(answer) if get_namespace(X) is np else answer
 
 
 def unit_rows(
@@ -86,10 +70,6 @@ def unit_rows(
 
     Returns:
         (n - n_skipped, d) float32, C-contiguous, on `device`; and the indices of skipped rows, int64, on the CPU.
-
-    Raises:
-        ValueError: rows hold NaN or infinity and `on_invalid` is `"raise"`, or it is neither `"raise"` nor `"skip"`.
-        RuntimeError: `"gpu"` where CuPy sees none.
     """
     if on_invalid not in ("raise", "skip"):
         raise ValueError(f"on_invalid={on_invalid!r}: expected 'raise' or 'skip'")
@@ -118,11 +98,7 @@ def unit_rows(
 
 
 def raise_invalid(name: str, rows: np.ndarray, n: int, problem: str = "NaN or infinity") -> None:
-    """Refuse the invalid `rows` of the n in `name`.
-
-    Raises:
-        ValueError: always, naming the first of `rows` and their count.
-    """
+    """Refuse the invalid `rows` of the n in `name`: a ValueError that names the first of them and their count."""
     first = ", ".join(map(str, rows[:_N_SHOWN])) + (", ..." if len(rows) > _N_SHOWN else "")
     raise ValueError(
         f"{name} holds {problem} in {len(rows):,} of {n:,} rows (counted from 0: {first}); correct or remove them, "
@@ -131,11 +107,7 @@ def raise_invalid(name: str, rows: np.ndarray, n: int, problem: str = "NaN or in
 
 
 def require_memory(n_bytes: int, what: str, device: Literal["cpu", "gpu"], instead: str) -> None:
-    """Refuse to start what cannot fit.
-
-    Raises:
-        MemoryError: `n_bytes` are more than `device` has available; says what to do `instead`.
-    """
+    """Refuse to start what cannot fit: a MemoryError that names the bytes and says what to do `instead`."""
     available = memory_stats(device).available_bytes
     if n_bytes > available:
         raise MemoryError(

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..devices import get_namespace, to_cpu, to_gpu
 from .engine import Neighbors, nearest_by_blocks, rows_per_block
-from .inputs import Device, check_k, check_pair, check_vectors, choose_device, raise_invalid, require_memory, unit_rows
+from .inputs import Device, check_pair, check_vectors, choose_device, raise_invalid, require_memory, unit_rows, where_it_was
 
 
 def calculate_similarity_cpu(X: Any) -> np.ndarray:
@@ -28,8 +28,7 @@ def calculate_similarity_gpu_cupy(X: Any) -> Any:
         TypeError, ValueError: as `calculate_similarity_cpu`.
     """
     X = check_vectors(X)
-    similarity = _plain_similarity(to_gpu(X).astype("float32"))
-    return to_cpu(similarity) if get_namespace(X) is np else similarity
+    return where_it_was(X, _plain_similarity(to_gpu(X).astype("float32")))
 
 
 def _plain_similarity(X: Any) -> Any:
@@ -53,33 +52,25 @@ def cosine_similarity(X: Any, Y: Any = None, *, device: Device = "auto") -> Any:
         TypeError, ValueError, RuntimeError: as `top_k`.
     """
     of_itself = Y is None
-    X, Y = check_pair(X, X if of_itself else Y)
+    X, Y = check_pair(X, Y)
     device = choose_device(device, X)
+    n_bytes, what = 4 * len(X) * len(Y), f"the float32 matrix of {len(X):,} x {len(Y):,} similarities"
     for place in {device, "cpu" if get_namespace(X) is np else device}:
-        require_memory(
-            4 * len(X) * len(Y),
-            f"the float32 matrix of {len(X):,} x {len(Y):,} similarities",
-            place,
-            "use top_k, which never builds it",
-        )
+        require_memory(n_bytes, what, place, "use top_k, which never builds it")
     left, _ = unit_rows(X, device)
     right = left.copy() if of_itself else unit_rows(Y, device, name="Y")[0]
     xp = get_namespace(left)
     similarity = xp.matmul(left, right.T)
-    xp.clip(similarity, -1, 1, out=similarity)
-    return to_cpu(similarity) if get_namespace(X) is np else similarity
+    return where_it_was(X, xp.clip(similarity, -1, 1, out=similarity))
 
 
 def top_k_by_matrix(X: Any, k: int = 10, *, device: Literal["cpu", "gpu"] = "cpu") -> Neighbors:
     """The neighbours of `top_k` by way of the plan's whole matrix, for comparison. `X` as `calculate_similarity_cpu`."""
-    X, k = check_vectors(X), check_k(k)
     similarity = calculate_similarity_gpu_cupy(to_gpu(X)) if device == "gpu" else calculate_similarity_cpu(X)
-    indices, scores = nearest_by_blocks(
-        lambda start, stop: -similarity[start:stop],
-        similarity,
-        len(similarity),
-        k,
-        rows_per_block(similarity, similarity, None, device),
-        leave_out_self=True,
-    )
-    return Neighbors(to_cpu(indices), to_cpu(scores)) if get_namespace(X) is np else Neighbors(indices, scores)
+
+    def negated_cosines(start: int, stop: int) -> Any:
+        return -similarity[start:stop]
+
+    n_rows = rows_per_block(similarity, similarity, None, device)
+    indices, scores = nearest_by_blocks(negated_cosines, similarity, len(similarity), k, n_rows, leave_out_self=True)
+    return Neighbors(where_it_was(X, indices), where_it_was(X, scores))

@@ -1,16 +1,12 @@
 """A look at the answer itself: the most similar texts, side by side."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..devices import to_cpu
 from ..results import SimilarPair
 from .engine import Neighbors
-
-if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler
 
 
 def most_similar_pairs(
@@ -55,16 +51,3 @@ def most_similar_pairs(
 def _shorten(text: str, max_characters: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= max_characters else text[: max_characters - 1].rstrip() + "…"
-
-
-def show_pairs(pairs: Sequence[SimilarPair]) -> "Styler":
-    """A table of the pairs for a notebook; the texts are data: HTML and formulas in them are shown as text."""
-    import pandas as pd
-
-    table = pd.DataFrame([pair.model_dump() for pair in pairs], columns=["score", "first", "second"])
-    return (
-        table.style.format({"score": "{:.3f}"}, escape="html")
-        .set_table_attributes('class="tex2jax_ignore"')
-        .hide(axis="index")
-        .set_properties(**{"text-align": "left", "vertical-align": "top", "max-width": "30em"})
-    )

@@ -26,7 +26,7 @@ def reference(X: Any, k: int = 10, *, Y: Any = None, rows: Any = None) -> Neighb
         MemoryError: scores and sort would not fit; ask for fewer `rows`.
     """
     k, of_itself = check_k(k), Y is None
-    X, Y = check_pair(X, X if of_itself else Y)
+    X, Y = check_pair(X, Y)
     similarity = _similarity64(X, Y, rows, leave_out_self=of_itself)
     k = max(0, min(k, similarity.shape[1] - of_itself))
     indices = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
@@ -51,19 +51,12 @@ def _unit64(X: np.ndarray) -> np.ndarray:
     return X
 
 
-def float32_tolerance(n_dimensions: int) -> float:
-    """How far a cosine of `n_dimensions` products may be off in float32: four times the typical sum of their rounding errors.
-
-    Errors of at most 2^-24 each that are independent add up to about sqrt(d) 2^-24 (Higham and Mary 2019, "A new approach
-    to probabilistic rounding error analysis"). With 384 dimensions 5e-6, where float16 is off by 1e-4 or more.
-    """
-    return 4 * math.sqrt(n_dimensions) * 2.0**-24
-
-
-def validate(
-    method: Method, X: Any, k: int = 10, *, max_rows: int = 1000, tolerance: float | None = None, seed: int = 0
-) -> Validation:
+def validate(method: Method, X: Any, k: int = 10, *, max_rows: int = 1000, seed: int = 0) -> Validation:
     """Run `method` on all of `X` (n, d) and compare with the float64 reference.
+
+    The tolerance of a cosine is four times the typical sum of its float32 rounding errors: d of at most 2^-24 each that are
+    independent add up to about sqrt(d) 2^-24 (Higham and Mary 2019, "A new approach to probabilistic rounding error
+    analysis"). With 384 dimensions it is 5e-6, where float16 is off by 1e-4 or more.
 
     A score is compared both with the reference's score at its place and with the true cosine of the pair that it names;
     the larger difference counts, and NaN counts as 2, the largest there can be. A neighbour is a wrong one if it is no
@@ -72,13 +65,12 @@ def validate(
 
     Args:
         max_rows: with more rows than that, a random sample of so many is compared; all are computed.
-        tolerance: of a score; default: `float32_tolerance(d)`.
 
     Raises:
         ValueError: the answer has not the shape (n, k) of the reference's.
     """
     X, n = check_vectors(X), len(X)
-    tolerance = float32_tolerance(X.shape[1]) if tolerance is None else tolerance
+    tolerance = 4 * math.sqrt(X.shape[1]) * 2.0**-24
     rows = np.arange(n) if n <= max_rows else np.sort(np.random.default_rng(seed).choice(n, max_rows, replace=False))
     found = method.top_k(method.place(X), k)
     indices, scores = to_cpu(found.indices), to_cpu(found.scores).astype(np.float64)
