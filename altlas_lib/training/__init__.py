@@ -9,8 +9,7 @@
 Any Keras backend does: TensorFlow unless `KERAS_BACKEND` names another one.
 """
 
-from .backend import device_name
-from .features import FEATURE_NAMES, FEATURE_WINDOWS, STATISTICS, rolling_features
+from .features import FEATURE_WINDOWS, rolling_features
 from .metrics import Predictions, base_rate_predictions, best_possible_predictions, compare, evaluate, finding, verdict
 from .model import (
     PRESETS,
@@ -22,22 +21,17 @@ from .model import (
     find_preset,
     parameters_by_part,
 )
-from .train import STAGES, Stage, TrainingRun, train
-from .windows import Batches, Samples, Split, prepare
+from .train import STAGES, TrainingRun, train
+from .windows import Samples, prepare
 
 __all__ = [
-    "FEATURE_NAMES",
     "FEATURE_WINDOWS",
     "PRESETS",
     "STAGES",
-    "STATISTICS",
-    "Batches",
     "ModelConfig",
     "NBeatsConfig",
     "Predictions",
     "Samples",
-    "Split",
-    "Stage",
     "TcnConfig",
     "TrainingRun",
     "TransformerConfig",
@@ -45,7 +39,6 @@ __all__ = [
     "best_possible_predictions",
     "build_model",
     "compare",
-    "device_name",
     "evaluate",
     "find_preset",
     "finding",

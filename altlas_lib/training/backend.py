@@ -1,6 +1,7 @@
 """The one door to Keras and to what differs between its backends; every module of the room takes `keras` from here.
 
-TensorFlow is the backend unless the user chose another one (`KERAS_BACKEND=jax` or `torch`, or `~/.keras/keras.json`).
+TensorFlow is the backend unless the user chose another one (`KERAS_BACKEND=jax` or `torch`, or `~/.keras/keras.json`), or
+only another one is installed.
 """
 
 import contextlib
@@ -8,8 +9,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import util
 
-from ..devices import describe_cpu, describe_gpus
+from ..devices import describe_cpu
 
 
 @contextlib.contextmanager
@@ -30,6 +32,11 @@ def _hold_back_native_stderr() -> Iterator[None]:
             os.close(stderr)
 
 
+if not util.find_spec("tensorflow"):
+    for other in ("jax", "torch"):
+        if util.find_spec(other):
+            os.environ.setdefault("KERAS_BACKEND", other)
+
 # TensorFlow 2.21 obeys this variable once it is loaded, but not while it is being loaded.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with _hold_back_native_stderr():
@@ -39,62 +46,51 @@ with _hold_back_native_stderr():
 serializable = keras.saving.register_keras_serializable("altlas_lib")
 
 
-def uses_gpu() -> bool:
-    """Whether the backend computes on a CUDA GPU."""
+def gpu_name() -> str | None:
+    """The CUDA GPU that the backend computes on, which need not be the machine's first; None: it computes on a CPU."""
     match keras.backend.backend():
         case "tensorflow":
             import tensorflow as tf
 
-            return bool(tf.config.list_physical_devices("GPU"))
+            gpus = tf.config.list_physical_devices("GPU")
+            return tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else None
         case "jax":
             import jax
 
-            return jax.default_backend() == "gpu"
+            device = jax.devices()[0]
+            return device.device_kind if device.platform == "gpu" else None
         case "torch":
             import torch
 
-            return torch.cuda.is_available()
-    return False
+            return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return None
 
 
 def device_name() -> str:
     """The device that the backend computes on, in words, as results name it."""
-    return describe_gpus()[0].name if uses_gpu() else str(describe_cpu())
-
-
-def reset_peak_memory() -> None:
-    """Start a new measurement of the GPU's peak memory, where the backend can (JAX counts from the process's start)."""
-    if not uses_gpu():
-        return
-    match keras.backend.backend():
-        case "tensorflow":
-            import tensorflow as tf
-
-            tf.config.experimental.reset_memory_stats("GPU:0")
-        case "torch":
-            import torch
-
-            torch.cuda.reset_peak_memory_stats()
+    return gpu_name() or str(describe_cpu())
 
 
 def peak_memory_bytes() -> int | None:
-    """The most bytes that the backend's allocator held on the GPU since `reset_peak_memory`; None, "not measured", on a CPU.
+    """The most bytes that the backend's allocator held on the GPU since the last call; None, "not measured", on a CPU.
 
-    Not counted: the CUDA context and what libraries allocate past the backend's allocator.
+    JAX counts from the process's start. Not counted: the CUDA context and what libraries allocate past the allocator.
     """
-    if not uses_gpu():
+    if gpu_name() is None:
         return None
     match keras.backend.backend():
         case "tensorflow":
             import tensorflow as tf
 
-            return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+            peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+            tf.config.experimental.reset_memory_stats("GPU:0")
         case "jax":
             import jax
 
-            return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+            peak = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
         case "torch":
             import torch
 
-            return torch.cuda.max_memory_allocated()
-    return None
+            peak = torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+    return peak

@@ -12,8 +12,8 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):
     The weights move the probability that is learned; `unweighted_probability` moves it back.
     """
 
-    def __init__(self, below_weight: float, above_weight: float, name: str = "weighted_binary_crossentropy", **kwargs):
-        super().__init__(name=name, **kwargs)
+    def __init__(self, below_weight: float, above_weight: float, **kwargs):
+        super().__init__(**kwargs)
         self.below_weight, self.above_weight = below_weight, above_weight
 
     def call(self, y_true, y_pred):

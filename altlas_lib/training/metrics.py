@@ -47,9 +47,7 @@ def best_possible_predictions(series: CrashSeries, part: slice) -> Predictions:
     """
     from_threshold, from_high = series.survival(THRESHOLD)[part], series.survival(HIGH)[part]
     odds = np.stack([1 - from_threshold, from_threshold - from_high, from_high])
-    grid = np.arange(100, 1000) / 100
-    median = grid[np.sum([series.survival(x)[part] >= 0.5 for x in grid], axis=0) - 1]
-    return Predictions(above=from_threshold >= 0.5, classes=odds.argmax(axis=0), logs=np.log(median))
+    return Predictions(above=from_threshold >= 0.5, classes=odds.argmax(axis=0), logs=np.log(series.median[part]))
 
 
 def _scores(predictions: Predictions, actual: np.ndarray) -> dict[str, tuple[np.ndarray, bool]]:

@@ -8,6 +8,7 @@ Only Keras layers and `keras.ops`: the model is the same on TensorFlow, JAX and 
 """
 
 import difflib
+from collections import Counter
 from typing import Self
 
 import numpy as np
@@ -15,11 +16,9 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from ..results import Model
 from .backend import keras, serializable
-from .features import FEATURE_NAMES
+from .features import N_FEATURES
 
 layers = keras.layers
-
-N_CLASSES = 3
 
 
 class NBeatsConfig(Model):
@@ -129,13 +128,18 @@ class PositionalEncoding(layers.Layer):
         return x + keras.ops.cast(table, x.dtype)
 
 
-def _nbeats(sequence, config: NBeatsConfig, dropout: float, part: str):
+def _last(sequence, n_values: int, name: str):
+    return layers.Cropping1D((sequence.shape[1] - n_values, 0), name=name)(sequence)
+
+
+def _nbeats(sequence, config: NBeatsConfig, dropout: float):
     """Doubly residual stack: a block takes what it explains away from what the next one sees; the sum of that is the forecast.
 
     The paper maps a block's output twice more, to a backcast and to a forecast. The plan's count of about 9.8M parameters
     leaves no room for these maps (with them: about 18M): here a block's output is both, in a space of `units` dimensions.
     """
-    x = layers.Flatten(name=f"{part}.flatten")(sequence)
+    part = f"nbeats_{config.window}"
+    x = layers.Flatten(name=f"{part}.flatten")(_last(sequence, config.window, f"{part}.past"))
     entry = residual = layers.Dense(config.units, name=f"{part}.entry")(x)
     for i in range(1, config.n_blocks + 1):
         block = layers.Dense(config.units, activation="relu", name=f"{part}.block{i}_dense")(residual)
@@ -145,16 +149,16 @@ def _nbeats(sequence, config: NBeatsConfig, dropout: float, part: str):
     return layers.Subtract(name=f"{part}.forecast")([entry, residual])  # the sum of the blocks' outputs
 
 
-def _tcn(sequence, config: TcnConfig, dropout: float, part: str):
+def _tcn(sequence, config: TcnConfig, dropout: float):
     """Residual blocks of two dilated causal convolutions; the state after the last value is the summary.
 
     The widths follow each other with all dilations each: only so do the reference's 500 values all reach the end (505).
     Keras has no weight normalisation; layer normalisation stands in its place.
     """
-    x = sequence
+    x = _last(sequence, config.window, "tcn.past")
     for stage, filters in enumerate(config.filters, start=1):
         for dilation in config.dilations:
-            name = f"{part}.stage{stage}_dilation{dilation}"
+            name = f"tcn.stage{stage}_dilation{dilation}"
             shortcut = x
             if x.shape[-1] != filters:
                 shortcut = layers.Conv1D(filters, 1, name=f"{name}_shortcut")(x)
@@ -166,19 +170,19 @@ def _tcn(sequence, config: TcnConfig, dropout: float, part: str):
                 x = layers.ReLU(name=f"{name}_relu{i}")(x)
                 x = layers.SpatialDropout1D(dropout, name=f"{name}_dropout{i}")(x)
             x = layers.Add(name=f"{name}_residual")([shortcut, x])
-    last = layers.Cropping1D((config.window - 1, 0), name=f"{part}.last")(x)
-    return layers.Flatten(name=f"{part}.flatten")(last)
+    return layers.Flatten(name="tcn.flatten")(_last(x, 1, "tcn.last"))
 
 
-def _transformer(sequence, config: TransformerConfig, dropout: float, part: str):
+def _transformer(sequence, config: TransformerConfig, dropout: float):
     """Encoder with normalisation before each sub-layer, averaged over the window.
 
     Dropout acts on the sub-layers' outputs. On the attention weights it would keep every backend from fused attention.
     """
-    x = layers.Dense(config.d_model, name=f"{part}.embedding")(sequence)
-    x = PositionalEncoding(name=f"{part}.position")(x)
+    x = _last(sequence, config.window, "transformer.past")
+    x = layers.Dense(config.d_model, name="transformer.embedding")(x)
+    x = PositionalEncoding(name="transformer.position")(x)
     for i in range(1, config.n_layers + 1):
-        name = f"{part}.layer{i}"
+        name = f"transformer.layer{i}"
         y = layers.LayerNormalization(name=f"{name}_attention_norm")(x)
         y = layers.MultiHeadAttention(config.n_heads, config.d_model // config.n_heads, name=f"{name}_attention")(y, y)
         y = layers.Dropout(dropout, name=f"{name}_attention_dropout")(y)
@@ -188,14 +192,14 @@ def _transformer(sequence, config: TransformerConfig, dropout: float, part: str)
         y = layers.Dense(config.d_model, name=f"{name}_feed_forward_out")(y)
         y = layers.Dropout(dropout, name=f"{name}_feed_forward_dropout")(y)
         x = layers.Add(name=f"{name}_feed_forward_residual")([x, y])
-    x = layers.LayerNormalization(name=f"{part}.norm")(x)
-    return layers.GlobalAveragePooling1D(name=f"{part}.average")(x)
+    x = layers.LayerNormalization(name="transformer.norm")(x)
+    return layers.GlobalAveragePooling1D(name="transformer.average")(x)
 
 
-_BUILDERS = {NBeatsConfig: (_nbeats, "nbeats"), TcnConfig: (_tcn, "tcn"), TransformerConfig: (_transformer, "transformer")}
+_BUILDERS = {NBeatsConfig: _nbeats, TcnConfig: _tcn, TransformerConfig: _transformer}
 
 
-def build_model(config: ModelConfig, n_features: int = len(FEATURE_NAMES), *, dtype_policy: str = "float32") -> keras.Model:
+def build_model(config: ModelConfig, n_features: int = N_FEATURES, *, dtype_policy: str = "float32") -> keras.Model:
     """The model of `config`, not compiled.
 
     Inputs, a dict:
@@ -221,19 +225,12 @@ def _build(config: ModelConfig, n_features: int) -> keras.Model:
     window = keras.Input((config.window,), name="window")
     features = keras.Input((n_features,), name="features")
     sequence = layers.Reshape((config.window, 1), name="sequence")(window)
-
-    outputs = []
-    for part in config.parts:
-        build, kind = _BUILDERS[type(part)]
-        name = f"{kind}_{part.window}"
-        past = layers.Cropping1D((config.window - part.window, 0), name=f"{name}.past")(sequence)
-        outputs.append(build(past, part, config.dropout, name))
-
+    outputs = [_BUILDERS[type(part)](sequence, part, config.dropout) for part in config.parts]
     x = layers.Concatenate(name="fusion.concatenate")([*outputs, features])
     for i, units in enumerate(config.fusion, start=1):
         x = layers.Dense(units, activation="relu", name=f"fusion.dense{i}")(x)
         x = layers.Dropout(config.dropout, name=f"fusion.dropout{i}")(x)
-    heads = {"regression": (1, None), "classification": (N_CLASSES, "softmax"), "threshold": (1, "sigmoid")}
+    heads = {"regression": (1, None), "classification": (3, "softmax"), "threshold": (1, "sigmoid")}
     return keras.Model(
         {"window": window, "features": features},
         {
@@ -247,9 +244,9 @@ def _build(config: ModelConfig, n_features: int) -> keras.Model:
 
 def parameters_by_part(model: keras.Model) -> dict[str, int]:
     """The number of parameters of each part of the model (a layer's part is its name up to the dot), and `total`."""
-    counts: dict[str, int] = {}
+    counts = Counter()
     for layer in model.layers:
-        if layer.count_params():
-            part = layer.name.partition(".")[0]
-            counts[part] = counts.get(part, 0) + layer.count_params()
-    return {**counts, "total": model.count_params()}
+        counts[layer.name.partition(".")[0]] += layer.count_params()
+    order = ("nbeats", "tcn", "transformer", "fusion", "heads")
+    parts = sorted(+counts, key=lambda part: (order.index(part.partition("_")[0]), len(part), part))  # 50 before 200, 1000
+    return {**{part: counts[part] for part in parts}, "total": model.count_params()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..results import Epoch, Quantity
-from .backend import device_name, keras, peak_memory_bytes, reset_peak_memory
+from .backend import device_name, keras, peak_memory_bytes
 from .losses import balanced_weights, compile_losses, unweighted_probability
 from .metrics import Predictions
 from .model import ModelConfig, build_model
@@ -23,16 +23,10 @@ class Stage:
     loss_weights: dict[str, float]
 
 
-def _stage(number: int, batch_size: int, learning_rate: float, *weights: float) -> Stage:
-    return Stage(
-        number, batch_size, learning_rate, dict(zip(("regression", "classification", "threshold"), weights, strict=True))
-    )
-
-
 STAGES = (
-    _stage(1, 64, 1e-4, 0.65, 0.10, 0.25),
-    _stage(2, 32, 5e-5, 0.55, 0.10, 0.35),
-    _stage(3, 16, 1e-5, 0.50, 0.15, 0.35),
+    Stage(1, 64, 1e-4, {"regression": 0.65, "classification": 0.10, "threshold": 0.25}),
+    Stage(2, 32, 5e-5, {"regression": 0.55, "classification": 0.10, "threshold": 0.35}),
+    Stage(3, 16, 1e-5, {"regression": 0.50, "classification": 0.15, "threshold": 0.35}),
 )
 
 
@@ -84,8 +78,9 @@ class _Log(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         losses = {name: float(value) for name, value in logs.items()}
-        if not np.isfinite(losses["loss"]):
-            raise FloatingPointError(f"the loss is {losses['loss']} in epoch {epoch + 1}: lower the learning rate")
+        for name, value in losses.items():
+            if not np.isfinite(value):
+                raise FloatingPointError(f"{name} is {value} in epoch {epoch + 1}: lower the learning rate")
         duration_s = time.perf_counter() - self.epoch_began_s
         self.epochs.append(Epoch(stage=self.stage, epoch=epoch + 1, metrics=losses, duration_s=duration_s))
 
@@ -142,7 +137,7 @@ def train(
         loss_weights=stage.loss_weights,
     )
     log = _Log(stage.number)
-    reset_peak_memory()
+    peak_memory_bytes()  # measures anew from here
     model.fit(batches, validation_data=validation, epochs=n_epochs, shuffle=False, callbacks=[log], verbose=0)
 
     device, peak_bytes = device_name(), peak_memory_bytes()

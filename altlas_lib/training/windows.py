@@ -39,7 +39,15 @@ class Samples:
     split: Split
 
     def inputs(self, positions: np.ndarray, window: int) -> dict[str, np.ndarray]:
-        """The model's inputs: `window` (len(positions), window), oldest value first, and `features` (len(positions), 121)."""
+        """The model's inputs: `window` (len(positions), window), oldest value first, and `features` (len(positions), 121).
+
+        Raises:
+            ValueError: a position has less than `window` values before it.
+        """
+        if np.any(positions < window):  # NumPy would count from the end of the series and show the model its future
+            raise ValueError(
+                f"position {min(positions)} has no {window} values before it: prepare the series with window={window}"
+            )
         past = sliding_window_view(self.scaled_logs, window)
         return {"window": past[positions - window], "features": self.features[positions]}
 
