@@ -37,7 +37,6 @@ def test_without_a_gpu_the_error_says_what_to_do():
 def test_memory_stats_of_the_host():
     stats = devices.memory_stats("cpu")
     assert 0 < stats.available_bytes <= stats.total_bytes == devices.memory_limit_bytes()
-    assert stats.used_bytes == stats.total_bytes - stats.available_bytes
     with pytest.raises(ValueError, match="'tpu'"):
         devices.memory_stats("tpu")
 
@@ -64,7 +63,7 @@ def test_memory_stats_of_the_gpu_see_an_allocation():
     before = devices.memory_stats("gpu")
     block = cupy.ones(2**28, cupy.uint8)
     after = devices.memory_stats("gpu")
-    assert after.used_bytes - before.used_bytes >= block.nbytes
+    assert before.available_bytes - after.available_bytes >= block.nbytes
     assert after.total_bytes == before.total_bytes
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -166,7 +167,16 @@ BLIND_CUPY = Library(version="14.2.0", cuda={"runtime": "12.9"}, no_gpu_because=
                     libraries={"numpy": Library(version="2", blas="openblas", blas_kernels="Haswell", gflops_per_thread=120)},
                     numpy_with_avx512_kernels=Library(version="2", gflops_per_thread=230),
                 ),
-                *("BLAS kernels", "warning", "1.9x worse", "OPENBLAS_CORETYPE=SkylakeX"),
+                *("BLAS kernels", "warning", "OpenBLAS uses its Haswell", "export OPENBLAS_CORETYPE=SkylakeX"),
+            ),
+            "forbidden AVX-512": (
+                changed(
+                    LAPTOP,
+                    libraries={"numpy": Library(version="2", blas="openblas", blas_kernels="Haswell", gflops_per_thread=120)},
+                    openblas_coretype="Haswell",
+                    numpy_with_avx512_kernels=Library(version="2", gflops_per_thread=230),
+                ),
+                *("BLAS kernels", "warning", "OPENBLAS_CORETYPE=Haswell holds", "unset OPENBLAS_CORETYPE"),
             ),
             "crash": (
                 changed(LAPTOP, libraries={"tensorflow": Library(error="crashed (Illegal instruction): no message")}),
@@ -232,7 +242,7 @@ BLIND_CUPY = Library(version="14.2.0", cuda={"runtime": "12.9"}, no_gpu_because=
             ),
             "works, but not NVML": (
                 changed(T4_SERVER, in_container=True, driver=LAPTOP.driver),
-                *("NVIDIA driver", "warning", "CuPy can use the GPU", "NVIDIA_DRIVER_CAPABILITIES"),
+                *("NVIDIA driver", "warning", "on the bus", "NVIDIA_DRIVER_CAPABILITIES"),
             ),
             "driver without a GPU": (
                 changed(LAPTOP, driver=Driver(version="580.65", cuda_version="13.0")),
@@ -305,6 +315,13 @@ def test_a_newer_driver_of_the_same_cuda_is_no_problem_and_neither_is_a_plain_ma
     jax = Library(version="0.10", cuda={"runtime": "12"}, gpus=("Tesla T4",), computed_on=("Tesla T4",))
     facts = changed(T4_SERVER, driver=Driver(version="575", cuda_version="12.9", gpus=(T4,)), libraries={"jax": jax})
     assert problems(facts) == {}
+
+
+def test_idle_avx512_says_how_much_it_costs():
+    numpy = Library(version="2", blas="openblas", blas_kernels="Haswell", gflops_per_thread=120)
+    facts = changed(LAPTOP, libraries={"numpy": numpy}, numpy_with_avx512_kernels=Library(version="2", gflops_per_thread=230))
+    (finding,) = [finding for finding in findings_from(facts) if finding.check == "BLAS kernels"]
+    assert "1.9x worse" in finding.found
 
 
 def test_a_small_gain_of_other_kernels_is_not_worth_a_warning():
@@ -483,9 +500,9 @@ FAKE_CUPY = """
         (
             True,
             "+ 1",
-            {"gpus": ["Tesla T4"] * 2, "computed_on": [], "error": "ArithmeticError: a 64 x 64 float32 matrix product"},
+            {"gpus": ["Tesla T4"] * 2, "error": "ArithmeticError: a 64 x 64 float32 matrix product"},
         ),
-        (False, "", {"computed_on": [], "no_gpu_because": "cudaErrorInsufficientDriver: too old"}),
+        (False, "", {"no_gpu_because": "cudaErrorInsufficientDriver: too old"}),
     ],
 )
 def test_the_cupy_probe_computes_on_each_gpu_and_keeps_stdout_clean(tmp_path, available, damage, expected):
@@ -499,6 +516,41 @@ def test_the_cupy_probe_computes_on_each_gpu_and_keeps_stdout_clean(tmp_path, av
     assert Library.model_validate_json(line).version == "14.2.0"
 
 
+FAKE_JAX = """
+    import contextlib
+    import numpy as np
+    from types import SimpleNamespace
+
+    __version__ = "0.10.2"
+    devices = lambda: [SimpleNamespace(platform="cpu", device_kind="cpu")]
+    default_device = contextlib.nullcontext
+    numpy = SimpleNamespace(matmul=np.matmul)
+    lax = SimpleNamespace(conv=lambda *arrays, **options: SimpleNamespace(block_until_ready=lambda: None))
+"""
+
+
+@pytest.mark.parametrize("plugin", [None, "xla_cuda12"])
+def test_the_jax_probe_works_with_and_without_a_plug_in(tmp_path, plugin):
+    (tmp_path / "jax.py").write_text(textwrap.dedent(FAKE_JAX))
+    if plugin:
+        (tmp_path / "jax_plugins" / plugin).mkdir(parents=True)
+    report = json.loads(run_probe_module("jax", path=tmp_path).stdout)
+    cuda = {"cuda": {"runtime": "12"}} if plugin else {}
+    assert report == {"version": "0.10.2", "gpus": [], "computed_on": ["CPU"], **cuda}
+
+
+def test_ctrl_c_ends_a_library_that_hangs_outside_of_python(tmp_path):
+    (tmp_path / "torch.py").write_text("print('busy', flush=True); sum(range(10**12))")
+    command = [sys.executable, "-m", "altlas_lib.environment.probe", "torch"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(tmp_path)}) as process:
+        assert process.stderr.readline() == b"busy\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(20) == -signal.SIGINT
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize(
     ("source", "report"),
     [
@@ -509,7 +561,7 @@ def test_the_cupy_probe_computes_on_each_gpu_and_keeps_stdout_clean(tmp_path, av
 def test_a_library_that_does_not_load_is_reported(tmp_path, source, report):
     (tmp_path / "torch.py").write_text(source)
     ended = run_probe_module("torch", path=tmp_path)
-    assert json.loads(ended.stdout) == {"version": "unknown version", "computed_on": [], **report}
+    assert json.loads(ended.stdout) == report
 
 
 # Facts of this machine ---------------------------------------------------------------------------------------------------
@@ -594,8 +646,9 @@ def test_text_from_elsewhere_is_escaped_in_the_notebook():
 # Ceilings ----------------------------------------------------------------------------------------------------------------
 
 
-def test_ceilings_of_this_cpu():
-    ceilings = environment.measure_ceilings(matrix_size=64, copy_mib=1, n_runs=3, gpu=False)
+def test_ceilings_of_this_cpu(monkeypatch):
+    monkeypatch.setattr(devices, "has_gpu", lambda: False)
+    ceilings = environment.measure_ceilings(matrix_size=64, copy_mib=1, n_runs=3)
     for rate, unit in ((ceilings.cpu_matmul_float32, "GFLOP/s"), (ceilings.cpu_copy_bandwidth, "GB/s")):
         assert (rate.unit, rate.basis, rate.n_runs) == (unit, "measured", 3)
         assert rate.device == str(devices.describe_cpu())
@@ -610,7 +663,8 @@ def test_rates_count_operations_and_bytes_as_documented(monkeypatch):
         return [0.5, 0.25, 1.0][:n_runs]
 
     monkeypatch.setattr(ceilings_module, "_cpu_seconds", took)
-    ceilings = environment.measure_ceilings(matrix_size=100, copy_mib=10, n_runs=3, gpu=False)
+    monkeypatch.setattr(devices, "has_gpu", lambda: False)
+    ceilings = environment.measure_ceilings(matrix_size=100, copy_mib=10, n_runs=3)
     assert ceilings.cpu_matmul_float32.value == pytest.approx(2 * 100**3 / 0.5 / 1e9)
     assert ceilings.cpu_copy_bandwidth.value == pytest.approx(2 * 10 * 2**20 / 0.5 / 1e9)
     assert ceilings.cpu_copy_bandwidth.high == pytest.approx(2 * 10 * 2**20 / 0.25 / 1e9)
@@ -637,12 +691,6 @@ def test_the_array_that_is_copied_exceeds_the_caches(monkeypatch):
 def test_sizes_below_one_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}={value}: expected 1 or more"):
         environment.measure_ceilings(**{name: value})
-
-
-@pytest.mark.skipif(devices.has_gpu(), reason="what happens without a GPU")
-def test_asking_for_a_gpu_that_is_not_there():
-    with pytest.raises(RuntimeError, match="altlas check"):
-        environment.measure_ceilings(matrix_size=8, copy_mib=1, n_runs=1, gpu=True)
 
 
 def test_gpu_rates_count_as_documented(monkeypatch):
@@ -682,9 +730,10 @@ def test_gpu_rates_count_as_documented(monkeypatch):
     }.items():
         monkeypatch.setitem(sys.modules, name, module)
     free = 2**20
-    monkeypatch.setattr(devices, "memory_stats", lambda device: devices.MemoryStats(device, free, free, 0))
+    monkeypatch.setattr(devices, "has_gpu", lambda: True)
+    monkeypatch.setattr(devices, "memory_stats", lambda device: devices.MemoryStats(device, free, free))
 
-    ceilings = environment.measure_ceilings(matrix_size=8, copy_mib=1, gpu_matrix_size=1024, n_runs=2, gpu=True)
+    ceilings = environment.measure_ceilings(matrix_size=8, copy_mib=1, gpu_matrix_size=1024, n_runs=2)
 
     n, n_bytes = 128, free // 4  # three float32 matrices of 256 x 256 would take more than half of 1 MiB
     assert ceilings.gpu_matmul_float32.value == ceilings.gpu_matmul_float16.value == pytest.approx(2 * n**3 / 0.5 / 1e9)

@@ -140,6 +140,20 @@ def test_a_builtin_target_has_one_row():
     assert [function.name for function in profile.functions] == ["builtins:sorted"]
 
 
+class Service:
+    def __init__(self):
+        self.numbers = [i * i for i in range(1000)]
+
+    def __call__(self):
+        return sum(number * number for number in self.numbers)
+
+
+@pytest.mark.parametrize(("target", "name"), [(Service, "Service.__init__"), (Service(), "Service.__call__")])
+def test_a_class_and_an_instance_can_be_the_target(target, name):
+    (function,) = profiling.profile(target, n_repeats=1).functions
+    assert (function.name, function.n_calls) == (name, 1)
+
+
 def test_only_stacks_below_the_call_of_the_target_count():
     names = ["<module>", "prepare", "sampled_call", "main", "main.<locals>.<genexpr>", "loads", "sampled_call"]
     files = ["child.py", "app.py", "/x/altlas_lib/profiling/child.py", "/app.py", "/app.py", json.__file__, "/app.py"]
@@ -397,9 +411,13 @@ def test_a_callable_is_stopped_between_runs():
 
 
 def test_arguments_that_cannot_reach_the_child():
-    with pytest.raises(profiling.ProfilingError, match=r"arguments .* cannot reach the child process"):
+    with pytest.raises(profiling.ProfilingError, match=r"arguments.obj=\{1, 2\} cannot reach the child process .*JSON"):
         profiling.profile("json:dumps", arguments={"obj": {1, 2}})
-    with pytest.raises(profiling.ProfilingError, match="is a callable but target 'json:dumps' a name"):
+    with pytest.raises(profiling.ProfilingError, match=r"arguments.obj=\(1, 2\) cannot reach the child process .*JSON"):
+        profiling.profile("json:dumps", arguments={"obj": (1, 2)})  # JSON would make it a list
+    with pytest.raises(profiling.ProfilingError, match="ValueError: Out of range float values"):  # a NaN arrives as one
+        profiling.profile("json:dumps", arguments={"obj": float("nan"), "allow_nan": False})
+    with pytest.raises(profiling.ProfilingError, match=r"setup=.*list.* child process that runs 'json:dumps' .*name setup as"):
         profiling.profile("json:dumps", setup=list)
 
 
@@ -488,10 +506,11 @@ def test_all_of_the_time_has_no_bound_and_a_flat_profile_no_candidate():
 def test_tables_figure_and_result_show_the_profile(run):
     profile = made_up_profile({"f": 0.7, "g": 0.3}, {"f": 1, "g": 1})
     candidates = profiling.rank_candidates([profile])
-    assert profiling.function_table(profile)["own, py-spy (%)"].tolist() == [70, 30]
-    assert profiling.overhead_table([profile]).loc["app", "with cProfile"] == "1.50x"
-    assert profiling.candidate_table(candidates)["gain at most"].tolist() == ["3.33x", "1.43x"]
-    assert list(profiling.candidate_table([])) == list(profiling.candidate_table(candidates))
+    assert profiling.function_table(profile).data["own, py-spy (%)"].tolist() == [70, 30]
+    assert "not sampled" in profiling.function_table(made_up_profile(None, {"f": 1})).to_html()
+    assert profiling.overhead_table([profile]).data.set_index("workload").loc["app", "with cProfile"] == "1.50x"
+    assert profiling.candidate_table(candidates).data["gain at most"].tolist() == ["3.33x", "1.43x"]
+    assert list(profiling.candidate_table([]).data) == list(profiling.candidate_table(candidates).data)
     with plots.figure() as (fig, ax):
         plots.function_shares(ax, profile)
         picture = plots.save_figure(fig, run, "10_app", alt="bars")

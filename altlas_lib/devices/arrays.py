@@ -59,12 +59,11 @@ def synchronize() -> None:
 
 @dataclass(frozen=True)
 class MemoryStats:
-    """Bytes of one device's memory. `used_bytes` is all that is not available, other programs included."""
+    """Bytes of one device's memory; what other programs use is not available."""
 
     device: str
     total_bytes: int
     available_bytes: int
-    used_bytes: int
 
 
 def memory_stats(device: str = "cpu") -> MemoryStats:
@@ -75,9 +74,8 @@ def memory_stats(device: str = "cpu") -> MemoryStats:
         RuntimeError: `"gpu"` where CuPy sees none.
     """
     if device == "cpu":
-        total, available = memory_limit_bytes(), memory_available_bytes()
-        return MemoryStats("cpu", total, available, total - available)
+        return MemoryStats("cpu", memory_limit_bytes(), memory_available_bytes())
     if device == "gpu":
         free, total = _cupy().cuda.runtime.memGetInfo()
-        return MemoryStats("gpu", total, free, total - free)
+        return MemoryStats("gpu", total, free)
     raise ValueError(f"device {device!r}: expected 'cpu' or 'gpu'")

@@ -21,10 +21,10 @@ __all__ = [
 ]
 
 
-def check_environment(timeout_s: float = 60.0) -> list[Finding]:
+def check_environment() -> list[Finding]:
     """Look at the machine, its driver and its libraries, and say what to do about what is not well.
 
-    Each library is loaded and made to compute in a process of its own, which gets at most `timeout_s` seconds: a crash, a
-    hang or chatter of one is a finding about it and nothing more. Takes some ten seconds.
+    Each library is loaded and made to compute in a process of its own, which gets at most a minute: a crash, a hang or
+    chatter of one is a finding about it and nothing more. Takes some ten seconds.
     """
-    return findings_from(collect_facts(timeout_s))
+    return findings_from(collect_facts())

@@ -19,7 +19,6 @@ def measure_ceilings(
     copy_mib: int | None = None,
     gpu_matrix_size: int = 8192,
     n_runs: int = 10,
-    gpu: bool | None = None,
 ) -> Ceilings:
     """Measure matrix product and copy rates of the CPU and, where CuPy sees a GPU, of the GPU and of the way to it.
 
@@ -33,11 +32,9 @@ def measure_ceilings(
             STREAM asks, but at least 256 MiB and at most an eighth of the available memory.
         gpu_matrix_size: n of the GPU's products, halved until three float32 matrices fit half of its free memory.
         n_runs: runs per rate.
-        gpu: whether to measure the GPU. None: where there is one.
 
     Raises:
         ValueError: a size or `n_runs` is below 1.
-        RuntimeError: `gpu=True` where CuPy sees none.
     """
     arguments = {"matrix_size": matrix_size, "copy_mib": copy_mib, "gpu_matrix_size": gpu_matrix_size, "n_runs": n_runs}
     for name, value in arguments.items():
@@ -50,7 +47,7 @@ def measure_ceilings(
         "cpu_matmul_float32": Quantity.measured(_cpu_matmul_rates(matrix_size, n_runs), "GFLOP/s", cpu),
         "cpu_copy_bandwidth": Quantity.measured(_cpu_copy_rates(copy_bytes, n_runs), "GB/s", cpu),
     }
-    if gpu or (gpu is None and devices.has_gpu()):
+    if devices.has_gpu():
         rates |= _gpu_rates(gpu_matrix_size, n_runs)
     return Ceilings(**rates)
 
@@ -72,34 +69,25 @@ def _cpu_seconds(work: Callable[[], object], n_runs: int) -> list[float]:
 def _cpu_matmul_rates(n: int, n_runs: int) -> list[float]:
     rng = np.random.default_rng(0)
     a, b, out = (rng.standard_normal((n, n), dtype=np.float32) for _ in range(3))  # `out` in use: no page faults later
-    return [2 * n**3 / seconds / 1e9 for seconds in _cpu_seconds(lambda: np.matmul(a, b, out=out), n_runs)]
+    return [2 * n**3 / s / 1e9 for s in _cpu_seconds(lambda: np.matmul(a, b, out=out), n_runs)]
 
 
 def _cpu_copy_rates(n_bytes: int, n_runs: int) -> list[float]:
     n_threads = devices.describe_cpu().n_threads
     targets, sources = (np.array_split(np.empty(n_bytes, np.uint8), n_threads) for _ in range(2))
     with ThreadPoolExecutor(n_threads) as pool:  # one thread does not fill the memory bus; NumPy copies without the GIL
-
-        def copy() -> None:
-            for _ in pool.map(np.copyto, targets, sources):
-                pass
-
-        for _ in pool.map(lambda part: part.fill(1), [*sources, *targets]):
-            pass  # in memory now, on the memory nodes of the threads
-        return [2 * n_bytes / seconds / 1e9 for seconds in _cpu_seconds(copy, n_runs)]
+        list(pool.map(lambda part: part.fill(1), [*sources, *targets]))  # in memory now, on the memory nodes of the threads
+        seconds = _cpu_seconds(lambda: list(pool.map(np.copyto, targets, sources)), n_runs)
+    return [2 * n_bytes / s / 1e9 for s in seconds]
 
 
 def _gpu_rates(n: int, n_runs: int) -> dict[str, Quantity]:
-    """Rates of the current CUDA device, by CuPy.
-
-    Raises:
-        RuntimeError: CuPy sees no GPU.
-    """
-    free_bytes = devices.memory_stats("gpu").available_bytes  # the friendly error comes from here
+    """Rates of the current CUDA device, by CuPy."""
     import cupy
     from cupyx import empty_pinned
     from cupyx.profiler import benchmark
 
+    free_bytes = devices.memory_stats("gpu").available_bytes
     runtime = cupy.cuda.runtime
     device = runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
     stream = cupy.cuda.get_current_stream()
@@ -119,19 +107,17 @@ def _gpu_rates(n: int, n_runs: int) -> dict[str, Quantity]:
         out = cupy.empty_like(a)
         return rates(2 * n**3, "GFLOP/s", lambda: cupy.matmul(a, b, out=out))
 
-    def copy(target: int, source: int, n_bytes: int, kind: int, counted_bytes: int) -> Quantity:
-        return rates(counted_bytes, "GB/s", lambda: runtime.memcpyAsync(target, source, n_bytes, kind, stream.ptr))
+    def copy(target: int, source: int, n_bytes: int, kind: int) -> Quantity:
+        moved_bytes = 2 * n_bytes if kind == runtime.memcpyDeviceToDevice else n_bytes
+        return rates(moved_bytes, "GB/s", lambda: runtime.memcpyAsync(target, source, n_bytes, kind, stream.ptr))
 
     found = {"gpu_matmul_float32": matmul("float32"), "gpu_matmul_float16": matmul("float16")}
     on_gpu, also_on_gpu = cupy.ones(copy_bytes, cupy.uint8), cupy.zeros(copy_bytes, cupy.uint8)
-    found["gpu_copy_bandwidth"] = copy(
-        also_on_gpu.data.ptr, on_gpu.data.ptr, copy_bytes, runtime.memcpyDeviceToDevice, 2 * copy_bytes
-    )
+    found["gpu_copy_bandwidth"] = copy(also_on_gpu.data.ptr, on_gpu.data.ptr, copy_bytes, runtime.memcpyDeviceToDevice)
     for kind, host in (("pageable", np.empty(host_bytes, np.uint8)), ("pinned", empty_pinned(host_bytes, np.uint8))):
         host.fill(1)  # in memory before the first copy
-        there = (on_gpu.data.ptr, host.ctypes.data, host_bytes, runtime.memcpyHostToDevice, host_bytes)
-        back = (host.ctypes.data, on_gpu.data.ptr, host_bytes, runtime.memcpyDeviceToHost, host_bytes)
-        found[f"host_to_device_{kind}"], found[f"device_to_host_{kind}"] = copy(*there), copy(*back)
+        found[f"host_to_device_{kind}"] = copy(on_gpu.data.ptr, host.ctypes.data, host_bytes, runtime.memcpyHostToDevice)
+        found[f"device_to_host_{kind}"] = copy(host.ctypes.data, on_gpu.data.ptr, host_bytes, runtime.memcpyDeviceToHost)
     del on_gpu, also_on_gpu, host
     cupy.get_default_memory_pool().free_all_blocks()
     cupy.get_default_pinned_memory_pool().free_all_blocks()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -22,9 +21,6 @@ from .. import devices, paths
 from ..results import Model
 
 PROBE_MODULE = f"{__package__}.probe"
-
-_ERROR_WIDTH = 240  # characters
-_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 # Else the first of TensorFlow and JAX to start takes the whole GPU, and the others report a lack of memory.
 _SHARE_THE_GPU = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
@@ -75,14 +71,18 @@ class Facts(Model):
     cuda_visible_devices: str | None
     driver: Driver
     libraries: dict[str, Library]
+    openblas_coretype: str | None = None  # the environment variable
     numpy_with_avx512_kernels: Library | None = None  # asked for only where OpenBLAS leaves AVX-512 unused
 
 
-def collect_facts(timeout_s: float = 60.0) -> Facts:
-    """Ask the machine, and each library in a child process that gets at most `timeout_s` seconds."""
+def collect_facts() -> Facts:
+    """Ask the machine, and each library in a child process."""
     cpu, cpu_busy_percent = devices.describe_cpu(), psutil.cpu_percent(0.5)
-    numpy = _probe("numpy", Library, timeout_s)  # alone: its rate is measured
-    driver, libraries = _probe_all(("keras", "tensorflow", "cupy", "torch", "jax"), timeout_s, min(cpu.n_threads, 4))
+    numpy = _probe("numpy", Library)  # alone: its rate is measured
+    types = {"driver": Driver, **dict.fromkeys(("keras", "tensorflow", "cupy", "torch", "jax"), Library)}
+    with ThreadPoolExecutor(min(cpu.n_threads, 4)) as pool:
+        reports = dict(zip(types, pool.map(lambda name: _probe(name, types[name]), types), strict=True))
+    driver = reports.pop("driver")
     outputs = paths.outputs_dir()
     existing = next(folder for folder in (outputs, *outputs.resolve().parents) if folder.exists())
     python_required, unmet = _requirements()
@@ -104,93 +104,62 @@ def collect_facts(timeout_s: float = 60.0) -> Facts:
         in_container=Path("/.dockerenv").exists() or Path("/run/.containerenv").exists(),
         cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
         driver=driver,
-        libraries={"numpy": numpy, **libraries},
-        numpy_with_avx512_kernels=_numpy_with_avx512_kernels(cpu, numpy, timeout_s),
+        libraries={"numpy": numpy, **reports},
+        openblas_coretype=os.environ.get("OPENBLAS_CORETYPE"),
+        numpy_with_avx512_kernels=_numpy_with_avx512_kernels(cpu, numpy),
     )
 
 
 _Report = TypeVar("_Report", Driver, Library)
 
 
-def _probe_all(names: Sequence[str], timeout_s: float, n_at_once: int) -> tuple[Driver, dict[str, Library]]:
-    running: set[subprocess.Popen] = set()
-    with ThreadPoolExecutor(n_at_once) as pool:
-        try:
-            driver = pool.submit(_probe, "driver", Driver, timeout_s, running)
-            reports = pool.map(lambda name: _probe(name, Library, timeout_s, running), names)
-            return driver.result(), dict(zip(names, reports, strict=True))
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(running):  # else leaving this block would wait for them
-                process.kill()
-            raise
-
-
-def _probe(
-    name: str, report_type: type[_Report], timeout_s: float, running: set[subprocess.Popen] | None = None, **environment: str
-) -> _Report:
+def _probe(name: str, report_type: type[_Report], timeout_s: float = 60.0, **environment: str) -> _Report:
     """Run one probe; a crash, a hang or an unreadable answer becomes the report's `error`."""
-    running = set() if running is None else running
-    command = [sys.executable, "-m", PROBE_MODULE, name]
     # Files, not pipes: a grandchild that keeps a pipe open would keep us waiting after the child's end.
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", PROBE_MODULE, name],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
-            cwd=_PACKAGE_PARENT,
+            cwd=Path(__file__).resolve().parents[2],
             env=os.environ | _SHARE_THE_GPU | environment,
         )
-        running.add(process)
         try:
             status = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
+            process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # stuck inside the driver, where even SIGKILL has to wait
+                process.wait(5)
             return report_type(error=f"no answer within {timeout_s:g} s")
-        finally:
-            running.discard(process)
-            _end(process)
-        return _read_report(report_type, status, _end_of(stdout), _end_of(stderr))
-
-
-def _end(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck inside the driver, where even SIGKILL has to wait
-            process.wait(5)
-
-
-def _end_of(file: IO[bytes], n_bytes: int = 2**16) -> str:
-    file.seek(max(0, file.seek(0, os.SEEK_END) - n_bytes))
-    return file.read().decode(errors="replace")
-
-
-def _read_report(report_type: type[_Report], status: int, stdout: str, stderr: str) -> _Report:
-    answer, last_words = (
-        next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "") for text in (stdout, stderr)
-    )
-    if status < 0:
-        return report_type(error=f"crashed ({signal.strsignal(-status)}): {last_words[:_ERROR_WIDTH] or 'no message'}")
-    if status > 0:
-        return report_type(error=f"ended with exit code {status}: {last_words[:_ERROR_WIDTH] or 'no message'}")
+        answer, last_words = _last_line(stdout), _last_line(stderr)
+    if status:
+        ended = f"crashed ({signal.strsignal(-status)})" if status < 0 else f"ended with exit code {status}"
+        return report_type(error=f"{ended}: {_shortened(last_words) or 'no message'}")
     try:
         report = report_type.model_validate_json(answer)
     except ValidationError:
         return report_type(error=f"expected a report in JSON, got {answer[:80]!r}")
-    if report.error:
-        report = report.model_copy(update={"error": " ".join(report.error.split())[:_ERROR_WIDTH]})
-    return report
+    return report.model_copy(update={"error": _shortened(report.error)}) if report.error else report
 
 
-def _numpy_with_avx512_kernels(cpu: devices.Cpu, numpy: Library, timeout_s: float) -> Library | None:
+def _last_line(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace").strip().rpartition("\n")[2]
+
+
+def _shortened(message: str) -> str:
+    return " ".join(message.split())[:240]
+
+
+def _numpy_with_avx512_kernels(cpu: devices.Cpu, numpy: Library) -> Library | None:
     """NumPy again with OpenBLAS's AVX-512 kernels, where the CPU has them and OpenBLAS chose others.
 
     OpenBLAS falls back to AVX2 kernels on a CPU that it does not know, which halves the CPU's rate on some.
     """
-    has_avx512 = "AVX-512F" in cpu.instruction_sets
-    if not has_avx512 or numpy.blas != "openblas" or numpy.blas_kernels not in ("Haswell", "Zen"):
-        return None
-    return _probe("numpy", Library, timeout_s, OPENBLAS_CORETYPE="SkylakeX")
+    if "AVX-512F" in cpu.instruction_sets and numpy.blas == "openblas" and numpy.blas_kernels in ("Haswell", "Zen"):
+        return _probe("numpy", Library, OPENBLAS_CORETYPE="SkylakeX")
+    return None
 
 
 def _requirements() -> tuple[str, tuple[str, ...]]:
@@ -211,27 +180,20 @@ def _requirements() -> tuple[str, tuple[str, ...]]:
 
 
 def _kernel_python() -> str | None:
+    from jupyter_client import KernelManager
+    from jupyter_client.kernelspec import NoSuchKernel
+
     try:
-        from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-    except ImportError:
-        return None
-    try:
-        program = KernelSpecManager().get_kernel_spec("python3").argv[0]
+        program = KernelManager(kernel_name="python3").format_kernel_cmd()[0]
     except NoSuchKernel:
         return None
-    # As jupyter_client does: these names stand for the interpreter that starts the kernel, whatever is on the PATH.
-    if program in ("python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info[:2])):
-        return sys.executable
     return shutil.which(program) or program
 
 
 def _n_nvidia_on_bus() -> int:
     """NVIDIA's display devices on the PCI bus, with or without a driver; 0 where the system does not tell."""
     count = 0
-    for device in Path("/sys/bus/pci/devices").glob("*"):
-        try:
-            vendor, kind = (device / "vendor").read_text().strip(), (device / "class").read_text().strip()
-        except OSError:
-            continue
-        count += vendor == "0x10de" and kind.startswith("0x03")  # a display controller; their audio functions are 0x04
+    for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"):
+        if vendor.read_text().strip() == "0x10de":
+            count += vendor.with_name("class").read_text().startswith("0x03")  # a display controller; not its audio, 0x04
     return count

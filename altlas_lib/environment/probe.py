@@ -10,17 +10,14 @@ import dataclasses
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata, util
+from importlib import util
 from typing import Any
 
 Report = dict[str, Any]
-
-
-class _NotInstalled(Exception):
-    pass
 
 
 def _driver(report: Report) -> None:
@@ -62,7 +59,7 @@ def _keras(report: Report) -> None:
     answer = keras.ops.convert_to_numpy(ones(np.ones((3, 4), np.float32)))
     if not np.array_equal(answer, np.full((3, 2), 4)):
         raise ArithmeticError(f"a dense layer of ones on ones gave {answer.tolist()}, expected 4 everywhere")
-    report["computed_on"].append(keras.backend.backend())
+    report["computed_on"] = [keras.backend.backend()]
 
 
 def _tensorflow(report: Report) -> None:
@@ -104,15 +101,12 @@ def _torch(report: Report) -> None:
     torch = _load(report, "torch")
     if torch.version.cuda:
         report["cuda"] = {"runtime": torch.version.cuda}
-    available = torch.cuda.is_available()
-    report["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if available else []
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    report["gpus"] = [torch.cuda.get_device_name(i) for i in range(n_gpus)]
     for device, name in [("cpu", "CPU"), *((f"cuda:{i}", name) for i, name in enumerate(report["gpus"]))]:
-
-        def product(a, b, device=device):
-            return (torch.from_numpy(a).to(device) @ torch.from_numpy(b).to(device)).cpu().numpy()
-
-        _check_product(report, name, product)
-        torch.nn.functional.conv1d(torch.ones(1, 4, 8, device=device), torch.ones(4, 4, 3, device=device)).cpu()
+        with torch.device(device):
+            _check_product(report, name, lambda a, b: (torch.tensor(a) @ torch.tensor(b)).cpu().numpy())
+            torch.nn.functional.conv1d(torch.ones(1, 4, 8), torch.ones(4, 4, 3)).cpu()
 
 
 def _jax(report: Report) -> None:
@@ -120,41 +114,22 @@ def _jax(report: Report) -> None:
     import numpy as np
 
     for major in (13, 12):  # which plug-in is installed: JAX itself tells its CUDA version only where a GPU is
-        if util.find_spec(f"jax_plugins.xla_cuda{major}"):
+        if util.find_spec("jax_plugins") and util.find_spec(f"jax_plugins.xla_cuda{major}"):
             report["cuda"] = {"runtime": str(major)}
-    devices = jax.devices()
-    report["gpus"] = [device.device_kind for device in devices if device.platform == "gpu"]
-    for device in devices:
+    report["gpus"] = [device.device_kind for device in jax.devices() if device.platform == "gpu"]
+    for device in jax.devices():
         name = device.device_kind if device.platform == "gpu" else device.platform.upper()
-
-        def product(a, b, device=device):
-            return np.asarray(jax.device_put(a, device) @ jax.device_put(b, device))
-
-        _check_product(report, name, product)
-        ones = [jax.device_put(np.ones(shape, np.float32), device) for shape in ((1, 4, 8), (4, 4, 3))]
-        jax.lax.conv(*ones, window_strides=(1,), padding="SAME").block_until_ready()
+        with jax.default_device(device):
+            _check_product(report, name, lambda a, b: np.asarray(jax.numpy.matmul(a, b)))
+            jax.lax.conv(np.ones((1, 4, 8), np.float32), np.ones((4, 4, 3), np.float32), (1,), "SAME").block_until_ready()
 
 
-PROBES: dict[str, Callable[[Report], None]] = {
-    "driver": _driver,
-    "numpy": _numpy,
-    "keras": _keras,
-    "tensorflow": _tensorflow,
-    "cupy": _cupy,
-    "torch": _torch,
-    "jax": _jax,
-}
+PROBES = {probe.__name__[1:]: probe for probe in (_driver, _numpy, _keras, _tensorflow, _cupy, _torch, _jax)}
 
 
 def _load(report: Report, name: str) -> Any:
-    if not util.find_spec(name):
-        raise _NotInstalled
-    try:
-        report["version"] = metadata.version(name)
-    except metadata.PackageNotFoundError:  # CuPy's packages are cupy-cuda12x, cupy-cuda13x
-        report["version"] = "unknown version"
     module = importlib.import_module(name)
-    report["version"] = getattr(module, "__version__", report["version"])
+    report["version"] = module.__version__
     return module
 
 
@@ -166,7 +141,7 @@ def _check_product(report: Report, device: str, matmul: Callable) -> None:
     expected = a.astype(np.float64) @ b.astype(np.float64)  # whole numbers below 2^11: exact in float32, and in TF32
     if not np.array_equal(matmul(a, b), expected):
         raise ArithmeticError(f"a 64 x 64 float32 matrix product on {device} is wrong")
-    report["computed_on"].append(device)
+    report.setdefault("computed_on", []).append(device)
 
 
 def _dotted(version: int) -> str:
@@ -176,28 +151,23 @@ def _dotted(version: int) -> str:
 def _loaded_libraries() -> dict[str, str]:
     """Versions of the CUDA libraries that this process has loaded, as the libraries themselves state them."""
 
-    def loaded(names: Sequence[str]) -> ctypes.CDLL | None:
-        for name in names:
-            try:
-                return ctypes.CDLL(name, mode=os.RTLD_NOLOAD)
-            except (OSError, AttributeError):  # not in this process; no such mode on Windows
-                continue
+    def loaded(name: str) -> ctypes.CDLL | None:
+        for major in range(8, 20):
+            with contextlib.suppress(OSError):  # not in this process
+                return ctypes.CDLL(f"lib{name}.so.{major}", mode=os.RTLD_NOLOAD)
         return None
 
     versions = {}
-    if cudart := loaded([f"libcudart.so.{major}" for major in range(12, 20)]):
-        number = ctypes.c_int()
-        if cudart.cudaRuntimeGetVersion(ctypes.byref(number)) == 0:
-            versions["runtime"] = _dotted(number.value)
-    if cudnn := loaded([f"libcudnn.so.{major}" for major in range(8, 20)]):
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    if (cudart := loaded("cudart")) and cudart.cudaRuntimeGetVersion(ctypes.byref(major)) == 0:
+        versions["runtime"] = _dotted(major.value)
+    if cudnn := loaded("cudnn"):
         cudnn.cudnnGetVersion.restype = ctypes.c_size_t
         number = cudnn.cudnnGetVersion()  # 8905 is 8.9.5, 91002 is 9.10.2
-        major, rest = divmod(number, 10000 if number >= 90000 else 1000)
-        versions["cuDNN"] = f"{major}.{rest // 100}.{rest % 100}"
-    if nvrtc := loaded([f"libnvrtc.so.{major}" for major in range(12, 20)]):
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        if nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)) == 0:
-            versions["NVRTC"] = f"{major.value}.{minor.value}"
+        thousands, rest = divmod(number, 10000 if number >= 90000 else 1000)
+        versions["cuDNN"] = f"{thousands}.{rest // 100}.{rest % 100}"
+    if (nvrtc := loaded("nvrtc")) and nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)) == 0:
+        versions["NVRTC"] = f"{major.value}.{minor.value}"
     return versions
 
 
@@ -208,11 +178,14 @@ def main(arguments: Sequence[str]) -> int:
     # Whatever a library prints goes to stderr: stdout, as whoever started us sees it, carries the one line alone.
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    report: Report = {"computed_on": []} if arguments[0] != "driver" else {}
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends us even where a library hangs outside of Python
+    (name,) = arguments
+    report: Report = {}
     try:
-        PROBES[arguments[0]](report)
-    except _NotInstalled:
-        report["installed"] = False
+        if name == "driver" or util.find_spec(name):
+            PROBES[name](report)
+        else:
+            report["installed"] = False
     except Exception as error:
         report["error"] = f"{type(error).__name__}: {error}"
     if report.get("cuda"):

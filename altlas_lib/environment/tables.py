@@ -4,6 +4,7 @@ import shutil
 import textwrap
 from typing import TYPE_CHECKING
 
+from .. import tables
 from ..devices import GpuSpec
 from ..results import Ceilings, Finding, format_value
 from .checks import is_ready
@@ -51,7 +52,7 @@ def findings_table(findings: list[Finding]) -> "Styler":
     """The findings for a notebook: status with its symbol, check, what was found, and the fix."""
     rows = [(f"{_SYMBOLS[f.status]} {f.status}", f.check, f.found, f.fix or "") for f in findings]
     colours = [_COLOURS[f.status] for f in findings]
-    table = _show(rows, ["status", "check", "found", "fix"]).apply(lambda _: colours, subset=["status"])
+    table = tables.show(rows, ["status", "check", "found", "fix"]).apply(lambda _: colours, subset=["status"])
     return table.set_properties(subset=["status", "check"], **{"white-space": "nowrap"})
 
 
@@ -65,15 +66,7 @@ def ceilings_table(ceilings: Ceilings) -> "Styler":
             continue
         median, slowest, fastest = (format_value(value, rate.unit) for value in (rate.value, rate.low, rate.high))
         rows.append((rate.device, name, median, slowest, fastest, f"{rate.basis}, {rate.n_runs} runs"))
-    return _show(rows, ["device", "ceiling", "median", "slowest run", "fastest run", "basis"])
-
-
-def _show(rows: list[tuple[str, ...]], columns: list[str]) -> "Styler":
-    import pandas as pd
-
-    left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
-    # Error messages come from anywhere: what looks like HTML in them stays text.
-    return pd.DataFrame(rows, columns=columns).style.hide(axis="index").format(escape="html").set_table_styles(left)
+    return tables.show(rows, ["device", "ceiling", "median", "slowest run", "fastest run", "basis"])
 
 
 def summarize(findings: list[Finding], ceilings: Ceilings, target_gpu: GpuSpec) -> str:

@@ -19,20 +19,19 @@ def rank_candidates(
         Candidate(
             workload=profile.workload,
             function=function.name,
-            share=profile.share(function),
+            share=share,
             tool="py-spy" if profile.n_samples else "cProfile",
-            largest_gain=1 / (1 - profile.share(function)) if profile.share(function) < 1 else None,
-            reason=_reason(profile, function),
+            largest_gain=1 / (1 - share) if share < 1 else None,
+            reason=_reason(profile, function, share),
         )
         for profile in profiles
         for function in profile.functions[:per_workload]
-        if profile.share(function) >= smallest_share
+        if (share := profile.share(function)) >= smallest_share
     ]
 
 
-def _reason(profile: WorkloadProfile, function: FunctionTime) -> str:
+def _reason(profile: WorkloadProfile, function: FunctionTime, share: float) -> str:
     """What was seen; a verdict on GPUs would need the arrays themselves."""
-    share = profile.share(function)
     seen = f"{share:.0%} of {profile.n_samples:,} samples" if profile.n_samples else f"{share:.0%} of the time under cProfile"
     parts = [
         f"{part:.0%} in {'its own lines, NumPy operators (@, +) included' if name == OWN_LINES else name}"

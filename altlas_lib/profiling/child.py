@@ -20,21 +20,17 @@ def sampled_call(call: Callable[[], Any]) -> None:
     call()
 
 
-def _repeat(call: Callable[[], Any], name: str, duration_s: float) -> list[float]:
-    timed_run(call, name)  # warm-up, outside of `sampled_call`: not counted
-    stop = time.perf_counter() + duration_s
-    durations_s = []
-    while not durations_s or time.perf_counter() < stop:
-        durations_s.append(timed_run(lambda: sampled_call(call), name))
-    return durations_s
-
-
 def _answer(request: Request) -> Answer:
     try:
         call = prepare(request.target, request.setup, request.arguments)
-        if request.sample_for_s is not None:
-            return Answer(sampled_s=_repeat(call, request.target, request.sample_for_s))
-        return Answer(measurement=measure(call, request.target, request.n_repeats, request.time_limit_s))
+        if request.sample_for_s is None:
+            return Answer(measurement=measure(call, request.target, request.n_repeats, request.time_limit_s))
+        timed_run(call, request.target)  # warm-up, outside of `sampled_call`: not counted
+        stop = time.perf_counter() + request.sample_for_s
+        durations_s = []
+        while not durations_s or time.perf_counter() < stop:
+            durations_s.append(timed_run(lambda: sampled_call(call), request.target))
+        return Answer(sampled_s=durations_s)
     except ProfilingError as error:
         return Answer(error=str(error))
 

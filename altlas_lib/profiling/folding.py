@@ -6,7 +6,6 @@ time of each caller's calls. For library code that neither recurses nor calls ba
 it is gprof's assumption (Graham, Kessler, McKusick 1982) that such calls cost every caller alike. No time is lost either way.
 """
 
-import functools
 import os
 import re
 from collections import defaultdict
@@ -20,16 +19,18 @@ import numpy as np
 from .targets import FunctionKey
 
 OWN_LINES = "own lines"  # in `own_by_library`: not in a library; `@` and NumPy's ufuncs are in here, cProfile does not see them
-_STANDARD_LIBRARY = str(Path(os.__file__).parent) + os.sep
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # functions in Python 3.11, mere lines in 3.12
+_LIBRARY_FILE = re.compile(rf"(?:.*?/(?:site|dist)-packages|{re.escape(os.path.dirname(os.__file__))})/(\w+)")
+# `numpy` of `<built-in method numpy.array>`, `re` of `<method 'sub' of 're.Pattern' objects>`
+_LIBRARY_BUILTIN = re.compile(r"<(?:built-in method|method '\w+' of ')\s*_?(\w+)\.")
 
 
 class Time(NamedTuple):
     """Of a function, or of its calls from one caller."""
 
-    n_calls: int
-    own_s: float
-    cumulative_s: float
+    n_calls: int = 0
+    own_s: float = 0.0
+    cumulative_s: float = 0.0
 
     def __add__(self, other: "Time") -> "Time":
         return Time(*(a + b for a, b in zip(self, other, strict=True)))
@@ -39,8 +40,8 @@ class Time(NamedTuple):
 class CallGraph:
     """What cProfile recorded. A call from outside of the recording has no caller."""
 
-    functions: dict[FunctionKey, Time] = field(default_factory=dict)
-    calls: dict[tuple[FunctionKey, FunctionKey], Time] = field(default_factory=dict)  # (caller, callee)
+    functions: dict[FunctionKey, Time] = field(default_factory=lambda: defaultdict(Time))
+    calls: dict[tuple[FunctionKey, FunctionKey], Time] = field(default_factory=lambda: defaultdict(Time))  # (caller, callee)
 
     @classmethod
     def of(cls, entries: Iterable) -> "CallGraph":
@@ -48,58 +49,38 @@ class CallGraph:
         graph = cls()
         for entry in entries:
             caller = FunctionKey.of(entry.code)
-            graph._add(graph.functions, caller, entry)
+            graph.functions[caller] += Time(entry.callcount, entry.inlinetime, entry.totaltime)
             for call in entry.calls or ():
-                graph._add(graph.calls, (caller, FunctionKey.of(call.code)), call)
+                graph.calls[caller, FunctionKey.of(call.code)] += Time(call.callcount, call.inlinetime, call.totaltime)
         return graph
 
-    @staticmethod
-    def _add(times: dict, key: tuple, entry) -> None:
-        time = Time(entry.callcount, entry.inlinetime, entry.totaltime)
-        times[key] = times[key] + time if key in times else time
 
-
-@dataclass(frozen=True)
 class Project:
     """Which functions are the user's: those outside the standard library and site-packages, and the target's own package."""
 
-    target_file: str
-
-    @functools.cached_property
-    def _target_package(self) -> str:
-        path = Path(self.target_file)
-        if not (path.parent / "__init__.py").is_file():
-            return str(path)
-        return str(next(parent for parent in path.parents if not (parent.parent / "__init__.py").is_file())) + os.sep
+    def __init__(self, target_file: str):
+        self._top = Path(target_file)  # the target's module, or the outermost package around it
+        for folder in self._top.parents:
+            if not (folder / "__init__.py").is_file():
+                break
+            self._top = folder
 
     def library(self, function: FunctionKey) -> str | None:
         """The library that a function is folded as; `OWN_LINES` for a comprehension; None: it is the user's function."""
         file, _, name = function
         if file == "~":
-            return _library_of_builtin(name)
-        library = None if file.startswith(self._target_package) else _library_of_file(file)
-        return OWN_LINES if library is None and name.endswith(_COMPREHENSIONS) else library
+            match = _LIBRARY_BUILTIN.match(name)
+            return match[1] if match else "builtins"
+        if not f"{file}/".startswith(f"{self._top}/"):
+            if match := _LIBRARY_FILE.match(file):
+                return match[1]
+            if file.startswith("<"):
+                return "generated code"
+        return OWN_LINES if name.endswith(_COMPREHENSIONS) else None
 
     def relative(self, file: str) -> str:
         """A source file as seen from the folder that holds the target's package; unchanged where it lies elsewhere."""
-        return file.removeprefix(os.path.join(os.path.dirname(self._target_package.rstrip(os.sep)), ""))
-
-
-def _library_of_builtin(description: str) -> str:
-    """`numpy` of `<built-in method numpy.array>`, `re` of `<method 'sub' of 're.Pattern' objects>`, else `builtins`."""
-    match = re.match(r"<(?:built-in method|method '\w+' of ')\s*_?(\w+)\.", description)
-    return match[1] if match else "builtins"
-
-
-@functools.cache
-def _library_of_file(file: str) -> str | None:
-    parts = Path(file).parts
-    for folder in ("site-packages", "dist-packages"):
-        if folder in parts[:-1]:
-            return parts[parts.index(folder) + 1].removesuffix(".py")
-    if file.startswith(_STANDARD_LIBRARY):
-        return Path(file[len(_STANDARD_LIBRARY) :]).parts[0].removesuffix(".py")
-    return "generated code" if file.startswith("<") else None
+        return file.removeprefix(os.path.join(self._top.parent, ""))
 
 
 def fold(graph: CallGraph, library: Callable[[FunctionKey], str | None], root: FunctionKey) -> Mapping[FunctionKey, Mapping]:
@@ -116,34 +97,25 @@ def fold(graph: CallGraph, library: Callable[[FunctionKey], str | None], root: F
     from scipy.sparse.linalg import splu
 
     folded = {function: name for function in graph.functions if (name := library(function)) is not None}
-    row = {function: i for i, function in enumerate(folded)}
-    column = {name: i for i, name in enumerate(sorted(set(folded.values())))}
-    own: dict[FunctionKey, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for function, time in graph.functions.items():
-        if function not in folded:
-            own[function][OWN_LINES] += time.own_s
+    users = list(dict.fromkeys([*(function for function in graph.functions if function not in folded), root]))
+    row = {function: i for i, function in enumerate([*folded, *users])}
+    column = {name: j for j, name in enumerate(dict.fromkeys([OWN_LINES, *folded.values()]))}
 
-    # received[i, j]: own time of library j in the library functions that function i called; passed on by the shares below
+    # received[i, j]: own time of library j in the functions that function i called; passed on to i's callers by their shares
     received = np.zeros((len(row), len(column)))
-    shares = sparse.lil_array((len(row), len(row)))  # [caller, callee]
-    to_user: list[tuple[FunctionKey, int, float]] = []  # user's function, callee, share
+    shares = sparse.lil_array((len(row), len(folded)))  # [caller, callee]
+    for user in users:
+        received[row[user], column[OWN_LINES]] = graph.functions.get(user, Time()).own_s
     for callee, calls in _calls_of(graph, folded, root).items():
         # A nanosecond per call, so that no call weighs nothing and every share adds up to one.
         weights = {caller: max(time.cumulative_s - time.own_s, 0) + 1e-9 * time.n_calls for caller, time in calls.items()}
         for caller, time in calls.items():
-            share = weights[caller] / sum(weights.values())
-            if caller in folded:
-                received[row[caller], column[folded[callee]]] += time.own_s
-                shares[row[caller], row[callee]] = share
-            else:
-                own[caller][folded[callee]] += time.own_s
-                to_user.append((caller, row[callee], share))
-    if folded:  # what passes through each library function, also in cycles: passed = received + shares @ passed
-        passed = splu(sparse.csc_array(sparse.eye_array(len(row)) - shares)).solve(received)
-        for function, i, share in to_user:
-            for name, j in column.items():
-                own[function][name] += share * passed[i, j]
-    return own
+            received[row[caller], column[folded[callee]]] += time.own_s
+            shares[row[caller], row[callee]] = weights[caller] / sum(weights.values())
+    if n := len(folded):  # what passes through each library function, also in cycles: passed = received + shares @ passed
+        passed = splu(sparse.csc_array(sparse.eye_array(n) - shares[:n])).solve(received[:n])
+        received[n:] += shares[n:] @ passed
+    return {user: dict(zip(column, received[row[user]].tolist(), strict=True)) for user in users}
 
 
 def _calls_of(graph: CallGraph, folded: Iterable[FunctionKey], root: FunctionKey) -> dict[FunctionKey, dict[FunctionKey, Time]]:
@@ -158,5 +130,5 @@ def _calls_of(graph: CallGraph, folded: Iterable[FunctionKey], root: FunctionKey
         )
         if n_calls > 0:
             outside = Time(n_calls, own_s, max(own_s, cumulative_s))
-            by_caller[root] = by_caller[root] + outside if root in by_caller else outside
+            by_caller[root] = by_caller.get(root, Time()) + outside
     return calls

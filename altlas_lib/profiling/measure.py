@@ -9,17 +9,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .folding import CallGraph, Project, fold
+from .folding import CallGraph, Project, Time, fold
 from .targets import FunctionKey, ProfilingError, call_user_code, target_key
 
 
 class FunctionRow(BaseModel):
-    """A user's function in one run under cProfile."""
+    """A user's function in one run under cProfile; of one that was not called in it, the defaults."""
 
     key: FunctionKey
-    n_calls: int
-    cumulative_s: float
-    own_s_by_library: dict[str, float]
+    time: Time = Time()
+    own_s_by_library: dict[str, float] = {}
 
 
 class Measurement(BaseModel):
@@ -30,12 +29,13 @@ class Measurement(BaseModel):
 
 
 def measure(call: Callable[[], Any], name: str, n_repeats: int, time_limit_s: float) -> Measurement:
-    """Run `call` once to warm up, then `n_repeats` times in each way. cProfile sees the calling thread only.
-
-    Raises:
-        ProfilingError: `call` raised, another profiler is active, or `time_limit_s` had passed when a run ended.
-    """
-    _refuse_second_profiler()
+    """Run `call` once to warm up, then `n_repeats` times in each way. cProfile sees the calling thread only."""
+    monitoring = getattr(sys, "monitoring", None)  # of Python 3.12; 3.11 would replace the other profiler without a word
+    active = sys.getprofile() or (monitoring and monitoring.get_tool(monitoring.PROFILER_ID))
+    if active:
+        raise ProfilingError(
+            f"another profiler is active ({active!r}); stop it (a profiler, coverage, a debugger), then try again"
+        )
     root = target_key(call)
     project = Project(root.file)
     stop = time.perf_counter() + time_limit_s
@@ -46,8 +46,13 @@ def measure(call: Callable[[], Any], name: str, n_repeats: int, time_limit_s: fl
             raise time_limit_error(name, time_limit_s)
         measurement.plain_s.append(timed_run(call, name))
         profiler = cProfile.Profile()
-        measurement.profiled_s.append(timed_run(functools.partial(profiler.runcall, call), name))
-        measurement.functions.append(_rows(CallGraph.of(profiler.getstats()), project, root))
+        profiled_s = timed_run(functools.partial(profiler.runcall, call), name)
+        measurement.profiled_s.append(profiled_s)
+        graph = CallGraph.of(profiler.getstats())
+        own = fold(graph, project.library, root)
+        graph.functions.setdefault(root, Time(1, 0.0, profiled_s))  # a built-in: cProfile has it by another name
+        rows = [FunctionRow(key=key, time=graph.functions[key], own_s_by_library=own[key]) for key in own]
+        measurement.functions.append(rows)
     return measurement
 
 
@@ -63,31 +68,3 @@ def time_limit_error(name: str, time_limit_s: float) -> ProfilingError:
         f"target {name!r} did not finish within time_limit_s={time_limit_s:g}; "
         "give it a smaller input through arguments, fewer n_repeats, or a larger time_limit_s"
     )
-
-
-def _refuse_second_profiler() -> None:
-    active = sys.getprofile()  # Python 3.11 would replace it without a word
-    try:
-        if active is None:
-            probe = cProfile.Profile()
-            probe.enable()
-            probe.disable()
-    except ValueError as error:  # Python 3.12 and later
-        active = error
-    if active is not None:
-        raise ProfilingError(
-            f"another profiler is active ({active!r}); stop it (a profiler, coverage, a debugger), then try again"
-        )
-
-
-def _rows(graph: CallGraph, project: Project, root: FunctionKey) -> list[FunctionRow]:
-    own = fold(graph, project.library, root)
-    return [
-        FunctionRow(
-            key=key,
-            n_calls=graph.functions[key].n_calls if key in graph.functions else 1,
-            cumulative_s=graph.functions[key].cumulative_s if key in graph.functions else sum(by_library.values()),
-            own_s_by_library=by_library,
-        )
-        for key, by_library in own.items()
-    ]

@@ -1,11 +1,13 @@
 """One profile out of the tools: a baseline without any of them, cProfile's times, py-spy's shares, and what each tool costs."""
 
-import json
+import reprlib
 import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
+
+from pydantic import ValidationError
 
 from ..devices import describe_cpu
 from ..results import FunctionTime, Quantity, WorkloadProfile
@@ -13,7 +15,7 @@ from .folding import Project
 from .measure import FunctionRow, Measurement, measure
 from .process import Request, run_child
 from .sampling import Samples, sample
-from .targets import FunctionKey, ProfilingError, Target, prepare, target_name
+from .targets import ProfilingError, Target, prepare, target_name
 
 
 def profile(
@@ -51,7 +53,17 @@ def profile(
     stop = time.monotonic() + time_limit_s
     samples, notes = None, []
     if isinstance(target, str):
-        request = _request(target, setup, arguments or {}, n_repeats, time_limit_s)
+        try:
+            request = Request(
+                target=target, setup=setup, arguments=arguments or {}, n_repeats=n_repeats, time_limit_s=time_limit_s
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = f"{'.'.join(map(str, first['loc']))}={reprlib.repr(first['input'])}"
+            raise ProfilingError(
+                f"{what} cannot reach the child process that runs {target!r} ({first['msg']}); "
+                "use JSON values as arguments, or make them in setup; name setup as 'module:function'"
+            ) from None
         measurement = run_child(request, time_limit_s=time_limit_s).measurement
         try:
             sampled_request = request.model_copy(update={"sample_for_s": sampling_s})
@@ -61,9 +73,10 @@ def profile(
     else:
         measurement = measure(prepare(target, setup, arguments or {}), name, n_repeats, time_limit_s)
         notes.append("py-spy gave no shares: a callable runs in this process; name it as 'module:function' to have it sampled")
-    overhead = {"cProfile": _ratio(measurement.profiled_s, measurement.plain_s)}
+    fastest_s = min(measurement.plain_s)  # fastest runs are compared: what else the machine does only ever adds time
+    overhead = {"cProfile": min(measurement.profiled_s) / fastest_s}
     if samples:
-        overhead["py-spy"] = _ratio(samples.durations_s, measurement.plain_s)
+        overhead["py-spy"] = min(samples.durations_s) / fastest_s
     return WorkloadProfile(
         workload=workload or name.partition(":")[0].rpartition(".")[2],
         target=name,
@@ -75,51 +88,27 @@ def profile(
     )
 
 
-def _request(target: str, setup: Target | None, arguments: Mapping, n_repeats: int, time_limit_s: float) -> Request:
-    if callable(setup):
-        raise ProfilingError(
-            f"setup {target_name(setup)!r} is a callable but target {target!r} a name; name both, or pass both"
-        )
-    try:
-        json.dumps(dict(arguments), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ProfilingError(
-            f"arguments {dict(arguments)!r} cannot reach the child process ({error}); use JSON values, or make them in setup"
-        ) from None
-    return Request(target=target, setup=setup, arguments=dict(arguments), n_repeats=n_repeats, time_limit_s=time_limit_s)
-
-
-def _ratio(with_tool_s: list[float], without_s: list[float]) -> float:
-    return min(with_tool_s) / min(without_s)  # the fastest runs: what else the machine does only ever adds time
-
-
 def _function_times(measurement: Measurement, samples: Samples | None) -> list[FunctionTime]:
     """Every user's function, greatest share first; medians over the runs, 0 for a run in which it was not called."""
-    project = Project(measurement.root.file)
+    project, device = Project(measurement.root.file), str(describe_cpu())
     shares = samples.shares(project, measurement.root) if samples else {}
-    unseen = (0.0, 0.0) if samples else (None, None)
     runs = [{row.key: row for row in rows} for rows in measurement.functions]
-    keys = dict.fromkeys(key for run in runs for key in run)
-    times = [_function_time(key, [run.get(key) for run in runs], project, shares.get(key, unseen)) for key in keys]
-    return sorted(times, key=lambda time: (-(time.sampled_own_share or 0), -time.own.value))
-
-
-def _function_time(
-    key: FunctionKey, rows: list[FunctionRow | None], project: Project, shares: tuple[float | None, float | None]
-) -> FunctionTime:
-    called = [row for row in rows if row]
-    by_library = Counter()
-    for row in called:
-        by_library.update(row.own_s_by_library)
-    device = str(describe_cpu())
-    return FunctionTime(
-        name=key.name.replace(".<locals>", ""),
-        file=project.relative(key.file),
-        line=key.line,
-        n_calls=statistics.median_high(row.n_calls if row else 0 for row in rows),
-        own=Quantity.measured([sum(row.own_s_by_library.values()) if row else 0 for row in rows], "s", device),
-        cumulative=Quantity.measured([row.cumulative_s if row else 0 for row in rows], "s", device),
-        own_by_library={name: s / by_library.total() for name, s in by_library.most_common() if s > 0},
-        sampled_own_share=shares[0],
-        sampled_share=shares[1],
-    )
+    functions = []
+    for key in dict.fromkeys(key for run in runs for key in run):
+        rows = [run.get(key, FunctionRow(key=key)) for run in runs]
+        by_library = sum((Counter(row.own_s_by_library) for row in rows), Counter())
+        own_share, share = shares.get(key, (0.0, 0.0)) if samples else (None, None)
+        functions.append(
+            FunctionTime(
+                name=key.name.replace(".<locals>", ""),
+                file=project.relative(key.file),
+                line=key.line,
+                n_calls=statistics.median_high(row.time.n_calls for row in rows),
+                own=Quantity.measured([sum(row.own_s_by_library.values()) for row in rows], "s", device),
+                cumulative=Quantity.measured([row.time.cumulative_s for row in rows], "s", device),
+                own_by_library={name: s / by_library.total() for name, s in by_library.most_common()},
+                sampled_own_share=own_share,
+                sampled_share=share,
+            )
+        )
+    return sorted(functions, key=lambda function: (-(function.sampled_own_share or 0), -function.own.value))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .folding import Project
-from .process import NoAnswerError, Request, run_child
+from .process import Request, run_child
 from .targets import FunctionKey, ProfilingError
 
 Stack = tuple[FunctionKey, ...]  # outermost call first
@@ -39,11 +39,7 @@ class Samples:
 
 
 def sample(request: Request, *, rate_hz: int, time_limit_s: float) -> Samples:
-    """Stacks of the target while a child process repeats it for `request.sample_for_s` seconds.
-
-    Raises:
-        ProfilingError: no samples: py-spy is not installed, may not read the process, or saw nothing of the target.
-    """
+    """Stacks of the target while a child process repeats it for `request.sample_for_s` seconds."""
     py_spy = shutil.which("py-spy", path=sysconfig.get_path("scripts")) or shutil.which("py-spy")
     if py_spy is None:
         raise ProfilingError("it is not installed; pip install py-spy")
@@ -52,16 +48,11 @@ def sample(request: Request, *, rate_hz: int, time_limit_s: float) -> Samples:
         command = [py_spy, "record", "--format", "speedscope", "--full-filenames", "--function", "--rate", str(rate_hz)]
         # Idle stacks too: waiting is part of the time, and a thread that waits for BLAS's own threads passes for idle.
         command += ["--idle", "--output", str(recording), "--"]
-        try:
-            answer = run_child(request, time_limit_s=time_limit_s, under=command)
-        except NoAnswerError as error:
-            raise ProfilingError(error.last_message or "it ended without a message") from error
-        if not recording.exists():
-            raise ProfilingError("it wrote no recording")
-        samples = Samples(_stacks_below_the_call(json.loads(recording.read_bytes())), answer.sampled_s)
-    if not samples.n_samples:
+        answer = run_child(request, time_limit_s=time_limit_s, sampler=command)
+        stacks = _stacks_below_the_call(json.loads(recording.read_bytes())) if recording.exists() else None
+    if not stacks:
         raise ProfilingError(f"it saw nothing of the target at {rate_hz} Hz; raise sampling_s or the rate")
-    return samples
+    return Samples(stacks, answer.sampled_s)
 
 
 def _stacks_below_the_call(recording: dict) -> Counter[Stack]:

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .. import tables
 from ..results import Candidate, FunctionTime, WorkloadProfile
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from pandas.io.formats.style import Styler
 
 
-def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> "pd.DataFrame":
-    """The `n_rows` functions with the greatest own time: ms of one run under cProfile, percent of the workload's time."""
-    import pandas as pd
-
+def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> "Styler":
+    """The `n_rows` first functions: ms of one run under cProfile, percent of the workload's time."""
     rows = [
         {
             "function": function.name,
@@ -21,30 +20,25 @@ def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> "pd.DataFram
             "own (ms)": 1e3 * function.own.value,
             "cumulative (ms)": 1e3 * function.cumulative.value,
             "own (%)": 100 * profile.cprofile_share(function),
-            "own, py-spy (%)": _percent(function.sampled_own_share),
-            "on the stack, py-spy (%)": _percent(function.sampled_share),
+            "own, py-spy (%)": 100 * function.sampled_own_share if profile.n_samples else None,
+            "on the stack, py-spy (%)": 100 * function.sampled_share if profile.n_samples else None,
             "most of own is in": _most_of_own(function),
         }
         for function in profile.functions[:n_rows]
     ]
-    return pd.DataFrame(rows).round(1)
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+    one_decimal = ("own (ms)", "cumulative (ms)", "own (%)", "own, py-spy (%)", "on the stack, py-spy (%)")
+    return tables.show(rows, formats={"calls": "{:,}", **dict.fromkeys(one_decimal, "{:,.1f}")}, missing="not sampled")
 
 
 def _most_of_own(function: FunctionTime) -> str:
-    parts = sorted(function.own_by_library.items(), key=lambda part: -part[1])
-    return ", ".join(f"{name} {share:.0%}" for name, share in parts[:2] if share >= 0.05)
+    return ", ".join(f"{name} {share:.0%}" for name, share in list(function.own_by_library.items())[:2] if share >= 0.05)
 
 
-def overhead_table(profiles: Sequence[WorkloadProfile]) -> "pd.DataFrame":
+def overhead_table(profiles: Sequence[WorkloadProfile]) -> "Styler":
     """One run of each workload without a profiler, and how many times as long it took under each tool."""
-    import pandas as pd
-
-    rows = {
-        profile.workload: {
+    rows = [
+        {
+            "workload": profile.workload,
             "without a profiler": str(profile.total),
             "fastest to slowest (ms)": f"{1e3 * profile.total.low:.4g} to {1e3 * profile.total.high:.4g}",
             "runs": profile.total.n_runs,
@@ -52,17 +46,15 @@ def overhead_table(profiles: Sequence[WorkloadProfile]) -> "pd.DataFrame":
             "samples": profile.n_samples,
         }
         for profile in profiles
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    ]
+    return tables.show(rows, missing="not measured")
 
 
-def candidate_table(candidates: Sequence[Candidate]) -> "pd.DataFrame":
+def candidate_table(candidates: Sequence[Candidate]) -> "Styler":
     """The candidates with their share, Amdahl's bound and the reason."""
-    import pandas as pd
-
     columns = ["workload", "function", "share of the time", "measured by", "gain at most", "what was seen"]
     rows = [(c.workload, c.function, f"{c.share:.0%}", c.tool, _gain(c), c.reason) for c in candidates]
-    return pd.DataFrame(rows, columns=columns)
+    return tables.show(rows, columns)
 
 
 def _gain(candidate: Candidate) -> str:

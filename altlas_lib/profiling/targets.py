@@ -6,6 +6,7 @@ import importlib
 import inspect
 import operator
 import re
+import reprlib
 import traceback
 from collections.abc import Callable, Mapping
 from types import CodeType
@@ -34,7 +35,6 @@ class FunctionKey(NamedTuple):
 
 
 def target_name(target: Target) -> str:
-    """`"module:function"` of a target."""
     if isinstance(target, str):
         return target
     function = _unwrap(target)
@@ -42,39 +42,32 @@ def target_name(target: Target) -> str:
 
 
 def target_key(target: Callable[..., Any]) -> FunctionKey:
-    """Key of the innermost Python function of a callable (below decorators and `partial`); a built-in's description."""
+    """Key of the innermost Python function of a callable; the name of one without Python code, such as a built-in."""
     function = _unwrap(target)
-    code = getattr(function, "__code__", None) or getattr(function.__call__, "__code__", None)
+    if inspect.isclass(function):
+        function = function.__init__
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     return FunctionKey.of(code or target_name(target))
 
 
 def _unwrap(target: Callable[..., Any]) -> Callable[..., Any]:
-    while True:
-        inner = target.func if isinstance(target, functools.partial) else inspect.unwrap(target)
-        if inner is target:
-            return target
-        target = inner
+    """The function below `partial` and decorators."""
+    while isinstance(target, functools.partial):
+        target = target.func
+    return inspect.unwrap(target)
 
 
 def prepare(target: Target, setup: Target | None, arguments: Mapping[str, Any]) -> Callable[[], Any]:
-    """The target with its arguments bound: `target(**arguments)`, or `target(setup(**arguments))`; `setup` runs here, once.
-
-    Raises:
-        ProfilingError: a name that cannot be imported, arguments that do not fit, or `setup` raised.
-    """
-    if setup is None:
-        return _bind(_resolve(target), target, (), arguments)
+    """The target with its arguments bound: `target(**arguments)`, or `target(setup(**arguments))`; `setup` runs here, once."""
     function = _resolve(target)  # before the set-up, which may take long
+    if setup is None:
+        return _bind(function, target, (), arguments)
     value = call_user_code(_bind(_resolve(setup), setup, (), arguments), f"setup {target_name(setup)!r}")
     return _bind(function, target, (value,), {})
 
 
 def call_user_code(function: Callable[[], Any], what: str) -> Any:
-    """What `function` returns.
-
-    Raises:
-        ProfilingError: it raised, or called `sys.exit`.
-    """
+    """What `function` returns; a `ProfilingError` if it raises or calls `sys.exit`."""
     try:
         return function()
     except (Exception, SystemExit) as error:
@@ -132,14 +125,12 @@ def _import(name: str) -> Any:
 def _bind(function: Callable, target: Target, values: tuple, arguments: Mapping[str, Any]) -> Callable[[], Any]:
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some built-ins have none
-        signature = None
-    if signature:
-        try:
-            signature.bind(*values, **arguments)
-        except TypeError as error:
-            given = f"what setup returned ({type(values[0]).__name__})" if values else f"arguments {dict(arguments)!r}"
-            raise ProfilingError(
-                f"{target_name(target)!r} takes {signature} and got {given}: {error}; give what it needs by name in arguments"
-            ) from error
+        signature.bind(*values, **arguments)
+    except ValueError:  # some built-ins have no signature
+        pass
+    except TypeError as error:
+        given = f"what setup returned ({type(values[0]).__name__})" if values else f"arguments {reprlib.repr(dict(arguments))}"
+        raise ProfilingError(
+            f"{target_name(target)!r} takes {signature} and got {given}: {error}; give what it needs by name in arguments"
+        ) from error
     return functools.partial(function, *values, **arguments)
