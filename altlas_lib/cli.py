@@ -1,6 +1,7 @@
 """The command line: `altlas check | run`."""
 
 import json
+import logging
 import sys
 from typing import Annotated
 
@@ -36,7 +37,7 @@ def run(
     parameters: Annotated[str | None, typer.Option(help="quick, full, or a YAML file.", show_default="quick")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Run only this chapter (its number); may be repeated.")] = None,
     from_: Annotated[str | None, typer.Option("--from", help="Run this chapter and those after it.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with an interrupted run: the latest, or --run NAME.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run: the latest, or --run NAME.")] = False,
     assignments: Annotated[
         list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")
     ] = None,
@@ -48,7 +49,7 @@ def run(
     from . import runner
 
     try:
-        folder = runner.run_book(
+        runner.run_book(
             parameters=parameters,
             assignments=assignments or (),
             only=only or (),
@@ -57,18 +58,22 @@ def run(
             name=name,
             tell=lambda line: print(line, flush=True),
         )
-    except (runner.RunError, runner.ChapterFailure, ValueError) as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # typer would say "Aborted!"
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks that waited for the kernel have nobody to tell
         print("interrupted; `altlas run --resume` goes on after the last finished chapter", file=sys.stderr)
         raise typer.Exit(130) from None
-    if (folder.report / "index.html").exists():
-        print(f"report: {folder.report}/")
 
 
 def main() -> None:
-    app()
+    """Run a command; what the user can mend is one message and exit code 1, not a traceback."""
+    from .book import RunError
+    from .runner import ChapterFailure
+
+    try:
+        app()
+    except (RunError, ChapterFailure, OSError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Figures: each function draws into an Axes and returns it; the title states the message, the axes carry units."""
 
+import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,7 +55,9 @@ def figure(**subplots_arguments) -> Iterator[tuple[Figure, Axes]]:
 
 
 def save_figure(fig: Figure, run: RunFolder, name: str, *, alt: str) -> FigureFile:
-    """Write `figures/<name>.png` of the run atomically; the title is the first Axes' one.
+    """Write `figures/<name>-<hash>.png` of the run; the title is the first Axes' one.
+
+    The hash of the content in the name keeps the picture of a valid result when a later execution fails half-way.
 
     Raises:
         ValueError: the figure has no title, or `alt` is empty.
@@ -64,7 +67,8 @@ def save_figure(fig: Figure, run: RunFolder, name: str, *, alt: str) -> FigureFi
         raise ValueError(f"figure {name!r}: expected a title on its first Axes and an alt text, got {title!r} and {alt!r}")
     picture = io.BytesIO()
     fig.savefig(picture, format="png", metadata={"Software": None})
-    record = FigureFile(file=f"{name}.png", title=title, alt=alt)
+    digest = hashlib.sha256(picture.getvalue()).hexdigest()
+    record = FigureFile(file=f"{name}-{digest[:8]}.png", title=title, alt=alt)
     write_atomically(run.figures / record.file, picture.getvalue())
     return record
 

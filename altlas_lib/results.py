@@ -200,8 +200,15 @@ class ChapterResult(Model):
         return textwrap.fill(self.finding, 96)
 
     def save(self, run: RunFolder) -> Self:
-        """Write `results/<chapter>.json` atomically: a kill at any moment leaves the old file or the new one."""
+        """Write `results/<chapter>.json` atomically: a kill at any moment leaves the old file or the new one.
+
+        Then the chapter's pictures (`figures/<number>_*`) that this result does not name are removed.
+        """
         write_atomically(run.results / f"{self.chapter}.json", self.model_dump_json(indent=1) + "\n")
+        named = {figure.file for figure in self.figures}
+        for picture in run.figures.glob(f"{self.number}_*"):
+            if picture.name not in named:
+                picture.unlink(missing_ok=True)
         return self
 
     @classmethod
@@ -289,8 +296,8 @@ class FunctionTime(Model):
     file: str
     line: int
     n_calls: int = Field(ge=0, description="in one run")
-    own: Quantity = Field(description="in its own lines and in library code called from there")
-    cumulative: Quantity = Field(description="own, and of all that it called")
+    own: Quantity = Field(description="under cProfile: in its own lines and in library code called from there")
+    cumulative: Quantity = Field(description="under cProfile: own, and of all that it called")
     own_by_library: dict[str, float] = Field(default={}, description="library, or 'own lines' -> share of own")
     sampled_own_share: float | None = Field(
         default=None, ge=0, le=1, description="of py-spy's stacks, those in which it is the user's innermost function"

@@ -47,6 +47,14 @@ class Manifest(BaseModel):
         except (OSError, ValidationError):
             return cls()
 
+    def ask_for(self, selected: Sequence[Chapter], values: Mapping[str, Any], chapters: Sequence[Chapter]) -> None:
+        """Note what is asked for now. What the run was asked for before still is, as far as it is about other chapters."""
+        names = {chapter.name for chapter in selected}
+        self.chapters = [chapter.name for chapter in chapters if chapter.name in names | set(self.chapters)]
+        asked_anew = {name for chapter in selected for name in chapter.parameters}
+        kept = {name: value for name, value in self.parameters.items() if name not in asked_anew}
+        self.parameters = kept | {name: value for name, value in values.items() if name in asked_anew}
+
     def save(self, run: RunFolder) -> None:
         write_atomically(self.path(run), self.model_dump_json(indent=1) + "\n")
 
@@ -56,14 +64,14 @@ class ChapterFailure(Exception):
     """A cell of a notebook raised."""
 
     chapter: str
-    cell: int
+    execution_count: int | None
     source: str
     error: str
     notebook: Path
 
     def __str__(self) -> str:
         source = "\n".join(f"    {line}" for line in self.source.splitlines())
-        return f"{self.chapter}, cell {self.cell}, failed:\n{source}\n{self.error}\nexecuted so far: {self.notebook}"
+        return f"{self.chapter}, In [{self.execution_count}], failed:\n{source}\n{self.error}\nexecuted so far: {self.notebook}"
 
 
 @contextlib.contextmanager
@@ -113,12 +121,12 @@ def execute(chapter: Chapter, run: RunFolder, parameters: Mapping[str, Any]) -> 
             )
     except papermill.PapermillExecutionError as error:
         last_line = f"{error.ename}: {error.evalue}".strip().splitlines()[0]
-        raise ChapterFailure(chapter.name, error.cell_index, error.source, last_line, partial) from None
+        raise ChapterFailure(chapter.name, error.exec_count, error.source, last_line, partial) from None
     except DeadKernelError:
         cells = nbformat.read(partial, as_version=4).cells
         at = max(i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time"))
         reason = f"the kernel died (out of memory?); its last words are in {run.executed / (chapter.name + '.log')}"
-        raise ChapterFailure(chapter.name, at, cells[at].source, reason, partial) from None
+        raise ChapterFailure(chapter.name, cells[at].execution_count, cells[at].source, reason, partial) from None
     os.replace(partial, run.executed / f"{chapter.name}.ipynb")
 
 
@@ -177,15 +185,19 @@ def run_book(
     else:
         from_file = asked.parameters
     values = resolve_parameters(chapters, selected, from_file, assignments)
-    run = run or run_folder(name)
+    try:
+        run = run or run_folder(name)
+    except ValueError as error:
+        raise RunError(f"{error}: --run NAME") from None
     with _lock(run):
         manifest = Manifest.load(run)
-        manifest.parameters = values
-        manifest.chapters = [chapter.name for chapter in selected]
+        manifest.ask_for(selected, values, chapters)
         while resume and selected and _is_done(selected[0], run, manifest, selected[0].own(values)):
             tell(f"{selected[0].name:<32}done before")
             selected = selected[1:]
-        for chapter in selected:  # a later chapter reads what an earlier one found: from here on all is made anew
+        # A later chapter may read what an earlier one found: a resumed run makes all anew from here on. The report, which
+        # comes last, reads every result: after any change it is no longer done.
+        for chapter in [*selected, *(chapters[-1:] if selected else [])]:
             manifest.finished.pop(chapter.name, None)
         manifest.save(run)
         for chapter in selected:
@@ -199,4 +211,8 @@ def run_book(
             )
             manifest.save(run)
             tell(f"{chapter.name:<32}{manifest.finished[chapter.name].duration_s:6.1f} s")
+        if chapters[-1].name in manifest.finished:
+            tell(f"report: {run.report}/")
+        else:
+            tell(f"results: {run.results}/; for a report on them: altlas run --run {run.name} --only {chapters[-1].number}")
     return run

@@ -21,7 +21,7 @@ def main(folder: Path) -> None:
     database.unlink(missing_ok=True)
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("CREATE TABLE rounds (id INTEGER PRIMARY KEY, multiplier REAL)")
-        rows = ((number, DAMAGES.get(number, value)) for number, value in enumerate(multipliers[:100].tolist(), 1))
+        rows = ((number, DAMAGES.get(number, value)) for number, value in enumerate(multipliers[:2000].tolist(), 1))
         connection.executemany("INSERT INTO rounds VALUES (?, ?)", rows)
 
 

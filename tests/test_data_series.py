@@ -144,10 +144,10 @@ def test_names_are_checked_against_what_the_database_has(game):
 def test_the_damaged_sample():
     with pytest.raises(data.DataError) as caught:
         data.load_series("crash_export_damaged.sqlite")
-    for part in ("4 of 100 rows", r"row 17: '1.23\u20284.56'", "row 42: inf", "row 43: NULL", r"row 77: '2.05\u20281.00'"):
+    for part in ("4 of 2000 rows", r"row 17: '1.23\u20284.56'", "row 42: inf", "row 43: NULL", r"row 77: '2.05\u20281.00'"):
         assert part in str(caught.value)
     series = data.load_series("crash_export_damaged.sqlite", on_bad="skip")
-    assert (len(series.values), series.source.n_rows, series.source.n_skipped) == (96, 96, 4)
+    assert (len(series.values), series.source.n_rows, series.source.n_skipped) == (1996, 1996, 4)
 
 
 # Other formats -------------------------------------------------------------------------------------------------------
@@ -224,7 +224,10 @@ def test_the_only_numeric_column_needs_no_name(tmp_path):
             data.load_series(tmp_path / f"x{suffix}")
         assert data.load_series(tmp_path / f"x{suffix}", on_bad="skip").source.n_skipped == 1
         table.assign(y=1).to_csv(tmp_path / "two.csv", index=False)
-    with pytest.raises(data.DataError, match=r"which column\? Pass column=, one of: 'when', 'x', 'y'"):
+    with pytest.raises(
+        data.DataError,
+        match=r"which column\? Pass column= \(in a run, -p text_column= or series_column=\), one of: 'when', 'x', 'y'",
+    ):
         data.load_series(tmp_path / "two.csv")
 
 
@@ -333,8 +336,12 @@ def test_values_are_multipliers_of_two_decimals_and_repeat():
     assert [float(f"{value:.2f}") for value in series.values] == series.values.tolist()
     np.testing.assert_array_equal(series.values, data.crash_series(5000, regime_strength=0.5, seed=3).values)
     assert (series.values != data.crash_series(5000, regime_strength=0.5, seed=4).values).any()
+    assert data.crash_series(5).source.name.endswith("fair odds, in which there is nothing to learn")
     np.testing.assert_array_equal(series.values[:999], data.crash_series(999, regime_strength=0.5, seed=3).values)
-    assert series.source.name == "crash_series(n=5000, regime_strength=0.5, seed=3)"
+    assert (
+        series.source.name
+        == "crash_series(n=5000, regime_strength=0.5, seed=3), a generated game with a planted, learnable regime"
+    )
 
 
 def autocorrelations(values, lags):

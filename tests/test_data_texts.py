@@ -180,7 +180,10 @@ def test_a_wrong_column_is_told_which_there_are(tmp_path, suffix):
     source = write_texts(tmp_path / f"it's {suffix}", ["a text"])["source"]
     with pytest.raises(data.DataError, match=r"has no column 'bo,di'; did you mean 'bo,dy'\?; its columns: 'id', 'bo,dy'"):
         data.load_texts(source, column="bo,di")
-    with pytest.raises(data.DataError, match=r"which column\? Pass column=, one of: 'id', 'bo,dy'"):
+    with pytest.raises(
+        data.DataError,
+        match=r"which column\? Pass column= \(in a run, -p text_column= or series_column=\), one of: 'id', 'bo,dy'",
+    ):
         data.load_texts(source)
 
 

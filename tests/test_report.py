@@ -169,7 +169,7 @@ def test_a_page_without_gpu_says_so_first_and_claims_no_gpu_number(run):
         ({"gpu": True, "break_even": 4100}, "Integrate the GPU path where 4,100 texts or more"),
         (
             {"gpu": True, "break_even": 4100, "passed": False},
-            "No integration: an implementation does not give the reference's answer.",
+            "No integration: an implementation does not give the answer of the reference.",
         ),
     ],
 )
@@ -226,7 +226,7 @@ def test_hostile_text_stays_text(run):
     }
     assert not [value for name, value in rendered.attributes if "javascript" in value and name in ("src", "href")]
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4, 8}  # no cell border of its own
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4, 9}  # no cell border of its own
     assert "# heading" not in [line.strip() for line in markdown.splitlines()]
 
 

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from altlas_lib import paths
+from altlas_lib import paths, plots
 from altlas_lib.devices import find_gpu
-from altlas_lib.results import Ceilings, EnvironmentResult, Finding, Provenance, Quantity, ResultError, format_value
+from altlas_lib.results import Ceilings, EnvironmentResult, FigureFile, Finding, Provenance, Quantity, ResultError, format_value
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
 quantities = st.one_of(
@@ -119,6 +119,27 @@ def test_what_is_saved_is_loaded(run, finding, parameters):
     saved = environment_result(finding).model_copy(update={"provenance": Provenance.now(parameters)}).save(run)
     assert EnvironmentResult.load(run) == saved
     assert [path.name for path in run.results.iterdir()] == ["environment.json"]  # no temporary file stays
+
+
+def test_saving_removes_the_chapters_pictures_that_the_result_does_not_name(run):
+    for name in ("00_old-1.png", "00_new-2.png", "10_other-3.png"):
+        (run.figures / name).write_bytes(b"png")
+    new = FigureFile(file="00_new-2.png", title="new", alt="new")
+    environment_result().model_copy(update={"figures": [new]}).save(run)
+    assert sorted(path.name for path in run.figures.iterdir()) == ["00_new-2.png", "10_other-3.png"]
+
+
+def test_a_later_execution_that_fails_keeps_the_pictures_of_the_valid_result(run):
+    with plots.figure() as (fig, ax):
+        ax.set_title("first")
+        first = plots.save_figure(fig, run, "00_x", alt="x")
+    picture = (run.figures / first.file).read_bytes()
+    environment_result().model_copy(update={"figures": [first]}).save(run)
+    with plots.figure() as (fig, ax):
+        ax.set_title("second")
+        plots.save_figure(fig, run, "00_x", alt="x")  # and then its notebook fails
+    (named,) = EnvironmentResult.load(run).figures
+    assert (run.figures / named.file).read_bytes() == picture
 
 
 def test_provenance_names_code_devices_and_versions(run):

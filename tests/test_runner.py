@@ -81,8 +81,9 @@ def test_a_run_executes_the_chapters_in_order_with_their_parameters(root, output
         ["third"],
     ]
     assert run.path == outputs / "quick"
-    assert [line.split()[0] for line in lines] == ["50_first", "60_second", "70_third"]
-    assert all(line.endswith(" s") for line in lines)
+    assert [line.split()[0] for line in lines[:-1]] == ["50_first", "60_second", "70_third"]
+    assert all(line.endswith(" s") for line in lines[:-1])
+    assert lines[-1] == f"report: {run.report}/"
     assert sorted(path.name for path in run.executed.glob("*.ipynb")) == ["50_first.ipynb", "60_second.ipynb", "70_third.ipynb"]
     assert "outputs" not in nbformat.read(root / "notebooks/50_first.ipynb", as_version=4).cells[1].get("outputs", [])
 
@@ -92,7 +93,7 @@ def test_a_failure_keeps_what_was_done_and_resume_goes_on_after_it(root, outputs
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
     assert stdout.startswith("50_first")
-    assert "60_second, cell 3, failed:\n    if fail:\n        raise OSError" in stderr
+    assert "60_second, In [4], failed:\n    if fail:\n        raise OSError" in stderr
     assert "OSError: no <b>disk</b>" in stderr
     executed = outputs / "quick" / "executed"
     assert str(executed / "60_second.failed.ipynb") in stderr
@@ -147,6 +148,37 @@ def test_resume_redoes_a_chapter_whose_notebook_or_parameters_changed_and_all_af
     write_notebook(root / "notebooks/50_first.ipynb", f"{RUN_NAME}\nn_texts: int = 3", "1 + 1")
     runner.run_book(resume=True, tell=lambda line: None)
     assert [line[0] for line in journal(root)[5:]] == ["second", "third"]
+
+
+def test_running_one_chapter_does_not_make_a_run_forget_what_it_was_asked_for(root):
+    """A full run fails in its second chapter, the user tries that one alone with another parameter, then goes on."""
+    with pytest.raises(runner.ChapterFailure):
+        runner.run_book(assignments=["fail=true", "n_texts=5"], tell=lambda line: None)
+    lines = []
+    runner.run_book(only=["60"], assignments=["scale=2.0"], name="quick", tell=lines.append)
+    assert lines[-1].startswith("results: ")
+    assert lines[-1].endswith("altlas run --run quick --only 70")
+    runner.run_book(resume=True, tell=lines.append)
+    assert [line[:2] for line in journal(root)] == [["first", "5"], ["second", "1.0"], ["second", "2.0"], ["third"]]
+    assert lines[-1].startswith("report: ")
+
+
+def test_a_report_is_not_done_once_another_chapter_ran_again(root):
+    runner.run_book(tell=lambda line: None)
+    lines = []
+    runner.run_book(only=["50"], tell=lines.append)
+    assert "report: " not in "".join(lines).replace("for a report", "")
+    runner.run_book(resume=True, tell=lines.append)
+    assert [line[0] for line in journal(root)] == ["first", "second", "third", "first", "third"]
+
+
+@pytest.mark.parametrize("variable", ["ALTLAS_OUTPUTS", "ALTLAS_ROOT"])
+def test_a_folder_that_cannot_be_used_is_a_message_and_no_traceback(root, variable):
+    process = altlas_run(root, "--only", "50", env={**os.environ, variable: "/dev/null/x"})
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "/dev/null" in stderr
+    assert "Traceback" not in stderr
 
 
 def test_two_runs_cannot_share_a_folder(root):

@@ -90,7 +90,9 @@ def choose_name(kind: str, wanted: str | None, known: list[str], default: list[s
         listed += f" and {len(known) - _N_NAMES_SHOWN} more"
     if wanted is None:
         if len(default) != 1:
-            raise DataError(f"{where}: which {kind}? Pass {kind}=, one of: {listed}")
+            raise DataError(
+                f"{where}: which {kind}? Pass {kind}= (in a run, -p text_{kind}= or series_{kind}=), one of: {listed}"
+            )
         wanted = default[0]
     if wanted not in known:
         raise DataError(f"{where} has no {kind} {shown(wanted)}{nearest(str(wanted), known)}; its {kind}s: {listed}")
@@ -116,7 +118,7 @@ class BadRows:
     where: str
     expected: str
     on_bad: OnBad
-    remedy: str = 'correct them, or pass on_bad="skip" to leave them out and count them'
+    remedy: str = 'correct them, or pass on_bad="skip" (in a run, -p on_bad=skip) to leave them out and count them'
     count: int = 0
     first: list[str] = field(default_factory=list)
 

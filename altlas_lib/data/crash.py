@@ -86,7 +86,8 @@ def crash_series(n: int, *, regime_strength: float = 0.0, seed: int = 0) -> Cras
             odds[t] = (1 - regime_strength if n_high > MEMORY / 2 else 1 + regime_strength) / 2
         high[t] = draws[t] <= odds[t]
     values = _multiplier(draws, odds)
-    name = f"crash_series(n={n}, regime_strength={regime_strength}, seed={seed})"
+    kind = "a planted, learnable regime" if regime_strength else "fair odds, in which there is nothing to learn"
+    name = f"crash_series(n={n}, regime_strength={regime_strength}, seed={seed}), a generated game with {kind}"
     return CrashSeries(values, series_source(values, name), odds)
 
 

@@ -167,7 +167,7 @@ def _no_gpu(facts: Facts) -> Verdict | None:
         return "warning", found, "unset CUDA_VISIBLE_DEVICES"
     if facts.driver.gpus or (facts.n_nvidia_on_bus and not facts.driver.version):  # then the driver's own finding says why
         return None
-    found = "none: CPU figures are measured here, GPU figures are compiled, projected or read 'not measured'"
+    found = "none: CPU figures are measured here, GPU figures read 'not measured'"
     return "warning", found, 'on a machine with an NVIDIA GPU and its driver: pip install -e ".[gpu]"'
 
 

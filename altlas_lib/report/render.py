@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ..paths import RunFolder, write_atomically
-from ..results import CHAPTERS, ChapterResult, FigureFile, Quantity, ResultError, format_value
+from ..results import CHAPTERS, ChapterResult, FigureFile, Quantity, ResultError, SimilarityResult, format_value
 
 NOT_MEASURED = "not measured"
 
@@ -52,6 +52,20 @@ def read_results(run: RunFolder) -> Report:
         except ResultError as error:
             problems[chapter.chapter] = str(error)
     return Report(run, results, problems)
+
+
+def recommendation(result: SimilarityResult) -> str:
+    """Whether to integrate the GPU path in full, as far as the measurements carry."""
+    if not all(validation.passed for validation in result.validations):
+        return "No integration: an implementation does not give the answer of the reference."
+    if not result.gpu_was_timed:
+        return "Not enough evidence for a full integration: no GPU was measured."
+    if not result.break_even_n_texts:
+        return "No integration for these sizes: the GPU was slower than the CPU at each of them, transfers included."
+    return (
+        f"Integrate the GPU path where {result.break_even_n_texts:,} texts or more are compared at once, and keep the CPU path "
+        "below that size."
+    )
 
 
 def overview(run: RunFolder) -> list[dict[str, str]]:
@@ -127,6 +141,7 @@ def render_report(run: RunFolder) -> list[Path]:
     context = {
         "report": report,
         "questions": QUESTIONS,
+        "recommendation": recommendation,
         "picture": lambda figure: _picture(run, figure),
         "made_at": datetime.now(UTC),
         "not_measured": NOT_MEASURED,
