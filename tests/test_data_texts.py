@@ -420,6 +420,11 @@ HOSTILE_ARRAYS = {
 }
 
 
+def test_on_bad_is_checked_for_the_corpus_too():
+    with pytest.raises(data.DataError, match="on_bad='maybe': expected 'raise' or 'skip'"):
+        data.load_texts("builtin", limit=3, on_bad="maybe")
+
+
 def test_embed_takes_a_given_matrix_of_one_row_per_text(tmp_path):
     matrix = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
     np.save(tmp_path / "v.npy", matrix)

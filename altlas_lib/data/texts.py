@@ -44,13 +44,13 @@ def load_texts(
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit!r}: expected at least 1, or None for all texts")
+    bad = BadRows(repr(Path(source).name), "text", on_bad)
     if source == "builtin":
         if column is not None:
             raise DataError(f"the built-in corpus has no column {column!r}: leave column out, or give a file")
         name, texts, n_skipped = source, builtin_texts(limit), 0
     else:
         path = existing_file(source, _READERS)
-        bad = BadRows(repr(path.name), "text", on_bad)
         cells = _READERS[path.suffix.lower()](path, column)
         texts = list(itertools.islice(bad.good(cells, _as_text), limit))
         name, n_skipped = path.name, bad.settle(len(texts))
