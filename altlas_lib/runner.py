@@ -112,8 +112,9 @@ def execute(chapter: Chapter, run: RunFolder, parameters: Mapping[str, Any]) -> 
     try:
         with _stderr_to(run.executed / f"{chapter.name}.log"):
             papermill.execute_notebook(
-                str(chapter.path),
-                str(partial).replace("{", "{{").replace("}", "}}"),  # papermill formats the path
+                *(
+                    str(path).replace("{", "{{").replace("}", "}}") for path in (chapter.path, partial)
+                ),  # papermill formats them
                 parameters={"run_name": run.name, **parameters},
                 kernel_name="python3",
                 language="python",

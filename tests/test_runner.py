@@ -28,10 +28,11 @@ def write_notebook(path, parameters, *cells, tags=("parameters",)):
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A book of three chapters that write down, outside the run, what they were given."""
-    notebooks = tmp_path / "notebooks"
+    folder = tmp_path / "it's a {book}"
+    notebooks = folder / "notebooks"
     (notebooks / "parameters").mkdir(parents=True)
     (notebooks / "parameters" / "quick.yaml").write_text("n_texts: 7\n")
-    journal = tmp_path / "journal"
+    journal = folder / "journal"
     write = f"open({str(journal)!r}, 'a').write"
     write_notebook(
         notebooks / "50_first.ipynb", f"{RUN_NAME}\nn_texts: int = 3", f"{write}(f'first {{n_texts}} {{run_name}}\\n')"
@@ -43,8 +44,8 @@ def root(tmp_path, monkeypatch):
         "if fail:\n    raise OSError('no <b>disk</b>')",
     )
     write_notebook(notebooks / "70_third.ipynb", RUN_NAME, f"{write}('third\\n')")
-    monkeypatch.setenv("ALTLAS_ROOT", str(tmp_path))
-    return tmp_path
+    monkeypatch.setenv("ALTLAS_ROOT", str(folder))
+    return folder
 
 
 def journal(root):
