@@ -109,12 +109,13 @@ def execute(chapter: Chapter, run: RunFolder, parameters: Mapping[str, Any]) -> 
     from nbclient.exceptions import DeadKernelError
 
     partial = run.executed / f"{chapter.name}.failed.ipynb"
+    # papermill takes paths for format strings
+    source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (chapter.path, partial))
     try:
         with _stderr_to(run.executed / f"{chapter.name}.log"):
             papermill.execute_notebook(
-                *(
-                    str(path).replace("{", "{{").replace("}", "}}") for path in (chapter.path, partial)
-                ),  # papermill formats them
+                source,
+                target,
                 parameters={"run_name": run.name, **parameters},
                 kernel_name="python3",
                 language="python",
