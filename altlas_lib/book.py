@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import nbformat
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from .names import nearest
 from .paths import notebooks_dir
 
 _TYPES = {
@@ -185,9 +185,8 @@ def resolve_parameters(
         if name == "run_name":
             raise RunError("parameter 'run_name' is set by --run NAME")
         if name not in declared:
-            close = difflib.get_close_matches(name, declared, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(declared))}"
-            raise RunError(f"unknown parameter {name!r}; {hint}")
+            hint = nearest(name, declared) or f"; known: {', '.join(sorted(declared))}"
+            raise RunError(f"unknown parameter {name!r}{hint}")
         return declared[name]
 
     values = {name: known(name).validate(value) for name, value in from_file.items()}

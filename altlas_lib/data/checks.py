@@ -1,6 +1,5 @@
 """What every loader asks of a file, of a name in it and of its rows before anything is returned."""
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
+from ..names import nearest
 from ..paths import data_dir
 
 OnBad = Literal["raise", "skip"]
@@ -67,13 +67,6 @@ def existing_file(source: str | Path, suffixes: Iterable[str]) -> Path:
     except (OSError, RuntimeError) as error:  # a name too long, a folder not to be looked into, the home of nobody
         raise DataError(f"{shown(str(source))} cannot be opened ({getattr(error, 'strerror', error)}); {expected}") from None
     return path
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"`, or nothing where no known name is close."""
-    spelling = {entry.lower(): entry for entry in known}
-    close = difflib.get_close_matches(name.lower(), spelling, n=1)
-    return f"; did you mean {spelling[close[0]]!r}?" if close else ""
 
 
 def choose_name(kind: str, wanted: str | None, known: list[str], default: list[str], *, where: str) -> str:

@@ -1,6 +1,5 @@
 """What is profiled: a callable or "module:function", found, checked and made ready to be called without arguments."""
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -11,6 +10,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import Any, NamedTuple
+
+from ..names import nearest
 
 Target = Callable[..., Any] | str
 
@@ -117,9 +118,8 @@ def _import(name: str) -> Any:
     try:
         return operator.attrgetter(attribute)(module)
     except AttributeError as error:
-        near = difflib.get_close_matches(attribute, dir(module), n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "name a function that it defines"
-        raise ProfilingError(f"target {name!r}: {module_name} has no {attribute!r}; {hint}") from error
+        hint = nearest(attribute, dir(module), n=3) or "; name a function that it defines"
+        raise ProfilingError(f"target {name!r}: {module_name} has no {attribute!r}{hint}") from error
 
 
 def _bind(function: Callable, target: Target, values: tuple, arguments: Mapping[str, Any]) -> Callable[[], Any]:

@@ -7,13 +7,13 @@ Only Keras layers and `keras.ops`: the model is the same on TensorFlow, JAX and 
 - Transformer encoder: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
 """
 
-import difflib
 from collections import Counter
 from typing import Self
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
+from ..names import nearest
 from ..results import Model
 from .backend import keras, serializable
 from .features import N_FEATURES
@@ -112,9 +112,8 @@ def find_preset(name: str) -> ModelConfig:
     """
     if name in PRESETS:
         return PRESETS[name]
-    near = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(map(repr, PRESETS))}"
-    raise ValueError(f"preset {name!r} is unknown; {hint}")
+    hint = nearest(name, PRESETS) or f"; known: {', '.join(map(repr, PRESETS))}"
+    raise ValueError(f"preset {name!r} is unknown{hint}")
 
 
 @serializable
