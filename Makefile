@@ -9,10 +9,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run lab test lint unit notebooks book gpu-test lock clean
+.PHONY: help setup run lab test lint unit notebooks book gpu-test bench-similarity lock clean
 
 help:  ## list what make can do
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED)  ## make .venv and install everything into it, pinned; with a GPU: make setup EXTRAS=dev,gpu
 
@@ -48,6 +48,9 @@ book: $(INSTALLED)
 
 gpu-test:  ## the tests that need a GPU, in .venv or with a Python that has CuPy: make gpu-test PYTHON=python3
 	@$(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON),$(BIN)/python) -m pytest -m gpu $$(grep -l 'mark\.gpu' tests/*.py)
+
+bench-similarity: $(INSTALLED)  ## time the similarity engine beside its peers (EXTRAS=dev,bench installs them), ARGS='--sizes 1000 100000'
+	@$(BIN)/python -m benchmarks.similarity --figure benchmarks/results/similarity.png $(ARGS)
 
 lock: $(INSTALLED)  ## pin the newest versions that fit together into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv

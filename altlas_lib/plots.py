@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from .devices import GpuSpec
 from .paths import RunFolder, write_atomically
-from .results import Ceilings, Epoch, FigureFile, Metric, Quantity, Timing, WorkloadProfile, format_value
+from .results import Ceilings, Epoch, Expectation, FigureFile, Metric, Quantity, Timing, WorkloadProfile, format_value
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
 COLOURS = {
@@ -193,10 +193,10 @@ def function_shares(ax: Axes, profile: WorkloadProfile, *, n_functions: int = 6)
 # Chapter 20 ----------------------------------------------------------------------------------------------------------
 
 
-def similarity_times(ax: Axes, timings: Sequence[Timing]) -> Axes:
+def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence[Expectation] = ()) -> Axes:
     """Time against the number of texts, both logarithmic, one line per method, bars from the fastest run to the slowest.
 
-    A dashed line through the fastest method at the largest size shows what growing with the square of the texts looks like.
+    Bands are what arithmetic expects of each device; without any, a dashed line shows what growing with the square looks like.
     """
     largest = max(timing.n_texts for timing in timings)
     at_largest = sorted((timing for timing in timings if timing.n_texts == largest), key=lambda timing: timing.time.value)
@@ -206,15 +206,22 @@ def similarity_times(ax: Axes, timings: Sequence[Timing]) -> Axes:
         sizes = [timing.n_texts for timing in of_method]
         ax.errorbar(sizes, [time.value for time in times], yerr=bars, marker="o", capsize=3, label=f"{method}\n{device}")
     sizes = sorted({timing.n_texts for timing in timings})
-    quadratic = [at_largest[0].time.value * (size / largest) ** 2 for size in sizes]
-    ax.plot(sizes, quadratic, "--", color=COLOURS["grey"], label="four times as long for twice the texts")
-    ax.set(xscale="log", yscale="log", xlabel="texts", ylabel="time (s), measured")
+    for on_gpu, colour, what in ((False, "grey", "float32 products alone"), (True, "sky", "projected, not run")):
+        band = sorted((each for each in expectations if each.on_gpu == on_gpu), key=lambda each: each.n_texts)
+        if band:
+            bounds = [[getattr(each.time, bound) for each in band] for bound in ("low", "high")]
+            label = f"{what}\n{band[0].time.device}"
+            ax.fill_between([each.n_texts for each in band], *bounds, color=COLOURS[colour], alpha=0.4, label=label)
+    if not expectations:
+        quadratic = [at_largest[0].time.value * (size / largest) ** 2 for size in sizes]
+        ax.plot(sizes, quadratic, "--", color=COLOURS["grey"], label="four times as long for twice the texts")
+    ax.set(xscale="log", yscale="log", xlabel="texts", ylabel="time (s)")
     ax.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
     ax.set_xticks([], minor=True)
     ax.yaxis.set_major_formatter("{x:g}")
     fastest = {timing.on_gpu: timing for timing in reversed(at_largest) if timing.with_transfers}  # of the CPU and of the GPU
     ax.set_title(f"{largest:,} texts: " + ", ".join(f"{timing.time} ({timing.method})" for timing in fastest.values()))
-    ax.legend(fontsize=9)
+    ax.legend(loc="upper left", fontsize=8)
     return ax
 
 

@@ -132,6 +132,8 @@ _VERSIONS_OF = (
         "torch",
         "py-spy",
         "papermill",
+        "numba",
+        "onnxruntime",
     ),
     *("cupy-cuda12x", "cupy-cuda13x"),
 )
@@ -377,6 +379,22 @@ class Timing(Model):
     peak_memory: Quantity | None = Field(default=None, description="of the method's device, beyond the input")
 
 
+class Step(Model):
+    """Where the time of one search went."""
+
+    name: str
+    time: Quantity = Field(description="of a CPU its seconds, summed over all threads")
+    share: float = Field(ge=0, le=1)
+
+
+class Expectation(Model):
+    """What arithmetic says before anything is ported."""
+
+    n_texts: int
+    on_gpu: bool
+    time: Quantity = Field(description="projected")
+
+
 class SimilarPair(Model):
     """Two texts of the user, shortened, and the cosine of their vectors."""
 
@@ -399,6 +417,8 @@ class SimilarityResult(ChapterResult):
         default=None, description="smallest measured size at which the GPU wins, transfers included"
     )
     most_similar: list[SimilarPair]
+    expectations: list[Expectation] = []
+    steps: list[Step] = Field(default=[], description="of the fastest method at the largest size")
 
     @property
     def gpu_was_timed(self) -> bool:

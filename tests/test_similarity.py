@@ -1,4 +1,4 @@
-"""The similarity room on the CPU: every path beside float64 NumPy."""
+"""The similarity room beside its engine: the reference, the whole matrix, validation, timing, and what the answer shows."""
 
 import subprocess
 import sys
@@ -8,95 +8,29 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
+from test_similarity_engine import TOLERANCE, cosines, exact_vectors, vectors
 
 from altlas_lib import plots, results, similarity, tables
-from altlas_lib.similarity import engine, matrix
-
-TOLERANCE = 1e-6
-DTYPES = ["float16", "float32", "float64", "int8", "int64", "uint8", "bool"]
-
-
-@st.composite
-def vectors(draw, n_columns, max_rows=40):
-    """Rows of any supported dtype, with duplicates and zero rows among them."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    n = draw(st.integers(0, max_rows))
-    distinct = rng.standard_normal((draw(st.integers(1, max_rows)), n_columns)) * draw(st.sampled_from([1, 100]))
-    distinct[: draw(st.integers(0, 2))] = 0
-    X = distinct[rng.integers(0, len(distinct), n)]
-    dtype = draw(st.sampled_from(DTYPES))
-    return (abs(X) if dtype == "uint8" else X).astype(dtype)
-
-
-@st.composite
-def exact_vectors(draw):
-    """Rows of 1, 4 or 16 elements of -1 or 1, else 0: their cosines are exact in float32, and many are equal."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    X = np.zeros((draw(st.integers(1, 60)), 16))
-    for row in X:
-        n_nonzero = rng.choice([0, 1, 4, 16])
-        row[rng.permutation(16)[:n_nonzero]] = rng.choice([-1, 1], n_nonzero)
-    return X
-
-
-WORKING_MEMORY = st.sampled_from([1e-9, 0.001, 0.005, 0.02, None])  # from one row at a time to all at once
-
-
-def assert_nearest(found, X, k, Y=None):
-    """`found` are k nearest neighbours in float64's eyes, up to differences of 1e-6 in score."""
-    similar = cosines(X, X if Y is None else Y)
-    if Y is None:
-        np.fill_diagonal(similar, -np.inf)
-    k = max(0, min(k, similar.shape[1] - (Y is None)))
-    assert found.indices.shape == found.scores.shape == (len(similar), k)
-    assert (found.indices.dtype, found.scores.dtype) == (np.int64, np.float32)
-    best = -np.sort(-similar, axis=1)[:, :k]
-    np.testing.assert_allclose(np.take_along_axis(similar, found.indices, axis=1), best, rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose(found.scores, best, rtol=0, atol=TOLERANCE)
-    assert all(len(set(row)) == k for row in found.indices)
-    step = np.diff(found.scores, axis=1)
-    assert (step <= 0).all()
-    assert (np.diff(found.indices, axis=1)[step == 0] > 0).all()
-
-
-def cosines(X, Y):
-    """Independent of the library's own reference: pair by pair."""
-    X, Y = np.asarray(X, np.float64), np.asarray(Y, np.float64)
-    lengths = np.outer(np.sqrt((X**2).sum(axis=1)), np.sqrt((Y**2).sum(axis=1)))
-    return np.divide(np.einsum("nd,md->nm", X, Y), lengths, out=np.zeros_like(lengths), where=lengths > 0)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data(), st.integers(1, 8), st.integers(1, 50), WORKING_MEMORY, st.booleans())
-def test_top_k_is_the_reference(data, n_columns, k, working_memory, with_other):
-    X = data.draw(vectors(n_columns))
-    Y = data.draw(vectors(n_columns)) if with_other else None
-    found = similarity.top_k(X, k, Y=Y, device="cpu", working_memory=working_memory)
-    assert_nearest(found, X, k, Y)
-    expected = similarity.reference(X, k, Y=Y)
-    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=TOLERANCE)
-
-
-@settings(max_examples=100, deadline=None)
-@given(exact_vectors(), st.integers(1, 70), WORKING_MEMORY)
-def test_equal_scores_come_in_the_order_of_their_index(X, k, working_memory):
-    expected = similarity.reference(X, k)
-    found = similarity.top_k(X, k, device="cpu", working_memory=working_memory)
-    np.testing.assert_array_equal(found.indices, expected.indices)
-    np.testing.assert_array_equal(found.scores, expected.scores)
-    by_matrix = matrix.top_k_by_matrix(X, k)
-    np.testing.assert_array_equal(by_matrix.indices, expected.indices)
-    np.testing.assert_array_equal(by_matrix.scores, expected.scores)
+from altlas_lib.similarity import matrix
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.lists(st.integers(-2, 2), min_size=6, max_size=6), min_size=1, max_size=5), st.integers(1, 6))
 def test_k_smallest_settles_ties_by_column(values, k):
     values = np.array(values, np.float32)
-    columns, smallest = engine.k_smallest(values, k)
+    columns, smallest = matrix.k_smallest(values, k)
     expected = [sorted(range(6), key=lambda column: (row[column], column))[:k] for row in values]
     np.testing.assert_array_equal(columns, expected)
     np.testing.assert_array_equal(smallest, np.take_along_axis(values, columns, axis=1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(exact_vectors(max_rows=60), st.integers(1, 70))
+def test_neighbours_by_the_whole_matrix_are_the_references(X, k):
+    found, expected = matrix.top_k_by_matrix(X, k), similarity.reference(X, k)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_array_equal(found.scores, expected.scores)
 
 
 def test_the_reference_is_right_on_a_case_worked_by_hand():
@@ -108,132 +42,10 @@ def test_the_reference_is_right_on_a_case_worked_by_hand():
     )
 
 
-# Memory ----------------------------------------------------------------------------------------------------------------
-
-
-def peak_bytes(function):
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-def test_the_matrix_is_never_built():
-    X = np.random.default_rng(0).standard_normal((20_000, 8)).astype(np.float32)
-    assert (
-        peak_bytes(lambda: similarity.top_k(X, 5, device="cpu")) < 20_000**2 / 4
-    )  # a matrix of bytes would be four times that
-
-
-@pytest.mark.parametrize("n_distinct", [1, 2, 3000])
-def test_working_memory_is_kept_even_where_all_scores_are_equal(n_distinct):
-    X = np.random.default_rng(0).standard_normal((n_distinct, 4)).astype(np.float32)[np.arange(3000) % n_distinct]
-    held = X.nbytes + 3000 * 10 * (8 + 4)  # float32 rows and the answer
-    peak = peak_bytes(lambda: similarity.top_k(X, device="cpu", working_memory=8))
-    assert peak < 8 * 2**20 + held + 2**18
-
-
-def test_rows_are_scaled_in_blocks(monkeypatch):
-    monkeypatch.setattr("altlas_lib.similarity.inputs._BLOCK_BYTES", 3 * 8 * 4)
-    X = np.random.default_rng(0).standard_normal((20, 4))
-    X[[2, 3, 11]] = np.nan
-    found = similarity.top_k(X, 4, device="cpu", on_invalid="skip")
-    assert found.skipped_rows.tolist() == [2, 3, 11]
-
-
-# What comes in -----------------------------------------------------------------------------------------------------------
-
-
-def test_layouts_and_containers(tmp_path):
-    X = np.random.default_rng(0).standard_normal((30, 6)).astype(np.float32)
-    np.save(tmp_path / "x.npy", X)
-    read_only = X.copy()
-    read_only.flags.writeable = False
-    wide = np.repeat(X, 2, axis=1)
-    before = X.copy()
-    expected = similarity.top_k(X, 4, device="cpu")
-    for same in (
-        np.asfortranarray(X),
-        wide[:, ::2],
-        X[::-1][::-1],
-        read_only,
-        np.load(tmp_path / "x.npy", mmap_mode="r"),
-        X.tolist(),
-    ):
-        found = similarity.top_k(same, 4, device="cpu")
-        np.testing.assert_array_equal(found.indices, expected.indices)
-        np.testing.assert_array_equal(found.scores, expected.scores)
-    np.testing.assert_array_equal(X, before)
-
-
 @pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e200, 1e307])
-def test_extreme_lengths_neither_overflow_nor_vanish(scale):
+def test_the_reference_neither_overflows_nor_vanishes(scale):
     X = np.random.default_rng(0).uniform(-1, 1, (20, 5))
-    found, expected = similarity.top_k(X * scale, 5, device="cpu"), similarity.top_k(X, 5, device="cpu")
-    np.testing.assert_array_equal(found.indices, expected.indices)
-    np.testing.assert_allclose(similarity.reference(X * scale, 5).scores, expected.scores, atol=TOLERANCE)
-
-
-def test_small_inputs():
-    assert similarity.top_k(np.empty((0, 3)), device="cpu").indices.shape == (0, 0)
-    assert similarity.top_k([[1.0, 2.0]], device="cpu").scores.shape == (1, 0)
-    assert similarity.top_k([[1.0]], Y=np.empty((0, 1)), device="cpu").indices.shape == (1, 0)
-    assert similarity.top_k(np.empty((0, 1)), Y=[[1.0]], device="cpu").indices.shape == (0, 1)
-    assert similarity.top_k([[2.0], [-1.0], [5.0]], k=100, device="cpu").indices.tolist() == [[2, 1], [0, 2], [0, 1]]
-
-
-def test_a_zero_row_has_similarity_zero_with_all_and_no_negative_zero_is_shown():
-    found = similarity.top_k([[0, 0], [-1, 0], [0, 0], [1, 0]], 3, device="cpu")
-    assert found.indices[0].tolist() == [1, 2, 3]
-    assert found.scores[0].tolist() == [0, 0, 0]
-    assert not np.signbit(found.scores[0]).any()
-    assert similarity.cosine_similarity([[0.0, 0.0]], device="cpu").tolist() == [[0]]
-
-
-def test_a_duplicate_does_not_hide_behind_the_row_itself():
-    found = similarity.top_k([[1, 2]] * 5, 2, device="cpu")
-    assert found.indices.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1], [0, 1]]
-    many = np.repeat(np.random.default_rng(0).standard_normal((200, 7)), 2, axis=0)  # rounding takes some above 1
-    found = similarity.top_k(many, 1, device="cpu")
-    assert found.indices[:, 0].tolist() == [row ^ 1 for row in range(400)]
-    assert 1 - TOLERANCE < found.scores.min() <= found.scores.max() <= 1
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_invalid_rows_are_named_or_skipped_and_reported(value, dtype):
-    X = np.random.default_rng(0).standard_normal((12, 3)).astype(dtype)
-    X[[1, 4, 5, 6, 8, 9, 10], 1] = value
-    with pytest.raises(ValueError, match=r"X holds NaN or infinity in 7 of 12 rows \(counted from 0: 1, 4, 5, 6, 8, \.\.\.\)"):
-        similarity.top_k(X, device="cpu")
-    found = similarity.top_k(X, 3, device="cpu", on_invalid="skip")
-    valid = [0, 2, 3, 7, 11]
-    assert found.skipped_rows.tolist() == found.skipped_columns.tolist() == [1, 4, 5, 6, 8, 9, 10]
-    assert (found.indices[found.skipped_rows] == -1).all()
-    assert np.isnan(found.scores[found.skipped_rows]).all()
-    of_valid = similarity.top_k(X[valid], 3, device="cpu")
-    np.testing.assert_array_equal(found.indices[valid], np.array(valid)[of_valid.indices])
-    np.testing.assert_array_equal(found.scores[valid], of_valid.scores)
-
-
-def test_invalid_rows_of_y_are_nobodys_neighbours():
-    found = similarity.top_k([[1.0, 0.0], [np.nan, 0.0]], 5, Y=[[np.inf, 0], [0, 1], [1, 1]], device="cpu", on_invalid="skip")
-    assert found.indices.tolist() == [[2, 1], [-1, -1]]
-    assert (found.skipped_rows.tolist(), found.skipped_columns.tolist()) == ([1], [0])
-    with pytest.raises(ValueError, match="Y holds NaN"):
-        similarity.top_k([[1.0, 0.0]], Y=[[np.inf, 0]], device="cpu")
-
-
-def test_all_rows_invalid():
-    found = similarity.top_k([[np.nan], [np.nan]], device="cpu", on_invalid="skip")
-    assert found.indices.shape == (2, 0)
-    assert found.skipped_rows.tolist() == [0, 1]
-
-
-class Sparse:
-    def toarray(self): ...
+    np.testing.assert_allclose(similarity.reference(X * scale, 5).scores, similarity.reference(X, 5).scores, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +58,6 @@ class Sparse:
         ({"X": [["a", "b"]]}, TypeError, "X has dtype <U1"),
         ({"X": [[1, None]]}, TypeError, "X has dtype object"),
         ({"X": [[1j, 2]]}, TypeError, "X has dtype complex128"),
-        ({"X": Sparse()}, TypeError, "sparse Sparse"),
         ({"X": np.ma.masked_equal([[1.0, 2.0]], 2)}, TypeError, "masked array"),
         ({"k": 0}, ValueError, "k=0: expected at least 1"),
         ({"k": -3}, ValueError, "k=-3"),
@@ -254,6 +65,7 @@ class Sparse:
         ({"k": "ten"}, TypeError, "k='ten'"),
         ({"Y": [[1.0]]}, ValueError, r"X has shape \(2, 3\) and Y \(1, 1\)"),
         ({"Y": [1.0]}, ValueError, r"Y has shape \(1,\)"),
+        ({"method": "int4"}, ValueError, "method='int4': expected 'auto', 'float32' or 'int8'"),
         ({"device": "cuda"}, ValueError, "device='cuda': expected 'auto', 'cpu' or 'gpu'"),
         ({"on_invalid": "drop"}, ValueError, "on_invalid='drop'"),
         ({"working_memory": 0}, ValueError, "working_memory=0"),
@@ -267,14 +79,22 @@ def test_what_cannot_be_used_is_named(arguments, error, message):
         similarity.top_k(**{"X": np.ones((2, 3)), "device": "cpu", **arguments})
 
 
+@pytest.mark.parametrize(
+    "dense_only", [similarity.calculate_similarity_cpu, similarity.calculate_similarity_gpu_cupy, similarity.reference]
+)
+def test_sparse_rows_are_refused_where_they_would_become_dense(dense_only):
+    with pytest.raises(TypeError, match=r"X is a sparse csr_array: expected a dense array; pass X\.toarray\(\)"):
+        dense_only(sparse.csr_array(np.eye(3)))
+
+
 # The whole matrix --------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.data(), st.integers(1, 8), st.booleans())
 def test_cosine_similarity_is_float64s(data, n_columns, with_other):
-    X = data.draw(vectors(n_columns))
-    Y = data.draw(vectors(n_columns)) if with_other else None
+    X = data.draw(vectors(n_columns, max_rows=40))
+    Y = data.draw(vectors(n_columns, max_rows=40)) if with_other else None
     found = similarity.cosine_similarity(X, Y, device="cpu")
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, cosines(X, X if Y is None else Y), rtol=0, atol=TOLERANCE)
@@ -394,17 +214,13 @@ def test_sizes_are_cut_to_the_texts_there_are():
 
 def test_timings_are_measured_with_memory_and_device(some_vectors):
     timings = [timing for timing in similarity.time_sizes(some_vectors, [50, 300], k=5, n_repeats=2) if not timing.on_gpu]
-    assert [(timing.method, timing.n_texts) for timing in timings] == [
-        ("NumPy, full matrix", 50),
-        ("NumPy, row blocks", 50),
-        ("NumPy, full matrix", 300),
-        ("NumPy, row blocks", 300),
-    ]
+    on_cpu = [method.name for method in similarity.METHODS if not method.on_gpu]
+    assert [(timing.method, timing.n_texts) for timing in timings] == [(name, n) for n in (50, 300) for name in on_cpu]
     for timing in timings:
         assert timing.time.basis == timing.peak_memory.basis == "measured"
         assert timing.time.n_runs >= 2
         assert timing.time.device == results.device_names()[0]
-    assert timings[2].peak_memory.value >= 4 * 300**2
+    assert timings[len(on_cpu)].peak_memory.value >= 4 * 300**2  # of the full matrix, which is the first method
     assert not tracemalloc.is_tracing()
     with pytest.raises(ValueError, match="n_repeats=0"):
         similarity.time_sizes(some_vectors, [50], n_repeats=0)
@@ -413,7 +229,8 @@ def test_timings_are_measured_with_memory_and_device(some_vectors):
 
 
 def test_the_full_matrix_is_left_out_where_it_is_too_large():
-    assert [method.name for method in similarity.available_methods(100_000) if not method.on_gpu] == ["NumPy, row blocks"]
+    names = [method.name for method in similarity.available_methods(100_000) if not method.on_gpu]
+    assert names == ["CPU tiles, float32", "CPU tiles"]
 
 
 def test_the_figure_names_the_fastest_of_the_cpu_and_of_the_gpu():

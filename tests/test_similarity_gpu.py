@@ -1,108 +1,25 @@
 """The GPU paths of the similarity room, twice: on a GPU, and everywhere on a strict stand-in for CuPy.
 
-The stand-in computes with NumPy but refuses what CuPy refuses: mixing its arrays with NumPy's, converting them without
-being asked, and functions beyond those listed, each of which CuPy has. So the very source that runs on a GPU is
-executed on every machine; that CuPy's results are right is what the `gpu` half shows.
+So the very source that runs on a GPU, Python and CUDA C++, is executed on every machine; that CuPy's results are right is
+what the `gpu` half shows.
 """
 
 import contextlib
 import sys
-import types
+import time
+import warnings
 
+import gpu_stand_in
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from altlas_lib import devices, similarity
-from altlas_lib.similarity import matrix
+from altlas_lib.similarity import gpu as engine
+from altlas_lib.similarity import gpu_rows, matrix
 
 TOLERANCE = 1e-6
-
-
-def host(x):
-    """What stands in a stand-in array; NumPy arrays are refused."""
-    if isinstance(x, np.ndarray):
-        raise TypeError("Unsupported type <class 'numpy.ndarray'>")
-    if isinstance(x, tuple):
-        return tuple(map(host, x))
-    return x._host if isinstance(x, StandInArray) else x
-
-
-class StandInArray(np.lib.mixins.NDArrayOperatorsMixin):
-    def __init__(self, host_array):
-        self._host = np.asarray(host_array)
-
-    def __array__(self, *arguments, **named):
-        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
-
-    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **named):
-        assert method == "__call__"
-        if out is not None:
-            named["out"] = host(out)
-        return StandInArray(ufunc(*map(host, inputs), **named))
-
-    def __getitem__(self, key):
-        return StandInArray(self._host[host(key)])
-
-    def __setitem__(self, key, value):
-        self._host[host(key)] = host(value)
-
-    def __len__(self):
-        return len(self._host)
-
-    def __bool__(self):
-        return bool(self._host)
-
-    def __int__(self):
-        return int(self._host)
-
-    def __getattr__(self, name):
-        if name in {"shape", "dtype", "ndim", "itemsize", "size"}:
-            return getattr(self._host, name)
-        if name == "T":
-            return StandInArray(self._host.T)
-        if name in {"all", "astype", "copy", "reshape"}:
-            return lambda *arguments, **named: StandInArray(getattr(self._host, name)(*map(host, arguments), **named))
-        raise AttributeError(name)
-
-
-def on_stand_ins(function):
-    def call(*arguments, **named):
-        return StandInArray(function(*map(host, arguments), **{name: host(value) for name, value in named.items()}))
-
-    return call
-
-
-class StandInPool:
-    malloc = None
-
-    def total_bytes(self):
-        return 4096
-
-
-def stand_in_cupy():
-    cupy = types.ModuleType("cupy")
-    cupy.ndarray = StandInArray
-    for name in ("inf", "nan", "float32", "float64", "int32", "int64"):
-        setattr(cupy, name, getattr(np, name))
-    for name in (
-        *("arange", "argsort", "clip", "count_nonzero", "cumsum", "dot", "empty", "flatnonzero", "full", "isfinite", "matmul"),
-        *("partition", "take_along_axis"),
-    ):
-        setattr(cupy, name, on_stand_ins(getattr(np, name)))
-    cupy.asarray = lambda x: x if isinstance(x, StandInArray) else StandInArray(np.array(x))
-    cupy.asnumpy = lambda x: x._host.copy()
-    cupy.linalg = types.SimpleNamespace(norm=on_stand_ins(np.linalg.norm))
-    cupy.cuda = types.SimpleNamespace(
-        is_available=lambda: True,
-        get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None),
-        Device=lambda: types.SimpleNamespace(id=0),
-        MemoryPool=StandInPool,
-        using_allocator=lambda allocator: contextlib.nullcontext(),
-        runtime=types.SimpleNamespace(
-            memGetInfo=lambda: (2**30, 2**31), getDeviceProperties=lambda device: {"name": b"stand-in for a GPU"}
-        ),
-    )
-    return cupy
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)], autouse=True)
@@ -111,11 +28,21 @@ def gpu(request):
     if request.param == "gpu":
         yield sys.modules["cupy"]
         return
+    with stand_in() as cupy:
+        yield cupy
+
+
+@contextlib.contextmanager
+def stand_in(free_bytes=2**30, limit_bytes=None):
+    """The stand-in in CuPy's place, with a GPU of this size."""
+    gpu_stand_in.Copy.unfinished.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "cupy", stand_in_cupy())
+        patch.setattr(gpu_stand_in.StandInArray, "memory", gpu_stand_in.Memory(limit_bytes or free_bytes))
+        patch.setitem(sys.modules, "cupy", gpu_stand_in.stand_in_cupy(free_bytes))
         devices.has_gpu.cache_clear()
         yield sys.modules["cupy"]
     devices.has_gpu.cache_clear()
+    assert not gpu_stand_in.Copy.unfinished, "pinned memory is given back while the GPU may read it"
 
 
 def vectors(n, d, seed=0):
@@ -132,19 +59,279 @@ def exact_vectors(n):
     return X
 
 
-@pytest.mark.parametrize(("n", "d", "k"), [(1, 1, 1), (2, 3, 5), (33, 1, 4), (700, 64, 10), (1500, 16, 100), (1200, 8, 1100)])
+@pytest.mark.parametrize(("n", "d", "k"), [(1, 1, 1), (2, 3, 5), (33, 1, 4), (700, 64, 10), (300, 16, 100)])
 @pytest.mark.parametrize("method", [method for method in similarity.METHODS if method.on_gpu], ids=lambda method: method.name)
 def test_every_gpu_method_passes(method, n, d, k):
     assert similarity.validate(method, vectors(n, d), k=k).passed
 
 
-@pytest.mark.parametrize("working_memory", [1e-9, 0.05, None])
-def test_equal_scores_come_in_the_order_of_their_index(working_memory):
+# ---- The engine ----
+
+only_stand_in = pytest.mark.parametrize("gpu", ["stand-in"], indirect=True)
+only_gpu = pytest.mark.parametrize("gpu", [pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+
+
+def nearest(X, k, **named):
+    """The engine's answer in NumPy arrays, as `Neighbors`."""
+    Y = named.pop("Y", None)
+    k = max(0, min(k, len(X) - 1 if Y is None else len(Y)))
+    indices, scores, skipped_rows, skipped_columns = engine.top_k(X, Y, k, **named)
+    return similarity.Neighbors(devices.to_cpu(indices), devices.to_cpu(scores), skipped_rows, skipped_columns)
+
+
+def assert_nearest(found, X, k, Y=None):
+    """The float64 reference's, up to differences of 1e-6 in score; equal scores in the order of their index."""
+    expected = similarity.reference(X, k, Y=Y)
+    assert (found.indices.dtype, found.scores.dtype) == (np.int64, np.float32)
+    assert found.indices.shape == expected.indices.shape
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=TOLERANCE)
+    exact = similarity.cosine_similarity(X, Y, device="cpu")
+    if Y is None:
+        np.fill_diagonal(exact, -np.inf)
+    np.testing.assert_allclose(np.take_along_axis(exact, found.indices, axis=1), found.scores, rtol=0, atol=TOLERANCE)
+    step = np.diff(found.scores, axis=1)
+    assert (step <= 0).all()
+    assert (np.diff(found.indices, axis=1)[step == 0] > 0).all()
+    assert not np.signbit(found.scores[found.scores == 0]).any()
+
+
+@pytest.mark.parametrize("working_memory", [1e-9, 0.01, 1e6, None])
+@pytest.mark.parametrize("most_kept", [1024, 5])
+def test_equal_scores_come_in_the_order_of_their_index(monkeypatch, working_memory, most_kept):
+    monkeypatch.setattr(engine, "_MOST_KEPT", most_kept)  # twelve neighbours in one pass, or in three
     X = exact_vectors(150)
     expected = similarity.reference(X, 12)
-    found = similarity.top_k(X, 12, device="gpu", working_memory=working_memory)
+    found = nearest(X, 12, working_memory=working_memory)
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize(("n_rows", "n_columns", "k"), [(0, 5, 3), (1, 1, 1), (3, 2, 2), (40, 130, 130), (9, 70, 1)])
+def test_shapes(n_rows, n_columns, k):
+    for d in (1, 13):
+        X, Y = vectors(n_rows, d), vectors(n_columns, d, seed=1)
+        assert_nearest(nearest(X, k, Y=Y), X, k, Y)
+        if n_rows:
+            assert_nearest(nearest(X, k), X, k)
+
+
+def test_more_neighbours_than_a_block_keeps():
+    X, Y = vectors(2, 5), vectors(1100, 5, seed=1)
+    Y[::3] = Y[0]
+    assert_nearest(nearest(X, 1050, Y=Y), X, 1050, Y)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "d", "k", "budget_gib", "whole"),
+    [
+        *[(10_000, None, 384, 10, 1, True), (100_000, None, 768, 10, 12, True), (10**7, None, 768, 10, 12, False)],
+        *[(10**6, 10**5, 4096, 100, 14, False), (5, 10**8, 64, 3, 8, False), (10**6, 5, 64, 3, 8, True)],
+    ],
+)
+@only_stand_in
+def test_plans_for_real_gpus(n, m, d, k, budget_gib, whole):
+    X, Y = (np.broadcast_to(np.float32(1), (rows, d)) if rows else None for rows in (n, m))
+    budget_bytes = budget_gib * 2**30
+    plan = gpu_rows.Plan.for_memory(X, Y, k, budget_bytes, None)
+    row_bytes = (4 + 2) * d
+    panels = (n + (m or 0)) if whole else plan.block_rows + 2 * plan.panel_rows
+    tile_bytes = 2 * plan.tile_rows * plan.panel_rows
+    assert plan.whole == whole
+    assert row_bytes * panels + tile_bytes + 12 * n * k + 8 * plan.block_rows * k <= budget_bytes
+    assert tile_bytes <= 2**28
+    assert plan.block_rows == n or plan.block_rows > 100_000  # else the transfer of all columns for each block would dominate
+
+
+@st.composite
+def problems(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    d = draw(st.sampled_from([1, 2, 7, 8, 20]))
+    distinct = rng.standard_normal((draw(st.integers(2, 60)), d)) * draw(st.sampled_from([1e-30, 1, 100]))
+    distinct[: draw(st.integers(0, 2))] = 0
+    dtype = "float64" if abs(distinct).max() < 1e-20 else draw(st.sampled_from(["float16", "float32", "float64", "int8"]))
+    sides = [distinct[rng.integers(0, len(distinct), draw(st.integers(1, 90)))].astype(dtype) for _ in range(2)]
+    return sides[0], sides[1] if draw(st.booleans()) else None
+
+
+@only_stand_in
+@settings(max_examples=40, deadline=None)
+@given(
+    problem=problems(), k=st.integers(1, 40), kept=st.sampled_from([3, 64]), panel=st.sampled_from([8, 24, 64]), data=st.data()
+)
+def test_every_division_of_the_work_gives_the_same_answer(problem, k, kept, panel, data):
+    """Everything on the GPU at once; and streamed, in panels, tiles, chunks and passes, with threads in another order."""
+    X, Y = problem
+    at_once = nearest(X, k, Y=Y)
+    assert_nearest(at_once, X, k, Y)
+    plan = gpu_rows.Plan(
+        whole=data.draw(st.booleans()),
+        block_rows=data.draw(st.integers(1, len(X))),
+        panel_rows=panel,
+        tile_rows=data.draw(st.integers(1, len(X))),
+        chunk_rows=data.draw(st.integers(1, 20)),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_rows.Plan, "for_memory", lambda *_: plan)
+        patch.setattr(engine, "_MOST_KEPT", kept)
+        patch.setattr(engine, "_BLOCK_THREADS", 32)
+        patch.setattr(gpu_stand_in.RawModule, "schedule", data.draw(st.integers(0, 3)))
+        divided = nearest(X, k, Y=Y)
+    np.testing.assert_array_equal(divided.indices, at_once.indices)
+    np.testing.assert_array_equal(divided.scores, at_once.scores)
+
+
+@only_stand_in
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 300),
+    m=st.integers(0, 300),
+    d=st.integers(1, 100),
+    k=st.integers(1, 20),
+    free_bytes=st.integers(10_000, 10**6),
+)
+def test_what_is_taken_stays_within_what_is_free(n, m, d, k, free_bytes):
+    X, Y = vectors(n, d), vectors(m, d, seed=1) if m else None
+    found, refusal = None, ""
+    with stand_in(free_bytes), warnings.catch_warnings(action="error"):  # it would warn of running out of memory
+        try:
+            found = nearest(X, k, Y=Y)
+        except MemoryError as error:
+            refusal = str(error)
+    if found:
+        assert_nearest(found, X, k, Y)
+    else:
+        assert "do not fit into the" in refusal
+        assert 12 * n * min(k, m or n - 1) + 300 * d > free_bytes / 4  # a refusal is not for little
+
+
+@only_stand_in
+def test_a_small_gpu_streams_what_a_large_one_holds(tmp_path):
+    X = vectors(400, 50)
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    at_once = nearest(X, 5)
+    plans = []
+    for_memory = gpu_rows.Plan.for_memory
+    with stand_in(free_bytes=120_000), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_rows.Plan, "for_memory", lambda *arguments: plans.append(for_memory(*arguments)) or plans[-1])
+        streamed = nearest(mapped, 5)
+    assert not plans[0].whole
+    assert plans[0].block_rows < len(X)
+    assert plans[0].panel_rows < len(X)
+    np.testing.assert_array_equal(streamed.indices, at_once.indices)
+    np.testing.assert_array_equal(streamed.scores, at_once.scores)
+
+
+@only_stand_in
+def test_out_of_memory_halves_what_is_taken_and_says_so():
+    X = vectors(300, 40)
+    expected = nearest(X, 5)
+    with (
+        stand_in(free_bytes=2**22, limit_bytes=150_000),
+        pytest.warns(UserWarning, match="ran out of memory .*Out of memory allocating.* starts again with half") as caught,
+    ):
+        found = nearest(X, 5)
+    assert len(caught) >= 2
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+@only_stand_in
+def test_a_gpu_without_room_for_one_row_is_refused_in_numbers():
+    with stand_in(free_bytes=30_000), pytest.raises(MemoryError, match=r"one row of 5,000 numbers .* 24,000 bytes that top_k"):
+        nearest(vectors(20, 5_000), 3)
+    with (
+        stand_in(free_bytes=2**20, limit_bytes=2_000),
+        warnings.catch_warnings(action="ignore"),
+        pytest.raises(MemoryError, match="one row of 40 numbers"),
+    ):
+        nearest(vectors(300, 40), 5)
+
+
+def test_progress_ends_at_one():
+    shares = []
+    nearest(vectors(90, 4), 3, working_memory=0.002, progress=shares.append)
+    assert len(shares) > 3
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_the_clock_tells_the_steps_apart():
+    clock = {}
+    started = time.perf_counter()
+    found = nearest(vectors(200, 8), 3, working_memory=0.01, clock=clock)
+    assert list(clock) == ["transfer", "products", "selection"]
+    assert min(clock.values()) > 0
+    assert sum(clock.values()) < time.perf_counter() - started
+    assert_nearest(found, vectors(200, 8), 3)
+
+
+@pytest.mark.parametrize("free_bytes", [2**30, 40_000])
+@only_stand_in
+def test_skipped_rows_have_no_neighbours_and_are_nobodys(free_bytes):
+    X, Y = vectors(40, 6), vectors(50, 6, seed=1)
+    X[[3, 39], 0], Y[[0, 7, 8], 5] = np.nan, -np.inf
+    X[5] = 0
+    kept, kept_columns = np.delete(np.arange(40), [3, 39]), np.delete(np.arange(50), [0, 7, 8])
+    with stand_in(free_bytes):
+        itself, other = nearest(X, 39, on_invalid="skip"), nearest(X, 7, Y=Y, on_invalid="skip")
+    assert itself.skipped_rows.tolist() == itself.skipped_columns.tolist() == [3, 39]
+    assert (other.skipped_rows.tolist(), other.skipped_columns.tolist()) == ([3, 39], [0, 7, 8])
+    for found, expected, columns in [
+        (itself, nearest(X[kept], 39), kept),
+        (other, nearest(X[kept], 7, Y=Y[kept_columns]), kept_columns),
+    ]:
+        np.testing.assert_array_equal(found.indices[kept], columns[expected.indices])
+        np.testing.assert_array_equal(found.scores[kept], expected.scores)
+        assert (found.indices[[3, 39]] == -1).all()
+        assert np.isnan(found.scores[[3, 39]]).all()
+    with pytest.raises(ValueError, match=r"Y holds NaN or infinity in 3 of 50 rows \(counted from 0: 0, 7, 8\)"):
+        nearest(X[kept], 2, Y=Y)
+
+
+def test_nothing_but_invalid_rows():
+    X = np.full((4, 2), np.nan, np.float32)
+    found = nearest(X, 3, on_invalid="skip")
+    assert found.indices.shape == found.scores.shape == (4, 0)
+    assert found.skipped_rows.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", ">f4", "float64", "int64", "uint8", "bool"])
+def test_dtypes_and_orders(dtype):
+    X = (np.random.default_rng(0).standard_normal((60, 9)) * 5).astype(dtype)
+    for layout in (np.ascontiguousarray, np.asfortranarray, lambda x: np.repeat(x, 2, axis=0)[::2]):
+        assert_nearest(nearest(layout(X), 4), X, 4)
+    if X.dtype.isnative:
+        assert_nearest(nearest(devices.to_gpu(X), 4), X, 4)
+
+
+def test_what_is_on_the_gpu_is_not_copied_from_the_host(gpu, monkeypatch):
+    on_gpu = devices.to_gpu(vectors(50, 4))
+    monkeypatch.setattr(gpu_rows, "_pinned", None)
+    indices, scores, skipped, _ = engine.top_k(on_gpu, None, 3)
+    assert isinstance(indices, gpu.ndarray)
+    assert isinstance(scores, gpu.ndarray)
+    assert isinstance(skipped, np.ndarray)
+
+
+def test_our_kernel_is_the_plain_port():
+    X = vectors(70, 33)
+    X[5] = 0
+    expected = similarity.calculate_similarity_cpu(X)
+    np.testing.assert_allclose(engine.calculate_similarity_gpu_kernel(X), expected, rtol=0, atol=TOLERANCE)
+    for dtype in ("float64", "int8"):
+        found = engine.calculate_similarity_gpu_kernel(np.asfortranarray(X.astype(dtype)))
+        np.testing.assert_allclose(found, similarity.calculate_similarity_cpu(X.astype(dtype)), rtol=0, atol=TOLERANCE)
+    assert engine.calculate_similarity_gpu_kernel(X[:0]).shape == (0, 0)
+    for bad in (np.inf, np.nan, 1e30):
+        X[7, 1] = bad
+        with pytest.raises(ValueError, match=r"NaN, infinity or a norm above 1e19 in 1 of 70 rows \(counted from 0: 7\)"):
+            engine.calculate_similarity_gpu_kernel(X)
+    with pytest.raises(TypeError, match="sparse"):
+        engine.calculate_similarity_gpu_kernel(type("csr", (), {"toarray": None})())
+
+
+# ---- The public face ----
 
 
 def test_other_rows_dtypes_and_invalid_rows():
@@ -203,16 +390,48 @@ def test_timings_name_the_gpu_and_tell_transfers_apart(gpu):
     name = gpu.cuda.runtime.getDeviceProperties(0)["name"].decode()
     assert {timing.time.device for timing in on_gpu} == {name}
     assert [(timing.n_texts, timing.with_transfers) for timing in on_gpu] == [
-        *[(100, True), (100, True), (100, False)],
-        *[(300, True), (300, True), (300, False)],
+        *[(100, True)] * 3,
+        (100, False),
+        *[(300, True)] * 3,
+        (300, False),
     ]
     assert all(timing.peak_memory.value > 0 for timing in on_gpu)
 
 
-@pytest.mark.parametrize("gpu", [pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)  # a stand-in has no memory
+# ---- On a GPU only: what a stand-in cannot show ----
+
+
+@only_gpu
 def test_the_gpu_never_holds_the_matrix(gpu):
     X = vectors(20_000, 8)
     pool = gpu.cuda.MemoryPool()
     with gpu.cuda.using_allocator(pool.malloc):
-        similarity.top_k(X, 5, device="gpu", working_memory=64)
-    assert pool.total_bytes() < 20_000**2  # a quarter of the matrix; CuPy's sort and pool round up
+        nearest(X, 5, working_memory=64)
+    assert pool.total_bytes() < 20_000**2  # a quarter of the matrix, a half of it in float16
+
+
+@only_gpu
+def test_tile_sizes_passes_and_streaming_give_one_answer(gpu, monkeypatch):
+    X = vectors(6_000, 100)
+    X[::7] = X[3]
+    expected = nearest(X, 70)
+    assert_nearest(expected, X, 70)
+    for plan in [
+        gpu_rows.Plan(whole=True, block_rows=6_000, panel_rows=1_000, tile_rows=77, chunk_rows=500),
+        gpu_rows.Plan(whole=False, block_rows=2_500, panel_rows=1_600, tile_rows=900, chunk_rows=300),
+    ]:
+        for most_kept in (1024, 32):
+            monkeypatch.setattr(gpu_rows.Plan, "for_memory", lambda *_, plan=plan: plan)
+            monkeypatch.setattr(engine, "_MOST_KEPT", most_kept)
+            found = nearest(X, 70)
+            np.testing.assert_array_equal(found.indices, expected.indices)
+            np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+@only_gpu
+@pytest.mark.parametrize(("n", "d"), [(5_000, 384), (300, 8_192), (3, 20_000), (2_000, 7)])
+def test_tensor_cores_stay_within_the_slack(gpu, n, d):
+    rows = gpu_rows.UnitRows(vectors(n, d), gpu_rows.Plan(True, n, n + 8, n, 1000)).buffer
+    products = engine._half_products(rows, rows, gpu.empty(n * len(rows.half), dtype=gpu.float16))
+    exact = rows.unit.astype(gpu.float64) @ rows.unit.astype(gpu.float64).T
+    assert float(abs(products[:, :n].astype(gpu.float64) - exact).max()) <= engine.score_slack(d) - d * 2**-24

@@ -59,12 +59,30 @@ def recommendation(result: SimilarityResult) -> str:
     if not all(validation.passed for validation in result.validations):
         return "No integration: an implementation does not give the answer of the reference."
     if not result.gpu_was_timed:
-        return "Not enough evidence for a full integration: no GPU was measured."
+        return f"Not enough evidence for a full integration: no GPU was measured. {_outlook(result)}".strip()
     if not result.break_even_n_texts:
         return "No integration for these sizes: the GPU was slower than the CPU at each of them, transfers included."
     return (
         f"Integrate the GPU path where {result.break_even_n_texts:,} texts or more are compared at once, and keep the CPU path "
         "below that size."
+    )
+
+
+def _outlook(result: SimilarityResult) -> str:
+    """At the largest size the CPU's measured time beside what arithmetic projects for the GPU; empty without a projection."""
+    n = max(timing.n_texts for timing in result.timings)
+    on_cpu = min((timing for timing in result.timings if timing.n_texts == n), key=lambda timing: timing.time.value)
+    projected = [each.time for each in result.expectations if each.on_gpu and each.n_texts == n]
+    if not projected:
+        return ""
+    (time,) = projected
+    low, high = (on_cpu.time.value / bound for bound in (time.high, time.low))
+    worth = (
+        "worth a measurement there" if low > 1 else "not certain to pay even there" if high > 1 else "not worth a measurement"
+    )
+    return (
+        f"For {n:,} texts arithmetic projects {time} on a {time.device}, beside {on_cpu.time} measured on this CPU, "
+        f"{low:.2g} to {high:.2g} times as fast: {worth}."
     )
 
 

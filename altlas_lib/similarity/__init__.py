@@ -8,8 +8,10 @@ The whole matrix, plainly computed as the plan has it, and a float64 `reference`
 """
 
 from ..devices import to_cpu, to_gpu
-from .benchmark import break_even, summarize, time_sizes, usable_sizes
-from .engine import Neighbors, top_k
+from .benchmark import break_even, summarize, time_sizes, time_steps, usable_sizes, warm_up
+from .engine import Neighbors, Pairs, pairs_above, top_k
+from .expectation import expected_times
+from .gpu import calculate_similarity_gpu_kernel
 from .matrix import calculate_similarity_cpu, calculate_similarity_gpu_cupy, cosine_similarity
 from .methods import METHODS, Method, available_methods
 from .pairs import most_similar_pairs
@@ -19,18 +21,24 @@ __all__ = [
     "METHODS",
     "Method",
     "Neighbors",
+    "Pairs",
     "available_methods",
     "break_even",
     "calculate_similarity_cpu",
     "calculate_similarity_gpu_cupy",
+    "calculate_similarity_gpu_kernel",
     "cosine_similarity",
+    "expected_times",
     "most_similar_pairs",
+    "pairs_above",
     "reference",
     "summarize",
     "time_sizes",
+    "time_steps",
     "to_cpu",
     "to_gpu",
     "top_k",
     "usable_sizes",
     "validate",
+    "warm_up",
 ]

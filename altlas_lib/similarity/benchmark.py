@@ -3,12 +3,17 @@
 import time
 import tracemalloc
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from ..devices import get_namespace, synchronize, to_gpu
-from ..results import Quantity, Timing, Validation
-from .methods import Method, available_methods
+from ..results import Quantity, Step, Timing, Validation
+from .engine import pairs_above, top_k
+from .inputs import check_k, check_vectors
+from .methods import METHODS, Method, available_methods
 
+_COMPILE_ROWS = 2048  # enough that `method="auto"` uses all its methods
 _LEAST_TIME_S = 0.2  # of repeating at one size: a median of three runs of a millisecond says little
 
 
@@ -81,6 +86,47 @@ def _peak_memory_bytes(method: Method, x: Any, k: int) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def warm_up() -> float:
+    """Load what `top_k` needs, compiling it where this machine has not yet; the seconds that took.
+
+    Compiled code is kept beside the library, or in NUMBA_CACHE_DIR, and compiled again after an update of either.
+    """
+    started = time.perf_counter()
+    rows = np.random.default_rng(0).standard_normal((2 * _COMPILE_ROWS, 16), dtype=np.float32)
+    top_k(rows, 2, device="cpu")
+    pairs_above(rows, 0.99)
+    return time.perf_counter() - started
+
+
+def time_steps(X: Any, k: int = 10, *, device: Literal["cpu", "gpu"] = "cpu", n_repeats: int = 3) -> list[Step]:
+    """Where the time of `top_k` on all of `X` (n, d) goes, the first step first.
+
+    On a CPU in CPU seconds of all threads: preparation (norms, int8 codes), products, selection (bounds, verification and the
+    k best). On a GPU in seconds between events of its stream: transfer, products and selection.
+    """
+    X = check_vectors(X)
+    k = max(0, min(check_k(k), len(X) - 1))
+    clocks: list[dict[str, float]] = []
+    for _ in range(1 + n_repeats):
+        clock: dict[str, float] = {}
+        if device == "gpu":
+            from . import gpu
+
+            gpu.top_k(X, None, k, clock=clock)
+        else:
+            from . import cpu
+
+            started = time.process_time()
+            cpu.top_k(X, None, k, cpu.Settings.choose("auto", len(X), clock=clock), "raise")
+            preparation = time.process_time() - started - sum(clock.values())
+            clock = {"preparation": max(0.0, preparation)} | clock
+        clocks.append(clock)
+    name = next(method for method in METHODS if method.on_gpu == (device == "gpu")).device_name
+    times = {step: Quantity.measured([clock[step] for clock in clocks[1:]], "s", name) for step in clocks[0]}
+    total = sum(time.value for time in times.values()) or 1.0
+    return [Step(name=step, time=time, share=time.value / total) for step, time in times.items()]
 
 
 def break_even(timings: Iterable[Timing]) -> int | None:

@@ -1,21 +1,16 @@
-"""The k nearest rows of every row by cosine, exactly, in blocks of rows: never the n x n matrix.
-
-Written once for NumPy and CuPy: whatever runs on the GPU is the code that ordinary tests execute on the CPU.
-"""
+"""The public face: the k nearest rows of every row, and all pairs above a threshold; exact, never the n x n matrix."""
 
 import math
 import numbers
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..devices import get_namespace, memory_stats
-from .inputs import Device, OnInvalid, check_k, check_pair, choose_device, unit_rows, where_it_was
+from .inputs import Device, OnInvalid, check_choice, check_k, check_pair, choose_device, where_it_was
+from .threads import progress_bar
 
-# A score takes 4 bytes; its copy that is partitioned, or the masks and counts that settle ties, take up to 12 more.
-_BYTES_PER_SCORE = 16
+Method = Literal["auto", "float32", "int8"]
 
 
 def _no_rows() -> np.ndarray:
@@ -39,128 +34,133 @@ class Neighbors:
     skipped_columns: np.ndarray = field(default_factory=_no_rows)
 
 
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of rows, the most similar first, equal ones by index.
+
+    Attributes:
+        first: (n_pairs,) int64, rows of `X`.
+        second: (n_pairs,) int64, rows of `Y`; where `Y` is None, of `X` and higher than `first`.
+        scores: (n_pairs,) float32 cosines in [-1, 1].
+        skipped_rows, skipped_columns: as in `Neighbors`.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    scores: np.ndarray
+    skipped_rows: np.ndarray = field(default_factory=_no_rows)
+    skipped_columns: np.ndarray = field(default_factory=_no_rows)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
 def top_k(
     X: Any,
     k: int = 10,
     *,
     Y: Any = None,
     device: Device = "auto",
+    method: Method = "auto",
     working_memory: float | None = None,
+    n_jobs: int | None = None,
     on_invalid: OnInvalid = "raise",
+    progress: bool = False,
+    client: Any = None,
 ) -> Neighbors:
     """The `k` rows of `Y` nearest to each row of `X` by cosine similarity; of `X` itself, the row left out, without `Y`.
 
-    Exact in float32: every pair is computed. Equal scores are ordered by index, the lower first; equal are the computed
-    float32 values, whose rounding is 1e-7 to 1e-6. A zero row has similarity 0 with all.
+    Exact: a score is the dot product, in float32, of the two rows scaled to length 1 (2e-7 or less from float64 for rows of
+    some hundred values). Pairs are left uncomputed only where a bound shows that they cannot be among the nearest. Equal
+    scores are ordered by index, the lower first, so the answer is the same in every run, with every method, number of
+    threads and tile size. A zero row has similarity 0 with all.
 
     Args:
-        X: (n, d), dense: float16, float32, float64, integers or booleans; NumPy, memory map, CuPy, or what NumPy converts.
+        X: (n, d): float16, float32, float64, integers or booleans; NumPy, memory map, CuPy, what NumPy converts, or a SciPy
+            sparse matrix. C-contiguous float32 is used where it is and never copied, in a memory map neither.
         k: neighbours per row; with fewer rows than that to choose from, all of them: `k` becomes n - 1, or the rows of `Y`.
         Y: (m, d), or None.
-        device: `"cpu"`, `"gpu"`, or `"auto"`: the GPU where there is one.
-        working_memory: MiB for a block of scores and its selection, as in scikit-learn; at least one row is computed at a
-            time. Default: 64 on a CPU; on a GPU a quarter of its free memory, 1024 at most. Beside it the rows of X and Y
-            are held in float32 on the device.
+        device: `"cpu"`, `"gpu"`, or `"auto"`: the GPU where there is one. Sparse matrices are computed on the CPU.
+        method: on the CPU, what bounds the scores: `"float32"` products, `"int8"` products, or `"auto"`, which measures
+            both on the first tiles and goes on with the cheaper. The answer is the same.
+        working_memory: MiB for tiles of scores, as in scikit-learn. Default: 1 per thread on a CPU; on a GPU by its free
+            memory.
+        n_jobs: threads on the CPU; None or -1: one per CPU that this process may use.
         on_invalid: `"raise"`, or `"skip"`: a row with NaN or infinity gets indices -1 and scores NaN, is nobody's
             neighbour, and is listed in the answer.
+        progress: show on stderr what is done and the time left.
+        client: a `dask.distributed.Client`: its workers compute. The answer is the same.
 
     Raises:
         TypeError: `X` or `Y` is not an array of real numbers, or `k` no integer.
-        ValueError: shapes do not fit, `k` or `working_memory` is too small, or rows are invalid.
-        RuntimeError: `device="gpu"` without a GPU.
+        ValueError: shapes do not fit, an argument is not one of its values, or rows are invalid.
+        RuntimeError: `device="gpu"` without a GPU; `method="int8"` where int8 products are missing or inexact.
     """
-    of_itself = Y is None
-    X, Y = check_pair(X, Y)
-    k, device = check_k(k), choose_device(device, X)
-    rows, skipped_rows = unit_rows(X, device, on_invalid)
-    columns, skipped_columns = (rows, skipped_rows) if of_itself else unit_rows(Y, device, on_invalid, "Y")
-    xp = get_namespace(rows)
-    scores_of_block = xp.empty((rows_per_block(rows, columns, working_memory, device), len(columns)), dtype=xp.float32)
+    X, others, device = _check(X, Y, device, method, working_memory, on_invalid)
+    k = check_k(k)
+    with progress_bar(progress) as report:
+        if device == "gpu" and client is None:
+            from . import gpu
 
-    def negated_cosines(start: int, stop: int) -> Any:
-        # Negating makes the left operand a copy: X @ X.T of one array crashes OpenBLAS at n = 30,000.
-        block = xp.matmul(-rows[start:stop], columns.T, out=scores_of_block[: stop - start])
-        return xp.clip(block, -1, 1, out=block)
+            *found, skipped_rows, skipped_columns = gpu.top_k(
+                X, others, k, working_memory=working_memory, on_invalid=on_invalid, progress=report
+            )
+            return Neighbors(*(where_it_was(X, values) for values in found), skipped_rows, skipped_columns)
+        from . import cpu
 
-    indices, scores = nearest_by_blocks(negated_cosines, rows, len(columns), k, len(scores_of_block), leave_out_self=of_itself)
-    if len(skipped_columns):
-        indices = xp.asarray(np.delete(np.arange(len(Y)), skipped_columns))[indices]
-    if len(skipped_rows):
-        kept = xp.asarray(np.delete(np.arange(len(X)), skipped_rows))
-        indices, scores = _spread(indices, kept, len(X), -1), _spread(scores, kept, len(X), xp.nan)
-    return Neighbors(where_it_was(X, indices), where_it_was(X, scores), skipped_rows, skipped_columns)
+        search = cpu.search
+        if client is not None:
+            from .cluster import search_on
 
-
-def rows_per_block(rows: Any, columns: Any, working_memory: float | None, device: str) -> int:
-    """How many of the (n, d) `rows` are compared at a time with the (m, d) `columns`."""
-    if working_memory is None:
-        working_memory = 64 if device == "cpu" else min(1024, memory_stats("gpu").available_bytes / 4 / 2**20)
-    if not isinstance(working_memory, numbers.Real) or not 0 < working_memory < math.inf:
-        raise ValueError(f"working_memory={working_memory!r}: expected a number of MiB above 0")
-    bytes_per_row = _BYTES_PER_SCORE * len(columns) + rows.itemsize * rows.shape[1]
-    return max(1, min(len(rows), int(working_memory * 2**20 // bytes_per_row)))
+            search = search_on(client, device=device, method=method, n_jobs=n_jobs, working_memory=working_memory)
+        settings = cpu.Settings.choose(method, _n_rows(X, others), n_jobs, working_memory, report)
+        return Neighbors(*cpu.top_k(X, others, k, settings, on_invalid, search))
 
 
-def nearest_by_blocks(
-    negated_cosines: Callable[[int, int], Any],
-    rows: Any,
-    n_columns: int,
-    k: int,
-    n_rows_per_block: int,
+def pairs_above(
+    X: Any,
+    threshold: float,
     *,
-    leave_out_self: bool,
-) -> tuple[Any, Any]:
-    """The `k` nearest columns of each row, and their cosines, from blocks of negated cosines.
+    Y: Any = None,
+    method: Method = "auto",
+    working_memory: float | None = None,
+    n_jobs: int | None = None,
+    on_invalid: OnInvalid = "raise",
+    progress: bool = False,
+    max_pairs: int = 10_000_000,
+) -> Pairs:
+    """All pairs of rows whose cosine similarity is `threshold` or more (near-duplicates), the most similar first.
+
+    Exact as `top_k`, computed on the CPU.
 
     Args:
-        negated_cosines: gives rows start to stop, (stop - start, n_columns) float32; the block may be overwritten.
-        rows: (n, d), for n and the device.
+        X: (n, d), and `Y` (m, d) or None, as `top_k`; without `Y` each pair of rows of `X` once, no row with itself.
+        threshold: the least score, from -1 to 1.
+        method, working_memory, n_jobs, on_invalid, progress: as `top_k`.
+        max_pairs: what the answer may hold; a pair takes 20 bytes, and up to 60 while it is sorted.
+
+    Raises:
+        MemoryError: more than `max_pairs` pairs reach the threshold.
+        TypeError, ValueError, RuntimeError: as `top_k`.
     """
-    xp = get_namespace(rows)
-    k = max(0, min(k, n_columns - leave_out_self))
-    indices = xp.empty((len(rows), k), dtype=xp.int64)
-    scores = xp.empty((len(rows), k), dtype=xp.float32)
-    for start in range(0, len(rows) if k else 0, n_rows_per_block):
-        stop = min(start + n_rows_per_block, len(rows))
-        block = negated_cosines(start, stop)
-        if leave_out_self:
-            block[xp.arange(stop - start), xp.arange(start, stop)] = xp.inf
-        indices[start:stop], smallest = k_smallest(block, k)
-        scores[start:stop] = 0 - smallest  # not -smallest: that gives -0.0
-    return indices, scores
+    X, others, _ = _check(X, Y, "cpu", method, working_memory, on_invalid)
+    if not isinstance(threshold, numbers.Real) or not -1 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold!r}: expected a cosine similarity from -1 to 1")
+    from . import cpu
+
+    with progress_bar(progress) as report:
+        settings = cpu.Settings.choose(method, _n_rows(X, others), n_jobs, working_memory, report)
+        return Pairs(*cpu.pairs_above(X, others, float(threshold), settings, on_invalid, max_pairs))
 
 
-def k_smallest(values: Any, k: int) -> tuple[Any, Any]:
-    """Where the `k` smallest values of each row stand, ascending, equal ones by column; and the values.
-
-    `partition` finds the k-th smallest value but not which of several equal ones are meant: those are counted off from
-    the left, and only in rows that have too many. Smallest and not largest, because CuPy's `partition` is a selection
-    for small k and a full sort for others.
-
-    Args:
-        values: (b, m) without NaN, C-contiguous, m >= k >= 1.
-
-    Returns:
-        (b, k) int64 and (b, k) of the dtype of `values`.
-    """
-    xp = get_namespace(values)
-    kth = xp.partition(values, k - 1, axis=1)[:, k - 1 : k].copy()  # a copy, so that the partitioned block is freed
-    chosen = values <= kth
-    if int(xp.count_nonzero(chosen)) > len(values) * k:
-        crowded = xp.flatnonzero(xp.count_nonzero(chosen, axis=1) > k)
-        equal = values[crowded] == kth[crowded]
-        n_needed = k - xp.count_nonzero(chosen[crowded] & ~equal, axis=1)
-        surplus = equal & (xp.cumsum(equal, axis=1, dtype=xp.int32) > n_needed[:, None])
-        chosen[crowded] ^= surplus
-    columns = xp.flatnonzero(chosen).reshape(len(values), k) % values.shape[1]
-    smallest = xp.take_along_axis(values, columns, axis=1)
-    order = xp.argsort(smallest, axis=1, kind="stable")
-    return xp.take_along_axis(columns, order, axis=1), xp.take_along_axis(smallest, order, axis=1)
+def _check(X: Any, Y: Any, device: Device, method: str, working_memory: Any, on_invalid: str) -> tuple[Any, Any, str]:
+    X, others = check_pair(X, Y, or_sparse=True)
+    check_choice("method", method, get_args(Method))
+    check_choice("on_invalid", on_invalid, get_args(OnInvalid))
+    if working_memory is not None and not (isinstance(working_memory, numbers.Real) and 0 < working_memory < math.inf):
+        raise ValueError(f"working_memory={working_memory!r}: expected a number of MiB above 0")
+    return X, None if Y is None else others, choose_device(device, X)
 
 
-def _spread(values: Any, to_rows: Any, n: int, filler: float) -> Any:
-    """`values` at `to_rows` of n rows, `filler` in the others."""
-    xp = get_namespace(values)
-    spread = xp.full((n, values.shape[1]), filler, dtype=values.dtype)
-    spread[to_rows] = values
-    return spread
+def _n_rows(X: Any, others: Any) -> int:
+    return X.shape[0] if others is None else min(X.shape[0], others.shape[0])

@@ -1,6 +1,7 @@
 """What comes in: vectors checked, scaled to length 1, and moved to the device that computes."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -14,13 +15,14 @@ _N_SHOWN = 5
 _BLOCK_BYTES = 8 * 2**20  # of float64 rows while they are scaled
 
 
-def check_vectors(X: Any, name: str = "X") -> Any:
-    """`X` as an (n, d) array of real numbers, NumPy or CuPy, not copied where it already is one."""
-    if hasattr(X, "toarray"):
+def check_vectors(X: Any, name: str = "X", *, or_sparse: bool = False) -> Any:
+    """`X` as an (n, d) array of real numbers, NumPy or CuPy or, if allowed, sparse; not copied where it already is one."""
+    is_sparse = hasattr(X, "toarray")
+    if is_sparse and not or_sparse:
         raise TypeError(f"{name} is a sparse {type(X).__name__}: expected a dense array; pass {name}.toarray()")
     if isinstance(X, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array: expected one without a mask; pass {name}.filled(...) of it")
-    if get_namespace(X) is np:
+    if get_namespace(X) is np and not is_sparse:
         X = np.asarray(X)
     if X.dtype.kind not in "biuf" or X.dtype.itemsize > 8:
         raise TypeError(f"{name} has dtype {X.dtype}: expected float16, float32, float64, integers or booleans")
@@ -29,10 +31,12 @@ def check_vectors(X: Any, name: str = "X") -> Any:
     return X
 
 
-def check_pair(X: Any, Y: Any) -> tuple[Any, Any]:
+def check_pair(X: Any, Y: Any, *, or_sparse: bool = False) -> tuple[Any, Any]:
     """`X` (n, d) and `Y` (m, d), checked; `X` twice where `Y` is None."""
-    X = check_vectors(X)
-    Y = X if Y is None else check_vectors(Y, "Y")
+    X = check_vectors(X, or_sparse=or_sparse)
+    Y = X if Y is None else check_vectors(Y, "Y", or_sparse=or_sparse)
+    if hasattr(X, "toarray") != hasattr(Y, "toarray"):
+        raise TypeError(f"X is a {type(X).__name__} and Y a {type(Y).__name__}: expected both sparse or both dense")
     if X.shape[1] != Y.shape[1]:
         raise ValueError(f"X has shape {X.shape} and Y {Y.shape}: expected the same number of columns")
     return X, Y
@@ -46,12 +50,19 @@ def check_k(k: int) -> int:
     return int(k)
 
 
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: expected {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}")
+
+
 def choose_device(device: Device, X: Any) -> Literal["cpu", "gpu"]:
-    """Where to compute: as asked; for `"auto"` on the GPU where there is one."""
+    """Where to compute: as asked; for `"auto"` on the GPU where there is one, except for a sparse matrix."""
+    check_choice("device", device, get_args(Device))
+    is_sparse = hasattr(X, "toarray")
+    if is_sparse and device == "gpu":
+        raise ValueError("device='gpu': sparse matrices are computed on the CPU; use device='cpu', or pass X.toarray()")
     if device == "auto":
-        return "gpu" if get_namespace(X) is not np or has_gpu() else "cpu"
-    if device not in ("cpu", "gpu"):
-        raise ValueError(f"device={device!r}: expected 'auto', 'cpu' or 'gpu'")
+        return "gpu" if not is_sparse and (get_namespace(X) is not np or has_gpu()) else "cpu"
     return device
 
 
@@ -71,8 +82,7 @@ def unit_rows(
     Returns:
         (n - n_skipped, d) float32, C-contiguous, on `device`; and the indices of skipped rows, int64, on the CPU.
     """
-    if on_invalid not in ("raise", "skip"):
-        raise ValueError(f"on_invalid={on_invalid!r}: expected 'raise' or 'skip'")
+    check_choice("on_invalid", on_invalid, get_args(OnInvalid))
     move = to_gpu if device == "gpu" else to_cpu
     xp = get_namespace(move(X[:0]))
     n, d = X.shape
@@ -113,4 +123,12 @@ def require_memory(n_bytes: int, what: str, device: Literal["cpu", "gpu"], inste
         raise MemoryError(
             f"{what} needs {format_value(n_bytes, 'bytes')} ({n_bytes:,} bytes), and {format_value(available, 'bytes')} "
             f"({available:,} bytes) are available on the {device.upper()}; {instead}"
+        )
+
+
+def refuse_more_than(max_pairs: int, n_pairs: int, threshold: float) -> None:
+    """Stop a search that finds more than memory is meant to hold."""
+    if n_pairs > max_pairs:
+        raise MemoryError(
+            f"threshold={threshold}: more than max_pairs={max_pairs:,} pairs reach it; raise the threshold, or max_pairs"
         )

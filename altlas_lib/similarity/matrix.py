@@ -1,12 +1,25 @@
 """The whole n x n matrix, while it fits: the plan's CPU original, its plain CuPy port, and a checked one for use."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 
 from ..devices import get_namespace, to_cpu, to_gpu
-from .engine import Neighbors, nearest_by_blocks, rows_per_block
-from .inputs import Device, check_pair, check_vectors, choose_device, raise_invalid, require_memory, unit_rows, where_it_was
+from .engine import Neighbors
+from .inputs import (
+    Device,
+    check_k,
+    check_pair,
+    check_vectors,
+    choose_device,
+    raise_invalid,
+    require_memory,
+    unit_rows,
+    where_it_was,
+)
+
+_SELECTED_ROWS = 512  # of the matrix at a time, when the nearest are picked out
 
 
 def calculate_similarity_cpu(X: Any) -> np.ndarray:
@@ -45,18 +58,28 @@ def _plain_similarity(X: Any) -> Any:
 def cosine_similarity(X: Any, Y: Any = None, *, device: Device = "auto") -> Any:
     """Cosine similarity of every row of `X` (n, d) with every row of `Y` (m, d), or of `X`: (n, m) float32 in [-1, 1].
 
-    A CuPy array where `X` is one, else a NumPy array. A zero row has similarity 0 with all, itself included.
+    `X` and `Y` as `top_k`,
+    sparse matrices too. A CuPy array where `X` is one, else a NumPy array. A zero row has similarity 0
+    with all, itself included.
 
     Raises:
         MemoryError: the matrix does not fit; `top_k` never builds it.
         TypeError, ValueError, RuntimeError: as `top_k`.
     """
     of_itself = Y is None
-    X, Y = check_pair(X, Y)
+    X, Y = check_pair(X, Y, or_sparse=True)
     device = choose_device(device, X)
-    n_bytes, what = 4 * len(X) * len(Y), f"the float32 matrix of {len(X):,} x {len(Y):,} similarities"
+    n, m = X.shape[0], Y.shape[0]
     for place in {device, "cpu" if get_namespace(X) is np else device}:
-        require_memory(n_bytes, what, place, "use top_k, which never builds it")
+        require_memory(
+            4 * n * m, f"the float32 matrix of {n:,} x {m:,} similarities", place, "use top_k, which never builds it"
+        )
+    if hasattr(X, "toarray"):
+        from .sparse import sparse_similarity, sparse_unit_rows
+        from .threads import check_n_jobs
+
+        rows, _ = sparse_unit_rows(X, "raise")
+        return sparse_similarity(rows, rows if of_itself else sparse_unit_rows(Y, "raise", "Y")[0], check_n_jobs(None))
     left, _ = unit_rows(X, device)
     right = left.copy() if of_itself else unit_rows(Y, device, name="Y")[0]
     xp = get_namespace(left)
@@ -64,13 +87,49 @@ def cosine_similarity(X: Any, Y: Any = None, *, device: Device = "auto") -> Any:
     return where_it_was(X, xp.clip(similarity, -1, 1, out=similarity))
 
 
-def top_k_by_matrix(X: Any, k: int = 10, *, device: Literal["cpu", "gpu"] = "cpu") -> Neighbors:
-    """The neighbours of `top_k` by way of the plan's whole matrix, for comparison. `X` as `calculate_similarity_cpu`."""
-    similarity = calculate_similarity_gpu_cupy(to_gpu(X)) if device == "gpu" else calculate_similarity_cpu(X)
+def top_k_by_matrix(
+    X: Any, k: int = 10, *, device: Literal["cpu", "gpu"] = "cpu", on_gpu: Callable = calculate_similarity_gpu_cupy
+) -> Neighbors:
+    """The neighbours of `top_k` by way of the plan's whole matrix, for comparison. `X` as `calculate_similarity_cpu`.
 
-    def negated_cosines(start: int, stop: int) -> Any:
-        return -similarity[start:stop]
-
-    n_rows = rows_per_block(similarity, similarity, None, device)
-    indices, scores = nearest_by_blocks(negated_cosines, similarity, len(similarity), k, n_rows, leave_out_self=True)
+    Args:
+        on_gpu: what computes the matrix there.
+    """
+    similarity = on_gpu(to_gpu(X)) if device == "gpu" else calculate_similarity_cpu(X)
+    xp, n = get_namespace(similarity), len(similarity)
+    k = max(0, min(check_k(k), n - 1))
+    indices, scores = xp.empty((n, k), dtype=xp.int64), xp.empty((n, k), dtype=xp.float32)
+    for start in range(0, n if k else 0, _SELECTED_ROWS):
+        block = -similarity[start : start + _SELECTED_ROWS]
+        block[xp.arange(len(block)), xp.arange(start, start + len(block))] = xp.inf
+        indices[start : start + len(block)], smallest = k_smallest(block, k)
+        scores[start : start + len(block)] = 0 - smallest  # not -smallest: that gives -0.0
     return Neighbors(where_it_was(X, indices), where_it_was(X, scores))
+
+
+def k_smallest(values: Any, k: int) -> tuple[Any, Any]:
+    """Where the `k` smallest values of each row stand, ascending, equal ones by column; and the values.
+
+    `partition` finds the k-th smallest value but not which of several equal ones are meant: those are counted off from
+    the left, and only in rows that have too many. Smallest and not largest, because CuPy's `partition` is a selection
+    for small k and a full sort for others.
+
+    Args:
+        values: (b, m) without NaN, C-contiguous, m >= k >= 1.
+
+    Returns:
+        (b, k) int64 and (b, k) of the dtype of `values`.
+    """
+    xp = get_namespace(values)
+    kth = xp.partition(values, k - 1, axis=1)[:, k - 1 : k].copy()  # a copy, so that the partitioned block is freed
+    chosen = values <= kth
+    if int(xp.count_nonzero(chosen)) > len(values) * k:
+        crowded = xp.flatnonzero(xp.count_nonzero(chosen, axis=1) > k)
+        equal = values[crowded] == kth[crowded]
+        n_needed = k - xp.count_nonzero(chosen[crowded] & ~equal, axis=1)
+        surplus = equal & (xp.cumsum(equal, axis=1, dtype=xp.int32) > n_needed[:, None])
+        chosen[crowded] ^= surplus
+    columns = xp.flatnonzero(chosen).reshape(len(values), k) % values.shape[1]
+    smallest = xp.take_along_axis(values, columns, axis=1)
+    order = xp.argsort(smallest, axis=1, kind="stable")
+    return xp.take_along_axis(columns, order, axis=1), xp.take_along_axis(smallest, order, axis=1)

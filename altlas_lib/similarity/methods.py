@@ -9,6 +9,7 @@ import numpy as np
 
 from ..devices import describe_cpu, get_namespace, has_gpu, to_gpu
 from .engine import Neighbors, top_k
+from .gpu import calculate_similarity_gpu_kernel
 from .matrix import top_k_by_matrix
 
 _LARGEST_MATRIX_BYTES = 2**30  # 16,384 texts; beyond that the matrix is slow to no purpose where it fits at all
@@ -39,10 +40,17 @@ class Method:
 
 METHODS = (
     Method("NumPy, full matrix", partial(top_k_by_matrix, device="cpu"), builds_matrix=True),
-    Method("NumPy, row blocks", partial(top_k, device="cpu")),
+    Method("CPU tiles, float32", partial(top_k, device="cpu", method="float32")),
+    Method("CPU tiles", partial(top_k, device="cpu")),
     Method("CuPy, full matrix", partial(top_k_by_matrix, device="gpu"), builds_matrix=True, on_gpu=True),
-    Method("CuPy, row blocks", partial(top_k, device="gpu"), on_gpu=True),
-    Method("CuPy, row blocks, no transfers", partial(top_k, device="gpu"), on_gpu=True, stays_on_gpu=True),
+    Method(
+        "CUDA C++ kernel, full matrix",
+        partial(top_k_by_matrix, device="gpu", on_gpu=calculate_similarity_gpu_kernel),
+        builds_matrix=True,
+        on_gpu=True,
+    ),
+    Method("CuPy tiles", partial(top_k, device="gpu"), on_gpu=True),
+    Method("CuPy tiles, no transfers", partial(top_k, device="gpu"), on_gpu=True, stays_on_gpu=True),
 )
 
 

@@ -1,0 +1,349 @@
+"""The CPU engine: symmetric tiles, threads, cheap products that bound, exact verification of what is left."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse import issparse
+
+from ..devices import to_cpu
+from .compiled import LANES, Scratch, Side, find, measure_rows, select
+from .inputs import OnInvalid, raise_invalid, refuse_more_than, unit_rows
+from .products import Float32, Int8, UnitRows, int8_problem, read_only
+from .sparse import SparseUnitRows, search_sparse, search_sparse_above, sparse_unit_rows
+from .threads import Block, blocks_of, check_n_jobs, for_each, one_blas_thread, rectangular_tiles, square_tiles
+
+_TILE_ROWS = 512  # products of a tile, 1 MiB, stay in the L2 cache of a core until they are looked through
+_N_CANDIDATES = 4096  # that are verified together
+_ROWS_FOR_A_THREAD = 256  # below, starting it takes longer than its work
+_NEWS = 0.2  # weight of a tile's cost in the running mean of its method
+_SAFE_NORMS = 1e-12, 1e12  # within which float32 products of rows that are not of length 1 neither overflow nor vanish
+_SAMPLE_ROWS = 2048  # that show what the data are like
+_INT8_FROM = 2048  # rows; below, preparing the codes costs what they save
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to compute; the answer does not depend on it."""
+
+    methods: Sequence[type]  # Float32, Int8, or both, of which the cheaper is used
+    n_threads: int
+    tile_rows: int
+    progress: Callable[[float], None] | None = None  # called with the share that is done
+    clock: dict[str, float] | None = None  # CPU seconds of all threads are added to it, by step
+
+    @classmethod
+    def choose(
+        cls,
+        method: str,
+        n_rows: int,
+        n_jobs: int | None = None,
+        working_memory: float | None = None,
+        progress: Any = None,
+        clock: dict[str, float] | None = None,
+    ) -> "Settings":
+        """Settings for the smaller side's `n_rows`, from the arguments of `top_k`.
+
+        Raises:
+            RuntimeError: `method="int8"` where int8 products are missing or inexact.
+        """
+        n_threads = max(1, min(check_n_jobs(n_jobs), n_rows // _ROWS_FOR_A_THREAD))
+        if method == "int8" and (problem := int8_problem()):
+            raise RuntimeError(f"method='int8': {problem}; use method='float32', or 'auto', which finds out")
+        if method == "auto":
+            methods = [Int8, Float32] if n_rows >= _INT8_FROM and not int8_problem() else [Float32]
+        else:
+            methods = {"float32": [Float32], "int8": [Int8]}[method]
+        # Several tiles for each thread, so that none waits long for the last.
+        tile_rows = min(_TILE_ROWS, n_rows // (2 * n_threads))
+        if working_memory is not None:
+            tile_rows = min(tile_rows, int((working_memory * 2**20 / n_threads / 4) ** 0.5))
+        return cls(methods, n_threads, max(1, -(-tile_rows // LANES)) * LANES, progress, clock)
+
+
+class Tiles:
+    """Tiles of `A` with `B`, or with itself (`B is A`): each tile by the cheapest of the methods, measured as it goes."""
+
+    def __init__(self, A: UnitRows, B: UnitRows, settings: Settings) -> None:
+        self.A, self.B, self.settings = A, B, settings
+        self.row_blocks, self.column_blocks = (blocks_of(len(rows), settings.tile_rows) for rows in (A, B))
+        sample = B[:: -(-len(B) // _SAMPLE_ROWS)]
+        self.methods = [method(sample) for method in settings.methods]
+        self.left, self.right = [], []
+        for method in self.methods:
+            self.left.append(method.prepare(A, self.row_blocks, settings.n_threads))
+            self.right.append(self.left[-1] if B is A else method.prepare(B, self.column_blocks, settings.n_threads))
+        self.costs: list[float] = [0.0] * len(self.methods)  # CPU seconds of a whole tile, 0 as long as not known
+
+    def sides(self, of_a: tuple, of_b: tuple, first: tuple[int, int]) -> list[tuple[Side, Side]]:
+        """For each method what `select` needs of both sides; of_a, of_b: thresholds and keys."""
+        return [
+            (
+                Side(self.A.rows, self.A.inverse_norms, left, *of_a, first[0]),
+                Side(self.B.rows, self.B.inverse_norms, right, *of_b, first[1]),
+            )
+            for (_, left), (_, right) in zip(self.left, self.right, strict=True)
+        ]
+
+    def for_each(self, act: Callable) -> None:
+        """Call `act(method, products, position, a, b, scratch)` for every tile: the number of the method, and two blocks."""
+        n_a, n_b, tile = len(self.row_blocks), len(self.column_blocks), self.settings.tile_rows
+        is_square = self.B is self.A
+        tiles = square_tiles(n_a) if is_square else rectangular_tiles(n_a, n_b)
+        n_tiles = n_a * (n_a + 1) // 2 if is_square else n_a * n_b
+
+        spent_by_workers: list[dict[str, float]] = []
+
+        def make_worker() -> Callable[[tuple[int, int]], None]:
+            products = [np.empty(tile * tile + LANES, method.dtype) for method in self.methods]
+            scratch = Scratch(
+                *(np.empty(tile + LANES, np.float32) for _ in range(2)),
+                pairs=np.empty((_N_CANDIDATES, 2), np.int32),
+                scores=np.empty(_N_CANDIDATES, np.float32),
+            )
+
+            spent = {"products": 0.0, "selection": 0.0}
+            spent_by_workers.append(spent)
+
+            def worker(position: tuple[int, int]) -> None:
+                a, b = self.row_blocks[position[0]], self.column_blocks[position[1]]
+                number = min(range(len(self.methods)), key=self.costs.__getitem__)
+                (left, _), (right, _) = self.left[number], self.right[number]
+                started = time.thread_time()
+                self.methods[number].multiply(left, a, right, b, position[1], products[number])
+                multiplied = time.thread_time()
+                act(number, products[number], position, a, b, scratch)
+                finished = time.thread_time()
+                spent["products"] += multiplied - started
+                spent["selection"] += finished - multiplied
+                if a != b and a.stop - a.start == b.stop - b.start == tile:
+                    known = self.costs[number]
+                    self.costs[number] += (finished - started - known) * (_NEWS if known else 1)
+
+            return worker
+
+        progress = self.settings.progress
+        report = (lambda n_done: progress(n_done / n_tiles)) if progress else None
+        with one_blas_thread():
+            for_each(tiles, make_worker, min(self.settings.n_threads, n_tiles), progress=report)
+        if self.settings.clock is not None:
+            for step, seconds in ((step, seconds) for spent in spent_by_workers for step, seconds in spent.items()):
+                self.settings.clock[step] = self.settings.clock.get(step, 0.0) + seconds
+
+
+def search(
+    A: UnitRows,
+    B: UnitRows,
+    k: int,
+    settings: Settings,
+    *,
+    both_ways: bool = False,
+    first: tuple[int, int] = (0, 0),
+    thresholds: tuple[Any, Any] = (None, None),
+) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of the `k` best of each row of `A` among `B`, and with `both_ways` those of `B` among `A`.
+
+    With `B is A` the rows are compared with each other and not with themselves.
+
+    Args:
+        first: the index of the first row of each in the answer.
+        thresholds: (n,) float32 for each, scores that k neighbours of each row reach for certain; None: not known.
+
+    Returns:
+        (n, k) and (m, k) uint64, descending, 0 where nothing reached the threshold.
+    """
+    tiles = Tiles(A, B, settings)
+    is_square = B is A
+
+    def state(rows: UnitRows, known: Any) -> tuple[np.ndarray, np.ndarray]:
+        reached = np.full(len(rows), -np.inf, np.float32) if known is None else known.astype(np.float32)
+        return reached, np.zeros((len(rows), k), np.uint64)
+
+    of_a = state(A, thresholds[0])
+    of_b = of_a if is_square else state(B, thresholds[1])
+    sides = tiles.sides(of_a, of_b, first)
+    locks_a = [threading.Lock() for _ in tiles.row_blocks]
+    locks_b = locks_a if is_square else [threading.Lock() for _ in tiles.column_blocks]
+
+    def act(method: int, products: np.ndarray, position: tuple[int, int], a: Block, b: Block, scratch: Scratch) -> None:
+        row, column = position
+        diagonal = is_square and row == column
+        update_both = both_ways or (is_square and not diagonal)
+        left, right = sides[method]
+        # In a square the row is the lower: no two threads wait for each other.
+        with locks_a[row], locks_b[column] if update_both else contextlib.nullcontext():
+            select(products, left, a.start, a.stop, right, b.start, b.stop, diagonal, update_both, scratch)
+
+    tiles.for_each(act)
+    return of_a[1], of_b[1]
+
+
+def search_above(A: UnitRows, B: UnitRows, threshold: float, settings: Settings, max_pairs: int) -> tuple[np.ndarray, ...]:
+    """All pairs (row of `A`, row of `B`) that score `threshold` or more; with `B is A` each once, the lower row first.
+
+    Returns:
+        (n_pairs,) int64, (n_pairs,) int64 and (n_pairs,) float32, in no order.
+    """
+    tiles = Tiles(A, B, settings)
+    of_a, of_b = ((np.empty(len(rows), np.float32), np.empty((len(rows), 0), np.uint64)) for rows in (A, B))
+    sides = tiles.sides(of_a, of_b, (0, 0))
+    found: list[tuple[np.ndarray, np.ndarray]] = [(np.empty((0, 2), np.int64), np.empty(0, np.float32))]
+
+    def act(method: int, products: np.ndarray, position: tuple[int, int], a: Block, b: Block, scratch: Scratch) -> None:
+        diagonal = B is A and position[0] == position[1]
+        left, right = sides[method]
+        row = a.start
+        while row < a.stop:
+            row, n_found = find(
+                products, left, a.start, a.stop, right, b.start, b.stop, diagonal, np.float32(threshold), row, scratch
+            )
+            if n_found:
+                found.append((scratch.pairs[:n_found].astype(np.int64), scratch.scores[:n_found].copy()))
+        refuse_more_than(max_pairs, sum(len(scores) for _, scores in found), threshold)
+
+    tiles.for_each(act)
+    pairs, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return pairs[:, 0], pairs[:, 1], scores
+
+
+def split_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (int64) and scores (float32) of full `keys`."""
+    indices = (np.uint64(0xFFFFFFFF) - (keys & np.uint64(0xFFFFFFFF))).astype(np.int64)
+    ordered = (keys >> np.uint64(32)).astype(np.uint32)
+    positive = ordered >> np.uint32(31) == 1
+    return indices, np.where(positive, ordered & np.uint32(0x7FFFFFFF), ~ordered).view(np.float32)
+
+
+def join_keys(indices: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The keys of indices and float32 scores: the inverse of `split_keys`."""
+    bits = scores.view(np.uint32)
+    ordered = np.where(bits >> np.uint32(31) == 1, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
+    return (ordered << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - indices.astype(np.uint64))
+
+
+def unit_rows_of(
+    X: np.ndarray, on_invalid: OnInvalid, n_threads: int, name: str = "X"
+) -> tuple[UnitRows, np.ndarray, np.ndarray]:
+    """The rows of `X` (n, d) that are valid, with a hash of each, and the indices of those that are not.
+
+    float32 rows are used where they are, in a memory map too; others are copied.
+    """
+    if X.dtype == np.float32 and X.flags.c_contiguous and X.flags.aligned:
+        norms, digests = _measure(X, n_threads)
+        invalid = np.flatnonzero(~np.isfinite(norms))
+        if len(invalid) and on_invalid == "raise":
+            raise_invalid(name, invalid, len(X))
+        if len(invalid):
+            X, norms, digests = (np.delete(values, invalid, axis=0) for values in (X, norms, digests))
+        low, high = _SAFE_NORMS
+        if ((norms == 0) | ((norms >= low) & (norms <= high))).all():
+            inverse_norms = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
+            return UnitRows(X, inverse_norms.astype(np.float32)), digests, invalid
+        rows, _ = unit_rows(X, "cpu", "raise", name)
+    else:
+        rows, invalid = unit_rows(X, "cpu", on_invalid, name)
+    norms, digests = _measure(rows, n_threads)
+    return UnitRows(rows, (norms > 0).astype(np.float32)), digests, invalid
+
+
+def _measure(rows: np.ndarray, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = read_only(rows)
+    norms, digests = np.empty(len(rows)), np.empty(len(rows), np.uint64)
+    some = blocks_of(len(rows), 4096)
+    for_each(some, lambda: lambda block: measure_rows(rows[block], norms[block], digests[block]), min(n_threads, len(some)))
+    return norms, digests
+
+
+def surplus_duplicates(digests: np.ndarray, rows: np.ndarray, n_kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to which `n_kept` lower ones are equal, bit by bit, and for each of them the last one that is kept.
+
+    Ties being ordered by index, they are nobody's neighbours. Left in, data that are one row many times over would have
+    every pair verified.
+    """
+    order = np.argsort(digests, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(digests[order]) != 0))
+    counts = np.diff(starts, append=len(order))
+    surplus, instead = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for start, count in zip(starts[counts > n_kept], counts[counts > n_kept], strict=True):
+        group = order[start : start + count]
+        equal = [(rows[group[some]] == rows[group[0]]).all(axis=1) for some in blocks_of(count, 4096)]
+        group = group[np.concatenate(equal)]
+        surplus.append(group[n_kept:])
+        instead.append(np.full(len(surplus[-1]), group[min(n_kept, len(group)) - 1]))
+    return np.concatenate(surplus), np.concatenate(instead)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What takes part in the comparison of the n rows of one side."""
+
+    unit: UnitRows | SparseUnitRows
+    n: int
+    indices: np.ndarray  # (n_kept,) int64, where the rows of `unit` stand among the n
+    skipped: np.ndarray  # invalid ones
+    surplus: np.ndarray  # duplicates that are left out, and
+    instead: np.ndarray  # for each the one whose answer is also theirs
+
+    @classmethod
+    def of(cls, X: Any, on_invalid: OnInvalid, n_threads: int, name: str = "X", n_duplicates: int | None = None) -> "Prepared":
+        """Of `X` (n, d), with at most `n_duplicates` rows that are equal (None: with all)."""
+        n, nothing = X.shape[0], np.empty(0, np.int64)
+        if issparse(X):
+            unit, skipped = sparse_unit_rows(X, on_invalid, name)
+            return cls(unit, n, np.delete(np.arange(n), skipped), skipped, nothing, nothing)
+        unit, digests, skipped = unit_rows_of(to_cpu(X), on_invalid, n_threads, name)
+        indices = np.delete(np.arange(n), skipped)
+        surplus, instead = surplus_duplicates(digests, unit.rows, n_duplicates) if n_duplicates else (nothing, nothing)
+        if len(surplus):
+            kept = np.delete(np.arange(len(unit)), surplus)
+            return cls(unit[kept], n, indices[kept], skipped, indices[surplus], indices[instead])
+        return cls(unit, n, indices, skipped, nothing, nothing)
+
+
+def top_k(
+    X: Any, Y: Any, k: int, settings: Settings, on_invalid: OnInvalid, search: Callable = search
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Indices, scores and skipped rows of both, as in `Neighbors`.
+
+    Args:
+        X, Y, k: checked; `Y` None for `X` itself.
+        search: as `search`, which computes the keys of dense rows.
+    """
+    of_itself = Y is None
+    a = Prepared.of(X, on_invalid, settings.n_threads, "X", k + 1 if of_itself else None)
+    b = a if of_itself else Prepared.of(Y, on_invalid, settings.n_threads, "Y", k)
+    k = max(0, min(k, b.n - len(b.skipped) - of_itself))
+    if k == 0 or len(a.unit) == 0:
+        keys = np.empty((len(a.unit), k), np.uint64)
+    elif isinstance(a.unit, SparseUnitRows):
+        keys = search_sparse(a.unit, b.unit, k, settings.n_threads, settings.progress)
+    else:
+        keys, _ = search(a.unit, b.unit, k, settings)
+    places, scores_kept = split_keys(keys)
+    if len(a.indices) == a.n and len(b.indices) == b.n:
+        return places, scores_kept, a.skipped, b.skipped
+    indices, scores = np.full((a.n, k), -1), np.full((a.n, k), np.nan, np.float32)
+    indices[a.indices], scores[a.indices] = b.indices[places], scores_kept
+    indices[a.surplus], scores[a.surplus] = indices[a.instead], scores[a.instead]
+    return indices, scores, a.skipped, b.skipped
+
+
+def pairs_above(
+    X: Any, Y: Any, threshold: float, settings: Settings, on_invalid: OnInvalid, max_pairs: int
+) -> tuple[np.ndarray, ...]:
+    """First, second, scores and skipped rows of both, as in `Pairs`."""
+    a = Prepared.of(X, on_invalid, settings.n_threads)
+    b = a if Y is None else Prepared.of(Y, on_invalid, settings.n_threads, "Y")
+    if len(a.unit) == 0 or len(b.unit) == 0:
+        found = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    elif isinstance(a.unit, SparseUnitRows):
+        found = search_sparse_above(a.unit, b.unit, threshold, settings.n_threads, max_pairs, settings.progress)
+    else:
+        found = search_above(a.unit, b.unit, threshold, settings, max_pairs)
+    first, second, scores = a.indices[found[0]], b.indices[found[1]], found[2]
+    order = np.lexsort((second, first, -scores))
+    return first[order], second[order], scores[order], a.skipped, b.skipped

@@ -1,0 +1,177 @@
+"""The cheap products of a tile, and the bounds that make an exact answer of them: float32 by BLAS, int8 by ONNX Runtime."""
+
+import functools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .compiled import Bounds, centre, quantise
+from .threads import Block, for_each
+
+# A row of normally distributed values has its largest at sqrt(2 ln d) standard deviations, 3.4 for d = 384. Twice that
+# doubles the step of the int8 codes, and the pairs to verify grow several times: worth a rotation.
+_OUTLIER_RATIO = 6.0
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A view that cannot be written to, as memory maps are; for others Numba would compile everything again."""
+    view = array.view(np.ndarray)
+    view.flags.writeable = False
+    return view
+
+
+@dataclass(frozen=True, eq=False)
+class UnitRows:
+    """Rows of length 1, not computed but at hand: `rows[i] * inverse_norms[i]`; (n, d) and (n,), float32."""
+
+    rows: np.ndarray
+    inverse_norms: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "inverse_norms"):
+            object.__setattr__(self, name, read_only(getattr(self, name)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, some: Any) -> "UnitRows":
+        return UnitRows(self.rows[some], self.inverse_norms[some])
+
+
+def rounding_bound(d: int) -> np.float32:
+    """How far two float32 dot products of the same two unit vectors of `d` values can differ, in any order of summation.
+
+    Each is off by d 2^-24 at most (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1): one is in
+    the tile, the other is the score. The rest is for scales and offsets.
+    """
+    return np.float32(2.0**-24 * (2 * d + 32))
+
+
+class Float32:
+    """Products of the rows as they are, by BLAS."""
+
+    name = "float32"
+    dtype = np.float32
+
+    def __init__(self, sample: UnitRows) -> None:
+        self.slack = rounding_bound(sample.rows.shape[1])
+
+    def prepare(self, unit: UnitRows, blocks: list[Block], n_threads: int) -> tuple[np.ndarray, Bounds]:
+        bounds = Bounds.empty(len(unit), self.slack)
+        bounds.scale[: len(unit)] = unit.inverse_norms
+        return unit.rows, bounds
+
+    def multiply(self, left: np.ndarray, a: Block, right: np.ndarray, b: Block, block: int, products: np.ndarray) -> None:
+        m, n = a.stop - a.start, b.stop - b.start
+        # A block with itself is copied: for X @ X.T NumPy takes another routine, which crashes in OpenBLAS for large n.
+        rows = left[a].copy() if left is right and a == b else left[a]
+        np.matmul(rows, right[b].T, out=products[: m * n].reshape(m, n))
+
+
+class Int8:
+    """Products of int8 codes of the rows, less their mean, and rotated where a few dimensions would spoil the codes.
+
+    Text embeddings have a large common part, which codes need not hold: (u + c).(v + c) = u.v + u.c + v.c + c.c. A rotation
+    (signs at random, then a discrete cosine transform) changes no product and spreads an outlying dimension over all.
+    """
+
+    name = "int8"
+    dtype = np.int32
+
+    def __init__(self, sample: UnitRows) -> None:
+        d = sample.rows.shape[1]
+        unit = sample.rows * sample.inverse_norms[:, None]
+        self.mean = unit.mean(axis=0, dtype=np.float32)
+        unit -= self.mean
+        largest, square = abs(unit).max(axis=1), (unit**2).mean(axis=1)
+        usual = square > 0
+        ratio = np.median(largest[usual] / np.sqrt(square[usual])) if usual.any() else 0.0
+        self.signs = np.random.default_rng(0).choice(np.float32([-1, 1]), d) if ratio > _OUTLIER_RATIO else None
+        self.rotated_mean = self._rotate(self.mean[None].copy())[0]
+        self.slack = rounding_bound(d)
+
+    def _rotate(self, rows: np.ndarray) -> np.ndarray:
+        if self.signs is None:
+            return rows
+        from scipy.fft import dct
+
+        return dct(np.multiply(rows, self.signs, out=rows), norm="ortho", axis=1, overwrite_x=True)
+
+    def prepare(
+        self, unit: UnitRows, blocks: list[Block], n_threads: int
+    ) -> tuple[tuple[np.ndarray, list[np.ndarray]], Bounds]:
+        n, d = unit.rows.shape
+        bounds = Bounds.empty(n, self.slack)
+        codes, transposed = np.empty((n, d), np.uint8), [np.empty((d, b.stop - b.start), np.int8) for b in blocks]
+        half_square_of_mean = np.float32(self.mean @ self.mean / 2)
+
+        def make_worker() -> Any:
+            centred = np.empty((max(b.stop - b.start for b in blocks), d), np.float32)
+
+            def worker(block: int) -> None:
+                some = blocks[block]
+                part = centred[: some.stop - some.start]
+                centre(unit.rows[some], unit.inverse_norms[some], self.mean, part)
+                part = self._rotate(part)
+                of_block = [values[some] for values in bounds[:4]]
+                quantise(part, self.rotated_mean, half_square_of_mean, codes[some], transposed[block], *of_block)
+
+            return worker
+
+        for_each(range(len(blocks)), make_worker, min(n_threads, len(blocks)))
+        return (codes, transposed), bounds
+
+    def multiply(self, left: Any, a: Block, right: Any, b: Block, block: int, products: np.ndarray) -> None:
+        _multiply_codes(left[0][a], right[1][block], products)
+
+
+_ZERO = np.array(128, np.uint8)
+
+
+def _multiply_codes(left: np.ndarray, right: np.ndarray, products: np.ndarray) -> None:
+    """(m, d) uint8 less 128 times (d, n) int8, into the first m n of `products`, int32."""
+    session = _int8_session()
+    binding = session.io_binding()
+    binding.bind_cpu_input("left", left)
+    binding.bind_cpu_input("right", right)
+    binding.bind_cpu_input("zero", _ZERO)
+    binding.bind_output("product", "cpu", 0, np.int32, (len(left), right.shape[1]), products.ctypes.data)
+    session.run_with_iobinding(binding)
+
+
+@functools.cache
+def _int8_session() -> Any:
+    """ONNX Runtime's matrix product of 8-bit integers, in the thread that calls it."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+    from onnx.parser import parse_model
+
+    model = parse_model("""
+        <ir_version: 8, opset_import: ["": 13]>
+        product (uint8[m, d] left, int8[d, n] right, uint8 zero) => (int32[m, n] product) {
+            product = MatMulInteger(left, right, zero)
+        }""")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@functools.cache
+def int8_problem() -> str | None:
+    """Why int8 products cannot be used here, or None.
+
+    Without VNNI instructions some CPUs add pairs of 8-bit products in 16 bits, which overflow: the extremes are tried.
+    """
+    try:
+        _int8_session()
+    except ImportError as error:
+        return f"{error.name} is not installed"
+    left, right = np.full((64, 128), 255, np.uint8), np.full((128, 64), 127, np.int8)
+    right[:, ::2] = -127
+    products = np.empty(64 * 64, np.int32)
+    _multiply_codes(left, right, products)
+    if not np.array_equal(products.reshape(64, 64), (left.astype(np.int32) - 128) @ right.astype(np.int32)):
+        return "this CPU has no instructions that multiply 8-bit integers without overflow (VNNI)"
+    return None

@@ -1,0 +1,152 @@
+"""Tiles of the comparison, and the threads that work through them."""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Any
+
+from ..devices import describe_cpu
+
+Block = slice
+_GROUP = 8  # blocks of 512 rows of 384 float32: 6 MB
+
+
+def check_n_jobs(n_jobs: int | None) -> int:
+    """The number of threads: None is one for each CPU that this process may use, -1 too, as in scikit-learn."""
+    if n_jobs is None or n_jobs == -1:
+        return describe_cpu().n_threads
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int):
+        raise TypeError(f"n_jobs={n_jobs!r}: expected a number of threads, or None for one per CPU")
+    if n_jobs < 1:
+        raise ValueError(f"n_jobs={n_jobs}: expected at least 1 thread, or None (or -1) for one per CPU")
+    return n_jobs
+
+
+def blocks_of(n: int, size: int) -> list[Block]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def square_tiles(n_blocks: int) -> Iterator[tuple[int, int]]:
+    """Each pair of blocks once, the lower first.
+
+    First each block with itself, because neighbours are often close in index and good thresholds drop much. Then by groups
+    of blocks that fit a last-level cache, so that rows which are verified come from there.
+    """
+    yield from ((block, block) for block in range(n_blocks))
+    groups = [range(start, min(start + _GROUP, n_blocks)) for start in range(0, n_blocks, _GROUP)]
+    for group in groups:
+        yield from ((group[a], group[b]) for a, b in _rounds(len(group)))
+    for s, t in _rounds(len(groups)):
+        yield from ((groups[s][a], groups[t][b]) for a, b in rectangular_tiles(len(groups[s]), len(groups[t])))
+
+
+def _rounds(n: int) -> Iterator[tuple[int, int]]:
+    """Each pair a < b of n players in the rounds of a tournament ("circle method").
+
+    Nobody plays twice in a round, so that threads which take pairs in this order rarely need the same block; and rows whose
+    similarity drifts with their index meet near and far blocks in turn.
+    """
+    last = n + n % 2 - 1  # sits still while the others go round; nobody where n is odd
+    for turn in range(last):
+        for i in range((last + 1) // 2):
+            a, b = (turn + i) % last, (turn - i) % last if i else last
+            if max(a, b) < n:
+                yield min(a, b), max(a, b)
+
+
+def rectangular_tiles(n_row_blocks: int, n_column_blocks: int) -> Iterator[tuple[int, int]]:
+    """Each block of rows with each block of columns, in rounds in which a block of rows occurs once."""
+    for turn in range(n_column_blocks):
+        for a in range(n_row_blocks):
+            yield a, (a + turn) % n_column_blocks
+
+
+def for_each(
+    items: Iterable[Any], make_worker: Callable[[], Callable[[Any], None]], n_threads: int, *, progress: Any = None
+) -> None:
+    """Call `worker(item)` for every item from `n_threads` threads, each with a worker of its own; one is the caller's.
+
+    An error in a worker, or Ctrl-C, stops all of them after their present item, and is raised when they have ended.
+
+    Args:
+        progress: called in the caller's thread with the number of items done, a few times a second or after each.
+    """
+    if n_threads <= 1:
+        worker = make_worker()
+        for n_done, item in enumerate(items, 1):
+            worker(item)
+            if progress:
+                progress(n_done)
+        return
+    iterator, lock, stop = iter(items), threading.Lock(), threading.Event()
+    done_by_thread = [0] * n_threads
+
+    def work(thread: int) -> None:
+        worker = make_worker()
+        while not stop.is_set():
+            with lock:
+                item = next(iterator, iterator)
+            if item is iterator:
+                return
+            worker(item)
+            done_by_thread[thread] += 1
+
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="similarity") as pool:
+        try:
+            running = {pool.submit(work, thread) for thread in range(n_threads)}
+            while running:
+                finished, running = wait(running, timeout=0.2 if progress else None, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()
+                if progress:
+                    progress(sum(done_by_thread))
+        finally:
+            stop.set()
+
+
+@contextlib.contextmanager
+def progress_bar(shown: bool) -> Iterator[Callable[[float], None] | None]:
+    """A function that takes the share that is done and shows it, with the time left, on stderr; None if not `shown`."""
+    if not shown:
+        yield None
+        return
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # no thread that outlives the bar
+    with tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left") as bar:
+        yield lambda share: bar.update(share - bar.n)
+
+
+_blas_lock = threading.Lock()
+_n_blas_users = 0
+_blas_limit: Any = None
+
+
+@functools.cache
+def _blas_libraries() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """BLAS computes in the thread that calls it, as long as anybody is in this context.
+
+    The setting belongs to the process: the first who comes makes it and the last who leaves restores what was there, so
+    that two calls in two threads do not undo each other's.
+    """
+    global _n_blas_users, _blas_limit
+    with _blas_lock:
+        if _n_blas_users == 0:
+            _blas_limit = _blas_libraries().limit(limits=1, user_api="blas")
+        _n_blas_users += 1
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _n_blas_users -= 1
+            if _n_blas_users == 0:
+                _blas_limit.restore_original_limits()
