@@ -35,14 +35,14 @@ SETTINGS = st.builds(
 
 @st.composite
 def vectors(draw, n_columns=None, max_rows=300):
-    """Rows of any supported dtype, with duplicates, zero rows and scaled copies, a common part or an outlying dimension."""
+    """Rows of any supported dtype: duplicates, zero rows, scaled and opposite copies, a common part, an outlying dimension."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n, d = draw(st.integers(0, max_rows)), n_columns or draw(st.integers(1, 130))
     distinct = rng.standard_normal((draw(st.integers(1, max_rows)), d)) + draw(st.sampled_from([0, 5]))
     distinct[:, 0] *= draw(st.sampled_from([1, 100]))
     distinct[: draw(st.integers(0, 2))] = 0
     X = distinct[rng.integers(0, len(distinct), n)]
-    X[: n // 3] *= draw(st.sampled_from([1, 3]))
+    X[: n // 3] *= draw(st.sampled_from([1, 3, -3]))
     dtype = np.dtype(draw(st.sampled_from(DTYPES)))
     if dtype.kind in "iu":
         X = np.clip(10 * X, np.iinfo(dtype).min, np.iinfo(dtype).max)
@@ -169,6 +169,12 @@ def with_norms(exponents, dtype):
     return (normal_rows(240, 12, np.float64) * np.logspace(*exponents, 240)[:, None]).astype(dtype)
 
 
+def with_opposites():
+    X = normal_rows(240, 16) + 5
+    X[::80] *= -1  # far from nearly all: their neighbours are not near
+    return X
+
+
 def near_duplicates():
     distances = np.repeat([1e-4, 1e-5, 1e-6, 1e-7], 60)[:, None]
     return (normal_rows(1, 48) + distances * normal_rows(240, 48, np.float64, seed=1)).astype(np.float32)
@@ -191,13 +197,15 @@ HARD = {
     "orthogonal, up to rounding": lambda: np.linalg.qr(normal_rows(240, 240, np.float64))[0].astype(np.float32),
     "near-duplicates": near_duplicates,
     "a large common part": lambda: normal_rows(240, 64) + 50,
+    "opposites": with_opposites,
     "drifting": lambda: normal_rows(240, 32) + np.linspace(0, 20, 240, dtype=np.float32)[:, None],
     "one dimension": lambda: normal_rows(240, 1),
     "two dimensions": lambda: normal_rows(240, 2),  # where the bound on what codes lose is attained
     "two thousand dimensions": lambda: normal_rows(150, 2000),
     "norms, float32": lambda: with_norms((-30, 30), np.float32),
     "norms, float64": lambda: with_norms((-300, 300), np.float64),
-    "norms at the edge of what is safe": lambda: with_norms((-12, 12), np.float32),
+    "norms whose products are float32's": lambda: with_norms((-12, 12), np.float32),
+    "norms whose products are not": lambda: with_norms((-24, 24), np.float32),
     "subnormal, float32": lambda: (normal_rows(240, 8) * 1e-41).astype(np.float32),
     "subnormal, float64": lambda: normal_rows(240, 8, np.float64) * 1e-310,
     "subnormal elements": lambda: normal_rows(240, 8) * np.float32([1, 1e-39, 1e-40, 1, 1e-44, 1e-20, 1e-30, 1]),
@@ -278,8 +286,8 @@ def test_a_certain_threshold_is_reached_by_k(X, method):
     lows = np.empty(64, np.float32)
     for a, b, products, of_a, of_b, scores in computed_tiles(unit, unit, method)[::3]:
         n = b.stop - b.start
-        for k in (1, 5, n - 1):
-            for i in range(0, len(scores), 7):
+        for k in range(1, n):
+            for i in range(0, len(scores), 21):
                 left_out = i if a == b else -1
                 of_row = tuple(values[a.start + i] for values in of_a[:4])
                 threshold = compiled.certain_threshold(products, i * n, of_row, of_b, b.start, n, k, left_out, lows)
@@ -370,6 +378,19 @@ def test_a_zero_row_has_similarity_zero_with_all_and_no_negative_zero_is_shown()
     assert found.indices[0].tolist() == [1, 2, 3]
     assert found.scores[0].tolist() == [0, 0, 0]
     assert not np.signbit(found.scores[0]).any()
+
+
+@pytest.mark.parametrize("make", [np.asarray, sparse.csr_array], ids=["dense", "sparse"])
+def test_zero_and_negative_zero_are_equal_scores(make):
+    for tiny, length in [(-1e-60, 1), (-1e-35, 5e11)]:  # as a cosine either is -0.0 in float32
+        X = np.array([[length, 0], [tiny, length], [0, length]], "float64" if length == 1 else "float32")
+        found = similarity.top_k(make(X), 2, device="cpu")
+        assert found.indices[0].tolist() == [1, 2]
+        assert not np.signbit(found.scores[0]).any()
+    for d in range(1, 20):
+        found = similarity.top_k(make(np.outer([-1, 0, 1, 0, -2, 0], np.ones(d))), 5, device="cpu")
+        assert found.indices[1::2].tolist() == [[0, 2, 3, 4, 5], [0, 1, 2, 4, 5], [0, 1, 2, 3, 4]]
+        assert not np.signbit(found.scores[1::2]).any()
 
 
 # What comes in -----------------------------------------------------------------------------------------------------------
@@ -537,6 +558,15 @@ def test_sparse_and_dense_answers_are_the_same_where_scores_are_exact(X, Y, with
     assert_same_pairs(
         similarity.pairs_above(as_sparse[0], threshold, Y=as_sparse[1]), similarity.pairs_above(X, threshold, Y=Y)
     )
+
+
+def test_entries_of_a_sparse_row_that_are_at_one_place_are_added_up():
+    X = sparse.csr_array((np.float64([1, 1, 3, 2, -2, 5]), [1, 1, 0, 1, 1, 2], [0, 3, 6]), (2, 3))
+    assert not X.has_canonical_format
+    np.testing.assert_allclose(similarity.cosine_similarity(X), cosines(X.toarray(), X.toarray()), atol=TOLERANCE)
+    X.data[3:5] = np.inf, -np.inf
+    with pytest.raises(ValueError, match=r"in 1 of 2 rows \(counted from 0: 1\)"):
+        similarity.top_k(X)
 
 
 def test_invalid_sparse_rows_are_named_or_skipped():

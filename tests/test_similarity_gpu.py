@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altlas_lib import devices, similarity
+from altlas_lib.similarity import cluster, gpu_rows, matrix
 from altlas_lib.similarity import gpu as engine
-from altlas_lib.similarity import gpu_rows, matrix
 
 TOLERANCE = 1e-6
 
@@ -396,6 +396,22 @@ def test_timings_name_the_gpu_and_tell_transfers_apart(gpu):
         (300, False),
     ]
     assert all(timing.peak_memory.value > 0 for timing in on_gpu)
+
+
+@only_stand_in
+def test_workers_with_gpus_give_the_answer_of_one(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(cluster, "_LEAST_PANEL_ROWS", 1)
+    X, Y = exact_vectors(60), exact_vectors(40)[::-1]
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0", "silence_logs": 50}
+    with distributed.LocalCluster(**options) as workers, distributed.Client(workers) as client:
+        for others in (None, Y):
+            found, expected = (
+                similarity.top_k(X, 12, Y=others, device="gpu", client=client),
+                similarity.reference(X, 12, Y=others),
+            )
+            np.testing.assert_array_equal(found.indices, expected.indices)
+            np.testing.assert_array_equal(found.scores, expected.scores)
 
 
 # ---- On a GPU only: what a stand-in cannot show ----

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..devices import to_cpu
 from .cpu import Settings, join_keys, search, split_keys
 from .products import UnitRows
 from .threads import blocks_of
@@ -100,7 +101,7 @@ def _compare(
         n = len(A) - 1 if B is None else len(B)
         found = gpu.top_k(A.rows, None if B is None else B.rows, min(k, n), working_memory=working_memory)
         keys = np.zeros((len(A), k), np.uint64)
-        keys[:, : min(k, n)] = join_keys(found[0].get() + first[1], found[1].get())
+        keys[:, : min(k, n)] = join_keys(to_cpu(found[0]) + first[1], to_cpu(found[1]))
         return keys, None
     from distributed import get_worker
 

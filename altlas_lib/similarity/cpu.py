@@ -59,10 +59,11 @@ class Settings:
         else:
             methods = {"float32": [Float32], "int8": [Int8]}[method]
         # Several tiles for each thread, so that none waits long for the last.
-        tile_rows = min(_TILE_ROWS, n_rows // (2 * n_threads))
+        tile_rows = min(_TILE_ROWS, n_rows // (2 * n_threads) + LANES)
         if working_memory is not None:
             tile_rows = min(tile_rows, int((working_memory * 2**20 / n_threads / 4) ** 0.5))
-        return cls(methods, n_threads, max(1, -(-tile_rows // LANES)) * LANES, progress, clock)
+        tile_rows = max(1, tile_rows // LANES) * LANES
+        return cls(methods, n_threads, tile_rows, progress, clock)
 
 
 class Tiles:
@@ -99,7 +100,8 @@ class Tiles:
         spent_by_workers: list[dict[str, float]] = []
 
         def make_worker() -> Callable[[tuple[int, int]], None]:
-            products = [np.empty(tile * tile + LANES, method.dtype) for method in self.methods]
+            buffer = np.empty(tile * tile + LANES, np.int32)
+            products = [buffer.view(method.dtype) for method in self.methods]
             scratch = Scratch(
                 *(np.empty(tile + LANES, np.float32) for _ in range(2)),
                 pairs=np.empty((_N_CANDIDATES, 2), np.int32),
@@ -192,8 +194,10 @@ def search_above(A: UnitRows, B: UnitRows, threshold: float, settings: Settings,
     of_a, of_b = ((np.empty(len(rows), np.float32), np.empty((len(rows), 0), np.uint64)) for rows in (A, B))
     sides = tiles.sides(of_a, of_b, (0, 0))
     found: list[tuple[np.ndarray, np.ndarray]] = [(np.empty((0, 2), np.int64), np.empty(0, np.float32))]
+    lock, n_pairs = threading.Lock(), 0
 
     def act(method: int, products: np.ndarray, position: tuple[int, int], a: Block, b: Block, scratch: Scratch) -> None:
+        nonlocal n_pairs
         diagonal = B is A and position[0] == position[1]
         left, right = sides[method]
         row = a.start
@@ -202,8 +206,10 @@ def search_above(A: UnitRows, B: UnitRows, threshold: float, settings: Settings,
                 products, left, a.start, a.stop, right, b.start, b.stop, diagonal, np.float32(threshold), row, scratch
             )
             if n_found:
-                found.append((scratch.pairs[:n_found].astype(np.int64), scratch.scores[:n_found].copy()))
-        refuse_more_than(max_pairs, sum(len(scores) for _, scores in found), threshold)
+                with lock:
+                    found.append((scratch.pairs[:n_found].astype(np.int64), scratch.scores[:n_found].copy()))
+                    n_pairs += n_found
+                refuse_more_than(max_pairs, n_pairs, threshold)
 
     tiles.for_each(act)
     pairs, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))

@@ -89,7 +89,8 @@ def top_k(
         on_invalid: `"raise"`, or `"skip"`: a row with NaN or infinity gets indices -1 and scores NaN, is nobody's
             neighbour, and is listed in the answer.
         progress: show on stderr what is done and the time left.
-        client: a `dask.distributed.Client`: its workers compute. The answer is the same.
+        client: a `dask.distributed.Client`: its workers compute, each with as many threads as it has, or on its GPU. The answer
+            is the same. Dense rows only.
 
     Raises:
         TypeError: `X` or `Y` is not an array of real numbers, or `k` no integer.
@@ -98,6 +99,8 @@ def top_k(
     """
     X, others, device = _check(X, Y, device, method, working_memory, on_invalid)
     k = check_k(k)
+    if client is not None and hasattr(X, "toarray"):
+        raise ValueError("client: sparse matrices are computed on this machine; leave client out, or pass X.toarray()")
     with progress_bar(progress) as report:
         if device == "gpu" and client is None:
             from . import gpu

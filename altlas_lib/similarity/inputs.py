@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
+from scipy.sparse import issparse
 
 from ..devices import get_namespace, has_gpu, memory_stats, to_cpu, to_gpu
 from ..results import format_value
@@ -18,8 +19,9 @@ _BLOCK_BYTES = 8 * 2**20  # of float64 rows while they are scaled
 def check_vectors(X: Any, name: str = "X", *, or_sparse: bool = False) -> Any:
     """`X` as an (n, d) array of real numbers, NumPy or CuPy or, if allowed, sparse; not copied where it already is one."""
     is_sparse = hasattr(X, "toarray")
-    if is_sparse and not or_sparse:
-        raise TypeError(f"{name} is a sparse {type(X).__name__}: expected a dense array; pass {name}.toarray()")
+    if is_sparse and not (or_sparse and issparse(X)):
+        expected = "a dense array, or SciPy's sparse matrix" if or_sparse else "a dense array"
+        raise TypeError(f"{name} is a sparse {type(X).__name__}: expected {expected}; pass {name}.toarray()")
     if isinstance(X, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array: expected one without a mask; pass {name}.filled(...) of it")
     if get_namespace(X) is np and not is_sparse:

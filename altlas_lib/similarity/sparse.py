@@ -1,5 +1,6 @@
 """Sparse rows (TF-IDF), exactly as they are: each row is multiplied with the rows that share a column with it."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,6 @@ def keep_best(scores, left_out, first_index, keys):
 def _for_each_row(A: SparseUnitRows, B: SparseUnitRows, n_threads: int, progress: Any, act: Callable) -> None:
     """Call `act(row, scores)` for each row of A; `scores` (m,) float64 is overwritten by the next."""
     columns = csc_array(B.rows)
-    columns.sort_indices()
     blocks = blocks_of(len(A), _BLOCK_ROWS)
 
     def make_worker() -> Callable[[slice], None]:
@@ -98,16 +98,20 @@ def search_sparse_above(
 ) -> tuple[np.ndarray, ...]:
     """All pairs that score `threshold` or more: rows of `A`, of `B` (with `B is A` higher ones), int64, and float32 scores."""
     first, second, found = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    lock, n_pairs = threading.Lock(), 0
 
     def act(row: int, scores: np.ndarray) -> None:
+        nonlocal n_pairs
         start = row + 1 if B is A else 0
         rounded = scores[start:].astype(np.float32)
         hits = np.flatnonzero(rounded >= np.float32(threshold))
         if len(hits):
-            first.append(np.full(len(hits), row))
-            second.append(hits + start)
-            found.append(rounded[hits])
-            refuse_more_than(max_pairs, sum(map(len, found)), threshold)
+            with lock:
+                first.append(np.full(len(hits), row))
+                second.append(hits + start)
+                found.append(rounded[hits])
+                n_pairs += len(hits)
+            refuse_more_than(max_pairs, n_pairs, threshold)
 
     _for_each_row(A, B, n_threads, progress, act)
     return np.concatenate(first), np.concatenate(second), np.concatenate(found)

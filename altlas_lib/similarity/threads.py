@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
+import numpy as np
+
 from ..devices import describe_cpu
 
 Block = slice
@@ -17,11 +19,11 @@ def check_n_jobs(n_jobs: int | None) -> int:
     """The number of threads: None is one for each CPU that this process may use, -1 too, as in scikit-learn."""
     if n_jobs is None or n_jobs == -1:
         return describe_cpu().n_threads
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int):
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int | np.integer):
         raise TypeError(f"n_jobs={n_jobs!r}: expected a number of threads, or None for one per CPU")
     if n_jobs < 1:
         raise ValueError(f"n_jobs={n_jobs}: expected at least 1 thread, or None (or -1) for one per CPU")
-    return n_jobs
+    return int(n_jobs)
 
 
 def blocks_of(n: int, size: int) -> list[Block]:
@@ -114,8 +116,10 @@ def progress_bar(shown: bool) -> Iterator[Callable[[float], None] | None]:
         return
     from tqdm import tqdm
 
-    tqdm.monitor_interval = 0  # no thread that outlives the bar
-    with tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left") as bar:
+    class Bar(tqdm):
+        monitor_interval = 0  # no thread that outlives the bar
+
+    with Bar(total=1.0, bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left") as bar:
         yield lambda share: bar.update(share - bar.n)
 
 
