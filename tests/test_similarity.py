@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 from test_similarity_engine import TOLERANCE, cosines, exact_vectors, vectors
 
-from altlas_lib import plots, results, similarity, tables
+from altlas_lib import devices, plots, results, similarity, tables
+from altlas_lib.results import Ceilings, Quantity
 from altlas_lib.similarity import matrix
 
 
@@ -333,6 +334,37 @@ def test_hostile_texts_are_shown_as_text():
 
 
 def test_the_room_loads_nothing_heavy():
-    heavy = "{'cupy', 'tensorflow', 'keras', 'sklearn', 'pandas', 'matplotlib'}"
+    heavy = "{'cupy', 'tensorflow', 'keras', 'sklearn', 'pandas', 'matplotlib', 'numba', 'onnxruntime', 'distributed'}"
     code = f"import altlas_lib.similarity, sys; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# ---- What to expect, and where the time goes ----
+
+
+def test_what_to_expect_follows_from_the_arithmetic():
+    rate = Quantity.measured([100.0, 200.0, 150.0], "GFLOP/s", "this CPU")
+    ceilings = Ceilings(cpu_matmul_float32=rate, cpu_copy_bandwidth=Quantity.measured([1.0], "GB/s", "this CPU"))
+    gpu = devices.find_gpu("T4")
+    expected = similarity.expected_times([1000, 100_000], 384, 10, gpu, ceilings)
+    assert [(each.n_texts, each.on_gpu, each.time.device, each.time.basis) for each in expected] == [
+        *[(1000, False, "this CPU", "projected"), (1000, True, "T4", "projected")],
+        *[(100_000, False, "this CPU", "projected"), (100_000, True, "T4", "projected")],
+    ]
+    on_cpu, on_gpu = expected[2].time, expected[3].time
+    assert (on_cpu.low, on_cpu.high) == pytest.approx((100_000**2 * 384 / 200e9, 100_000**2 * 384 / 100e9))
+    assert on_gpu.low >= 2 * 100_000**2 * 384 / 65e12  # the peak of the data sheet
+    assert on_gpu.bound_by == "products"
+    assert expected[1].time.bound_by == "launches"
+    assert [each.on_gpu for each in similarity.expected_times([1000], 384, 10, gpu)] == [True]  # no ceilings, no CPU
+
+
+def test_the_steps_of_a_search_add_up(some_vectors):
+    steps = similarity.time_steps(np.tile(some_vectors, (10, 1)) + 1, 5, n_repeats=2)
+    assert [step.name for step in steps] == ["preparation", "products", "selection"]
+    assert all(step.time.value > 0 and step.time.n_runs == 2 for step in steps)
+    assert sum(step.share for step in steps) == pytest.approx(1)
+
+
+def test_warming_up_says_how_long_it_took():
+    assert 0 < similarity.warm_up() < 120

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from altlas_lib import similarity
 from altlas_lib.similarity import compiled, cpu, simd, threads
-from altlas_lib.similarity.products import Float32, Int8, int8_problem
+from altlas_lib.similarity.products import Float32, Int8, UnitRows, int8_problem
 
 TOLERANCE = 1e-6
 DTYPES = ["float16", "float32", "float64", "int8", "int64", "uint8", "bool"]
@@ -960,3 +960,23 @@ def test_a_dot_product_is_the_same_from_both_sides_and_in_read_only_memory():
     read_only.flags.writeable = False
     for i, j in np.ndindex(50, 50):
         assert compiled.dot(X[i], X[j]) == compiled.dot(X[j], X[i]) == compiled.dot(read_only[i], read_only[j])
+
+
+def test_auto_goes_on_with_the_cheaper_method_and_tries_a_close_rival_again():
+    rows = UnitRows(normal_rows(200, 8), np.ones(200, np.float32))
+    tiles = cpu.Tiles(rows, rows, cpu.Settings([Float32, Float32], n_threads=1, tile_rows=64))
+
+    def use(costs_s, n_tiles):
+        """How often each method is chosen in so many tiles, if a tile costs so much."""
+        chosen = [0, 0]
+        for _ in range(n_tiles):
+            number = min(range(2), key=tiles.costs.__getitem__)
+            chosen[number] += 1
+            tiles._learn(number, costs_s[number])
+        return chosen
+
+    assert use([4.0, 1.0], 31) == [1, 30]
+    assert use([1.0, 1.5], 1000)[0] == 0  # the other was far dearer when it was tried: it is not tried again
+    tiles.costs, tiles.n_learned = [0.0, 0.0], 0
+    assert use([1.6, 1.0], 31) == [1, 30]
+    assert use([0.5, 1.0], 1000)[0] > 990

@@ -21,6 +21,7 @@ _TILE_ROWS = 512  # products of a tile, 1 MiB, stay in the L2 cache of a core un
 _N_CANDIDATES = 4096  # that are verified together
 _ROWS_FOR_A_THREAD = 256  # below, starting it takes longer than its work
 _NEWS = 0.2  # weight of a tile's cost in the running mean of its method
+_TILES_TO_RETRY = 32
 _SAFE_NORMS = 1e-12, 1e12  # within which float32 products of rows that are not of length 1 neither overflow nor vanish
 _SAMPLE_ROWS = 2048  # that show what the data are like
 _INT8_FROM = 2048  # rows; below, preparing the codes costs what they save
@@ -79,6 +80,7 @@ class Tiles:
             self.left.append(method.prepare(A, self.row_blocks, settings.n_threads))
             self.right.append(self.left[-1] if B is A else method.prepare(B, self.column_blocks, settings.n_threads))
         self.costs: list[float] = [0.0] * len(self.methods)  # CPU seconds of a whole tile, 0 as long as not known
+        self.n_learned = 0
 
     def sides(self, of_a: tuple, of_b: tuple, first: tuple[int, int]) -> list[tuple[Side, Side]]:
         """For each method what `select` needs of both sides; of_a, of_b: thresholds and keys."""
@@ -123,8 +125,7 @@ class Tiles:
                 spent["products"] += multiplied - started
                 spent["selection"] += finished - multiplied
                 if a != b and a.stop - a.start == b.stop - b.start == tile:
-                    known = self.costs[number]
-                    self.costs[number] += (finished - started - known) * (_NEWS if known else 1)
+                    self._learn(number, finished - started)
 
             return worker
 
@@ -135,6 +136,15 @@ class Tiles:
         if self.settings.clock is not None:
             for step, seconds in ((step, seconds) for spent in spent_by_workers for step, seconds in spent.items()):
                 self.settings.clock[step] = self.settings.clock.get(step, 0.0) + seconds
+
+    def _learn(self, number: int, seconds: float) -> None:
+        """A whole tile by this method took so long. The first tiles leave most to verify, so a close rival is tried again."""
+        known = self.costs[number]
+        self.costs[number] += (seconds - known) * (_NEWS if known else 1)
+        self.n_learned += 1
+        if self.n_learned % _TILES_TO_RETRY == 0:
+            least = min(self.costs)
+            self.costs = [cost if cost == least or cost > 2 * least else 0.0 for cost in self.costs]
 
 
 def search(
