@@ -979,4 +979,4 @@ def test_auto_goes_on_with_the_cheaper_method_and_tries_a_close_rival_again():
     assert use([1.0, 1.5], 1000)[0] == 0  # the other was far dearer when it was tried: it is not tried again
     tiles.costs, tiles.n_learned = [0.0, 0.0], 0
     assert use([1.6, 1.0], 31) == [1, 30]
-    assert use([0.5, 1.0], 1000)[0] > 990
+    assert use([0.5, 1.0], 1000)[0] > 900
