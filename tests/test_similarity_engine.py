@@ -859,7 +859,7 @@ def test_without_int8_products_auto_answers_and_int8_says_why(monkeypatch):
     with pytest.raises(RuntimeError, match="method='int8'"):
         similarity.pairs_above(X, 0.9, method="int8")
     assert_same(similarity.top_k(X, device="cpu"), similarity.top_k(X, device="cpu", method="float32"))
-    assert cpu.Settings.choose("auto", 10**6).methods == [Float32]
+    assert cpu.Settings.choose("auto", (10**6, 10**6)).methods == [Float32]
 
 
 def test_onnx_runtime_that_is_not_there_is_found_out(monkeypatch):

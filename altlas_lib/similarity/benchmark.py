@@ -119,7 +119,7 @@ def time_steps(X: Any, k: int = 10, *, device: Literal["cpu", "gpu"] = "cpu", n_
             from . import cpu
 
             started = time.process_time()
-            cpu.top_k(X, None, k, cpu.Settings.choose("auto", len(X), clock=clock), "raise")
+            cpu.top_k(X, None, k, cpu.Settings.choose("auto", (len(X), len(X)), clock=clock), "raise")
             preparation = time.process_time() - started - sum(clock.values())
             clock = {"preparation": max(0.0, preparation)} | clock
         clocks.append(clock)

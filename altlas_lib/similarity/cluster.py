@@ -106,7 +106,7 @@ def _compare(
     from distributed import get_worker
 
     n_jobs = n_jobs or get_worker().state.nthreads
-    settings = Settings.choose(method, len(A) if B is None else min(len(A), len(B)), n_jobs, working_memory)
+    settings = Settings.choose(method, (len(A), len(A if B is None else B)), n_jobs, working_memory)
     both_ways = thresholds[0] is not None
     of_a, of_b = search(A, A if B is None else B, k, settings, both_ways=both_ways, first=first, thresholds=thresholds)
     return of_a, of_b if both_ways else None

@@ -1,6 +1,7 @@
 """The CPU engine: symmetric tiles, threads, cheap products that bound, exact verification of what is left."""
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,12 +20,12 @@ from .threads import Block, blocks_of, check_n_jobs, for_each, one_blas_thread, 
 
 _TILE_ROWS = 512  # products of a tile, 1 MiB, stay in the L2 cache of a core until they are looked through
 _N_CANDIDATES = 4096  # that are verified together
-_ROWS_FOR_A_THREAD = 256  # below, starting it takes longer than its work
+_PAIRS_FOR_A_THREAD = 2**16  # below, starting it takes longer than its work
 _NEWS = 0.2  # weight of a tile's cost in the running mean of its method
 _TILES_TO_RETRY = 32
 _SAFE_NORMS = 1e-12, 1e12  # within which float32 products of rows that are not of length 1 neither overflow nor vanish
 _SAMPLE_ROWS = 2048  # that show what the data are like
-_INT8_FROM = 2048  # rows; below, preparing the codes costs what they save
+_INT8_FROM = 2048  # rows and columns; below, preparing the codes costs what they save
 
 
 @dataclass(frozen=True)
@@ -41,26 +42,26 @@ class Settings:
     def choose(
         cls,
         method: str,
-        n_rows: int,
+        shape: tuple[int, int],
         n_jobs: int | None = None,
         working_memory: float | None = None,
         progress: Any = None,
         clock: dict[str, float] | None = None,
     ) -> "Settings":
-        """Settings for the smaller side's `n_rows`, from the arguments of `top_k`.
+        """Settings for a comparison of `shape` (rows, columns), from the arguments of `top_k`.
 
         Raises:
             RuntimeError: `method="int8"` where int8 products are missing or inexact.
         """
-        n_threads = max(1, min(check_n_jobs(n_jobs), n_rows // _ROWS_FOR_A_THREAD))
+        n_threads = max(1, min(check_n_jobs(n_jobs), math.prod(shape) // _PAIRS_FOR_A_THREAD))
         if method == "int8" and (problem := int8_problem()):
             raise RuntimeError(f"method='int8': {problem}; use method='float32', or 'auto', which finds out")
         if method == "auto":
-            methods = [Int8, Float32] if n_rows >= _INT8_FROM and not int8_problem() else [Float32]
+            methods = [Int8, Float32] if min(shape) >= _INT8_FROM and not int8_problem() else [Float32]
         else:
             methods = {"float32": [Float32], "int8": [Int8]}[method]
         # Several tiles for each thread, so that none waits long for the last.
-        tile_rows = min(_TILE_ROWS, n_rows // (2 * n_threads) + LANES)
+        tile_rows = min(_TILE_ROWS, max(shape) // (2 * n_threads) + LANES)
         if working_memory is not None:
             tile_rows = min(tile_rows, int((working_memory * 2**20 / n_threads / 4) ** 0.5))
         tile_rows = max(1, tile_rows // LANES) * LANES

@@ -116,7 +116,7 @@ def top_k(
             from .cluster import search_on
 
             search = search_on(client, device=device, method=method, n_jobs=n_jobs, working_memory=working_memory)
-        settings = cpu.Settings.choose(method, _n_rows(X, others), n_jobs, working_memory, report)
+        settings = cpu.Settings.choose(method, _shape(X, others), n_jobs, working_memory, report)
         return Neighbors(*cpu.top_k(X, others, k, settings, on_invalid, search))
 
 
@@ -152,7 +152,7 @@ def pairs_above(
     from . import cpu
 
     with progress_bar(progress) as report:
-        settings = cpu.Settings.choose(method, _n_rows(X, others), n_jobs, working_memory, report)
+        settings = cpu.Settings.choose(method, _shape(X, others), n_jobs, working_memory, report)
         return Pairs(*cpu.pairs_above(X, others, float(threshold), settings, on_invalid, max_pairs))
 
 
@@ -165,5 +165,5 @@ def _check(X: Any, Y: Any, device: Device, method: str, working_memory: Any, on_
     return X, None if Y is None else others, choose_device(device, X)
 
 
-def _n_rows(X: Any, others: Any) -> int:
-    return X.shape[0] if others is None else min(X.shape[0], others.shape[0])
+def _shape(X: Any, others: Any) -> tuple[int, int]:
+    return X.shape[0], (X if others is None else others).shape[0]
