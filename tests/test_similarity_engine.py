@@ -17,8 +17,9 @@ from scipy import sparse
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from altlas_lib import similarity
-from altlas_lib.similarity import compiled, cpu, simd, threads
-from altlas_lib.similarity.products import Float32, Int8, UnitRows, int8_problem
+from altlas_lib.similarity import compiled, cpu, preparation, simd, threads
+from altlas_lib.similarity.preparation import UnitRows
+from altlas_lib.similarity.products import Float32, Int8, int8_problem
 
 TOLERANCE = 1e-6
 DTYPES = ["float16", "float32", "float64", "int8", "int64", "uint8", "bool"]
@@ -248,7 +249,7 @@ def computed_tiles(A, B, method, tile_rows=64):
 @pytest.mark.parametrize("method", PRODUCTS)
 @hard
 def test_no_score_is_above_its_bound(X, method):
-    unit, *_ = cpu.unit_rows_of(X, "raise", 1)
+    unit, *_ = preparation.unit_rows_of(X, "raise", 1)
     half = len(unit) // 2
     n_pairs = 0
     for A, B in [(unit, unit), (unit[:half], unit[half:])]:
@@ -267,7 +268,7 @@ def test_no_score_is_above_its_bound(X, method):
 @needs_int8
 @hard
 def test_codes_lose_no_more_than_is_said(X):
-    unit, *_ = cpu.unit_rows_of(X, "raise", 1)
+    unit, *_ = preparation.unit_rows_of(X, "raise", 1)
     method = Int8(unit)
     (codes, transposed), bounds = method.prepare(unit, threads.blocks_of(len(X), 100), 1)
     np.testing.assert_array_equal(np.concatenate(transposed, axis=1).T, codes.astype(np.int16) - 128)
@@ -282,7 +283,7 @@ def test_codes_lose_no_more_than_is_said(X):
 @pytest.mark.parametrize("method", PRODUCTS)
 @hard
 def test_a_certain_threshold_is_reached_by_k(X, method):
-    unit, *_ = cpu.unit_rows_of(X, "raise", 1)
+    unit, *_ = preparation.unit_rows_of(X, "raise", 1)
     lows = np.empty(64, np.float32)
     for a, b, products, of_a, of_b, scores in computed_tiles(unit, unit, method)[::3]:
         n = b.stop - b.start
@@ -297,7 +298,7 @@ def test_a_certain_threshold_is_reached_by_k(X, method):
 @needs_int8
 def test_rows_are_rotated_where_few_dimensions_hold_most():
     def prepared(X):
-        return Int8(cpu.unit_rows_of(X, "raise", 1)[0])
+        return Int8(preparation.unit_rows_of(X, "raise", 1)[0])
 
     assert prepared(HARD["outlying dimensions"]()).signs is not None
     assert prepared(HARD["outlying dimensions and a mean"]()).signs is not None
@@ -329,16 +330,16 @@ def test_leaving_out_surplus_duplicates_changes_nothing(monkeypatch, k, with_oth
     Y = X[200:] if with_other else None
     found = similarity.top_k(X, k, Y=Y, device="cpu")
     assert_nearest(found, X, k, Y)
-    monkeypatch.setattr(cpu, "surplus_duplicates", lambda *_: (np.empty(0, np.int64), np.empty(0, np.int64)))
+    monkeypatch.setattr(preparation, "surplus_duplicates", lambda *_: (np.empty(0, np.int64), np.empty(0, np.int64)))
     assert_same(similarity.top_k(X, k, Y=Y, device="cpu"), found)
 
 
 def test_so_many_duplicates_are_kept_as_can_be_neighbours(monkeypatch):
     rows = np.float32([[1, 2], [3, 4], [1, 2], [1, 2], [3, 4], [1, 2], [1, 2], [5, 6]])
-    _, digests, _ = cpu.unit_rows_of(rows, "raise", 1)
-    surplus, instead = cpu.surplus_duplicates(digests, rows, 3)
+    _, digests, _ = preparation.unit_rows_of(rows, "raise", 1)
+    surplus, instead = preparation.surplus_duplicates(digests, rows, 3)
     assert (surplus.tolist(), instead.tolist()) == ([5, 6], [3, 3])
-    assert len(cpu.surplus_duplicates(digests, rows, 5)[0]) == 0
+    assert len(preparation.surplus_duplicates(digests, rows, 5)[0]) == 0
 
     compared = []
 
@@ -353,15 +354,15 @@ def test_so_many_duplicates_are_kept_as_can_be_neighbours(monkeypatch):
 def test_rows_of_the_same_hash_are_not_taken_for_equal(monkeypatch):
     X = np.concatenate([normal_rows(80, 5), np.ones((20, 5), np.float32), normal_rows(80, 5)])
     expected = similarity.top_k(X, 3, device="cpu")
-    measure = cpu._measure
-    monkeypatch.setattr(cpu, "_measure", lambda *arguments: (measure(*arguments)[0], np.zeros(len(X), np.uint64)))
+    measure = preparation._measure
+    monkeypatch.setattr(preparation, "_measure", lambda *arguments: (measure(*arguments)[0], np.zeros(len(X), np.uint64)))
     assert_same(similarity.top_k(X, 3, device="cpu"), expected)
 
 
 def test_different_rows_have_different_hashes():
     X = np.concatenate([exact_rows(np.random.default_rng(0), 2000, 24), normal_rows(500, 24)])
     X = np.unique(np.concatenate([X, X[:, ::-1]]) + np.float32(0), axis=0)  # no -0.0
-    _, digests, _ = cpu.unit_rows_of(X, "raise", 1)
+    _, digests, _ = preparation.unit_rows_of(X, "raise", 1)
     assert len(np.unique(digests)) == len(X)
 
 

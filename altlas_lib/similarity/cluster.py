@@ -7,7 +7,7 @@ import numpy as np
 
 from ..devices import to_cpu
 from .cpu import Settings, join_keys, search, split_keys
-from .products import UnitRows
+from .preparation import UnitRows
 from .threads import blocks_of
 
 _LEAST_PANEL_ROWS = 2048

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import issparse
 
-from ..devices import to_cpu
-from .compiled import LANES, Scratch, Side, find, measure_rows, select
-from .inputs import OnInvalid, raise_invalid, refuse_more_than, unit_rows
-from .products import Float32, Int8, UnitRows, int8_problem, read_only
-from .sparse import SparseUnitRows, search_sparse, search_sparse_above, sparse_unit_rows
+from .compiled import LANES, Scratch, Side, find, select
+from .inputs import OnInvalid, refuse_more_than
+from .preparation import Prepared, UnitRows
+from .products import Float32, Int8, int8_problem
+from .sparse import SparseUnitRows, search_sparse, search_sparse_above
 from .threads import Block, blocks_of, check_n_jobs, for_each, one_blas_thread, rectangular_tiles, square_tiles
 
 _TILE_ROWS = 512  # products of a tile, 1 MiB, stay in the L2 cache of a core until they are looked through
@@ -23,7 +22,6 @@ _N_CANDIDATES = 4096  # that are verified together
 _PAIRS_FOR_A_THREAD = 2**16  # below, starting it takes longer than its work
 _NEWS = 0.2  # weight of a tile's cost in the running mean of its method
 _TILES_TO_RETRY = 32
-_SAFE_NORMS = 1e-12, 1e12  # within which float32 products of rows that are not of length 1 neither overflow nor vanish
 _SAMPLE_ROWS = 2048  # that show what the data are like
 _INT8_FROM = 2048  # rows and columns; below, preparing the codes costs what they save
 
@@ -240,85 +238,6 @@ def join_keys(indices: np.ndarray, scores: np.ndarray) -> np.ndarray:
     bits = scores.view(np.uint32)
     ordered = np.where(bits >> np.uint32(31) == 1, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
     return (ordered << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - indices.astype(np.uint64))
-
-
-def unit_rows_of(
-    X: np.ndarray, on_invalid: OnInvalid, n_threads: int, name: str = "X"
-) -> tuple[UnitRows, np.ndarray, np.ndarray]:
-    """The rows of `X` (n, d) that are valid, with a hash of each, and the indices of those that are not.
-
-    float32 rows are used where they are, in a memory map too; others are copied.
-    """
-    if X.dtype == np.float32 and X.flags.c_contiguous and X.flags.aligned:
-        norms, digests = _measure(X, n_threads)
-        invalid = np.flatnonzero(~np.isfinite(norms))
-        if len(invalid) and on_invalid == "raise":
-            raise_invalid(name, invalid, len(X))
-        if len(invalid):
-            X, norms, digests = (np.delete(values, invalid, axis=0) for values in (X, norms, digests))
-        low, high = _SAFE_NORMS
-        if ((norms == 0) | ((norms >= low) & (norms <= high))).all():
-            inverse_norms = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
-            return UnitRows(X, inverse_norms.astype(np.float32)), digests, invalid
-        rows, _ = unit_rows(X, "cpu", "raise", name)
-    else:
-        rows, invalid = unit_rows(X, "cpu", on_invalid, name)
-    norms, digests = _measure(rows, n_threads)
-    return UnitRows(rows, (norms > 0).astype(np.float32)), digests, invalid
-
-
-def _measure(rows: np.ndarray, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
-    rows = read_only(rows)
-    norms, digests = np.empty(len(rows)), np.empty(len(rows), np.uint64)
-    some = blocks_of(len(rows), 4096)
-    for_each(some, lambda: lambda block: measure_rows(rows[block], norms[block], digests[block]), min(n_threads, len(some)))
-    return norms, digests
-
-
-def surplus_duplicates(digests: np.ndarray, rows: np.ndarray, n_kept: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to which `n_kept` lower ones are equal, bit by bit, and for each of them the last one that is kept.
-
-    Ties being ordered by index, they are nobody's neighbours. Left in, data that are one row many times over would have
-    every pair verified.
-    """
-    order = np.argsort(digests, kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(digests[order]) != 0))
-    counts = np.diff(starts, append=len(order))
-    surplus, instead = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for start, count in zip(starts[counts > n_kept], counts[counts > n_kept], strict=True):
-        group = order[start : start + count]
-        equal = [(rows[group[some]] == rows[group[0]]).all(axis=1) for some in blocks_of(count, 4096)]
-        group = group[np.concatenate(equal)]
-        surplus.append(group[n_kept:])
-        instead.append(np.full(len(surplus[-1]), group[min(n_kept, len(group)) - 1]))
-    return np.concatenate(surplus), np.concatenate(instead)
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """What takes part in the comparison of the n rows of one side."""
-
-    unit: UnitRows | SparseUnitRows
-    n: int
-    indices: np.ndarray  # (n_kept,) int64, where the rows of `unit` stand among the n
-    skipped: np.ndarray  # invalid ones
-    surplus: np.ndarray  # duplicates that are left out, and
-    instead: np.ndarray  # for each the one whose answer is also theirs
-
-    @classmethod
-    def of(cls, X: Any, on_invalid: OnInvalid, n_threads: int, name: str = "X", n_duplicates: int | None = None) -> "Prepared":
-        """Of `X` (n, d), with at most `n_duplicates` rows that are equal (None: with all)."""
-        n, nothing = X.shape[0], np.empty(0, np.int64)
-        if issparse(X):
-            unit, skipped = sparse_unit_rows(X, on_invalid, name)
-            return cls(unit, n, np.delete(np.arange(n), skipped), skipped, nothing, nothing)
-        unit, digests, skipped = unit_rows_of(to_cpu(X), on_invalid, n_threads, name)
-        indices = np.delete(np.arange(n), skipped)
-        surplus, instead = surplus_duplicates(digests, unit.rows, n_duplicates) if n_duplicates else (nothing, nothing)
-        if len(surplus):
-            kept = np.delete(np.arange(len(unit)), surplus)
-            return cls(unit[kept], n, indices[kept], skipped, indices[surplus], indices[instead])
-        return cls(unit, n, indices, skipped, nothing, nothing)
 
 
 def top_k(

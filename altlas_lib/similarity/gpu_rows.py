@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..devices import get_namespace, to_cpu, to_gpu
+from .inputs import scale_to_unit_length
 
 _PANEL_ROWS = 32768  # columns of a tile at most: enough to fill any GPU, few enough to restart a scan seldom
 _TILE_BYTES = 256 * 2**20
@@ -149,18 +150,12 @@ class UnitRows:
 
 
 def _scale(rows: Any, unit: Any, half: Any, valid: Any) -> None:
-    """Scale `rows` (c, d) to length 1 into `unit` and `half`, and say in `valid` (c,) which of them are finite.
-
-    Each row is first divided by its largest element: squares then neither overflow nor vanish. A zero row stays zero.
-    """
+    """Scale `rows` (c, d) to length 1 into `unit` and `half`, and say in `valid` (c,) which of them are finite."""
     xp = get_namespace(rows)
     rows = rows.astype(xp.float64)
     valid[...] = xp.isfinite(rows).all(axis=1)
     rows = xp.where(valid[:, None], rows, 0)
-    for order in (np.inf, 2):
-        norms = xp.linalg.norm(rows, order, axis=1, keepdims=True)
-        norms[norms == 0] = 1
-        rows /= norms
+    scale_to_unit_length(rows)
     unit[...] = rows
     half[:, : unit.shape[1]] = xp.where(valid[:, None], unit, xp.nan)
 

@@ -79,7 +79,6 @@ def unit_rows(
     """The rows of `X` (n, d) scaled to length 1, and which of them were skipped.
 
     Works through `X` in blocks, so that a memory map is never read as a whole and a GPU never holds `X` in float64.
-    Each row is first divided by its largest element: squares then neither overflow nor vanish. A zero row stays zero.
 
     Returns:
         (n - n_skipped, d) float32, C-contiguous, on `device`; and the indices of skipped rows, int64, on the CPU.
@@ -97,16 +96,24 @@ def unit_rows(
         if not valid.all():
             skipped.append(start + to_cpu(xp.flatnonzero(~valid)))
             rows = rows[valid]
-        for order in (np.inf, 2):
-            norms = xp.linalg.norm(rows, order, axis=1, keepdims=True)
-            norms[norms == 0] = 1
-            rows /= norms
+        scale_to_unit_length(rows)
         unit[n_valid : n_valid + len(rows)] = rows
         n_valid += len(rows)
     skipped = np.concatenate([np.empty(0, np.int64), *skipped])
     if len(skipped) and on_invalid == "raise":
         raise_invalid(name, skipped, n)
     return unit[:n_valid], skipped
+
+
+def scale_to_unit_length(rows: Any) -> None:
+    """Scale finite float64 `rows` (n, d) in place; a zero row stays zero.
+
+    Each row is first divided by its largest element: squares then neither overflow nor vanish.
+    """
+    for order in (np.inf, 2):
+        norms = get_namespace(rows).linalg.norm(rows, order, axis=1, keepdims=True)
+        norms[norms == 0] = 1
+        rows /= norms
 
 
 def raise_invalid(name: str, rows: np.ndarray, n: int, problem: str = "NaN or infinity") -> None:

@@ -2,42 +2,17 @@
 
 import functools
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .compiled import Bounds, centre, quantise
+from .preparation import UnitRows
 from .threads import Block, for_each
 
 # A row of normally distributed values has its largest at sqrt(2 ln d) standard deviations, 3.4 for d = 384. Twice that
 # doubles the step of the int8 codes, and the pairs to verify grow several times: worth a rotation.
 _OUTLIER_RATIO = 6.0
-
-
-def read_only(array: np.ndarray) -> np.ndarray:
-    """A view that cannot be written to, as memory maps are; for others Numba would compile everything again."""
-    view = array.view(np.ndarray)
-    view.flags.writeable = False
-    return view
-
-
-@dataclass(frozen=True, eq=False)
-class UnitRows:
-    """Rows of length 1, not computed but at hand: `rows[i] * inverse_norms[i]`; (n, d) and (n,), float32."""
-
-    rows: np.ndarray
-    inverse_norms: np.ndarray
-
-    def __post_init__(self) -> None:
-        for name in ("rows", "inverse_norms"):
-            object.__setattr__(self, name, read_only(getattr(self, name)))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, some: Any) -> "UnitRows":
-        return UnitRows(self.rows[some], self.inverse_norms[some])
 
 
 def rounding_bound(d: int) -> np.float32:

@@ -1,0 +1,119 @@
+"""What takes part in a comparison on the CPU: valid rows with their norms, without duplicates that change no answer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse import issparse
+
+from ..devices import to_cpu
+from .compiled import measure_rows
+from .inputs import OnInvalid, raise_invalid, unit_rows
+from .sparse import SparseUnitRows, sparse_unit_rows
+from .threads import blocks_of, for_each
+
+_SAFE_NORMS = 1e-12, 1e12  # within which float32 products of rows that are not of length 1 neither overflow nor vanish
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A view that cannot be written to, as memory maps are; for others Numba would compile everything again."""
+    view = array.view(np.ndarray)
+    view.flags.writeable = False
+    return view
+
+
+@dataclass(frozen=True, eq=False)
+class UnitRows:
+    """Rows of length 1, not computed but at hand: `rows[i] * inverse_norms[i]`; (n, d) and (n,), float32."""
+
+    rows: np.ndarray
+    inverse_norms: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "inverse_norms"):
+            object.__setattr__(self, name, read_only(getattr(self, name)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, some: Any) -> "UnitRows":
+        return UnitRows(self.rows[some], self.inverse_norms[some])
+
+
+def unit_rows_of(
+    X: np.ndarray, on_invalid: OnInvalid, n_threads: int, name: str = "X"
+) -> tuple[UnitRows, np.ndarray, np.ndarray]:
+    """The rows of `X` (n, d) that are valid, with a hash of each, and the indices of those that are not.
+
+    float32 rows are used where they are, in a memory map too; others are copied.
+    """
+    if X.dtype == np.float32 and X.flags.c_contiguous and X.flags.aligned:
+        norms, digests = _measure(X, n_threads)
+        invalid = np.flatnonzero(~np.isfinite(norms))
+        if len(invalid) and on_invalid == "raise":
+            raise_invalid(name, invalid, len(X))
+        if len(invalid):
+            X, norms, digests = (np.delete(values, invalid, axis=0) for values in (X, norms, digests))
+        low, high = _SAFE_NORMS
+        if ((norms == 0) | ((norms >= low) & (norms <= high))).all():
+            inverse_norms = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
+            return UnitRows(X, inverse_norms.astype(np.float32)), digests, invalid
+        rows, _ = unit_rows(X, "cpu", "raise", name)
+    else:
+        rows, invalid = unit_rows(X, "cpu", on_invalid, name)
+    norms, digests = _measure(rows, n_threads)
+    return UnitRows(rows, (norms > 0).astype(np.float32)), digests, invalid
+
+
+def _measure(rows: np.ndarray, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = read_only(rows)
+    norms, digests = np.empty(len(rows)), np.empty(len(rows), np.uint64)
+    some = blocks_of(len(rows), 4096)
+    for_each(some, lambda: lambda block: measure_rows(rows[block], norms[block], digests[block]), min(n_threads, len(some)))
+    return norms, digests
+
+
+def surplus_duplicates(digests: np.ndarray, rows: np.ndarray, n_kept: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to which `n_kept` lower ones are equal, bit by bit, and for each of them the last one that is kept.
+
+    Ties being ordered by index, they are nobody's neighbours. Left in, data that are one row many times over would have
+    every pair verified.
+    """
+    order = np.argsort(digests, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(digests[order]) != 0))
+    counts = np.diff(starts, append=len(order))
+    surplus, instead = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for start, count in zip(starts[counts > n_kept], counts[counts > n_kept], strict=True):
+        group = order[start : start + count]
+        equal = [(rows[group[some]] == rows[group[0]]).all(axis=1) for some in blocks_of(count, 4096)]
+        group = group[np.concatenate(equal)]
+        surplus.append(group[n_kept:])
+        instead.append(np.full(len(surplus[-1]), group[min(n_kept, len(group)) - 1]))
+    return np.concatenate(surplus), np.concatenate(instead)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What takes part in the comparison of the n rows of one side."""
+
+    unit: UnitRows | SparseUnitRows
+    n: int
+    indices: np.ndarray  # (n_kept,) int64, where the rows of `unit` stand among the n
+    skipped: np.ndarray  # invalid ones
+    surplus: np.ndarray  # duplicates that are left out, and
+    instead: np.ndarray  # for each the one whose answer is also theirs
+
+    @classmethod
+    def of(cls, X: Any, on_invalid: OnInvalid, n_threads: int, name: str = "X", n_duplicates: int | None = None) -> "Prepared":
+        """Of `X` (n, d), with at most `n_duplicates` rows that are equal (None: with all)."""
+        n, nothing = X.shape[0], np.empty(0, np.int64)
+        if issparse(X):
+            unit, skipped = sparse_unit_rows(X, on_invalid, name)
+            return cls(unit, n, np.delete(np.arange(n), skipped), skipped, nothing, nothing)
+        unit, digests, skipped = unit_rows_of(to_cpu(X), on_invalid, n_threads, name)
+        indices = np.delete(np.arange(n), skipped)
+        surplus, instead = surplus_duplicates(digests, unit.rows, n_duplicates) if n_duplicates else (nothing, nothing)
+        if len(surplus):
+            kept = np.delete(np.arange(len(unit)), surplus)
+            return cls(unit[kept], n, indices[kept], skipped, indices[surplus], indices[instead])
+        return cls(unit, n, indices, skipped, nothing, nothing)
