@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     if not options.show:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        parameters = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+        parameters = {name: value for name, value in vars(options).items() if name not in ("output", "figure", "show")}
         with tempfile.TemporaryDirectory() as folder:
             contest = Contest(contestants, Path(folder), options.threads, options.limit, options.repeats)
             for record in contest.run(chosen, new_record(contestants, parameters, options.threads)):

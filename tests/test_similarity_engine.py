@@ -977,7 +977,10 @@ def test_auto_goes_on_with_the_cheaper_method_and_tries_a_close_rival_again():
         return chosen
 
     assert use([4.0, 1.0], 31) == [1, 30]
-    assert use([1.0, 1.5], 1000)[0] == 0  # the other was far dearer when it was tried: it is not tried again
+    assert use([4.0, 1.0], 1000)[0] < 5  # far dearer: it is hardly tried again
+    assert use([4.0, 1000.0], 1)[0] == 0
+    assert use([4.0, 1.0], 1000)[0] < 5  # one tile that was held up changes nothing
+    assert use([0.1, 1.0], 1000)[0] > 700  # it got cheaper, and is found
     tiles.costs, tiles.n_learned = [0.0, 0.0], 0
     assert use([1.6, 1.0], 31) == [1, 30]
     assert use([0.5, 1.0], 1000)[0] > 900

@@ -137,13 +137,17 @@ class Tiles:
                 self.settings.clock[step] = self.settings.clock.get(step, 0.0) + seconds
 
     def _learn(self, number: int, seconds: float) -> None:
-        """A whole tile by this method took so long. The first tiles leave most to verify, so a close rival is tried again."""
+        """A whole tile by this method took so long: of the running mean that chooses the method, which others may overtake.
+
+        The first tiles leave most to verify, so a close rival is tried again soon, and every one now and then.
+        """
         known = self.costs[number]
-        self.costs[number] += (seconds - known) * (_NEWS if known else 1)
+        self.costs[number] += (min(seconds, 2 * known) - known) * _NEWS if known else seconds  # one stall says nothing
         self.n_learned += 1
         if self.n_learned % _TILES_TO_RETRY == 0:
             least = min(self.costs)
-            self.costs = [cost if cost == least or cost > 2 * least else 0.0 for cost in self.costs]
+            close = 2 * least if self.n_learned % (8 * _TILES_TO_RETRY) else math.inf
+            self.costs = [cost if cost == least or cost > close else 0.0 for cost in self.costs]
 
 
 def search(
