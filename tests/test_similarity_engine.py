@@ -732,9 +732,10 @@ def own_threads():
 @pytest.mark.parametrize("progress", [False, True])
 def test_control_c_returns_at_once_and_leaves_no_thread(progress):
     code = f"""
-import threading, time
+import signal, threading, time
 import numpy as np
 from altlas_lib import similarity
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
 X = np.random.default_rng(0).random((80_000, 256), np.float32)
 similarity.top_k(X[:2500], device="cpu")
 print("started", flush=True)
