@@ -246,7 +246,7 @@ def similarity_memory(ax: Axes, timings: Sequence[Timing], *, memory_bytes: int)
     ax.yaxis.set_major_locator(mpl.ticker.LogLocator(base=32))
     ax.yaxis.set_major_formatter(lambda value, _: format_value(value, "bytes"))
     ax.set_title(f"100,000 texts: the matrix alone would take {format_value(4 * 100_000**2, 'bytes')}")
-    ax.legend(fontsize=9)
+    ax.legend(loc="lower right", fontsize=8)
     return ax
 
 
