@@ -1,6 +1,5 @@
 """Who takes part, in which setting, and round after round in turn: from cases to measurements."""
 
-import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +15,10 @@ import psutil
 from altlas_lib import similarity
 from altlas_lib.devices import describe_cpu
 from altlas_lib.results import Provenance
+from altlas_lib.similarity.validation import compare
 
 from .inputs import INPUTS
-from .peers import Contestant, unit_rows
+from .peers import Contestant
 from .records import Case, Exactness, Measurement, Record, Trial
 from .worker import Sample, WarmUp, Worker, WorkerError, inherited_settings
 
@@ -197,11 +197,7 @@ def rotated(entries: Sequence[Any], turn: int) -> list[Any]:
 def exactness(
     X: np.ndarray, rows: np.ndarray, indices: np.ndarray, scores: np.ndarray, expected: similarity.Neighbors
 ) -> Exactness:
-    """Compare an answer for some `rows` of `X` (n, d) with the float64 reference's answer for them.
-
-    A neighbour is wrong if it is no other row, is named twice, or is further away than the reference's k-th by more than
-    rounding explains: twice four times the typical float32 error of a sum of d products, sqrt(d) 2^-24 (Higham and Mary
-    2019, "A new approach to probabilistic rounding error analysis"). NaN is an error of 2, the largest that there can be.
+    """`compare` an answer for some `rows` of `X` (n, d) with the float64 reference's answer for them.
 
     Args:
         rows: (r,) row numbers.
@@ -212,20 +208,8 @@ def exactness(
     """
     if not indices.shape == scores.shape == expected.indices.shape:
         raise ValueError(f"the answer has shapes {indices.shape} and {scores.shape}: expected {expected.indices.shape}")
-    named = (indices >= 0) & (indices < len(X)) & (indices != rows[:, None])
-    neighbours = X[np.where(named, indices, 0)].astype(np.float64)
-    neighbours /= np.linalg.norm(neighbours, axis=2, keepdims=True)
-    true = np.einsum("rd,rkd->rk", unit_rows(X[rows].astype(np.float64)), neighbours)
-    tolerance = 4 * math.sqrt(X.shape[1]) * 2.0**-24
-    ascending = np.sort(indices, axis=1)
-    n_repeated = np.count_nonzero(ascending[:, 1:] == ascending[:, :-1])
-    n_too_far = np.count_nonzero(~named | (true < expected.scores[:, -1:] - 2 * tolerance))
-    errors = np.maximum(abs(scores - expected.scores), np.where(named, abs(scores - true), 0))
-    return Exactness(
-        n_rows=len(rows),
-        largest_error=float(np.nan_to_num(errors, nan=2, posinf=2).max()),
-        n_wrong=int(n_repeated + n_too_far),
-    )
+    largest_error, n_wrong = compare(X, rows, indices, scores, expected.scores)
+    return Exactness(n_rows=len(rows), largest_error=largest_error, n_wrong=n_wrong)
 
 
 def new_record(contestants: Sequence[Contestant], parameters: Mapping[str, Any], n_threads: int) -> Record:

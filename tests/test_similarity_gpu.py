@@ -447,7 +447,7 @@ def test_tile_sizes_passes_and_streaming_give_one_answer(gpu, monkeypatch):
 @only_gpu
 @pytest.mark.parametrize(("n", "d"), [(5_000, 384), (300, 8_192), (3, 20_000), (2_000, 7)])
 def test_tensor_cores_stay_within_the_slack(gpu, n, d):
-    rows = gpu_rows.UnitRows(vectors(n, d), gpu_rows.Plan(True, n, n + 8, n, 1000)).buffer
+    rows = gpu_rows.RowsOnGpu(vectors(n, d), gpu_rows.Plan(True, n, n + 8, n, 1000)).buffer
     products = engine._half_products(rows, rows, gpu.empty(n * len(rows.half), dtype=gpu.float16))
     exact = rows.unit.astype(gpu.float64) @ rows.unit.astype(gpu.float64).T
     assert float(abs(products[:, :n].astype(gpu.float64) - exact).max()) <= engine.score_slack(d) - d * 2**-24

@@ -13,7 +13,7 @@ from .engine import pairs_above, top_k
 from .inputs import check_k, check_vectors
 from .methods import METHODS, Method, available_methods
 
-_COMPILE_ROWS = 2048  # enough that `method="auto"` uses all its methods
+_WARM_UP_ROWS = 4096  # enough that `method="auto"` uses all its methods
 _LEAST_TIME_S = 0.2  # of repeating at one size: a median of three runs of a millisecond says little
 
 
@@ -94,7 +94,7 @@ def warm_up() -> float:
     Compiled code is kept beside the library, or in NUMBA_CACHE_DIR, and compiled again after an update of either.
     """
     started = time.perf_counter()
-    rows = np.random.default_rng(0).standard_normal((2 * _COMPILE_ROWS, 16), dtype=np.float32)
+    rows = np.random.default_rng(0).standard_normal((_WARM_UP_ROWS, 16), dtype=np.float32)
     top_k(rows, 2, device="cpu")
     pairs_above(rows, 0.99)
     return time.perf_counter() - started

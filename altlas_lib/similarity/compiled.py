@@ -148,9 +148,10 @@ def certain_threshold(products, at, of_row, bounds, start, n, k, left_out, lows)
 @compiled
 def prepare_columns(B, b0, b1, both_ways, offset, rival):
     """Fill the offsets of a tile's columns, and those less the columns' thresholds."""
+    offsets, thresholds = B.bounds.offset, B.thresholds
     for j in range(b1 - b0):
-        offset[j] = B.bounds.offset[b0 + j]
-        rival[j] = offset[j] - B.thresholds[b0 + j] if both_ways else -NEVER
+        offset[j] = offsets[b0 + j]
+        rival[j] = offset[j] - thresholds[b0 + j] if both_ways else -NEVER
     offset[b1 - b0 :] = rival[b1 - b0 :] = -NEVER  # what is read beyond the tile never counts
 
 
@@ -172,20 +173,16 @@ def select(products, A, a0, a1, B, b0, b1, diagonal, both_ways, scratch):
 
     Args:
         products: flat, at least (a1 - a0) (b1 - b0) + LANES int32 or float32.
-        diagonal: the tile holds each pair twice, and rows with themselves.
+        diagonal: the tile holds each pair twice, and rows with themselves; then one way is enough.
         scratch: `Scratch`.
-
-    Returns:
-        How many pairs were verified.
     """
     n, k = b1 - b0, A.keys.shape[1]
-    both_ways = both_ways and not diagonal
     offset, rival, pairs, scores = scratch.offset, scratch.rival, scratch.pairs, scratch.scores
     scale, length, residual = B.bounds.scale, B.bounds.length, B.bounds.residual
     row_scales, row_lengths, row_residuals, row_offsets, slack = A.bounds
     thresholds = A.thresholds
     prepare_columns(B, b0, b1, both_ways, offset, rival)
-    n_verified = n_pairs = 0
+    n_pairs = 0
     for i in range(a0, a1):
         at = (i - a0) * n
         of_row = row_scales[i], row_lengths[i], row_residuals[i], row_offsets[i]
@@ -202,10 +199,8 @@ def select(products, A, a0, a1, B, b0, b1, diagonal, both_ways, scratch):
                 n_pairs = candidates_of_row(mask, i, b0 + j, i if diagonal else -1, pairs, n_pairs)
         if n_pairs + n > len(pairs):
             keep_verified(pairs, n_pairs, A, B, both_ways, scores)
-            n_verified += n_pairs
             n_pairs = 0
     keep_verified(pairs, n_pairs, A, B, both_ways, scores)
-    return n_verified + n_pairs
 
 
 @compiled
@@ -220,15 +215,16 @@ def find(products, A, a0, a1, B, b0, b1, diagonal, threshold, row, scratch):
     n = b1 - b0
     offset, rival, pairs, scores = scratch.offset, scratch.rival, scratch.pairs, scratch.scores
     scale, length, residual = B.bounds.scale, B.bounds.length, B.bounds.residual
+    row_scales, row_lengths, row_residuals, row_offsets, slack = A.bounds
     prepare_columns(B, b0, b1, False, offset, rival)
     n_pairs = 0
     while row < a1 and n_pairs + n <= len(pairs):
         at = (row - a0) * n
-        bar = threshold - A.bounds.offset[row] - A.bounds.slack
+        bar = threshold - row_offsets[row] - slack
         for j in range((row - a0) // LANES * LANES if diagonal else 0, n, LANES):
             mask = above(
                 products, scale, length, residual, offset, rival,
-                at + j, b0 + j, j, A.bounds.scale[row], A.bounds.length[row], A.bounds.residual[row], bar, NEVER,
+                at + j, b0 + j, j, row_scales[row], row_lengths[row], row_residuals[row], bar, NEVER,
             )  # fmt: skip
             if mask:
                 n_pairs = candidates_of_row(mask, row, b0 + j, -1, pairs, n_pairs)
@@ -278,7 +274,7 @@ def centre(rows, inverse_norms, mean, centred):
 
 @compiled_sums
 def quantise(centred, mean, half_square_of_mean, codes, codes_transposed, scale, length, residual, offset):
-    """One int8 scale per row, and what is needed to bound the products: see `Side`.
+    """One int8 scale per row, and what is needed to bound the products: see `Bounds`.
 
     Args:
         centred: (m, d) float32, unit rows less `mean`, perhaps rotated.

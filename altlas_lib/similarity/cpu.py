@@ -187,7 +187,7 @@ def search(
     def act(method: int, products: np.ndarray, position: tuple[int, int], a: Block, b: Block, scratch: Scratch) -> None:
         row, column = position
         diagonal = is_square and row == column
-        update_both = both_ways or (is_square and not diagonal)
+        update_both = (both_ways or is_square) and not diagonal
         left, right = sides[method]
         # In a square the row is the lower: no two threads wait for each other.
         with locks_a[row], locks_b[column] if update_both else contextlib.nullcontext():

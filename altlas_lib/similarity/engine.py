@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from .inputs import Device, OnInvalid, check_choice, check_k, check_pair, choose_device, where_it_was
+from .inputs import Device, OnInvalid, check_choice, check_k, check_pair, choose_device, is_sparse, where_it_was
 from .threads import progress_bar
 
 Method = Literal["auto", "float32", "int8"]
@@ -99,7 +99,7 @@ def top_k(
     """
     X, others, device = _check(X, Y, device, method, working_memory, on_invalid)
     k = check_k(k)
-    if client is not None and hasattr(X, "toarray"):
+    if client is not None and is_sparse(X):
         raise ValueError("client: sparse matrices are computed on this machine; leave client out, or pass X.toarray()")
     with progress_bar(progress) as report:
         if device == "gpu" and client is None:

@@ -21,8 +21,8 @@ import numpy as np
 
 from ..devices import get_namespace, memory_stats, to_cpu, to_gpu
 from ..results import format_value
-from .gpu_rows import Panel, Plan, UnitRows, timed
-from .inputs import OnInvalid, check_vectors, raise_invalid, where_it_was
+from .gpu_rows import Panel, Plan, RowsOnGpu, timed
+from .inputs import OnInvalid, check_vectors, raise_invalid, refuse_invalid, where_it_was
 
 _KERNELS = Path(__file__).parent / "kernels"
 _BLOCK_THREADS = 256  # of `update_best`; a segment of a row is four times that
@@ -100,11 +100,10 @@ def _top_k(
     progress: Callable[[float], None] | None,
     clock: dict[str, float] | None,
 ) -> tuple[Any, Any, np.ndarray, np.ndarray]:
-    rows = UnitRows(X, plan, clock)
-    columns = rows if Y is None else UnitRows(Y, plan, clock)
+    rows = RowsOnGpu(X, plan, clock)
+    columns = rows if Y is None else RowsOnGpu(Y, plan, clock)
     for side, name in [(rows, "X"), (columns, "Y")]:
-        if len(side.invalid) and on_invalid == "raise":
-            raise_invalid(name, side.invalid, side.n)
+        refuse_invalid(name, side.invalid, side.n, on_invalid)
     k = max(0, min(k, columns.n - len(columns.invalid) - (Y is None)))
     xp = rows.xp
     indices, scores = xp.empty((rows.n, k), dtype=xp.int64), xp.empty((rows.n, k), dtype=xp.float32)

@@ -71,7 +71,7 @@ class Panel:
         return Panel(start, stop, self.unit[first:last], self.half[first : first + aligned(last - first)])
 
 
-class UnitRows:
+class RowsOnGpu:
     """The rows of `X` (n, d), scaled to length 1 on the GPU: all of them, or panel by panel where they do not fit.
 
     Rows are copied and scaled in a stream of their own, while the current stream computes with those before them.

@@ -1,10 +1,10 @@
 """What comes in: vectors checked, scaled to length 1, and moved to the device that computes."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
-from scipy.sparse import issparse
 
 from ..devices import get_namespace, has_gpu, memory_stats, to_cpu, to_gpu
 from ..results import format_value
@@ -16,15 +16,20 @@ _N_SHOWN = 5
 _BLOCK_BYTES = 8 * 2**20  # of float64 rows while they are scaled
 
 
+def is_sparse(X: Any) -> bool:
+    """Whether `X` is one of SciPy's sparse matrices. SciPy is not imported for it: whoever holds one has done so."""
+    scipy_sparse = sys.modules.get("scipy.sparse")
+    return scipy_sparse is not None and scipy_sparse.issparse(X)
+
+
 def check_vectors(X: Any, name: str = "X", *, or_sparse: bool = False) -> Any:
     """`X` as an (n, d) array of real numbers, NumPy or CuPy or, if allowed, sparse; not copied where it already is one."""
-    is_sparse = hasattr(X, "toarray")
-    if is_sparse and not (or_sparse and issparse(X)):
+    if hasattr(X, "toarray") and not (or_sparse and is_sparse(X)):
         expected = "a dense array, or SciPy's sparse matrix" if or_sparse else "a dense array"
         raise TypeError(f"{name} is a sparse {type(X).__name__}: expected {expected}; pass {name}.toarray()")
     if isinstance(X, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array: expected one without a mask; pass {name}.filled(...) of it")
-    if get_namespace(X) is np and not is_sparse:
+    if get_namespace(X) is np and not is_sparse(X):
         X = np.asarray(X)
     if X.dtype.kind not in "biuf" or X.dtype.itemsize > 8:
         raise TypeError(f"{name} has dtype {X.dtype}: expected float16, float32, float64, integers or booleans")
@@ -37,7 +42,7 @@ def check_pair(X: Any, Y: Any, *, or_sparse: bool = False) -> tuple[Any, Any]:
     """`X` (n, d) and `Y` (m, d), checked; `X` twice where `Y` is None."""
     X = check_vectors(X, or_sparse=or_sparse)
     Y = X if Y is None else check_vectors(Y, "Y", or_sparse=or_sparse)
-    if hasattr(X, "toarray") != hasattr(Y, "toarray"):
+    if is_sparse(X) != is_sparse(Y):
         raise TypeError(f"X is a {type(X).__name__} and Y a {type(Y).__name__}: expected both sparse or both dense")
     if X.shape[1] != Y.shape[1]:
         raise ValueError(f"X has shape {X.shape} and Y {Y.shape}: expected the same number of columns")
@@ -60,11 +65,10 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 def choose_device(device: Device, X: Any) -> Literal["cpu", "gpu"]:
     """Where to compute: as asked; for `"auto"` on the GPU where there is one, except for a sparse matrix."""
     check_choice("device", device, get_args(Device))
-    is_sparse = hasattr(X, "toarray")
-    if is_sparse and device == "gpu":
+    if is_sparse(X) and device == "gpu":
         raise ValueError("device='gpu': sparse matrices are computed on the CPU; use device='cpu', or pass X.toarray()")
     if device == "auto":
-        return "gpu" if not is_sparse and (get_namespace(X) is not np or has_gpu()) else "cpu"
+        return "gpu" if not is_sparse(X) and (get_namespace(X) is not np or has_gpu()) else "cpu"
     return device
 
 
@@ -100,8 +104,7 @@ def unit_rows(
         unit[n_valid : n_valid + len(rows)] = rows
         n_valid += len(rows)
     skipped = np.concatenate([np.empty(0, np.int64), *skipped])
-    if len(skipped) and on_invalid == "raise":
-        raise_invalid(name, skipped, n)
+    refuse_invalid(name, skipped, n, on_invalid)
     return unit[:n_valid], skipped
 
 
@@ -114,6 +117,12 @@ def scale_to_unit_length(rows: Any) -> None:
         norms = get_namespace(rows).linalg.norm(rows, order, axis=1, keepdims=True)
         norms[norms == 0] = 1
         rows /= norms
+
+
+def refuse_invalid(name: str, rows: np.ndarray, n: int, on_invalid: OnInvalid) -> None:
+    """`raise_invalid` if there are any, unless they are to be skipped."""
+    if len(rows) and on_invalid == "raise":
+        raise_invalid(name, rows, n)
 
 
 def raise_invalid(name: str, rows: np.ndarray, n: int, problem: str = "NaN or infinity") -> None:

@@ -13,6 +13,7 @@ from .inputs import (
     check_pair,
     check_vectors,
     choose_device,
+    is_sparse,
     raise_invalid,
     require_memory,
     unit_rows,
@@ -58,9 +59,8 @@ def _plain_similarity(X: Any) -> Any:
 def cosine_similarity(X: Any, Y: Any = None, *, device: Device = "auto") -> Any:
     """Cosine similarity of every row of `X` (n, d) with every row of `Y` (m, d), or of `X`: (n, m) float32 in [-1, 1].
 
-    `X` and `Y` as `top_k`,
-    sparse matrices too. A CuPy array where `X` is one, else a NumPy array. A zero row has similarity 0
-    with all, itself included.
+    `X` and `Y` as `top_k`, sparse matrices too. A CuPy array where `X` is one, else a NumPy array. A zero row has
+    similarity 0 with all, itself included.
 
     Raises:
         MemoryError: the matrix does not fit; `top_k` never builds it.
@@ -74,7 +74,7 @@ def cosine_similarity(X: Any, Y: Any = None, *, device: Device = "auto") -> Any:
         require_memory(
             4 * n * m, f"the float32 matrix of {n:,} x {m:,} similarities", place, "use top_k, which never builds it"
         )
-    if hasattr(X, "toarray"):
+    if is_sparse(X):
         from .sparse import sparse_similarity, sparse_unit_rows
         from .threads import check_n_jobs
 

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.sparse import issparse
 
 from ..devices import to_cpu
 from .compiled import measure_rows
-from .inputs import OnInvalid, raise_invalid, unit_rows
+from .inputs import OnInvalid, is_sparse, refuse_invalid, unit_rows
 from .sparse import SparseUnitRows, sparse_unit_rows
 from .threads import blocks_of, for_each
 
@@ -50,8 +49,7 @@ def unit_rows_of(
     if X.dtype == np.float32 and X.flags.c_contiguous and X.flags.aligned:
         norms, digests = _measure(X, n_threads)
         invalid = np.flatnonzero(~np.isfinite(norms))
-        if len(invalid) and on_invalid == "raise":
-            raise_invalid(name, invalid, len(X))
+        refuse_invalid(name, invalid, len(X), on_invalid)
         if len(invalid):
             X, norms, digests = (np.delete(values, invalid, axis=0) for values in (X, norms, digests))
         low, high = _SAFE_NORMS
@@ -107,7 +105,7 @@ class Prepared:
     def of(cls, X: Any, on_invalid: OnInvalid, n_threads: int, name: str = "X", n_duplicates: int | None = None) -> "Prepared":
         """Of `X` (n, d), with at most `n_duplicates` rows that are equal (None: with all)."""
         n, nothing = X.shape[0], np.empty(0, np.int64)
-        if issparse(X):
+        if is_sparse(X):
             unit, skipped = sparse_unit_rows(X, on_invalid, name)
             return cls(unit, n, np.delete(np.arange(n), skipped), skipped, nothing, nothing)
         unit, digests, skipped = unit_rows_of(to_cpu(X), on_invalid, n_threads, name)

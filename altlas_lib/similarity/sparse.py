@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 
 from .compiled import compiled, insert, key_of
-from .inputs import OnInvalid, raise_invalid, refuse_more_than
+from .inputs import OnInvalid, refuse_invalid, refuse_more_than
 from .threads import blocks_of, for_each
 
 _BLOCK_ROWS = 128
@@ -32,8 +32,7 @@ def sparse_unit_rows(X: Any, on_invalid: OnInvalid, name: str = "X") -> tuple[Sp
     rows.sum_duplicates()
     largest = abs(rows).max(axis=1).toarray().ravel() if rows.nnz else np.zeros(rows.shape[0])
     invalid = np.flatnonzero(~np.isfinite(largest))
-    if len(invalid) and on_invalid == "raise":
-        raise_invalid(name, invalid, rows.shape[0])
+    refuse_invalid(name, invalid, rows.shape[0], on_invalid)
     kept = np.delete(np.arange(rows.shape[0]), invalid)
     if len(invalid):
         rows, largest = rows[kept], largest[kept]
@@ -56,10 +55,10 @@ def scores_of_row(row, indptr, indices, data, column_indptr, column_rows, column
 
 
 @compiled
-def keep_best(scores, left_out, first_index, keys):
+def keep_best(scores, left_out, keys):
     """The keys of the best `scores` into descending `keys`, which start as zeros."""
     for j in range(len(scores)):
-        key = key_of(np.float32(scores[j]) + np.float32(0), first_index + j)  # no -0.0, which is another key
+        key = key_of(np.float32(scores[j]) + np.float32(0), j)  # no -0.0, which is another key
         if key > keys[-1] and j != left_out:
             insert(keys, key)
 
@@ -89,7 +88,7 @@ def _for_each_row(A: SparseUnitRows, B: SparseUnitRows, n_threads: int, progress
 def search_sparse(A: SparseUnitRows, B: SparseUnitRows, k: int, n_threads: int, progress: Any = None) -> np.ndarray:
     """The keys of the `k` best of each row of `A` among `B`; with `B is A` without the row itself."""
     keys = np.zeros((len(A), k), np.uint64)
-    _for_each_row(A, B, n_threads, progress, lambda row, scores: keep_best(scores, row if B is A else -1, 0, keys[row]))
+    _for_each_row(A, B, n_threads, progress, lambda row, scores: keep_best(scores, row if B is A else -1, keys[row]))
     return keys
 
 
