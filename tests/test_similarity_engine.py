@@ -32,6 +32,7 @@ NAMES = ["float32", "auto"] if int8_problem() else ["float32", "int8", "auto"]
 SETTINGS = st.builds(
     cpu.Settings, st.sampled_from(METHODS), n_threads=st.integers(1, 4), tile_rows=st.sampled_from([7, 16, 64, 100, 512])
 )
+PILOTS_FROM = st.sampled_from([1, 8192])  # rows; with pilots or without
 
 
 @st.composite
@@ -107,8 +108,10 @@ def assert_same(found, expected):
     np.testing.assert_array_equal(found.scores, expected.scores)
 
 
-def top_k_with(options, X, k, Y=None):
-    return similarity.Neighbors(*cpu.top_k(X, Y, k, options, "raise"))
+def top_k_with(options, X, k, Y=None, pilots_from=cpu._PILOTS_FROM):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cpu, "_PILOTS_FROM", pilots_from)
+        return similarity.Neighbors(*cpu.top_k(X, Y, k, options, "raise"))
 
 
 # Any data, any settings --------------------------------------------------------------------------------------------------
@@ -130,16 +133,16 @@ def test_top_k_is_the_reference_whatever_the_settings(data, X, with_other):
     )
     assert_nearest(found, X, k, Y)
     np.testing.assert_allclose(found.scores, similarity.reference(X, k, Y=Y).scores, rtol=0, atol=TOLERANCE)
-    for options in data.draw(st.lists(SETTINGS, min_size=2, max_size=2)):
-        assert_same(top_k_with(options, X, k, Y), found)
+    for options, pilots_from in data.draw(st.lists(st.tuples(SETTINGS, PILOTS_FROM), min_size=2, max_size=2)):
+        assert_same(top_k_with(options, X, k, Y, pilots_from), found)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data(), exact_vectors(), st.booleans(), SETTINGS)
-def test_equal_scores_come_in_the_order_of_their_index(data, X, with_other, options):
+@given(st.data(), exact_vectors(), st.booleans(), SETTINGS, PILOTS_FROM)
+def test_equal_scores_come_in_the_order_of_their_index(data, X, with_other, options, pilots_from):
     Y = data.draw(exact_vectors()) if with_other else None
     k = data.draw(st.integers(1, len(X) + 5))
-    assert_same(top_k_with(options, X, k, Y), similarity.reference(X, k, Y=Y))
+    assert_same(top_k_with(options, X, k, Y, pilots_from), similarity.reference(X, k, Y=Y))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,8 +157,111 @@ def test_sizes_at_which_auto_uses_both_methods(name):
 def test_threads_that_meet_in_the_same_rows_lose_nothing():
     X = normal_rows(600, 3)
     alone = top_k_with(cpu.Settings([Float32], 1, 16), X, 100)
-    for _ in range(3):
-        assert_same(top_k_with(cpu.Settings([Float32], 8, 16), X, 100), alone)
+    for pilots_from in (1, 1, 8192, 8192):
+        assert_same(top_k_with(cpu.Settings([Float32], 8, 16), X, 100, pilots_from=pilots_from), alone)
+
+
+# Guessed thresholds ------------------------------------------------------------------------------------------------------
+
+
+def of_two_kinds():
+    """Three rows in four have near neighbours and the others none."""
+    X = normal_rows(2000, 40)
+    X[np.arange(2000) % 4 > 0] += 5
+    return X
+
+
+MIXED = {
+    "normal": lambda: normal_rows(2000, 40),
+    "drifting": lambda: np.cumsum(normal_rows(2000, 40), axis=0),
+    "one far row": lambda: np.concatenate([normal_rows(1999, 40) + 5, -np.ones((1, 40), np.float32)]),
+    "two kinds": of_two_kinds,
+}
+mixed = pytest.mark.parametrize("X", [pytest.param(make(), id=name) for name, make in MIXED.items()])
+
+
+@mixed
+def test_few_rows_are_compared_again(monkeypatch, X):
+    n_compared, compare_some = [], cpu._compare_some
+
+    def count(tiles, some, *arguments):
+        n_compared.append(len(some))
+        return compare_some(tiles, some, *arguments)
+
+    monkeypatch.setattr(cpu, "_compare_some", count)
+    for Y in (None, X[:1500]):
+        n_compared.clear()
+        top_k_with(cpu.Settings([Float32], 2, 64), X, 10, Y, pilots_from=1)
+        assert n_compared[0] == 44  # the square root of 2000
+        assert sum(n_compared[1:]) < 5 * 44
+
+
+@mixed
+@pytest.mark.parametrize("guess", [-0.9, 0.2, 0.5, 0.99, 1.5])
+def test_a_wrong_guess_changes_nothing(monkeypatch, X, guess):
+    expected = [top_k_with(cpu.Settings([Float32], 1, 512), X, 10, Y) for Y in (None, X[:700])]
+    monkeypatch.setattr(cpu, "score_of", lambda key: guess)
+    for methods in METHODS:
+        found = [top_k_with(cpu.Settings(methods, 2, 64), X, 10, Y, pilots_from=1) for Y in (None, X[:700])]
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+
+
+@pytest.mark.parametrize("k", [1, 5, 30])
+def test_a_row_compared_again_is_not_its_own_neighbour(monkeypatch, k):
+    X = exact_rows(np.random.default_rng(0), 150, 4)  # most have equals, and a row of zeros ties with nearly all
+    unit, *_ = preparation.unit_rows_of(X, "raise", 1)
+    expected, _ = cpu.search(unit, unit, k, cpu.Settings([Float32], 1, 64))
+    monkeypatch.setattr(cpu, "_PILOTS_FROM", 1)
+    for guess in (None, 1.5):
+        if guess:
+            monkeypatch.setattr(cpu, "score_of", lambda key: 1.5)
+        found, _ = cpu.search(unit, unit, k, cpu.Settings([Float32], 1, 64), first=(1000, 1000))
+        np.testing.assert_array_equal(cpu.split_keys(found)[0], cpu.split_keys(expected)[0] + 1000)
+        np.testing.assert_array_equal(cpu.split_keys(found)[1], cpu.split_keys(expected)[1])
+
+
+@pytest.mark.parametrize("k", [99, 100, 101, 150])
+@pytest.mark.parametrize("m", [None, 100])
+def test_fewer_columns_than_neighbours(monkeypatch, k, m):
+    """As in the panels of a cluster: 0 is none."""
+    A, B = (preparation.unit_rows_of(normal_rows(100, 8, seed=seed), "raise", 1)[0] for seed in (0, 1))
+    B = A if m is None else B
+    expected = cpu.search(A, B, k, cpu.Settings([Float32], 1, 64))
+    monkeypatch.setattr(cpu, "_PILOTS_FROM", 1)
+    found = cpu.search(A, B, k, cpu.Settings([Float32], 1, 64))
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert np.count_nonzero(found[0][0]) == min(k, 100 - (m is None))
+
+
+def test_thresholds_that_are_known_are_not_guessed(monkeypatch):
+    monkeypatch.setattr(cpu, "_PILOTS_FROM", 1)
+    unit, *_ = preparation.unit_rows_of(normal_rows(300, 8), "raise", 1)
+    known = np.full(300, 2, np.float32)
+    found, _ = cpu.search(unit, unit, 5, cpu.Settings([Float32], 1, 64), thresholds=(known, known))
+    assert not found.any()
+
+
+def test_both_ways_at_once(monkeypatch):
+    monkeypatch.setattr(cpu, "_PILOTS_FROM", 1)
+    A, B = (preparation.unit_rows_of(normal_rows(n, 8), "raise", 1)[0] for n in (300, 500))
+    options = cpu.Settings([Float32], 2, 64)
+    both = cpu.search(A, B, 5, options, both_ways=True)
+    for found, (one, other) in zip(both, [(A, B), (B, A)], strict=True):
+        np.testing.assert_array_equal(found, cpu.search(one, other, 5, options)[0])
+
+
+@pytest.mark.parametrize("k", [1, 10, 40])
+@pytest.mark.parametrize("methods", METHODS, ids=lambda methods: "+".join(method.name for method in methods))
+def test_a_threshold_of_little_use_is_replaced(methods, k):
+    """Many candidates in a row of a tile have it scanned again."""
+    X = np.cumsum(normal_rows(700, 24), axis=0)
+    unit, *_ = preparation.unit_rows_of(X, "raise", 1)
+    expected, _ = cpu.search(unit, unit, k, cpu.Settings([Float32], 1, 512))
+    known = np.full(len(X), -1, np.float32)
+    for tile_rows in (100, 512):
+        found, _ = cpu.search(unit, unit, k, cpu.Settings(methods, 1, tile_rows), thresholds=(known, known))
+        np.testing.assert_array_equal(found, expected)
 
 
 # Hard data: the bounds must hold -----------------------------------------------------------------------------------------
@@ -220,7 +326,8 @@ def test_hard_data_are_exact_by_every_method(X):
     expected = top_k_with(cpu.Settings([Float32], 1, 512), X, 7)
     assert_nearest(expected, X, 7)
     for methods in METHODS:
-        assert_same(top_k_with(cpu.Settings(methods, 2, 32), X, 7), expected)
+        for pilots_from in (1, 8192):
+            assert_same(top_k_with(cpu.Settings(methods, 2, 32), X, 7, pilots_from=pilots_from), expected)
     half = len(X) // 2
     across = [top_k_with(cpu.Settings(methods, 2, 32), X[:half], 7, X[half:]) for methods in METHODS]
     assert_nearest(across[0], X[:half], 7, X[half:])

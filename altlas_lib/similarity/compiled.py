@@ -15,6 +15,7 @@ from numba import njit
 from .simd import LANES, above, lowest_bit, prefetch
 
 PREFETCH = 4  # pairs ahead
+CROWD = 32  # candidates in a row of a tile, beyond 2 k: to verify them costs more than to find a better threshold
 NEVER = np.float32(np.inf)
 
 compiled = njit(nogil=True, cache=True)
@@ -186,17 +187,26 @@ def select(products, A, a0, a1, B, b0, b1, diagonal, both_ways, scratch):
     for i in range(a0, a1):
         at = (i - a0) * n
         of_row = row_scales[i], row_lengths[i], row_residuals[i], row_offsets[i]
-        if thresholds[i] == -np.inf and n - diagonal >= k:
-            thresholds[i] = certain_threshold(products, at, of_row, B.bounds, b0, n, k, i - b0 if diagonal else -1, scores)
         row_scale, row_length, row_residual, row_offset = of_row
-        bar, rival_bar = thresholds[i] - row_offset - slack, -row_offset - slack
-        for j in range(0, n, LANES):
-            mask = above(
-                products, scale, length, residual, offset, rival,
-                at + j, b0 + j, j, row_scale, row_length, row_residual, bar, rival_bar,
-            )  # fmt: skip
-            if mask:
-                n_pairs = candidates_of_row(mask, i, b0 + j, i if diagonal else -1, pairs, n_pairs)
+        n_before = n_pairs
+        for crowded in (thresholds[i] == -np.inf, True):
+            n_pairs, most = n_before, len(pairs) if crowded else n_before + 2 * k + CROWD
+            if crowded:
+                left_out = i - b0 if diagonal else -1
+                certain = certain_threshold(products, at, of_row, B.bounds, b0, n, k, left_out, scores)
+                thresholds[i] = max(thresholds[i], certain)
+            bar, rival_bar = thresholds[i] - row_offset - slack, -row_offset - slack
+            for j in range(0, n, LANES):
+                mask = above(
+                    products, scale, length, residual, offset, rival,
+                    at + j, b0 + j, j, row_scale, row_length, row_residual, bar, rival_bar,
+                )  # fmt: skip
+                if mask:
+                    n_pairs = candidates_of_row(mask, i, b0 + j, i if diagonal else -1, pairs, n_pairs)
+                    if n_pairs > most:
+                        break
+            if n_pairs <= most:
+                break
         if n_pairs + n > len(pairs):
             keep_verified(pairs, n_pairs, A, B, both_ways, scores)
             n_pairs = 0

@@ -1,16 +1,17 @@
 """The CPU engine: symmetric tiles, threads, cheap products that bound, exact verification of what is left."""
 
 import contextlib
+import copy
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .compiled import LANES, Scratch, Side, find, select
+from .compiled import LANES, Scratch, Side, find, score_of, select
 from .inputs import OnInvalid, refuse_more_than
 from .preparation import Prepared, UnitRows
 from .products import Float32, Int8, int8_problem
@@ -23,6 +24,7 @@ _PAIRS_FOR_A_THREAD = 2**16  # below, starting it takes longer than its work
 _NEWS = 0.2  # weight of a tile's cost in the running mean of its method
 _TILES_TO_RETRY = 32
 _SAMPLE_ROWS = 2048  # that show what the data are like
+_PILOTS_FROM = 8192  # rows; below, comparing pilots costs what they save
 _INT8_FROM = 2048  # rows and columns; below, preparing the codes costs what they save
 
 
@@ -90,6 +92,14 @@ class Tiles:
             )
             for (_, left), (_, right) in zip(self.left, self.right, strict=True)
         ]
+
+    def of_rows(self, some: np.ndarray) -> "Tiles":
+        """Tiles of some rows of `A` with `B`, which share what is prepared and learned."""
+        few = copy.copy(self)
+        few.A, few.settings = self.A[some], replace(self.settings, progress=None)
+        few.row_blocks = blocks_of(len(some), self.settings.tile_rows)
+        few.left = [method.prepare(few.A, few.row_blocks, self.settings.n_threads) for method in self.methods]
+        return few
 
     def for_each(self, act: Callable) -> None:
         """Call `act(method, products, position, a, b, scratch)` for every tile: the number of the method, and two blocks."""
@@ -164,6 +174,10 @@ def search(
 
     With `B is A` the rows are compared with each other and not with themselves.
 
+    Most of what is verified would only serve to raise the thresholds, so they are guessed: sqrt(n) rows drawn at random are
+    compared first, and the lowest of their k-th best scores is the threshold of all. It is too high for one row in sqrt(n),
+    however the data are distributed, and those, which fewer than k reach, are compared again.
+
     Args:
         first: the index of the first row of each in the answer.
         thresholds: (n,) float32 for each, scores that k neighbours of each row reach for certain; None: not known.
@@ -172,6 +186,34 @@ def search(
         (n, k) and (m, k) uint64, descending, 0 where nothing reached the threshold.
     """
     tiles = Tiles(A, B, settings)
+    if both_ways or thresholds[0] is not None or len(A) < _PILOTS_FROM:
+        return _compare(tiles, k, both_ways, first, thresholds)
+    pilots = np.random.default_rng(0).choice(len(A), math.isqrt(len(A)), replace=False)
+    guess = score_of(_compare_some(tiles, pilots, k, first)[:, -1].min())
+    of_a, of_b = _compare(tiles, k, False, first, (np.full(len(A), guess, np.float32), None))
+    missed = np.flatnonzero(of_a[:, -1] == 0)
+    if len(missed):
+        of_a[missed] = _compare_some(tiles, missed, k, first)
+    return of_a, of_b
+
+
+def _compare_some(tiles: Tiles, some: np.ndarray, k: int, first: tuple[int, int]) -> np.ndarray:
+    """The keys of the `k` best of some rows."""
+    few = tiles.of_rows(some)
+    if tiles.B is not tiles.A:
+        return _compare(few, k, False, first, (None, None))[0]
+    # A row is among its own best, or else as many others tie with it: then the last is one too many.
+    keys, _ = _compare(few, k + 1, False, first, (None, None))
+    surplus = split_keys(keys)[0] == first[1] + some[:, None]
+    surplus[:, -1] |= ~surplus.any(axis=1)
+    return keys[~surplus].reshape(len(some), k)
+
+
+def _compare(
+    tiles: Tiles, k: int, both_ways: bool, first: tuple[int, int], thresholds: tuple[Any, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `search` returns, from all of the tiles; 0 in the keys of a row whose threshold fewer than k reach."""
+    A, B = tiles.A, tiles.B
     is_square = B is A
 
     def state(rows: UnitRows, known: Any) -> tuple[np.ndarray, np.ndarray]:

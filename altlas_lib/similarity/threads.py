@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -59,10 +60,15 @@ def _rounds(n: int) -> Iterator[tuple[int, int]]:
 
 
 def rectangular_tiles(n_row_blocks: int, n_column_blocks: int) -> Iterator[tuple[int, int]]:
-    """Each block of rows with each block of columns, in rounds in which a block of rows occurs once."""
+    """Each block of rows with each block of columns, in rounds in which a block of rows occurs once.
+
+    From round to round by about the golden section, so that here too near and far blocks are met in turn.
+    """
+    steps = range(round(0.618 * n_column_blocks), n_column_blocks)
+    step = next((step for step in steps if math.gcd(step, n_column_blocks) == 1), 1)
     for turn in range(n_column_blocks):
         for a in range(n_row_blocks):
-            yield a, (a + turn) % n_column_blocks
+            yield a, (a + turn * step) % n_column_blocks
 
 
 def for_each(
