@@ -1,9 +1,11 @@
-"""The command line: `altlas check | run`."""
+"""The command line: `altlas check | run | profile`."""
 
 import json
 import logging
+import signal
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -62,6 +64,75 @@ def run(
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks that waited for the kernel have nobody to tell
         print("interrupted; `altlas run --resume` goes on after the last finished chapter", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def profile(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="module:function, path/to/script.py, pid:NUMBER, or with --requests an ASGI application module:app.",
+            show_default=False,
+        ),
+    ],
+    argv: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...", help="Arguments of the script.")] = None,
+    setup: Annotated[
+        str | None, typer.Option(metavar="M:F", help="module:function whose value is the target's argument; not timed.")
+    ] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Option("--arg", metavar="NAME=JSON", help="An argument by name; may be repeated.")
+    ] = None,
+    requests: Annotated[
+        Path | None, typer.Option(metavar="FILE", help='JSON Lines: {"method": "POST", "path": "/items", "json": ...}.')
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 1,
+    gpu: Annotated[str, typer.Option(help="The GPU of the catalogue to project onto.")] = "T4",
+    time_limit_s: Annotated[float, typer.Option("--time-limit", metavar="S", help="Seconds for all runs together.")] = 120.0,
+    sampling_s: Annotated[
+        float, typer.Option("--for", metavar="S", help="Seconds to sample; all there is for a running process.")
+    ] = 2.0,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the whole profile here.")] = None,
+) -> None:
+    """Say where a program's time goes, and what of it is worth a GPU. Options go before the target.
+
+    The program runs about ten times and must bear it. Exit code 0: profiled. 1: it could not be, and the message says why.
+    """
+    from . import devices, profiling
+    from .paths import write_atomically
+    from .profiling.terminal import format_profile
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
+    try:
+        spec = devices.find_gpu(gpu)
+        profiled = profiling.profile(
+            target,
+            setup=setup,
+            arguments=dict(map(_argument, arguments or ())),
+            argv=argv or (),
+            requests=requests,
+            concurrency=concurrency,
+            sampling_s=sampling_s,
+            time_limit_s=time_limit_s,
+        )
+        if json_file:
+            write_atomically(json_file, profiled.model_dump_json(indent=1) + "\n")
+    except (profiling.ProfilingError, ValueError) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted; what was started has been ended, nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(format_profile(profiled, profiling.rank_candidates([profiled], gpu=spec)))
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    try:
+        if not name.isidentifier() or not equals:
+            raise ValueError("no name before an equals sign")
+        return name, json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"--arg {text}: {error}; expected NAME=JSON, such as --arg n=100 or --arg 'text=\"hello\"'") from None
 
 
 def main() -> None:

@@ -13,7 +13,18 @@ from matplotlib.figure import Figure
 
 from .devices import GpuSpec
 from .paths import RunFolder, write_atomically
-from .results import Ceilings, Epoch, Expectation, FigureFile, Metric, Quantity, Timing, WorkloadProfile, format_value
+from .results import (
+    Candidate,
+    Ceilings,
+    Epoch,
+    Expectation,
+    FigureFile,
+    Metric,
+    Quantity,
+    Timing,
+    WorkloadProfile,
+    format_value,
+)
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
 COLOURS = {
@@ -112,10 +123,20 @@ def roofline(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
 
     Solid: measured on this machine, with the band from the slowest to the fastest run. Dashed: the data sheet of the target.
     """
+    _draw_roofs(ax, ceilings, target_gpu)
+    ratio = ceilings.cpu_matmul_float32.value / ceilings.cpu_copy_bandwidth.value
+    ax.set_title(f"Memory sets this CPU's pace below {ratio:.2g} operations per byte")
+    ax.legend(loc="upper left", fontsize=9)
+    return ax
+
+
+def _draw_roofs(ax: Axes, ceilings: Ceilings | None, target_gpu: GpuSpec) -> None:
     intensity = np.logspace(-1, 4, 200)  # operations per byte moved
-    copy, product = ceilings.cpu_copy_bandwidth, ceilings.cpu_matmul_float32
-    measured = [("this CPU, float32, measured", copy, product, "blue")]
-    if ceilings.gpu_copy_bandwidth:
+    measured = []
+    if ceilings:
+        on_cpu = ("this CPU, float32, measured", ceilings.cpu_copy_bandwidth, ceilings.cpu_matmul_float32, "blue")
+        measured.append(on_cpu)
+    if ceilings and ceilings.gpu_copy_bandwidth:
         on_gpu = (("float32", ceilings.gpu_matmul_float32, "green"), ("float16", ceilings.gpu_matmul_float16, "sky"))
         measured += [(f"this GPU, {dtype}, measured", ceilings.gpu_copy_bandwidth, rate, c) for dtype, rate, c in on_gpu]
     for label, bandwidth, rate, colour in measured:
@@ -128,11 +149,8 @@ def roofline(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
         ax.plot(intensity, roof, "--", color=COLOURS[colour], label=f"{target_gpu.name}, {dtype}, data sheet peak")
     ax.set(xscale="log", yscale="log", xlim=(intensity[0], intensity[-1]))
     where = " and ".join(dict.fromkeys(rate.device for _, _, rate, _ in measured))
-    ax.set_xlabel(f"arithmetic intensity (operations per byte moved)\nsolid: measured on {where}")
-    ax.set_ylabel("highest possible rate (GFLOP/s)")
-    ax.set_title(f"Memory sets this CPU's pace below {product.value / copy.value:.2g} operations per byte")
-    ax.legend(loc="upper left", fontsize=9)
-    return ax
+    ax.set_xlabel("arithmetic intensity (operations per byte moved)" + (f"\nsolid: measured on {where}" if where else ""))
+    ax.set_ylabel("rate (GFLOP/s)" if not ceilings else "highest possible rate (GFLOP/s)")
 
 
 def _measured_beside_peaks(
@@ -161,7 +179,11 @@ def _measured_beside_peaks(
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
+    return f"{_short(ratio)}x"
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
 
 
 # Chapter 10 ----------------------------------------------------------------------------------------------------------
@@ -170,7 +192,7 @@ def _times(ratio: float) -> str:
 def function_shares(ax: Axes, profile: WorkloadProfile, *, n_functions: int = 6) -> Axes:
     """Horizontal bars: the own share of the `n_functions` first functions of a profile, as each tool saw it."""
     functions = profile.functions[:n_functions]
-    bars = {"under cProfile": (COLOURS["orange"], [100 * profile.cprofile_share(function) for function in functions])}
+    bars = {"under cProfile": (COLOURS["orange"], [100 * (profile.cprofile_share(function) or 0) for function in functions])}
     if profile.n_samples:
         sampled = [100 * function.sampled_own_share for function in functions]
         bars = {f"py-spy, {profile.n_samples:,} samples": (COLOURS["blue"], sampled), **bars}
@@ -178,16 +200,117 @@ def function_shares(ax: Axes, profile: WorkloadProfile, *, n_functions: int = 6)
     for i, (label, (colour, shares)) in enumerate(bars.items()):
         drawn = ax.barh([row + i * height for row in range(len(functions))], shares, height, label=label, color=colour)
         ax.bar_label(drawn, fmt="%.0f", padding=3)
-    ax.set_yticks([row + (len(bars) - 1) * height / 2 for row in range(len(functions))], [f.name for f in functions])
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
+    _rows(ax, [row + (len(bars) - 1) * height / 2 for row in range(len(functions))], [f.name for f in functions])
     ax.margins(x=0.08)
     ax.set_xlabel("own share of the workload's time, library code included (%)")
     ax.legend(loc="lower right")
     if functions:
         share = profile.share(functions[0])
-        ax.set_title(f"{profile.workload}: {share:.0%} of {profile.total} is spent in {functions[0].name}")
+        whole = f"{share:.0%} of {profile.total}" if profile.total else f"{share:.0%}"
+        ax.set_title(f"{profile.workload}: {whole} is spent in {functions[0].name}")
     return ax
+
+
+_CLASS_COLOURS = {
+    "interpreter": "orange",
+    "regex": "red",
+    "parsing": "purple",
+    "arrays": "blue",
+    "framework": "sky",
+    "other native": "green",
+    "waiting": "grey",
+}
+
+
+def time_classes(ax: Axes, profiles: Sequence[WorkloadProfile], *, n_functions: int = 4) -> Axes:
+    """One stacked bar for each of the first functions: its share of the workload, by what the innermost native frame did."""
+    functions = [
+        (profile.workload, function)
+        for profile in profiles
+        for function in profile.functions[:n_functions]
+        if function.own_by_class
+    ]
+    left = np.zeros(len(functions))
+    for name, colour in _CLASS_COLOURS.items():
+        shares = np.array([100 * f.sampled_own_share * f.own_by_class.get(name, 0) for _, f in functions])
+        if shares.any():
+            ax.barh(range(len(functions)), shares, 0.7, left, label=name, color=COLOURS[colour])
+        left += shares
+    _rows(ax, range(len(functions)), [f"{workload}: {function.name}" for workload, function in functions])
+    ax.set_xlabel("share of the workload's time (%), by py-spy's native frames")
+    by_class = {
+        name: sum(f.sampled_own_share * f.own_by_class.get(name, 0) for p in profiles for f in p.functions)
+        / (len(profiles) or 1)
+        for name in _CLASS_COLOURS
+    }
+    most = max(by_class, key=by_class.__getitem__)
+    ax.set_title(f"Most of the time goes into {most}: {by_class[most]:.0%}")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16), ncols=4, fontsize=9)
+    return ax
+
+
+def candidate_roofline(
+    ax: Axes, profiles: Sequence[WorkloadProfile], target_gpu: GpuSpec, ceilings: Ceilings | None = None, *, n_points: int = 6
+) -> Axes:
+    """The functions whose array operations take most time, each at its intensity and the rate that it reaches on this CPU.
+
+    Only operations of known cost count; a function's other time is not in its rate.
+    """
+    _draw_roofs(ax, ceilings, target_gpu)
+    points = []
+    for profile in profiles:
+        for trace in profile.traces:
+            known = [operation for operation in trace.operations if operation.flops and operation.moved_bytes]
+            flops, seconds = sum(o.flops for o in known), sum(o.time_s for o in known)
+            if seconds:
+                points.append((seconds, trace.function, flops / sum(o.moved_bytes for o in known), flops))
+    points = sorted(points, reverse=True)[:n_points]
+    for (seconds, name, intensity, flops), marker in zip(points, "osD^vP*X", strict=False):
+        label = f"{_end_of(name)} ({format_value(seconds, 's')})"
+        ax.plot(intensity, flops / seconds / 1e9, marker, color="black", markersize=8, markerfacecolor="white", label=label)
+    if points:
+        seconds, name, intensity, flops = points[0]
+        ax.set_title(f"{_end_of(name)}: {_short(intensity)} operations per byte, {_short(flops / seconds / 1e9)} GFLOP/s here")
+    else:
+        ax.set_title("No array operations of known cost were seen")
+    ax.set_ylabel("rate (GFLOP/s)")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2, fontsize=8)
+    return ax
+
+
+def projected_gains(ax: Axes, candidates: Sequence[Candidate], target_gpu: GpuSpec) -> Axes:
+    """A bar from the low to the high end of each candidate's projected gain; pale: with the data already on the GPU."""
+    rows = [candidate for candidate in candidates if candidate.gain]
+    for row, candidate in enumerate(rows):
+        now, resident = candidate.projection.now.value, candidate.projection.on_gpu_resident
+        ends = [(now / resident.high, now / resident.low, "sky", 0.7), (candidate.gain.low, candidate.gain.high, "blue", 0.35)]
+        for low, high, colour, height in ends:
+            ax.barh(row, high - low, height, low, color=COLOURS[colour])
+        ax.annotate(candidate.advice, (max(ends[0][1], ends[1][1]), row), (6, 0), textcoords="offset points", va="center")
+    _rows(ax, range(len(rows)), [f"{candidate.workload}: {candidate.function}" for candidate in rows])
+    ax.axvline(1, color=COLOURS["grey"], linewidth=1)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:g}x")
+    ax.margins(x=0.3)
+    ax.set_xlabel(f"projected gain of the function on {target_gpu.name}, not run\npale: data already on the GPU")
+    best = max(rows, key=lambda candidate: candidate.gain.low, default=None)
+    if best and best.gain.low > 1:
+        ax.set_title(f"{best.function}: {best.gain} as fast on {target_gpu.name}, projected")
+    else:
+        ax.set_title(f"No candidate is sure to gain on {target_gpu.name}")
+    return ax
+
+
+def _end_of(name: str) -> str:
+    """The end of a long name, which tells functions apart."""
+    return name if len(name) <= 40 else f"…{name[-39:]}"
+
+
+def _rows(ax: Axes, positions: Sequence[float], names: Sequence[str]) -> None:
+    """Names of horizontal bars, the first on top."""
+    ax.set_yticks(list(positions), [_end_of(name) for name in names])
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
 
 
 # Chapter 20 ----------------------------------------------------------------------------------------------------------

@@ -89,7 +89,12 @@ class Quantity(Model):
 
 
 def format_value(value: float, unit: str) -> str:
-    """Three significant digits in a readable multiple of the unit: `format_value(0.0123, "s") == "12.3 ms"`."""
+    """Three significant digits in a readable multiple of the unit: `format_value(0.0123, "s") == "12.3 ms"`.
+
+    Two for a ratio, whose unit is "x": `format_value(123.4, "x") == "120x"`.
+    """
+    if unit == "x":
+        return f"{float(f'{value:.2g}'):,.12g}x"
     scales = {
         "s": ((60, "min", 60), (1, "s", 1), (1e-3, "ms", 1e-3), (0, "µs", 1e-6)),
         "bytes": ((2**30, "GiB", 2**30), (2**20, "MiB", 2**20), (2**10, "KiB", 2**10), (0, "bytes", 1)),
@@ -287,19 +292,35 @@ class EnvironmentResult(ChapterResult):
 
 # Chapter 10 ----------------------------------------------------------------------------------------------------------
 
+TimeClass = Literal["interpreter", "regex", "arrays", "framework", "parsing", "waiting", "other native"]
+OperationKind = Literal[
+    "product", "elementwise", "reduction", "sort", "gather", "fft", "factorisation", "copy", "model", "view", "unknown"
+]
+Advice = Literal["port it", "keep the data on the GPU", "batch first", "vectorise first", "leave it", "unknown"]
+
+
+class LineTime(Model):
+    """A line of one of the hottest functions, under line_profiler."""
+
+    line: int
+    source: str
+    n_hits: int = Field(ge=0, description="in one run")
+    share: float = Field(ge=0, le=1, description="of the function's time, calls from the line included")
+
 
 class FunctionTime(Model):
     """Where a workload's time went, for one of the user's functions; library code is charged to the function that called it.
 
-    Times are of one run under cProfile, which makes every call dearer: compare them with each other, not with the total.
+    Times are of one run under cProfile, which makes every call dearer: compare them with each other, not with the total. It
+    sees the calling thread only: of a function that ran in another one, or in a process attached to, they are None.
     """
 
     name: str = Field(description="qualified name")
     file: str
     line: int
-    n_calls: int = Field(ge=0, description="in one run")
-    own: Quantity = Field(description="under cProfile: in its own lines and in library code called from there")
-    cumulative: Quantity = Field(description="under cProfile: own, and of all that it called")
+    n_calls: int | None = Field(default=None, ge=0, description="in one run")
+    own: Quantity | None = Field(default=None, description="under cProfile: in its own lines and in library code called there")
+    cumulative: Quantity | None = Field(default=None, description="under cProfile: own, and of all that it called")
     own_by_library: dict[str, float] = Field(default={}, description="library, or 'own lines' -> share of own")
     sampled_own_share: float | None = Field(
         default=None, ge=0, le=1, description="of py-spy's stacks, those in which it is the user's innermost function"
@@ -307,35 +328,126 @@ class FunctionTime(Model):
     sampled_share: float | None = Field(
         default=None, ge=0, le=1, description="of py-spy's stacks, those that hold the function"
     )
+    own_by_class: dict[TimeClass, float] = Field(
+        default={}, description="share of its own stacks, by what the innermost native frame does; empty: not known"
+    )
+    lines: list[LineTime] = Field(default=[], description="of the hottest functions: their lines, dearest first")
+
+
+class ArrayOperation(Model):
+    """Calls of one operation on arrays of one shape, in one run of one function."""
+
+    name: str = Field(description="as the library calls it: 'numpy.matmul' (also for @), 'ndarray.argsort'")
+    kind: OperationKind
+    operands: list[str] = Field(description="'float32[4000, 384]' for each array among the arguments")
+    dtype: str = Field(description="that it computes in")
+    n_calls: int = Field(ge=1)
+    time_s: float = Field(ge=0, description="all calls together")
+    flops: float | None = Field(default=None, ge=0, description="all calls together; None: not known")
+    moved_bytes: float | None = Field(default=None, ge=0, description="read and written, all calls together; None: not known")
+    working_set_bytes: float = Field(default=0, ge=0, description="operands and result of one call")
+    n_kernels: int = Field(default=1, ge=0, description="that a GPU would start for one call")
+
+
+class ArrayTrace(Model):
+    """What the tracer saw of one of the user's functions in one run: every operation on arrays that its own lines asked for."""
+
+    function: str = Field(description="qualified name")
+    file: str
+    line: int
+    n_calls: int = Field(ge=1)
+    operations: list[ArrayOperation]
+    n_element_accesses: int = Field(default=0, ge=0, description="single elements read or written: a Python loop over an array")
+    input_bytes: float = Field(ge=0, description="arrays that came as arguments, all calls together")
+    output_bytes: float = Field(ge=0, description="arrays that were returned, all calls together")
+    resident_bytes: float = Field(default=0, ge=0, description="other arrays it read, such as weights: moved once")
+
+    @property
+    def operations_s(self) -> float:
+        return sum(operation.time_s for operation in self.operations)
+
+    @property
+    def known_s(self) -> float:
+        """Time of the operations whose cost is known."""
+        return sum(operation.time_s for operation in self.operations if operation.kind != "unknown")
+
+
+class Overhead(Model):
+    """Which tool gave which figures, and what it cost."""
+
+    tool: str
+    version: str
+    gave: str = Field(description="which figures of the profile")
+    factor: float | None = Field(
+        default=None, description="fastest run with it / fastest without; None: no run to compare with"
+    )
 
 
 class WorkloadProfile(Model):
     workload: str
-    target: str = Field(description="module:function that ran")
-    total: Quantity = Field(description="without any profiler")
+    target: str = Field(description="what ran: module:function, a script with its arguments, a process")
+    total: Quantity | None = Field(description="one run without any profiler, the best thread count; None: attached to")
+    seconds_by_n_threads: dict[int, float] = Field(default={}, description="BLAS threads -> fastest run: the baseline's sweep")
     functions: list[FunctionTime] = Field(description="greatest share first")
-    overhead: dict[str, float] = Field(description="tool -> fastest run with it / fastest without")
+    tools: list[Overhead] = []
     n_samples: int = Field(default=0, ge=0, description="stacks that py-spy took of the target; 0: it took none")
+    stacks: dict[str, int] = Field(default={}, description="'outer;inner' -> samples, the most frequent: the flame graph")
+    traces: list[ArrayTrace] = []
+    peak_memory: Quantity | None = Field(default=None, description="of the process, beyond what it held before the first run")
     notes: list[str] = Field(default=[], description="what a tool could not do, and why")
 
-    def cprofile_share(self, function: FunctionTime) -> float:
-        """A function's own time over that of all functions, under cProfile."""
-        return function.own.value / (sum(each.own.value for each in self.functions) or 1)
+    def cprofile_share(self, function: FunctionTime) -> float | None:
+        """A function's own time over that of all functions, under cProfile; None where it was not seen there."""
+        whole = sum(each.own.value for each in self.functions if each.own)
+        return function.own.value / (whole or 1) if function.own else None
 
     def share(self, function: FunctionTime) -> float:
         """A function's own share: py-spy's where it took samples, for it makes no call dearer, else cProfile's."""
         return self.cprofile_share(function) if function.sampled_own_share is None else function.sampled_own_share
 
 
+class Projection(Model):
+    """What a function's own work would take on a GPU that need not be there. Nothing ran: every time is a band."""
+
+    gpu: str
+    basis: Literal["data sheet", "measured ceilings"] = Field(description="where the GPU's rates come from")
+    now: Quantity = Field(description="measured on this CPU: one run, the function's own time")
+    on_gpu: Quantity = Field(description="s, all data brought in and back in each run")
+    on_gpu_resident: Quantity = Field(description="s, data already on the GPU and left there")
+    by_cause: dict[str, float] = Field(
+        description="compute, memory, launches, transfers, Python, unseen -> s, middle of the band"
+    )
+    coverage: float = Field(
+        ge=0, le=1, description="share of `now` that is accounted for: array operations of known cost, Python"
+    )
+
+    @property
+    def bound_by(self) -> str:
+        return self.on_gpu.bound_by
+
+
 class Candidate(Model):
-    """A function proposed for the proof of concept."""
+    """A function considered for the proof of concept."""
 
     workload: str
     function: str
     share: float = Field(ge=0, le=1, description="the function's own time, library code included / the workload's time")
     tool: Literal["cProfile", "py-spy"] = Field(default="cProfile", description="which measured the share")
     largest_gain: float | None = Field(description="the workload's gain if the function took no time (Amdahl); None: all of it")
+    projection: Projection | None = Field(default=None, description="None: its arrays were not seen")
+    gain: Quantity | None = Field(default=None, description="projected: the function, times as fast")
+    workload_gain: Quantity | None = Field(default=None, description="projected: the whole workload, times as fast (Amdahl)")
+    advice: Advice = "unknown"
     reason: str
+
+
+class Licence(Model):
+    """An installed tool's declared licence; bundled parts need review."""
+
+    package: str
+    version: str
+    declared: str
+    flag: Literal["copyleft", "proprietary", "not declared"] | None = None
 
 
 class HotspotsResult(ChapterResult):
@@ -343,8 +455,10 @@ class HotspotsResult(ChapterResult):
     number: ClassVar[str] = "10"
 
     source: DataSource | None = Field(default=None, description="the texts that the workloads ran on; None: targets without")
+    target_gpu: str | None = Field(default=None, description="the GPU that is projected onto")
     workloads: list[WorkloadProfile]
     candidates: list[Candidate]
+    licences: list[Licence] = []
 
 
 # Chapter 20 ----------------------------------------------------------------------------------------------------------
@@ -451,6 +565,39 @@ class Metric(Model):
     gain_high: float | None = None
 
 
+class MemoryPlan(Model):
+    """What one training step of a configuration needs on a GPU that need not be there.
+
+    `peak` is what the GPU's allocator has to hold. Its basis: `compiled` where XLA compiled the whole step for that GPU,
+    `projected` (a band) where only the step's graph was walked. `overhead_bytes` is what else lives on the GPU.
+    """
+
+    gpu: str
+    configuration: dict[str, JsonValue] = Field(description="what was planned: model, batch_size, dtype_policy, ...")
+    peak: Quantity
+    peak_before_rematerialisation: Quantity | None = Field(
+        default=None, description="compiled for a GPU of endless memory: XLA had no reason to compute anything twice"
+    )
+    bytes_by_part: dict[str, int] = Field(description="weights, optimizer, accumulators, inputs, temporaries; sum: the peak")
+    overhead_bytes: int = Field(description="CUDA context, library workspaces, prefetched batches: an allowance, not compiled")
+    usable_bytes: int = Field(description="of the GPU's memory, for everything")
+    verdict: Literal["fits", "tight", "out of memory"]
+    n_parameters: int
+    step_time: Quantity | None = Field(default=None, description="projected, from the step's operations and bytes")
+    compile_s: float | None = None
+    notes: list[str] = []
+
+
+class Remedy(Model):
+    """One of the ways to make a training fit, alone or with others, beside what the plan claims of it."""
+
+    name: str
+    plan: MemoryPlan | None = Field(description="None: it could not be compiled; `problem` says why")
+    largest_batch: int | None = Field(default=None, description="largest micro-batch that was compiled and fits")
+    claimed: str | None = Field(default=None, description="the plan's own estimate")
+    problem: str | None = None
+
+
 class TrainingResult(ChapterResult):
     chapter: ClassVar[str] = "training"
     number: ClassVar[str] = "30"
@@ -464,6 +611,7 @@ class TrainingResult(ChapterResult):
     metrics: list[Metric]
     step_time: Quantity = Field(description="one micro-batch, after the first")
     peak_memory: Quantity | None = None
+    remedies: list[Remedy] = []
 
 
 CHAPTERS: tuple[type[ChapterResult], ...] = (EnvironmentResult, HotspotsResult, SimilarityResult, TrainingResult)

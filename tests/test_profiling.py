@@ -3,14 +3,16 @@
 import copy
 import cProfile
 import functools
-import hashlib
+import importlib
 import json
 import os
 import random
+import selectors
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter, defaultdict
 
@@ -18,15 +20,18 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
-from altlas_lib import plots, profiling
-from altlas_lib.profiling import sampling
+from altlas_lib import profiling
+from altlas_lib.profiling import py_spy, sampling
 from altlas_lib.profiling.folding import OWN_LINES, CallGraph, Project, Time, fold
-from altlas_lib.profiling.targets import FunctionKey, prepare
-from altlas_lib.results import Candidate, DataSource, FunctionTime, HotspotsResult, Provenance, Quantity, WorkloadProfile
-from altlas_lib.workloads import inference, segmentation
+from altlas_lib.profiling.profiler import _BUSY_NOTE
+from altlas_lib.profiling.runnable import FunctionKey
+from altlas_lib.profiling.targets import prepare
+from altlas_lib.results import WorkloadProfile
+from altlas_lib.workloads import segmentation
 
-QUICK = {"n_repeats": 1, "sampling_s": 0.3, "time_limit_s": 60}
+QUICK = {"n_repeats": 1, "sampling_s": 0.3, "time_limit_s": 60, "n_line_functions": 0, "trace_arrays": False}
 
 
 @pytest.fixture
@@ -50,6 +55,11 @@ def py_spy_permitted():
     notes = profiling.profile("platform:platform", **QUICK).notes
     if any("permission" in note.lower() or "not permitted" in note.lower() for note in notes):
         pytest.skip(f"this system refuses py-spy: {notes}")
+
+
+def notes(profile: WorkloadProfile) -> list[str]:
+    """Without the one that says that the machine is busy."""
+    return [note for note in profile.notes if not note.startswith(_BUSY_NOTE)]
 
 
 # The split of time ------------------------------------------------------------------------------------------------------
@@ -90,7 +100,7 @@ def test_the_true_split_of_time_is_found(module, py_spy_permitted):
                 left()
                 right()
     """)
-    profile = profiling.profile(f"{user}:main", n_repeats=3, sampling_s=1.5)
+    profile = profiling.profile(f"{user}:main", n_repeats=3, sampling_s=1.5, n_line_functions=2, trace_arrays=False)
     functions = {function.name: function for function in profile.functions}
     assert set(functions) == {"main", "left", "right", "work"}  # the library and the comprehension are folded
     assert functions["work"].file == f"{user}.py"
@@ -107,8 +117,14 @@ def test_the_true_split_of_time_is_found(module, py_spy_permitted):
     assert profile.total.basis == "measured"
     assert profile.total.value > 0.1
     assert profile.n_samples > 50
-    assert not profile.notes
-    assert [candidate.function for candidate in profiling.rank_candidates([profile])] == ["work", "left"]
+    assert not notes(profile)
+    assert [function.name for function in profile.functions[:2]] == ["work", "left"]
+    assert functions["work"].lines[0].source == "while time.process_time() < stop:"
+    assert functions["left"].lines[0].n_hits == 10
+    assert functions["left"].lines[0].share == pytest.approx(1, abs=0.05)
+    assert not functions["main"].lines
+    assert [tool.tool for tool in profile.tools] == ["cProfile", "py-spy", "line_profiler"]
+    assert all(tool.version[0].isdigit() and tool.factor > 0.5 for tool in profile.tools)
 
 
 def test_setup_and_imports_are_not_charged(module, py_spy_permitted):
@@ -154,18 +170,62 @@ def test_a_class_and_an_instance_can_be_the_target(target, name):
     assert (function.name, function.n_calls) == (name, 1)
 
 
+def recorded(threads: dict[str, list[list[tuple[str, str]]]]) -> dict:
+    """A speedscope file of stacks of (function, file), outermost first."""
+    frames = list(dict.fromkeys(frame for stacks in threads.values() for stack in stacks for frame in stack))
+    return {
+        "shared": {"frames": [{"name": name, "file": file, "line": 1, "col": None} for name, file in frames]},
+        "profiles": [
+            {"name": name, "samples": [[frames.index(frame) for frame in stack] for stack in stacks]}
+            for name, stacks in threads.items()
+        ],
+    }
+
+
+CALL = [("<module>", "child.py"), ("sampled_call", "/x/altlas_lib/profiling/child.py")]
+MAIN, LOADS, LOOP = ("main", "/app.py"), ("loads", json.__file__), ("EpollSelector.select", selectors.__file__)
+ROOT = FunctionKey("/app.py", 9, "root")
+
+
+def shares(recording: dict, native: bool = False) -> dict[str, tuple[int, int]]:
+    project = Project("/app.py")
+    stacks = sampling._samples(recording, None, native).counted(project)
+    by_function = sampling.by_function(stacks, project, ROOT)
+    return {function.name: (each.own.total(), each.n_on_stack) for function, each in by_function.items()}
+
+
 def test_only_stacks_below_the_call_of_the_target_count():
-    names = ["<module>", "prepare", "sampled_call", "main", "main.<locals>.<genexpr>", "loads", "sampled_call"]
-    files = ["child.py", "app.py", "/x/altlas_lib/profiling/child.py", "/app.py", "/app.py", json.__file__, "/app.py"]
-    frames = [{"name": name, "file": file, "line": 1, "col": None} for name, file in zip(names, files, strict=True)]
-    stacks = [[0], [0, 1], [0, 2], [0, 2, 3], [0, 2, 3, 4, 5], [0, 2, 3, 4, 3], [0, 6]]
-    recording = {"shared": {"frames": frames}, "profiles": [{"samples": stacks[:4]}, {"samples": stacks[4:]}]}
-    main = FunctionKey("/app.py", 1, "main")
-    samples = sampling.Samples(sampling._stacks_below_the_call(recording), [])
-    assert samples.n_samples == 4
-    assert all(function.name in names[3:6] for stack in samples.stacks for function in stack)
-    root = FunctionKey("/app.py", 9, "root")
-    assert samples.shares(Project("/app.py"), root) == {root: (0.25, 0.25), main: (0.75, 0.75)}
+    comprehension = ("main.<locals>.<genexpr>", "/app.py")
+    not_ours = [[("<module>", "child.py")], [("<module>", "child.py"), ("prepare", "app.py")], [("sampled_call", "/app.py")]]
+    stacks = [CALL, [*CALL, MAIN], [*CALL, MAIN, comprehension, LOADS], [*CALL, MAIN, comprehension, MAIN]]
+    assert shares(recorded({"main": [*not_ours, *stacks]})) == {"root": (1, 1), "main": (3, 3)}
+
+
+def test_a_wait_for_other_threads_is_theirs():
+    """The calling thread waits in 6 of 10 stacks, in 4 of them for the work of another: 10 stacks are counted, not 14."""
+    thread = ("Thread.run", threading.__file__)
+    work, lock = ("work", "/app.py"), ("Condition.wait", threading.__file__)
+    threads = {
+        "main": [[*CALL, LOOP]] * 6 + [[*CALL, MAIN]] * 4,
+        "works": [[thread, work]] * 4 + [[thread]] * 6,
+        "waits": [[thread, work, lock]] * 10,
+    }
+    assert shares(recorded(threads)) == {"main": (4, 4), "work": (4, 4), "root": (2, 2)}
+    threads["works"] = [[thread, work]] * 10  # also while the calling thread works: nothing of that is left out
+    assert shares(recorded(threads)) == {"main": (4, 4), "work": (10, 10)}
+
+
+def test_a_flame_graph_has_the_users_functions_and_the_libraries_that_they_enter():
+    numpy = [("sum", "/x/site-packages/numpy/core.py"), ("wrap", "/x/site-packages/scipy/y.py")]
+    leaf = ("DOUBLE_add", "/x/site-packages/numpy/_core/_multiarray_umath.cpython-311.so")
+    stacks = [[*CALL, LOOP, MAIN, *numpy, leaf]] * 3 + [[*CALL, LOOP, MAIN, LOADS, ("a;b", "/app.py")], [*CALL, LOOP]]
+    project = Project("/app.py")
+    counted = sampling._samples(recorded({"main": stacks}), None, True).counted(project)
+    assert sampling.flame_stacks(counted, project, ROOT) == {
+        "root;main;numpy;[arrays]": 3,
+        "root;main;json;a,b;[interpreter]": 1,
+        "root;selectors;[interpreter]": 1,
+    }
 
 
 class Tree:
@@ -274,27 +334,41 @@ def test_whose_function_it_is(file, name, library):
 # A profile changes nothing ----------------------------------------------------------------------------------------------
 
 
+SERVICES = """
+    import hashlib, json, pathlib, random, uuid
+    from altlas_lib.workloads import inference, segmentation
+
+    def prepare():
+        words = [f"word{i}" for i in range(300)]
+        choose = random.Random(0).choices
+        texts = [". ".join(" ".join(choose(words, k=9)).capitalize() for _ in range(6)) + "." for _ in range(30)]
+        return texts, [json.dumps({"id": i, "texts": texts[i : i + 4]}) for i in range(4)]
+
+    def digest(inputs):
+        texts, requests = inputs
+        output = repr((segmentation.run(texts, threshold=0.5), inference.run(requests)))
+        return hashlib.sha256(output.encode()).hexdigest()
+
+    def run(folder):
+        pathlib.Path(folder, uuid.uuid4().hex).write_text(digest(prepare()))
+"""
+
+
 def test_the_result_is_the_same_with_and_without_the_profilers(module, tmp_path, py_spy_permitted):
-    user = module("""
-        import hashlib, pathlib, uuid
-        from altlas_lib.workloads import inference, segmentation
-
-        def prepare(folder):
-            return folder, segmentation.load_input(n_texts=60), inference.load_input(n_requests=4)
-
-        def run(prepared):
-            folder, texts, requests = prepared
-            output = repr((segmentation.run(texts, threshold=0.5), inference.run(requests))).encode()
-            pathlib.Path(folder, uuid.uuid4().hex).write_text(hashlib.sha256(output).hexdigest())
-    """)
+    user = module(SERVICES)
     outputs = tmp_path / "digests"
     outputs.mkdir()
-    profiling.profile(f"{user}:run", setup=f"{user}:prepare", arguments={"folder": str(outputs)}, **QUICK)
-    texts, requests = segmentation.load_input(n_texts=60), inference.load_input(n_requests=4)
-    plain = repr((segmentation.run(texts, threshold=0.5), inference.run(requests))).encode()
+    options = {**QUICK, "n_line_functions": 2, "trace_arrays": True}
+    profile = profiling.profile(f"{user}:run", arguments={"folder": str(outputs)}, **options)
+    assert [tool.tool for tool in profile.tools] == ["cProfile", "py-spy", "line_profiler", "array trace"], profile.notes
+    services = importlib.import_module(user)
+    plain = set()
+    for n_threads in (None, 1):  # the sweep's: a product's last bits depend on them
+        with threadpool_limits(n_threads):
+            plain.add(services.digest(services.prepare()))
     digests = [path.read_text() for path in outputs.iterdir()]
-    assert len(digests) >= 5  # warm-up, plain, cProfile; warm-up and at least one under py-spy
-    assert set(digests) == {hashlib.sha256(plain).hexdigest()}
+    assert len(digests) >= 9  # each tool warms up and runs at least once; two thread counts without any
+    assert set(digests) == plain
 
 
 # Targets that misbehave -------------------------------------------------------------------------------------------------
@@ -326,8 +400,8 @@ def test_a_name_that_leads_nowhere(target, message):
         ("1 / 0", "raised ZeroDivisionError: division by zero at"),
         ("import sys; sys.exit('not as a module')", "raised SystemExit: not as a module"),
         ("import no_such_dependency", "no module named 'no_such_dependency'"),
-        ("async def main(): pass", "is a coroutine or a generator"),
-        ("def main(): yield", "is a coroutine or a generator"),
+        ("async def main(): yield", "is a generator"),
+        ("def main(): yield", "is a generator"),
         ("class main:\n    def __init__(self, size): pass", "missing a required argument: 'size'"),
     ],
 )
@@ -437,92 +511,29 @@ def test_a_second_profiler_is_refused():
         profiler.disable()
 
 
+@pytest.mark.parametrize(("load", "is_noted"), [(0.5, False), (100.0, True)])
+def test_a_busy_machine_is_noted(monkeypatch, load, is_noted):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0, 0))
+    profile = profiling.profile(sum, setup=lambda: [1, 2], n_repeats=1, trace_arrays=False)
+    assert any(note.startswith(_BUSY_NOTE) for note in profile.notes) == is_noted
+
+
 @pytest.mark.parametrize("which", ["absent", "refused"])
 def test_without_py_spy_the_profile_says_so(monkeypatch, tmp_path, which):
     refusing = tmp_path / "py-spy"
     refusing.write_text("#!/bin/sh\necho 'Error: Permission Denied: Try again with elevated permissions' >&2\nexit 1\n")
     refusing.chmod(0o755)
     found = None if which == "absent" else str(refusing)
-    monkeypatch.setattr(sampling.shutil, "which", lambda *arguments, **options: found)
+    monkeypatch.setattr(py_spy.shutil, "which", lambda *arguments, **options: found)
     profile = profiling.profile("json:dumps", arguments={"obj": [1, 2, 3]}, **QUICK)
     assert profile.n_samples == 0
     assert all(function.sampled_share is None and function.sampled_own_share is None for function in profile.functions)
-    assert set(profile.overhead) == {"cProfile"}
-    (note,) = profile.notes
+    assert [tool.tool for tool in profile.tools] == ["cProfile"]
+    assert profile.functions[0].own.value > 0
+    (note,) = notes(profile)
     assert ("not installed" if which == "absent" else "Permission Denied") in note
-    assert {candidate.tool for candidate in profiling.rank_candidates([profile])} == {"cProfile"}
 
 
 def test_profiling_loads_no_framework():
     check = "import sys, altlas_lib.profiling; print({'tensorflow', 'cupy', 'sklearn', 'pandas'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout == "set()\n"
-
-
-# Candidates, tables, figure, result -------------------------------------------------------------------------------------
-
-
-def made_up_profile(sampled: dict[str, float] | None, own_s: dict[str, float]) -> WorkloadProfile:
-    functions = [
-        FunctionTime(
-            name=name,
-            file="app.py",
-            line=1,
-            n_calls=1,
-            own=Quantity.measured([s], "s", "a CPU"),
-            cumulative=Quantity.measured([s], "s", "a CPU"),
-            own_by_library={"re": 0.97, OWN_LINES: 0.03},
-            sampled_own_share=sampled[name] if sampled else None,
-            sampled_share=sampled[name] if sampled else None,
-        )
-        for name, s in own_s.items()
-    ]
-    total = Quantity.measured([sum(own_s.values())], "s", "a CPU")
-    n_samples = 200 if sampled else 0
-    return WorkloadProfile(
-        workload="app", target="app:main", total=total, functions=functions, overhead={"cProfile": 1.5}, n_samples=n_samples
-    )
-
-
-def test_candidates_carry_amdahls_bound():
-    candidates = profiling.rank_candidates([made_up_profile(None, {"f": 6, "g": 3, "h": 1})])
-    assert [(c.function, c.share, c.largest_gain) for c in candidates] == [("f", 0.6, 2.5), ("g", 0.3, pytest.approx(1 / 0.7))]
-    assert candidates[0].reason == "60% of the time under cProfile, 1 call per run; 97% in re"
-
-
-def test_samples_decide_where_there_are_any():
-    (candidate,) = profiling.rank_candidates([made_up_profile({"f": 0.95, "g": 0.05}, {"f": 1, "g": 9})])
-    assert (candidate.function, candidate.tool) == ("f", "py-spy")
-    assert candidate.largest_gain == pytest.approx(20)
-
-
-def test_all_of_the_time_has_no_bound_and_a_flat_profile_no_candidate():
-    (candidate,) = profiling.rank_candidates([made_up_profile(None, {"f": 1})])
-    assert candidate.largest_gain is None
-    flat = made_up_profile(None, {f"f{i}": 1 for i in range(20)})
-    assert profiling.rank_candidates([flat]) == []
-    assert "no large part of its time in any one function" in profiling.finding([flat], [])
-
-
-def test_tables_figure_and_result_show_the_profile(run):
-    profile = made_up_profile({"f": 0.7, "g": 0.3}, {"f": 1, "g": 1})
-    candidates = profiling.rank_candidates([profile])
-    assert profiling.function_table(profile).data["own, py-spy (%)"].tolist() == [70, 30]
-    assert "not sampled" in profiling.function_table(made_up_profile(None, {"f": 1})).to_html()
-    assert profiling.overhead_table([profile]).data.set_index("workload").loc["app", "with cProfile"] == "1.50x"
-    assert profiling.candidate_table(candidates).data["gain at most"].tolist() == ["3.33x", "1.43x"]
-    assert list(profiling.candidate_table([]).data) == list(profiling.candidate_table(candidates).data)
-    with plots.figure() as (fig, ax):
-        plots.function_shares(ax, profile)
-        picture = plots.save_figure(fig, run, "10_app", alt="bars")
-        assert [text.get_text() for text in ax.get_yticklabels()] == ["f", "g"]
-        assert [patch.get_width() for patch in ax.patches] == [70, 30, 50, 50]
-    assert picture.title == "app: 70% of 2 s is spent in f"
-    sentence = profiling.finding([profile], candidates)
-    assert sentence.startswith("app (2 s per run) spends 70% in f (at most 3.33x from it) and 30% in g")
-    assert sentence.endswith("Measured on a CPU.")
-    source = DataSource(name="builtin", n_rows=1, sha256="0" * 64)
-    result = HotspotsResult(
-        provenance=Provenance.now({}), finding=sentence, source=source, workloads=[profile], candidates=candidates
-    )
-    assert HotspotsResult.load(result.save(run) and run) == result
-    assert isinstance(result.candidates[0], Candidate)

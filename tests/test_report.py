@@ -20,7 +20,10 @@ from altlas_lib.results import (
     Finding,
     FunctionTime,
     HotspotsResult,
+    Licence,
     Metric,
+    Overhead,
+    Projection,
     Provenance,
     Quantity,
     SimilarityResult,
@@ -58,6 +61,7 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
     timings = [Timing(method="NumPy, row blocks", n_texts=1000, time=seconds(1.0, 2.0, 3.0))]
     if gpu:
         timings.append(Timing(method="CuPy, row blocks", on_gpu=True, n_texts=1000, time=seconds(0.5, device=GPU)))
+    projected = Quantity.projected(0.01, 0.02, "s", text or "T4", text or "transfers")
     function = FunctionTime(name=text, file=text, line=1, n_calls=2, own=seconds(0.1), cumulative=seconds(0.2))
     return [
         EnvironmentResult(
@@ -72,10 +76,40 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
         ),
         HotspotsResult(
             **shared,
+            target_gpu=text,
             workloads=[
-                WorkloadProfile(workload=text, target=text, total=seconds(0.3), functions=[function], overhead={}, notes=[text])
+                WorkloadProfile(
+                    workload=text,
+                    target=text,
+                    total=seconds(0.3),
+                    seconds_by_n_threads={1: 0.3},
+                    functions=[function],
+                    tools=[Overhead(tool=text, version=text, gave=text, factor=1.5)],
+                    notes=[text],
+                )
             ],
-            candidates=[Candidate(workload=text, function=text, share=0.5, largest_gain=2.0, reason=text)],
+            candidates=[
+                Candidate(
+                    workload=text,
+                    function=text,
+                    share=0.5,
+                    largest_gain=2.0,
+                    projection=Projection(
+                        gpu=text,
+                        basis="data sheet",
+                        now=seconds(0.15),
+                        on_gpu=projected,
+                        on_gpu_resident=projected,
+                        by_cause={text: 0.1},
+                        coverage=0.9,
+                    ),
+                    gain=projected,
+                    workload_gain=projected,
+                    advice="port it",
+                    reason=text,
+                )
+            ],
+            licences=[Licence(package=text, version=text, declared=text, flag="copyleft")],
         ),
         SimilarityResult(
             **shared,

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from .targets import FunctionKey
+from .runnable import FunctionKey
 
 OWN_LINES = "own lines"  # in `own_by_library`: not in a library; `@` and NumPy's ufuncs are in here, cProfile does not see them
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # functions in Python 3.11, mere lines in 3.12
-_LIBRARY_FILE = re.compile(rf"(?:.*?/(?:site|dist)-packages|{re.escape(os.path.dirname(os.__file__))})/(\w+)")
+# Installed packages, and the standard library of this Python or, in a process attached to, of any other.
+_LIBRARY_FILE = re.compile(
+    rf"(?:.*?/(?:site|dist)-packages|{re.escape(os.path.dirname(os.__file__))}|.*?/lib(?:64)?/python3\.\d+)/(\w+)"
+)
+_PROFILER_FILES = os.path.join(os.path.dirname(__file__), "")  # its frames are between the target and its caller
 # `numpy` of `<built-in method numpy.array>`, `re` of `<method 'sub' of 're.Pattern' objects>`
 _LIBRARY_BUILTIN = re.compile(r"<(?:built-in method|method '\w+' of ')\s*_?(\w+)\.")
 
@@ -71,11 +73,13 @@ class Project:
         if file == "~":
             match = _LIBRARY_BUILTIN.match(name)
             return match[1] if match else "builtins"
+        if file.startswith(_PROFILER_FILES):
+            return "altlas"
         if not f"{file}/".startswith(f"{self._top}/"):
             if match := _LIBRARY_FILE.match(file):
                 return match[1]
-            if file.startswith("<"):
-                return "generated code"
+            if file.startswith("<"):  # `<frozen posixpath>`: modules of the standard library that the interpreter holds
+                return file[len("<frozen ") : -1].partition(".")[0] if file.startswith("<frozen ") else "generated code"
         return OWN_LINES if name.endswith(_COMPREHENSIONS) else None
 
     def relative(self, file: str) -> str:
@@ -93,6 +97,7 @@ def fold(graph: CallGraph, library: Callable[[FunctionKey], str | None], root: F
     Returns:
         user's function -> {`OWN_LINES` or library: seconds}; all seconds together are all own time in `graph`.
     """
+    import numpy as np
     from scipy import sparse
     from scipy.sparse.linalg import splu
 

@@ -1,10 +1,12 @@
 """Profiles for the eye: tables for a notebook, and the finding in a sentence."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .. import tables
-from ..results import Candidate, FunctionTime, WorkloadProfile
+from ..results import ArrayOperation, Candidate, Licence, WorkloadProfile, format_value
+from .residuals import Residuals
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -17,58 +19,168 @@ def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> "Styler":
             "function": function.name,
             "where": f"{function.file}:{function.line}",
             "calls": function.n_calls,
-            "own (ms)": 1e3 * function.own.value,
-            "cumulative (ms)": 1e3 * function.cumulative.value,
-            "own (%)": 100 * profile.cprofile_share(function),
-            "own, py-spy (%)": 100 * function.sampled_own_share if profile.n_samples else None,
-            "on the stack, py-spy (%)": 100 * function.sampled_share if profile.n_samples else None,
-            "most of own is in": _most_of_own(function),
+            "own (ms)": 1e3 * function.own.value if function.own else None,
+            "cumulative (ms)": 1e3 * function.cumulative.value if function.cumulative else None,
+            "own (%)": _percent(profile.cprofile_share(function)),
+            "own, py-spy (%)": _percent(function.sampled_own_share),
+            "on the stack, py-spy (%)": _percent(function.sampled_share),
+            "most of own is in": _largest(function.own_by_library),
+            "what ran": _largest(function.own_by_class),
         }
         for function in profile.functions[:n_rows]
     ]
     one_decimal = ("own (ms)", "cumulative (ms)", "own (%)", "own, py-spy (%)", "on the stack, py-spy (%)")
-    return tables.show(rows, formats={"calls": "{:,}", **dict.fromkeys(one_decimal, "{:,.1f}")}, missing="not sampled")
+    return tables.show(rows, formats={"calls": "{:,.0f}", **dict.fromkeys(one_decimal, "{:,.1f}")}, missing="not seen")
 
 
-def _most_of_own(function: FunctionTime) -> str:
-    return ", ".join(f"{name} {share:.0%}" for name, share in list(function.own_by_library.items())[:2] if share >= 0.05)
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
-def overhead_table(profiles: Sequence[WorkloadProfile]) -> "Styler":
-    """One run of each workload without a profiler, and how many times as long it took under each tool."""
+def _largest(shares: dict[str, float]) -> str:
+    largest = sorted(shares.items(), key=lambda item: -item[1])[:2]
+    return ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.05)
+
+
+def line_table(profile: WorkloadProfile, *, n_rows: int = 8) -> "Styler":
+    """The dearest lines of the hottest functions, under line_profiler."""
+    lines = [
+        (profile.share(function) * line.share, function, line) for function in profile.functions for line in function.lines
+    ]
+    lines.sort(key=lambda item: -item[0])
+    rows = [
+        {
+            "function": function.name,
+            "line": line.line,
+            "source": line.source.strip(),
+            "hits": line.n_hits,
+            "of the function (%)": 100 * line.share,
+        }
+        for _, function, line in lines[:n_rows]
+    ]
+    return tables.show(rows, formats={"hits": "{:,}", "of the function (%)": "{:.0f}"})
+
+
+def operation_table(profile: WorkloadProfile, *, n_rows: int = 10) -> "Styler":
+    """The operations on arrays that took most time: what they computed on, and the rates that they reached on this CPU."""
+    seen = [(trace.function, operation) for trace in profile.traces for operation in trace.operations]
+    seen.sort(key=lambda item: -item[1].time_s)
+    rows = [{"function": function, **_operation_row(operation)} for function, operation in seen[:n_rows]]
+    return tables.show(rows, formats={"calls": "{:,}", "GFLOP/s": "{:.3g}", "GB/s": "{:.3g}"}, missing="not known")
+
+
+def _operation_row(operation: ArrayOperation) -> dict:
+    def rate(amount: float | None) -> float | None:
+        return None if amount is None or not operation.time_s else amount / operation.time_s / 1e9
+
+    return {
+        "operation": operation.name,
+        "kind": operation.kind,
+        "on": ", ".join(operation.operands),
+        "calls": operation.n_calls,
+        "time": format_value(operation.time_s, "s"),
+        "GFLOP/s": rate(operation.flops),
+        "GB/s": rate(operation.moved_bytes),
+    }
+
+
+def tool_table(profiles: Sequence[WorkloadProfile]) -> "Styler":
+    """Which tool gave which figures, and how many times as long the workload took under it."""
     rows = [
         {
             "workload": profile.workload,
-            "without a profiler": str(profile.total),
-            "fastest to slowest (ms)": f"{1e3 * profile.total.low:.4g} to {1e3 * profile.total.high:.4g}",
-            "runs": profile.total.n_runs,
-            **{f"with {tool}": f"{factor:.2f}x" for tool, factor in profile.overhead.items()},
-            "samples": profile.n_samples,
+            "tool": f"{tool.tool} {tool.version}".strip(),
+            "gave": tool.gave,
+            "run took, times as long": None if tool.factor is None else f"{tool.factor:.2f}x",
         }
         for profile in profiles
+        for tool in profile.tools
+    ]
+    return tables.show(rows, missing="not comparable")
+
+
+def baseline_table(profiles: Sequence[WorkloadProfile]) -> "Styler":
+    """One run of each workload without a profiler, with the number of BLAS threads that suits it best."""
+    rows = [
+        {
+            "workload": profile.workload,
+            "one run": str(profile.total),
+            "fastest to slowest": f"{format_value(profile.total.low, 's')} to {format_value(profile.total.high, 's')}",
+            "runs": profile.total.n_runs,
+            "fastest, by BLAS threads": ", ".join(
+                f"{n}: {format_value(seconds, 's')}" for n, seconds in sorted(profile.seconds_by_n_threads.items())
+            ),
+            "peak memory": str(profile.peak_memory) if profile.peak_memory else None,
+        }
+        for profile in profiles
+        if profile.total
     ]
     return tables.show(rows, missing="not measured")
 
 
 def candidate_table(candidates: Sequence[Candidate]) -> "Styler":
-    """The candidates with their share, Amdahl's bound and the reason."""
-    columns = ["workload", "function", "share of the time", "measured by", "gain at most", "what was seen"]
-    rows = [(c.workload, c.function, f"{c.share:.0%}", c.tool, _gain(c), c.reason) for c in candidates]
-    return tables.show(rows, columns)
+    """The candidates, best first: share of the time, projected gains, and the advice with its reason."""
+    rows = [
+        {
+            "workload": candidate.workload,
+            "function": candidate.function,
+            "share": f"{candidate.share:.0%}",
+            "at most": _bound(candidate),
+            "function, projected": candidate.gain and str(candidate.gain),
+            "workload, projected": candidate.workload_gain and str(candidate.workload_gain),
+            "bound by": candidate.projection.bound_by if candidate.projection else None,
+            "advice": candidate.advice,
+            "why": candidate.reason,
+        }
+        for candidate in candidates
+    ]
+    return tables.show(rows, missing="not projected")
 
 
-def _gain(candidate: Candidate) -> str:
+def _bound(candidate: Candidate) -> str:
     return "unbounded" if candidate.largest_gain is None else f"{candidate.largest_gain:.2f}x"
 
 
+def residual_table(residuals: Residuals) -> "Styler":
+    """What GPUs took, beside what had been projected for them."""
+    columns = ["GPU", "texts", "measured", "had been projected", "measured / middle of the projection"]
+    rows = [(r.gpu, f"{r.n_texts:,}", str(r.measured), str(r.projected), f"{r.ratio:.2f}") for r in residuals.residuals]
+    return tables.show(rows, columns)
+
+
+def licence_table(found: Sequence[Licence]) -> "Styler":
+    """Declared licences; what needs a look before a closed-source product ships is flagged."""
+    columns = ["package", "version", "declared licence; bundled parts need review", "look at"]
+    return tables.show([(each.package, each.version, each.declared, each.flag) for each in found], columns)
+
+
 def finding(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]) -> str:
-    """Which functions of each workload own its time, in a sentence."""
+    """Which functions of each workload own its time, and what to do about each, in a sentence."""
     parts = []
     for profile in profiles:
-        own = [c for c in candidates if c.workload == profile.workload]
-        where = " and ".join(f"{c.share:.0%} in {c.function} (at most {_gain(c)} from it)" for c in own)
-        parts.append(
-            f"{profile.workload} ({profile.total} per run) spends {where or 'no large part of its time in any one function'}"
-        )
-    devices = sorted({profile.total.device for profile in profiles})
-    return f"{'; '.join(parts)}. Measured on {', '.join(devices)}."
+        own = [candidate for candidate in candidates if candidate.workload == profile.workload]
+        where = " and ".join(f"{c.share:.0%} in {c.function} ({_verdict(c)})" for c in own)
+        run = f" ({profile.total} per run)" if profile.total else ""
+        parts.append(f"{profile.workload}{run} spends {where or 'no large part of its time in any one function'}")
+    devices = sorted({profile.total.device for profile in profiles if profile.total})
+    measured = f" Measured on {', '.join(devices)}." if devices else ""
+    gpus = sorted({candidate.projection.gpu for candidate in candidates if candidate.projection})
+    projected = f" Gains are projected for {', '.join(gpus)}; nothing ran there." if gpus else ""
+    return f"{'; '.join(parts)}.{measured}{projected}"
+
+
+def answers(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]) -> str:
+    """For each workload a line per candidate: what the proof of concept should look at, and why."""
+    lines = []
+    for profile in profiles:
+        lines.append(f"{profile.workload}:")
+        of_profile = [candidate for candidate in candidates if candidate.workload == profile.workload]
+        lines += [f"  {i}. {c.function}: {_verdict(c)}. {c.reason}" for i, c in enumerate(of_profile, start=1)]
+        if not of_profile:
+            lines.append("  no function owns a tenth of its time: nothing to port")
+    return "\n".join(textwrap.fill(line, 110, subsequent_indent="     ") for line in lines)
+
+
+def _verdict(candidate: Candidate) -> str:
+    gain = f", {candidate.gain}" if candidate.gain and candidate.advice != "leave it" else ""
+    return f"{candidate.advice}{gain}"

@@ -1,111 +1,142 @@
-"""What is profiled: a callable or "module:function", found, checked and made ready to be called without arguments."""
+"""What is profiled, found and checked: a function, a script, a process; `asgi` knows of applications."""
 
 import functools
-import importlib
+import importlib.util
 import inspect
 import operator
+import os
 import re
 import reprlib
-import traceback
-from collections.abc import Callable, Mapping
-from types import CodeType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from ..names import nearest
+from .runnable import FunctionKey, ProfilingError, Runnable, Script, call_user_code, describe
 
-Target = Callable[..., Any] | str
+Target = Callable[..., Any] | str | os.PathLike
+Kind = Literal["function", "script", "process"]
 
-
-class ProfilingError(Exception):
-    """A target that cannot be profiled: what was given, why not, and what to do."""
-
-
-class FunctionKey(NamedTuple):
-    """What cProfile and py-spy both call a function by: source file, line of its definition, qualified name."""
-
-    file: str
-    line: int
-    name: str
-
-    @classmethod
-    def of(cls, code: CodeType | str) -> "FunctionKey":
-        """Of a code object; or of a built-in function, which cProfile knows by its description only."""
-        if isinstance(code, str):
-            return cls("~", 0, code)
-        return cls(code.co_filename, code.co_firstlineno, code.co_qualname)
+_NAME = re.compile(r"(\w+(?:\.\w+)*):(\w+(?:\.\w+)*)(\(\))?")
 
 
 def target_name(target: Target) -> str:
-    if isinstance(target, str):
-        return target
-    function = _unwrap(target)
+    if isinstance(target, str | os.PathLike):
+        return os.fspath(target)
+    function = unwrap(target)
     return f"{getattr(function, '__module__', None)}:{getattr(function, '__qualname__', repr(target))}"
 
 
 def target_key(target: Callable[..., Any]) -> FunctionKey:
     """Key of the innermost Python function of a callable; the name of one without Python code, such as a built-in."""
-    function = _unwrap(target)
+    function = unwrap(target)
     if inspect.isclass(function):
         function = function.__init__
     code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     return FunctionKey.of(code or target_name(target))
 
 
-def _unwrap(target: Callable[..., Any]) -> Callable[..., Any]:
+def unwrap(target: Callable[..., Any]) -> Callable[..., Any]:
     """The function below `partial` and decorators."""
     while isinstance(target, functools.partial):
         target = target.func
     return inspect.unwrap(target)
 
 
-def prepare(target: Target, setup: Target | None, arguments: Mapping[str, Any]) -> Callable[[], Any]:
-    """The target with its arguments bound: `target(**arguments)`, or `target(setup(**arguments))`; `setup` runs here, once."""
-    function = _resolve(target)  # before the set-up, which may take long
-    if setup is None:
-        return _bind(function, target, (), arguments)
-    value = call_user_code(_bind(_resolve(setup), setup, (), arguments), f"setup {target_name(setup)!r}")
-    return _bind(function, target, (value,), {})
+def target_kind(name: str) -> Kind:
+    """What a target's text means: `module:function`, `pid:1234` or `path/to/script.py`.
+
+    Raises:
+        ProfilingError: none of them, or no such file.
+    """
+    if name.startswith("pid:"):
+        return "process"
+    if _NAME.fullmatch(name):
+        return "function"
+    path = Path(name)
+    if name and path.is_dir():
+        raise ProfilingError(f"target {name!r} is a folder; name the script in it, such as {str(path / '__main__.py')!r}")
+    if name and path.exists():
+        return "script"
+    if name.endswith(".py"):
+        hint = nearest(path.name, (file.name for file in path.parent.glob("*.py")))
+        raise ProfilingError(f"target {name!r}: no such file{hint or f'; the current folder is {os.getcwd()!r}'}")
+    raise ProfilingError(
+        f"target {name!r}: expected 'module:function', as in 'package.module:main', 'path/to/script.py' or 'pid:1234'"
+    )
 
 
-def call_user_code(function: Callable[[], Any], what: str) -> Any:
-    """What `function` returns; a `ProfilingError` if it raises or calls `sys.exit`."""
+def _read_script(path: str, argv: Sequence[str]) -> Script:
+    path = os.path.abspath(path)
     try:
-        return function()
-    except (Exception, SystemExit) as error:
-        raise ProfilingError(f"{what} raised {_describe(error)}; make it run without the profiler first") from error
+        source = importlib.util.decode_source(Path(path).read_bytes())
+        return Script(path, argv, source, compile(source, path, "exec", dont_inherit=True))
+    except OSError as error:
+        raise ProfilingError(f"target {path!r} cannot be read ({error.strerror}); name a Python file that can") from None
+    except (SyntaxError, ValueError) as error:
+        if getattr(error, "text", None):
+            raise _syntax_error(path, error) from error
+        raise ProfilingError(  # NUL bytes, or no text in its encoding
+            f"target {path!r} is no Python source ({error}); name a script, or start the program and name it as pid:NUMBER"
+        ) from error
 
 
-def _describe(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}: {str(error)[:500]}{place}"
+def prepare(
+    target: Target, setup: Target | None = None, arguments: Mapping[str, Any] | None = None, argv: Sequence[str] = ()
+) -> Runnable:
+    """The target with its arguments bound: `target(**arguments)`, or `target(setup(**arguments))`; `setup` runs here, once.
+
+    A coroutine that the target returns is run by `asyncio.run`.
+    """
+    name, arguments = target_name(target), arguments or {}
+    if not callable(target) and target_kind(name) == "script":
+        script = _read_script(name, argv)
+        return Runnable(name, script, FunctionKey.of(script.code))
+    function = resolve(target)  # before the set-up, which may take long
+    inner = unwrap(function)
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise ProfilingError(
+            f"target {name!r} is a generator, whose call does nothing yet; name a function that runs through it (list(...))"
+        )
+    if setup is None:
+        call = _bind(function, target, (), arguments)
+    else:
+        value = call_user_code(_bind(resolve(setup), setup, (), arguments), f"setup {target_name(setup)!r}")
+        call = _bind(function, target, (value,), {})
+    if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None)):  # noqa: B004
+        call = functools.partial(_run_coroutine, call, name)
+    return Runnable(name, call, target_key(function))
 
 
-def _resolve(target: Target) -> Callable[..., Any]:
+def _run_coroutine(call: Callable[[], Any], name: str) -> Any:
+    import asyncio
+
+    if asyncio._get_running_loop():
+        raise ProfilingError(
+            f"target {name!r} is a coroutine, and an event loop runs here already, as in a notebook; "
+            "name it as 'module:function', which runs in a process of its own"
+        )
+    return asyncio.run(call())
+
+
+def resolve(target: Target) -> Callable[..., Any]:
+    """The callable that a target names; of `module:factory()` what the factory returns."""
     name = target_name(target)
     function = _import(name) if isinstance(target, str) else target
     if not callable(function):
         raise ProfilingError(f"target {name!r} is {type(function).__name__}, not callable; name a function")
-    inner = _unwrap(function)
-    if inspect.iscoroutinefunction(inner) or inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
-        raise ProfilingError(
-            f"target {name!r} is a coroutine or a generator, whose call does nothing yet; "
-            "name a function that runs it (asyncio.run(...), list(...))"
-        )
     return function
 
 
 def _import(name: str) -> Any:
-    match = re.fullmatch(r"(\w+(?:\.\w+)*):(\w+(?:\.\w+)*)", name)
+    match = _NAME.fullmatch(name)
     if not match:
         raise ProfilingError(f"target {name!r}: expected 'module:function', as in 'package.module:main'")
-    module_name, attribute = match.groups()
+    module_name, attribute, is_factory = match.groups()
     try:
         module = importlib.import_module(module_name)
     except SyntaxError as error:
-        raise ProfilingError(
-            f"target {name!r}: {error.msg} in {error.filename}, line {error.lineno}; correct it, then profile again"
-        ) from error
+        raise _syntax_error(name, error) from error
     except ModuleNotFoundError as error:
         raise ProfilingError(
             f"target {name!r}: no module named {error.name!r}; "
@@ -113,13 +144,20 @@ def _import(name: str) -> Any:
         ) from error
     except (Exception, SystemExit) as error:
         raise ProfilingError(
-            f"target {name!r}: importing {module_name} raised {_describe(error)}; make `import {module_name}` work first"
+            f"target {name!r}: importing {module_name} raised {describe(error)}; make `import {module_name}` work first"
         ) from error
     try:
-        return operator.attrgetter(attribute)(module)
+        value = operator.attrgetter(attribute)(module)
     except AttributeError as error:
         hint = nearest(attribute, dir(module), n=3) or "; name a function that it defines"
         raise ProfilingError(f"target {name!r}: {module_name} has no {attribute!r}{hint}") from error
+    return call_user_code(value, f"factory {name!r}") if is_factory else value
+
+
+def _syntax_error(name: str, error: SyntaxError) -> ProfilingError:
+    return ProfilingError(
+        f"target {name!r}: {error.msg} in {error.filename}, line {error.lineno}; correct it, then profile again"
+    )
 
 
 def _bind(function: Callable, target: Target, values: tuple, arguments: Mapping[str, Any]) -> Callable[[], Any]:
@@ -130,7 +168,8 @@ def _bind(function: Callable, target: Target, values: tuple, arguments: Mapping[
         pass
     except TypeError as error:
         given = f"what setup returned ({type(values[0]).__name__})" if values else f"arguments {reprlib.repr(dict(arguments))}"
-        raise ProfilingError(
-            f"{target_name(target)!r} takes {signature} and got {given}: {error}; give what it needs by name in arguments"
-        ) from error
+        what_next = "give what it needs by name in arguments"
+        if list(signature.parameters) == ["scope", "receive", "send"]:
+            what_next = "it looks like an ASGI application, which takes requests"
+        raise ProfilingError(f"{target_name(target)!r} takes {signature} and got {given}: {error}; {what_next}") from error
     return functools.partial(function, *values, **arguments)

@@ -1,0 +1,88 @@
+"""The flame graph of a profile: one self-contained HTML page, in an iframe that may run its few lines of script and no more."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ..results import WorkloadProfile
+
+_SMALLEST_SHARE = 0.002  # of all samples; what is narrower cannot be seen
+_ROW_PX = 20
+
+
+class Frame(NamedTuple):
+    name: str
+    depth: int
+    left: float  # as a share of the whole width
+    width: float
+    n_samples: int
+
+
+@dataclass
+class _Node:
+    n_samples: int = 0
+    children: dict[str, "_Node"] = field(default_factory=dict)
+
+
+def frames_of(stacks: Mapping[str, int]) -> list[Frame]:
+    """Where each frame lies: outermost call at depth 0, callees above their caller, side by side in the order of their names.
+
+    Args:
+        stacks: 'outer;inner' -> number of samples, as in `WorkloadProfile.stacks`.
+    """
+    root = _Node()
+    for stack, n_samples in stacks.items():
+        node = root
+        node.n_samples += n_samples
+        for name in stack.split(";"):
+            node = node.children.setdefault(name, _Node())
+            node.n_samples += n_samples
+
+    frames: list[Frame] = []
+    waiting = [(root, 0, 0.0)]
+    while waiting:
+        node, depth, left = waiting.pop()
+        for name, child in sorted(node.children.items()):
+            width = child.n_samples / root.n_samples
+            if width >= _SMALLEST_SHARE:
+                frames.append(Frame(name, depth, left, width, child.n_samples))
+                waiting.append((child, depth + 1, left))
+            left += width
+    return frames
+
+
+@dataclass(frozen=True)
+class FlameGraph:
+    """Shown by JupyterLab, and in a notebook exported to HTML, without a network. `html` is the whole page."""
+
+    html: str
+    height_px: int
+
+    def _repr_html_(self) -> str:
+        # Without allow-same-origin the page cannot touch the notebook around it, whatever a function is named.
+        return (
+            f'<iframe title="flame graph" sandbox="allow-scripts" srcdoc="{escape(self.html)}" '
+            f'style="width: 100%; height: {self.height_px}px; border: 0"></iframe>'
+        )
+
+
+def flame_graph(profile: WorkloadProfile) -> FlameGraph:
+    """The stacks that py-spy took, each as wide as its share of the samples; a click zooms in, a click on the lowest row out.
+
+    Raises:
+        ValueError: py-spy took no samples of the profile.
+    """
+    if not profile.stacks:
+        raise ValueError(f"the profile of {profile.workload!r} holds no stacks; its notes say why: {_sentence(profile.notes)}")
+    frames = frames_of(profile.stacks)
+    depth = 1 + max(frame.depth for frame in frames)
+    environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("flamegraph.html.j2").render(profile=profile, frames=frames, depth=depth, row_px=_ROW_PX)
+    return FlameGraph(page, _ROW_PX * (depth + 2) + 16)
+
+
+def _sentence(notes: Sequence[str]) -> str:
+    return "; ".join(notes) or "it has none"

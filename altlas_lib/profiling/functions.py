@@ -1,0 +1,93 @@
+"""The rows of a profile: what cProfile, py-spy and line_profiler each say of one of the user's functions."""
+
+import linecache
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from ..devices import describe_cpu
+from ..results import FunctionTime, LineTime, Quantity
+from .folding import Project, Time, fold
+from .lines import FunctionLines
+from .measure import Measurement, Recording
+from .runnable import FunctionKey
+from .sampling import FunctionSamples, Samples, by_function, display_name
+
+_N_LINES = 8
+_LONGEST_SOURCE = 200
+
+
+def function_times(
+    project: Project,
+    root: FunctionKey,
+    samples: Samples | None,
+    recordings: Sequence[Recording],
+    lines: Sequence[FunctionLines],
+) -> list[FunctionTime]:
+    """Every user's function, greatest share first; times are medians over the runs, 0 for a run in which it was not called."""
+    device = str(describe_cpu())
+    stacks = samples.counted(project) if samples else Counter()
+    n_samples = stacks.total()
+    sampled = by_function(stacks, project, root)
+    classified = by_function(samples.classified.counted(project), project, root) if samples and samples.classified else sampled
+    runs = [_folded(recording, project, root) for recording in recordings]
+    lines_of = {each.key: each for each in lines}
+    functions = []
+    for key in dict.fromkeys([*(key for run in runs for key in run), *sampled]):
+        rows = [run.get(key, (Time(), {})) for run in runs]
+        seen = any(time.n_calls for time, _ in rows)  # else it ran in another thread, of which cProfile knows nothing
+        by_library = sum((Counter(own) for _, own in rows), Counter())
+        of_stacks = sampled.get(key, FunctionSamples())
+        by_class = classified.get(key, FunctionSamples()).own
+        functions.append(
+            FunctionTime(
+                name=display_name(key),
+                file=project.relative(key.file),
+                line=key.line,
+                n_calls=statistics.median_high(time.n_calls for time, _ in rows) if seen else None,
+                own=Quantity.measured([sum(own.values()) for _, own in rows], "s", device) if seen else None,
+                cumulative=Quantity.measured([time.cumulative_s for time, _ in rows], "s", device) if seen else None,
+                own_by_library={name: s / by_library.total() for name, s in by_library.most_common()},
+                sampled_own_share=of_stacks.own.total() / n_samples if n_samples else None,
+                sampled_share=of_stacks.n_on_stack / n_samples if n_samples else None,
+                own_by_class={kind: n / by_class.total() for kind, n in by_class.most_common() if kind},
+                lines=_line_times(lines_of[key]) if key in lines_of else [],
+            )
+        )
+    return sorted(functions, key=lambda each: (-(each.sampled_own_share or 0), -(each.own.value if each.own else 0)))
+
+
+def _folded(recording: Recording, project: Project, root: FunctionKey) -> dict[FunctionKey, tuple[Time, Mapping[str, float]]]:
+    graph = recording.graph()
+    own = fold(graph, project.library, root)
+    if root not in graph.functions:  # no Python function: a built-in, which cProfile has by another name, or an application
+        graph.functions[root] = Time(1, 0.0, sum(time.own_s for time in graph.functions.values()))
+    return {key: (graph.functions[key], own[key]) for key in own}
+
+
+def hottest(measurement: Measurement, samples: Samples | None, project: Project, n: int) -> list[FunctionKey]:
+    """The `n` functions with the greatest own shares, among those that cProfile saw: Python functions of the calling thread."""
+    own = Counter()
+    for recording in measurement.recordings:
+        for key, (time, seconds) in _folded(recording, project, measurement.root).items():
+            if time.n_calls and key.line:
+                own[key] += sum(seconds.values())
+    if samples:
+        sampled = by_function(samples.counted(project), project, measurement.root)
+        own = Counter({key: sampled[key].own.total() for key in own if key in sampled})
+    return [key for key, share in own.most_common(n) if share > 0]
+
+
+def _line_times(timed: FunctionLines) -> list[LineTime]:
+    """The dearest lines, in shares of the function's time."""
+    total_s = sum(timed.seconds.values()) or 1
+    dearest = sorted(timed.seconds, key=timed.seconds.get, reverse=True)[:_N_LINES]
+    return [
+        LineTime(
+            line=line,
+            source=linecache.getline(timed.key.file, line).strip()[:_LONGEST_SOURCE],
+            n_hits=timed.hits[line],
+            share=timed.seconds[line] / total_s,
+        )
+        for line in dearest
+    ]

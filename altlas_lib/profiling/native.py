@@ -1,0 +1,116 @@
+"""What a stack's innermost native frames do: the class of its time.
+
+From the leaf outwards, the first frame that says something decides. The C library and CPython's own object code say nothing:
+they allocate, copy and count references for whoever called them. So a dict that the JSON scanner fills is parsing, and one that
+the user's line fills, without a native frame that says more, is the interpreter. A wait is remembered on the way: it is
+waiting, unless an array library or a framework waits for its own threads.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ..results import TimeClass
+
+
+class NativeFrame(NamedTuple):
+    function: str
+    file: str  # shared library or, with debugging information, source; may be empty, as of code compiled at run time
+
+
+class _Rule(NamedTuple):
+    time_class: TimeClass
+    files: re.Pattern[str]
+    functions: re.Pattern[str]
+
+    def holds(self, frame: NativeFrame) -> bool:
+        return bool(self.files.search(frame.file) and self.functions.search(frame.function))
+
+
+def _rule(time_class: TimeClass, files: str, functions: str = "") -> _Rule:
+    return _Rule(time_class, re.compile(files), re.compile(functions))
+
+
+def _packages(names: str) -> str:
+    """The compiled files of installed packages, and the libraries that their wheels bring along."""
+    return rf"/(?:{'|'.join(names.split())})(?:\.libs)?[/.]"
+
+
+_COMPILED = re.compile(r"\.(?:so|dylib|pyd)[.\d]*$|\.(?:c|cc|cpp|cxx|h|hpp|cu|rs|pyx|pxd|pxi|f|f90|s|S)$|^\[?vdso")
+_CPYTHON = re.compile(
+    r"/libpython3[\d.]*t?\.(?:so|dylib)|/python3?[\d.]*t?$|/(?:Modules|Objects|Python|Include|Parser)/[\w./]+\.[ch]$"
+)
+_SYSTEM = re.compile(
+    r"/(?:libc|libm|libpthread|libdl|librt|ld-linux[\w-]*|ld-musl[\w-]*|libstdc\+\+|libgcc_s|libjemalloc|libtcmalloc\w*"
+    r"|libmimalloc)[-.\d]*(?:\.so[.\d]*)?$|vdso"
+)
+_WAIT = re.compile(  # what a thread sleeps in, by the C library's names: time, locks, processes, files, sockets
+    r"^_*(?:libc_|GI_)*(?:(?:clock_)?nanosleep|usleep|futex\w*|sem_\w*wait\w*|pthread_(?:cond|mutex|rwlock|join|clockjoin)\w*"
+    r"|lll_lock_wait\w*|sched_yield|wait(?:4|pid|id)|e?poll(?:_p?wait2?)?|ppoll|p?select(?:64)?|kevent"
+    r"|p?(?:read|write)v?(?:64)?|recv\w*|send\w*|connect|accept4?|open(?:at)?(?:64)?|[fl]?stat(?:at)?(?:64)?|f(?:data)?sync|flock"
+    r"|getdents\w*|io_getevents)(?:_nocancel)?$"
+)
+_LOCKS_AND_LOOPS = re.compile(
+    r"take_gil|PyThread_acquire_lock|acquire_timed|rlock_acquire|lock_acquire|SimpleQueue_get|ThreadHandle_join"
+    r"|^uv__io_poll|^uv_run"
+)
+_NUMBERS = "byte|u?short|u?int|u?long|u?longlong|half|float|double|longdouble|cfloat|cdouble|clongdouble"
+_RULES = (
+    _rule("regex", _CPYTHON.pattern, r"^_?(?:sre_|pattern_)"),
+    _rule("regex", rf"{_packages('regex re2 hyperscan pcre2?')}|/_sre\b|/_?(?:lib)?(?:re2|pcre2?|hs)\b"),
+    _rule(
+        "parsing",
+        _CPYTHON.pattern,
+        r"^(?:scan_once|scanner_|scanstring|_(?:parse|match)_\w+_unicode|encoder_|ascii_escape|Reader_iter"
+        r"|parse_(?:process|add|save)_|csv_write|_pickle_|(?:save|load)_(?:dict|list|tuple|str|unicode|long|float|reduce)"
+        r"|[rw]_object|zlib_(?:de)?compress)",
+    ),
+    _rule(
+        "parsing",
+        _packages("orjson ujson rapidjson simdjson msgspec msgpack cbor2 pydantic_core lxml yaml ruamel selectolax ijson")
+        + r"|/_?(?:json|csv|pickle|marshal|struct|binascii|pyexpat|elementtree|zlib|zlibmodule|bz2|lzma|zstd|brotli)\b[\w.-]*$"
+        r"|/lib(?:xml2|yaml|expat|z|bz2|lzma|zstd|brotli\w*|snappy|lz4|parquet|protobuf)\b|/google/(?:_upb|protobuf)/"
+        r"|/pandas/_libs/(?:parsers|json|writers)",
+        r"^(?!.*(?:crc32|adler32))",  # checksums
+    ),
+    _rule(
+        "framework",
+        _packages("tensorflow torch jaxlib mxnet paddle tflite_runtime mlx") + r"|/lib(?:torch|tensorflow|c10)",
+    ),
+    # Numbers in boxes, one by one: Python's work, though NumPy does it.
+    _rule("interpreter", "/numpy/", rf"^(?:gentype_|convert_to_|PyArray_Scalar|(?:{_NUMBERS})_(?!pairwise|sum_of)[a-z_]+$)"),
+    _rule(
+        "arrays",
+        _packages(
+            "numpy scipy scikit_learn sklearn pandas numba llvmlite numexpr bottleneck pyarrow polars cupy statsmodels "
+            r"onnxruntime faiss usearch hnswlib xgboost lightgbm cv2 opencv[\w_]* skimage PIL pillow pywt pyfftw h5py"
+        )
+        + r"|openblas|mkl_|/lib(?:mkl|blas|cblas|lapack|blis|gfortran|gomp|omp|iomp|tbb|fftw|arrow|cuda|cublas|cufft|cusolver)"
+        r"|/(?:Accelerate|vecLib)\b",
+    ),
+)
+
+
+def is_native(file: str) -> bool:
+    """Whether a frame's file is that of compiled code: a script may have any other name."""
+    return not file or bool(_COMPILED.search(file) or _CPYTHON.search(file))
+
+
+def time_class(frames: Iterable[NativeFrame]) -> TimeClass:
+    """Of the native frames within the innermost Python frame, leaf first; without any it is the interpreter."""
+    waits = is_unknown = False
+    for frame in frames:
+        if _SYSTEM.search(frame.file):
+            waits = waits or bool(_WAIT.match(frame.function))
+        elif found := next((rule.time_class for rule in _RULES if rule.holds(frame)), None):
+            return "waiting" if waits and found not in ("arrays", "framework") else found
+        elif not _CPYTHON.search(frame.file):
+            is_unknown = True
+    if waits:
+        return "waiting"
+    return "other native" if is_unknown else "interpreter"
+
+
+def waits_for_threads(frames: Sequence[NativeFrame]) -> bool:
+    """Whether a thread waits until another one does something: for a lock, for the interpreter, in an event loop."""
+    return any(_LOCKS_AND_LOOPS.search(frame.function) for frame in frames)

@@ -1,0 +1,88 @@
+"""py-spy, attached to a process: it asks for the stacks at a fixed rate, from outside, without a cost for each call."""
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+from .runnable import ProfilingError
+
+_TO_ATTACH_S = 30.0
+_TO_WRITE_S = 30.0
+_TOO_FAR_BEHIND_S = 2.0
+
+
+class FellBehind(Exception):
+    """It cannot take as many samples a second: it stops every thread of the process for each, and follows its native frames."""
+
+
+class PySpy:
+    """`py-spy record` at work on a process, which may end meanwhile."""
+
+    def __init__(self, pid: int, rate_hz: int, native: bool):
+        program = shutil.which("py-spy", path=sysconfig.get_path("scripts")) or shutil.which("py-spy")
+        if program is None:
+            raise ProfilingError("it is not installed; pip install py-spy")
+        # Idle stacks too: waiting is part of the time, and a thread that waits for BLAS's own threads passes for idle.
+        options = ["--format", "speedscope", "--full-filenames", "--function", "--idle", *(["--native"] if native else [])]
+        self._command = [program, "record", *options, "--rate", str(rate_hz), "--pid", str(pid), "--output"]
+
+    def __enter__(self) -> "PySpy":
+        self._folder = tempfile.TemporaryDirectory(prefix="altlas-")
+        self._recording, self._messages = (Path(self._folder.name, name) for name in ("recording.json", "messages.txt"))
+        with open(self._messages, "wb") as messages:
+            self._process = subprocess.Popen(
+                [*self._command, str(self._recording)],
+                stdin=subprocess.DEVNULL,
+                stdout=messages,
+                stderr=messages,
+                start_new_session=True,  # Ctrl-C reaches this process only, which ends it
+            )
+        stop = time.monotonic() + _TO_ATTACH_S
+        try:
+            while "Sampling process" not in self._said():
+                if self._process.poll() is not None or time.monotonic() > stop:
+                    raise ProfilingError(self._error())
+                time.sleep(0.01)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
+
+    def is_recording(self) -> bool:
+        return self._process.poll() is None
+
+    def check(self) -> None:
+        """Raises if it takes samples later than it should, one directly after the other: the process hardly runs then."""
+        behind = re.findall(r"([\d.]+)s behind in sampling", self._said())
+        if behind and float(behind[-1]) > _TOO_FAR_BEHIND_S:
+            raise FellBehind
+
+    def recording(self) -> dict:
+        """End the sampling; what was recorded, in speedscope's format."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_TO_WRITE_S)
+        try:
+            return json.loads(self._recording.read_bytes())
+        except (OSError, ValueError):
+            raise ProfilingError(self._error()) from None
+
+    def _said(self) -> str:
+        return self._messages.read_text(errors="replace")
+
+    def _error(self) -> str:
+        said = self._said().strip()
+        return " ".join(said[max(said.find("Error:"), 0) :].split())[-1000:] or "it ended without a message"

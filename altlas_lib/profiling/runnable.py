@@ -1,0 +1,136 @@
+"""A target ready to run: as often as the tools ask, each time from the same state of the process."""
+
+import contextlib
+import functools
+import operator
+import os
+import sys
+import time
+import traceback
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any, NamedTuple
+
+
+class ProfilingError(Exception):
+    """A target that cannot be profiled: what was given, why not, and what to do."""
+
+
+class FunctionKey(NamedTuple):
+    """What cProfile and py-spy both call a function by: source file, line of its definition, qualified name."""
+
+    file: str
+    line: int
+    name: str
+
+    @classmethod
+    def of(cls, code: CodeType | str) -> "FunctionKey":
+        """Of a code object; or of a built-in function, which cProfile knows by its description only."""
+        if isinstance(code, str):
+            return cls("~", 0, code)
+        return cls(code.co_filename, code.co_firstlineno, code.co_qualname)
+
+
+@dataclass
+class Runnable:
+    """A target with all that it needs to be called."""
+
+    name: str
+    call: Callable[[], Any]
+    root: FunctionKey  # gets the time of library code that no function of the user called
+    around: Callable[[], AbstractContextManager] = nullcontext  # entered for each run, not timed
+    notes: list[str] = field(default_factory=list)
+    n_finished: int = 0
+
+    def timed(self, under: Callable[[Callable[[], Any]], Any] = operator.call) -> float:
+        """Seconds of one run; `under` calls the target, in its own way.
+
+        Raises:
+            ProfilingError: the target raised or called `sys.exit`.
+        """
+        process = os.getpid()
+        with self.around():
+            start = time.perf_counter()
+            try:
+                call_user_code(functools.partial(under, self.call), f"target {self.name!r}", after=self.n_finished)
+                seconds = time.perf_counter() - start
+            finally:
+                if os.getpid() != process:  # the target forked, and its child came to this point too: it ends here
+                    _end_fork(sys.exception())
+        self.n_finished += 1
+        return seconds
+
+
+def _end_fork(error: BaseException | None) -> None:
+    """End this process with the status that Python would have given it."""
+    status = getattr(error.__cause__, "code", 1) if error else 0
+    with contextlib.suppress(ValueError, AttributeError):  # closed, or taken away
+        sys.stdout.flush()
+    os._exit(status if isinstance(status, int) else status is not None)
+
+
+@dataclass
+class Script:
+    """A Python file that runs as `__main__`, each time in a module of its own."""
+
+    path: str
+    argv: Sequence[str]
+    source: str
+    code: CodeType
+
+    def __call__(self) -> None:
+        module = types.ModuleType("__main__")
+        module.__dict__.update(__file__=self.path, __builtins__=__builtins__)
+        sys.modules["__main__"] = module
+        sys.argv = [self.path, *self.argv]
+        sys.path[0] = os.path.dirname(self.path)
+        try:
+            exec(self.code, module.__dict__)
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise
+
+
+def call_user_code(function: Callable[[], Any], what: str, *, after: int = 0) -> Any:
+    """What `function` returns; a `ProfilingError` if it raises or calls `sys.exit`. `after`: earlier runs that ended well."""
+    try:
+        return function()
+    except ProfilingError:
+        raise
+    except (Exception, SystemExit) as error:
+        what_next = "it must bear being run repeatedly" if after else "make it run without the profiler first"
+        when = f" in run {after + 1}" if after else ""
+        raise ProfilingError(f"{what} raised {describe(error)}{when}; {what_next}") from error
+
+
+def describe(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    hint = " (its standard input is empty here)" if isinstance(error, EOFError) else ""
+    return f"{type(error).__name__}: {str(error)[:500]}{place}{hint}"
+
+
+@contextlib.contextmanager
+def process_state_restored() -> Iterator[None]:
+    """The next run finds the folder, `sys.path`, arguments, environment and standard streams that this one found."""
+    folder, path, argv, environment = os.getcwd(), [*sys.path], [*sys.argv], dict(os.environ)
+    copies = [os.dup(descriptor) for descriptor in range(3)]
+    try:
+        yield
+    finally:
+        for descriptor, copy in enumerate(copies):
+            os.dup2(copy, descriptor)
+            os.close(copy)
+        for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+            stream = getattr(sys, name)
+            if stream is None or stream.closed:
+                setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
+        with contextlib.suppress(FileNotFoundError):
+            os.chdir(folder)
+        sys.path[:], sys.argv[:] = path, argv
+        if os.environ != environment:
+            os.environ.clear()
+            os.environ.update(environment)

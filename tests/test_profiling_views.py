@@ -1,0 +1,223 @@
+"""What a profile looks like: flame graph, tables, figures, licences."""
+
+import html
+import itertools
+import re
+from email.message import Message
+from importlib import metadata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from altlas_lib import devices, plots, profiling
+from altlas_lib.profiling.flamegraph import frames_of
+from altlas_lib.results import (
+    ArrayOperation,
+    ArrayTrace,
+    Candidate,
+    FunctionTime,
+    LineTime,
+    Overhead,
+    Projection,
+    Quantity,
+    WorkloadProfile,
+)
+
+HOSTILE = '<script>alert("x")</script>$a_b$ \\[c\\]'
+
+
+def measured(*seconds: float) -> Quantity:
+    return Quantity.measured(seconds, "s", "a CPU (2 threads)")
+
+
+def projected(low: float, high: float, unit: str = "s") -> Quantity:
+    return Quantity.projected(low, high, unit, "T4", "transfers")
+
+
+def made_up_profile(name: str = "scores") -> WorkloadProfile:
+    operation = ArrayOperation(
+        name="numpy.matmul", kind="product", operands=["float32[400, 384]"], dtype="float32", n_calls=2, time_s=0.1, flops=2e8
+    ).model_copy(update={"moved_bytes": 1e6})
+    trace = ArrayTrace(function=name, file="a.py", line=3, n_calls=2, operations=[operation], input_bytes=6e5, output_bytes=6e5)
+    functions = [
+        FunctionTime(
+            name=name,
+            file="a.py",
+            line=3,
+            n_calls=2,
+            own=measured(0.2, 0.3),
+            cumulative=measured(0.2, 0.3),
+            own_by_library={"numpy": 0.9, "own lines": 0.1},
+            sampled_own_share=0.8,
+            sampled_share=0.9,
+            own_by_class={"arrays": 0.75, "interpreter": 0.25},
+            lines=[LineTime(line=4, source=f"    return {name}", n_hits=2, share=0.97)],
+        ),
+        FunctionTime(name="in a thread", file="b.py", line=1, sampled_own_share=0.2, sampled_share=0.2),
+    ]
+    return WorkloadProfile(
+        workload=name,
+        target=f"module:{name}",
+        total=measured(0.25, 0.26, 0.3),
+        seconds_by_n_threads={1: 0.4, 2: 0.25},
+        functions=functions,
+        tools=[Overhead(tool="py-spy", version="0.4", gave="shares", factor=1.02), Overhead(tool="x", version="", gave="y")],
+        n_samples=10,
+        stacks={f"main;{name};[arrays]": 6, f"main;{name}": 2, "main;in a thread;[waiting]": 2},
+        traces=[trace],
+    )
+
+
+def made_up_candidate(advice: str = "port it", gain: tuple[float, float] = (3, 9)) -> Candidate:
+    projection = Projection(
+        gpu="T4",
+        basis="data sheet",
+        now=measured(0.2),
+        on_gpu=projected(0.02, 0.06),
+        on_gpu_resident=projected(0.01, 0.02),
+        by_cause={"transfers": 0.03},
+        coverage=0.95,
+    )
+    return Candidate(
+        workload="scores",
+        function="scores",
+        share=0.8,
+        tool="py-spy",
+        largest_gain=5.0,
+        projection=projection,
+        gain=projected(*gain, unit="x"),
+        workload_gain=projected(1.9, 3.4, unit="x"),
+        advice=advice,
+        reason="because",
+    )
+
+
+# The flame graph ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_frame_is_as_wide_as_its_samples_and_lies_above_its_caller():
+    frames = {frame.name: frame for frame in frames_of({"main;work;[arrays]": 6, "main;work": 2, "main;other": 2})}
+    assert {name: (frame.depth, frame.n_samples) for name, frame in frames.items()} == {
+        "main": (0, 10),
+        "other": (1, 2),
+        "work": (1, 8),
+        "[arrays]": (2, 6),
+    }
+    assert frames["work"].width == pytest.approx(0.8)
+    assert frames["work"].left == frames["[arrays]"].left == pytest.approx(frames["other"].width)
+
+
+@given(st.dictionaries(st.lists(st.sampled_from("abc"), min_size=1, max_size=5).map(";".join), st.integers(1, 50), min_size=1))
+def test_callees_lie_within_their_caller_and_none_overlap(stacks):
+    frames = frames_of(stacks)
+    rows = {}
+    for frame in frames:
+        rows.setdefault(frame.depth, []).append((frame.left, frame.left + frame.width))
+    for depth, spans in rows.items():
+        spans.sort()
+        assert all(right <= left + 1e-9 for (_, right), (left, _) in itertools.pairwise(spans))
+        if depth:
+            below = rows[depth - 1]
+            assert all(any(l0 - 1e-9 <= left and right <= r0 + 1e-9 for l0, r0 in below) for left, right in spans)
+    assert sum(right - left for left, right in rows[0]) == pytest.approx(1)
+
+
+def test_a_hostile_function_name_is_text_in_page_and_notebook():
+    graph = profiling.flame_graph(made_up_profile(HOSTILE))
+    assert "<script>alert" not in graph.html
+    assert html.escape("<script>alert") in graph.html
+    shown = graph._repr_html_()
+    assert shown.count("<") == 2  # the iframe's own tags: everything of the page is within its srcdoc
+    assert 'sandbox="allow-scripts"' in shown
+    assert html.unescape(re.search('srcdoc="([^"]*)"', shown)[1]) == graph.html
+    assert not re.search(r"(src|href)=|https?:", graph.html)  # nothing is loaded
+
+
+def test_without_samples_there_is_no_flame_graph_and_the_notes_say_why():
+    profile = made_up_profile().model_copy(update={"stacks": {}, "notes": ["py-spy gave no shares: refused"]})
+    with pytest.raises(ValueError, match=r"no stacks.*refused"):
+        profiling.flame_graph(profile)
+
+
+# Tables and figures -----------------------------------------------------------------------------------------------------
+
+
+def test_tables_show_what_was_seen_and_say_what_was_not():
+    profile, candidate = made_up_profile(HOSTILE), made_up_candidate()
+    function_table = profiling.function_table(profile).to_html()
+    assert "<script>" not in function_table
+    assert "not seen" in function_table
+    assert "arrays 75%" in function_table
+    assert "97" in profiling.line_table(profile).to_html()
+    operations = profiling.operation_table(profile).to_html()
+    assert "numpy.matmul" in operations
+    assert ">2<" in operations  # 2e8 operations in 0.1 s
+    assert "not comparable" in profiling.tool_table([profile]).to_html()
+    assert "1: 400 ms, 2: 250 ms" in profiling.baseline_table([profile]).to_html()
+    assert "3x to 9x" in profiling.candidate_table([candidate]).to_html()
+    without = candidate.model_copy(update={"projection": None, "gain": None, "workload_gain": None, "advice": "unknown"})
+    assert "not projected" in profiling.candidate_table([without]).to_html()
+
+
+def test_the_finding_names_functions_advice_and_that_nothing_ran_on_the_gpu():
+    finding = profiling.finding([made_up_profile()], [made_up_candidate()])
+    assert finding == (
+        "scores (260 ms per run) spends 80% in scores (port it, 3x to 9x). Measured on a CPU (2 threads). "
+        "Gains are projected for T4; nothing ran there."
+    )
+    assert "T4" not in profiling.finding([made_up_profile()], [])
+
+
+def test_figures_state_their_message():
+    profile, gpu = made_up_profile(), devices.find_gpu("T4")
+    attached = profile.model_copy(update={"total": None, "traces": []})
+    with plots.figure() as (_, ax):
+        assert "80% of 260 ms" in plots.function_shares(ax, profile).get_title("left")
+    with plots.figure() as (_, ax):
+        assert plots.function_shares(ax, attached).get_title("left") == "scores: 80% is spent in scores"
+    with plots.figure() as (_, ax):
+        assert plots.time_classes(ax, [profile]).get_title("left") == "Most of the time goes into arrays: 60%"
+    with plots.figure() as (_, ax):
+        assert "200 operations per byte, 2.0 GFLOP/s" in plots.candidate_roofline(ax, [profile], gpu).get_title("left")
+    with plots.figure() as (_, ax):
+        assert "No array operations" in plots.candidate_roofline(ax, [attached], gpu).get_title("left")
+    with plots.figure() as (_, ax):
+        assert "3x to 9x as fast on T4, projected" in plots.projected_gains(ax, [made_up_candidate()], gpu).get_title(
+            "left"
+        )
+    with plots.figure() as (_, ax):
+        drawn = plots.projected_gains(ax, [made_up_candidate("leave it", gain=(0.5, 2))], gpu)
+        assert drawn.get_title("left") == "No candidate is sure to gain on T4"
+
+
+# Licences ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "declared", "flag"),
+    [
+        ({"License-Expression": "BSD-3-Clause"}, "BSD-3-Clause", None),
+        ({"License-Expression": "MPL-2.0 AND MIT"}, "MPL-2.0 AND MIT", "copyleft"),
+        ({"Classifier": "License :: OSI Approved :: MIT License"}, "MIT License", None),
+        ({"Classifier": "License :: OSI Approved", "License": "LGPLv3\nlong text"}, "LGPLv3", "copyleft"),
+        ({"Classifier": "License :: Other/Proprietary License"}, "Other/Proprietary License", "proprietary"),
+        ({"License": "GNU General Public License"}, "GNU General Public License", "copyleft"),
+        ({"Classifier": "Programming Language :: Python"}, "not declared", "not declared"),
+    ],
+)
+def test_declared_licences_are_read_and_flagged(monkeypatch, headers, declared, flag):
+    about = Message()
+    for name, value in {"Version": "1.0", **headers}.items():
+        about[name] = value
+    monkeypatch.setattr(metadata, "metadata", lambda package: about)
+    (licence,) = profiling.licences(["some-package"])
+    assert (licence.declared, licence.flag) == (declared, flag)
+
+
+def test_the_projects_own_tools_are_listed_and_what_is_not_installed_is_left_out():
+    found = {licence.package: licence for licence in profiling.licences()}
+    assert found["numpy"].declared.startswith("BSD")
+    assert found["tqdm"].flag == "copyleft"
+    assert "bundled parts need review" in profiling.licence_table(list(found.values())).to_html()
+    assert profiling.licences(["no-such-package"]) == []
