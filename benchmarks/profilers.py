@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -107,16 +108,20 @@ class Cost(Model):
     fastest_s: list[float] = Field(default=[], description="fastest run of each round")
     factors: list[float] = Field(default=[], description="of each round: with it / without any, fastest runs")
 
-    @property
-    def factor(self) -> float:
-        """Over all rounds; of our own tools the median of what each profile says."""
-        return sorted(self.factors)[len(self.factors) // 2]
-
 
 class Record(Model):
     provenance: Provenance
     costs: list[Cost]
     whole_profile_s: dict[str, list[float]] = Field(description="program -> seconds that altlas_lib.profiling.profile took")
+
+    def cost(self, program: str, tool: Tool) -> Cost | None:
+        return next((cost for cost in self.costs if (cost.program, cost.tool) == (program, tool)), None)
+
+    def factor(self, cost: Cost) -> float:
+        """Fastest run with the tool / without, over all rounds; of our own tools the median of what each profile says."""
+        if cost.fastest_s:
+            return min(cost.fastest_s) / min(self.cost(cost.program, "none").fastest_s)
+        return statistics.median(cost.factors)
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------
@@ -185,11 +190,12 @@ def table(record: Record) -> str:
     for tool in (*ALONE[1:], *OURS.values()):
         row = [tool]
         for program in programs:
-            cost = next((cost for cost in record.costs if (cost.program, cost.tool) == (program, tool)), None)
-            row.append(f"{cost.factor:.2f} ({min(cost.factors):.2f} to {max(cost.factors):.2f})" if cost else "not measured")
+            cost = record.cost(program, tool)
+            row.append(
+                f"{record.factor(cost):.2f} ({min(cost.factors):.2f} to {max(cost.factors):.2f})" if cost else "not measured"
+            )
         rows.append(row)
-    plain = [next(min(cost.fastest_s) for cost in record.costs if (cost.program, cost.tool) == (p, "none")) for p in programs]
-    rows.append(["one run without (ms)", *(f"{1e3 * seconds:.1f}" for seconds in plain)])
+    rows.append(["one run without (ms)", *(f"{1e3 * min(record.cost(p, 'none').fastest_s):.1f}" for p in programs)])
     rows.append(["our whole profile (s)", *(f"{min(record.whole_profile_s[p]):.1f}" for p in programs)])
     return "\n".join(f"{row[0]:<26}" + "".join(f"{cell:>24}" for cell in row[1:]) for row in rows)
 

@@ -183,9 +183,7 @@ def test_figures_state_their_message():
     with plots.figure() as (_, ax):
         assert "No array operations" in plots.candidate_roofline(ax, [attached], gpu).get_title("left")
     with plots.figure() as (_, ax):
-        assert "3x to 9x as fast on T4, projected" in plots.projected_gains(ax, [made_up_candidate()], gpu).get_title(
-            "left"
-        )
+        assert "3x to 9x as fast on T4, projected" in plots.projected_gains(ax, [made_up_candidate()], gpu).get_title("left")
     with plots.figure() as (_, ax):
         drawn = plots.projected_gains(ax, [made_up_candidate("leave it", gain=(0.5, 2))], gpu)
         assert drawn.get_title("left") == "No candidate is sure to gain on T4"

@@ -18,7 +18,7 @@ _MODULE_OF = {
     "function_table": "tables",
     "learned_with": "residuals",
     "licence_table": "tables",
-    "licences": "licences",
+    "licences": "licensing",
     "line_table": "tables",
     "operation_table": "tables",
     "profile": "profiler",

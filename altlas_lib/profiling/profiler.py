@@ -223,7 +223,10 @@ def _check_options(name: str, kind: str, **options: Any) -> None:
         raise ProfilingError(f"target {name!r} gets requests: leave out setup and arguments; give what it needs by its factory")
     if refused := sorted(given - taken):
         takes = ", ".join(sorted(taken)) or "none of them"
-        raise ProfilingError(f"target {name!r} is a {kind}, for which {' and '.join(refused)} mean nothing; it takes {takes}")
+        hint = "; in a terminal, options go before the target" if "argv" in refused else ""
+        raise ProfilingError(
+            f"target {name!r} is a {kind}, for which {' and '.join(refused)} mean nothing; it takes {takes}{hint}"
+        )
 
 
 def _request(in_child: bool, name: str, setup, arguments, argv, requests, concurrency, n_repeats, time_limit_s) -> Request:

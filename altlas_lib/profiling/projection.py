@@ -10,12 +10,15 @@ Of a function's own time on this CPU
 """
 
 import math
+import sys
 from collections.abc import Iterable
 
 from ..results import ArrayOperation, ArrayTrace, FunctionTime, Projection, Quantity, WorkloadProfile
+from .folding import OWN_LINES
 from .rates import Band, Rates, n_items, operation_class
 
 PYTHON_CLASSES = ("interpreter", "regex", "parsing", "waiting")  # of results.TimeClass: what no GPU takes over
+_PYTHONS_OWN = frozenset({OWN_LINES, "builtins", "generated code", *sys.stdlib_module_names})  # in `own_by_library`
 ELEMENT_ACCESS_S = 0.1e-6  # one element of an array read or written from Python: mostly making the object for it
 _PYTHON_OF_A_CALL_S = 5e-6  # that np.linalg.norm, np.mean and their like run around their C code
 _MORE_THAN_TRACED = 1.5
@@ -73,14 +76,16 @@ def transfer_seconds(trace: ArrayTrace, rates: Rates, batch: int = 1) -> Band:
 def split(function: FunctionTime, trace: ArrayTrace, now_s: float) -> tuple[float, float, float]:
     """`now_s`, the function's own seconds, as operations of known cost, Python, and what is unseen.
 
-    Where nothing was sampled, operations took what the tracer measured, at most everything, and the rest is Python. Where
-    py-spy sampled, its classes correct what one traced run says: Python is what they say, and reads and writes of single
-    elements; but libraries run some of it inside of each operation, which is the operation's. Time in array libraries is the
-    operations', for the tracer sees all that the lines ask for, though no more than half as much again as it measured.
+    Without classes of time, operations took what the tracer measured, at most everything; of the rest, what cProfile saw in
+    the function's own lines, built-ins and the standard library is Python. Where py-spy saw native frames, its classes correct
+    what one traced run says: Python is what they say, and reads and writes of single elements; but libraries run some of it
+    inside of each operation, which is the operation's. Time in array libraries is the operations', for the tracer sees all that
+    the lines ask for, though no more than half as much again as it measured.
     """
     at_most = min(1.0, now_s / trace.operations_s) if trace.operations_s else 1.0
     known_s, operations_s = at_most * trace.known_s, at_most * trace.operations_s
-    python_s = rest_s = max(0.0, now_s - operations_s)
+    rest_s = max(0.0, now_s - operations_s)
+    python_s = rest_s * sum(share for name, share in function.own_by_library.items() if name in _PYTHONS_OWN)
     if function.own_by_class:
         sampled_s = now_s * sum(function.own_by_class.get(name, 0.0) for name in PYTHON_CLASSES)
         inside_s = sum(min(operation.time_s, operation.n_calls * _PYTHON_OF_A_CALL_S) for operation in trace.operations)
