@@ -17,9 +17,11 @@ from altlas_lib.results import (
     ArrayTrace,
     Candidate,
     FunctionTime,
+    HotspotsResult,
     LineTime,
     Overhead,
     Projection,
+    Provenance,
     Quantity,
     WorkloadProfile,
 )
@@ -187,6 +189,13 @@ def test_figures_state_their_message():
     with plots.figure() as (_, ax):
         drawn = plots.projected_gains(ax, [made_up_candidate("leave it", gain=(0.5, 2))], gpu)
         assert drawn.get_title("left") == "No candidate is sure to gain on T4"
+
+
+def test_what_is_handed_to_the_next_chapter_is_what_a_gpu_gains_from():
+    advices = ["port it", "leave it", "batch first", "unknown", "vectorise first", "keep the data on the GPU"]
+    candidates = [made_up_candidate(advice) for advice in advices]
+    result = HotspotsResult(provenance=Provenance.now({}), finding="x", workloads=[], candidates=candidates)
+    assert [each.advice for each in result.to_port] == ["port it", "batch first", "keep the data on the GPU"]
 
 
 # Licences ---------------------------------------------------------------------------------------------------------------
