@@ -462,7 +462,7 @@ class HotspotsResult(ChapterResult):
 
     @property
     def to_port(self) -> list[Candidate]:
-        """The candidates that chapter 20 is to try: a GPU gains from them as they are, or with data kept there, or in batches."""
+        """What chapter 20 is to try: a GPU gains from these as they are, with the data kept there, or in batches."""
         return [each for each in self.candidates if each.advice in ("port it", "keep the data on the GPU", "batch first")]
 
 
