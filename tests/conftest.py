@@ -2,7 +2,7 @@
 
 import pytest
 
-from altlas_lib import devices, paths
+from altlas_lib import devices, paths, profiling
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +15,14 @@ def outputs(tmp_path, monkeypatch):
 @pytest.fixture
 def run(outputs) -> paths.RunFolder:
     return paths.run_folder("test")
+
+
+@pytest.fixture(scope="session")
+def py_spy_permitted():
+    """Skips where the system does not let py-spy read even its own child, as macOS without root; other failures are ours."""
+    notes = profiling.profile("platform:platform", n_repeats=1, sampling_s=0.3, trace_arrays=False).notes
+    if any("permission" in note.lower() or "not permitted" in note.lower() for note in notes):
+        pytest.skip(f"this system refuses py-spy: {notes}")
 
 
 def pytest_collection_modifyitems(config, items):

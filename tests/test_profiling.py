@@ -49,14 +49,6 @@ def module(tmp_path, monkeypatch):
     return write
 
 
-@pytest.fixture(scope="session")
-def py_spy_permitted():
-    """Skips where the system does not let py-spy read even its own child, as macOS without root; other failures are ours."""
-    notes = profiling.profile("platform:platform", **QUICK).notes
-    if any("permission" in note.lower() or "not permitted" in note.lower() for note in notes):
-        pytest.skip(f"this system refuses py-spy: {notes}")
-
-
 def notes(profile: WorkloadProfile) -> list[str]:
     """Without the one that says that the machine is busy."""
     return [note for note in profile.notes if not note.startswith(_BUSY_NOTE)]

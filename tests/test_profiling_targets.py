@@ -54,14 +54,6 @@ def write(folder):
     return write_module
 
 
-@pytest.fixture(scope="session")
-def py_spy_permitted():
-    """Skips where the system does not let py-spy read even its own child, as macOS without root; other failures are ours."""
-    notes = profiling.profile("platform:platform", **QUICK).notes
-    if any("permission" in note.lower() or "not permitted" in note.lower() for note in notes):
-        pytest.skip(f"this system refuses py-spy: {notes}")
-
-
 def by_name(profile: WorkloadProfile) -> dict[str, FunctionTime]:
     return {function.name: function for function in profile.functions}
 
