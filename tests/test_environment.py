@@ -532,8 +532,11 @@ FAKE_JAX = """
 @pytest.mark.parametrize("plugin", [None, "xla_cuda12"])
 def test_the_jax_probe_works_with_and_without_a_plug_in(tmp_path, plugin):
     (tmp_path / "jax.py").write_text(textwrap.dedent(FAKE_JAX))
+    plugins = tmp_path / "jax_plugins"
+    plugins.mkdir()
+    (plugins / "__init__.py").touch()  # hides the plug-ins that are installed
     if plugin:
-        (tmp_path / "jax_plugins" / plugin).mkdir(parents=True)
+        (plugins / plugin).mkdir()
     report = json.loads(run_probe_module("jax", path=tmp_path).stdout)
     cuda = {"cuda": {"runtime": "12"}} if plugin else {}
     assert report == {"version": "0.10.2", "gpus": [], "computed_on": ["CPU"], **cuda}

@@ -433,7 +433,7 @@ def test_most_of_the_time_of_array_code_is_seen(program, setup, body):
             {body}
             return time.perf_counter() - start
     """)
-    runs = [traced(user) for _ in range(4)]
+    runs = [traced(user) for _ in range(8)]  # the best: what else runs on the machine counts against a run, never for it
     coverage = max(run.of["main"].known_s / run.result for run in runs)
     assert 0.9 < coverage <= 1
 

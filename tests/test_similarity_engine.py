@@ -890,7 +890,7 @@ def test_an_error_in_a_worker_is_raised_and_nothing_is_left(monkeypatch, n_jobs)
         similarity.top_k(normal_rows(2000, 4), device="cpu", method="float32", n_jobs=n_jobs)
     assert seen
     assert all(limits == {1} for limits in seen)
-    assert blas_threads() == before
+    assert blas_threads().items() >= before.items()  # a library may be loaded meanwhile
     assert own_threads() == []
 
 
