@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from altlas_lib import data, devices, plots, training
 from altlas_lib.results import Epoch, Provenance, TrainingResult
 from altlas_lib.training import ModelConfig, NBeatsConfig, Predictions, TcnConfig, TransformerConfig, backend, losses
+from altlas_lib.training.accumulation import Cut
 from altlas_lib.training.backend import keras
-from altlas_lib.training.train import _Log
 from altlas_lib.training.windows import Batches, Split
 
 MULTIPLIERS = st.one_of(st.floats(1, 20), st.sampled_from([1.0, 1.49, 1.5, 9.99, 10.0, 1e6])).map(lambda x: round(x, 2))
@@ -76,7 +77,7 @@ def naive_features(past):
     return row
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(values=st.lists(MULTIPLIERS, min_size=1, max_size=60), seed=st.integers(0, 99))
 def test_features_equal_a_loop_over_samples(values, seed):
     history = data.crash_series(1000, seed=seed).values
@@ -88,7 +89,7 @@ def test_features_equal_a_loop_over_samples(values, seed):
         np.testing.assert_allclose(features[at], naive_features(values[:at]), rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(at=st.integers(1000, 1099), seed=st.integers(0, 99))
 def test_no_sample_sees_its_own_value_or_a_later_one(at, seed):
     values = data.crash_series(1100, seed=1).values
@@ -127,23 +128,26 @@ def test_a_window_longer_than_the_past_is_refused_and_not_filled_from_the_future
         training.train(samples, longer, n_epochs=1, micro_batch_size=64)
 
 
-def test_an_epoch_is_a_new_order_of_whole_updates(samples):
-    batches = Batches(samples, samples.split.train, window=50, batch_size=8, gradient_accumulation_steps=3, seed=5)
-    epochs = []
-    for _ in range(2):
-        epochs.append(np.concatenate([batches[i][1]["regression"] for i in range(len(batches))]))
-        assert len(epochs[-1]) == 700 // 24 * 24
-        batches.on_epoch_end()
+def targets_of(batches):
+    return np.concatenate([batches[i][1]["regression"] for i in range(len(batches))])
+
+
+def test_an_epoch_is_every_sample_once_in_an_order_of_its_own(samples):
+    positions = np.r_[samples.split.train]
+    every = np.log(samples.values[samples.split.train]).astype("float32")
+    epochs = [targets_of(Batches(samples, positions, Cut(700, 24, 8), window=50, seed=5, epoch=i)) for i in (0, 1)]
+    for seen in epochs:
+        np.testing.assert_array_equal(np.sort(seen), np.sort(every))
     assert not np.array_equal(*epochs)
-    assert all(len(np.unique(batches.order)) == 700 for _ in epochs)
-    again = Batches(samples, samples.split.train, window=50, batch_size=24, seed=5)
-    np.testing.assert_array_equal(again[0][1]["regression"], epochs[0][:24])
+    # The order does not depend on the split, and an epoch can be continued.
+    for cut, start in ((Cut(700, 24, 24), 0), (Cut(700, 24, 5), 0), (Cut(700, 24, 8), 9)):
+        batches = Batches(samples, positions, cut, window=50, seed=5, epoch=1, start=start)
+        np.testing.assert_array_equal(targets_of(batches), epochs[1][8 * start :])
 
 
 def test_without_a_seed_all_samples_come_in_time_order(samples):
-    batches = Batches(samples, samples.split.test, window=50, batch_size=64)
-    seen = np.concatenate([batches[i][1]["regression"] for i in range(len(batches))])
-    np.testing.assert_array_equal(seen, np.log(samples.values[1800:]).astype("float32"))
+    batches = Batches(samples, np.r_[samples.split.test], Cut(200, 64, 64), window=50)
+    np.testing.assert_array_equal(targets_of(batches), np.log(samples.values[1800:]).astype("float32"))
 
 
 # Model ----------------------------------------------------------------------------------------------------------------
@@ -233,7 +237,7 @@ def test_the_transformer_knows_the_order_of_values():
 
 def test_mixed_precision_ends_with_the_model_and_answers_in_float32():
     model = training.build_model(TINY, dtype_policy="mixed_float16")
-    assert model.get_layer("fusion.dense1").compute_dtype == "float16"
+    assert model.get_layer("fusion-dense1").compute_dtype == "float16"
     assert {output.dtype for output in model.outputs} == {"float32"}
     assert keras.config.dtype_policy().name == "float32"
 
@@ -241,7 +245,10 @@ def test_mixed_precision_ends_with_the_model_and_answers_in_float32():
 # Losses and training --------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.booleans(), st.floats(0.01, 0.99)), min_size=1, max_size=20), st.floats(0.1, 5), st.floats(0.1, 5))
+PROBABILITIES = st.lists(st.tuples(st.booleans(), st.floats(0.01, 0.99)), min_size=1, max_size=20)
+
+
+@given(PROBABILITIES, st.floats(0.1, 5), st.floats(0.1, 5))
 @settings(max_examples=25, deadline=None)
 def test_the_threshold_loss_is_scikit_learns_weighted_log_loss(pairs, below_weight, above_weight):
     above, probability = (np.array(column, dtype="float32") for column in zip(*pairs, strict=True))
@@ -262,28 +269,52 @@ def test_class_weights_are_balanced_and_their_effect_on_the_probability_is_undon
     np.testing.assert_allclose(losses.unweighted_probability(learned, below_weight, above_weight), p)
 
 
+@given(PROBABILITIES, st.sampled_from([1.0, 2.0, 3.5]))
+@settings(max_examples=25, deadline=None)
+def test_the_focal_loss_is_keras_own(pairs, gamma):
+    above, probability = (np.array(column, dtype="float32")[:, None] for column in zip(*pairs, strict=True))
+    loss = losses.WeightedBinaryCrossentropy(0.5, 1.5, gamma)(above, probability)
+    keras_own = keras.losses.BinaryFocalCrossentropy(apply_class_balancing=True, alpha=0.75, gamma=gamma)
+    assert float(loss) == pytest.approx(2 * float(keras_own(above, probability)), rel=1e-4)  # of 0.25 and 0.75
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("true", [0.03, 0.4, 0.647, 0.99])
+def test_the_effect_of_focus_on_the_probability_is_undone(true, gamma):
+    p = np.linspace(1e-5, 1 - 1e-5, 200_001)
+    risk = -true * 0.8 * (1 - p) ** gamma * np.log(p) - (1 - true) * 1.4 * p**gamma * np.log(1 - p)
+    assert losses.unweighted_probability(p[risk.argmin()], 1.4, 0.8, gamma) == pytest.approx(true, abs=1e-3)
+
+
+@pytest.mark.parametrize("gamma", [-1.0, 0.5, float("nan"), float("inf")])
+def test_a_focus_without_a_slope_is_refused(gamma):
+    with pytest.raises(ValueError, match=f"gamma is {gamma}"):
+        losses.WeightedBinaryCrossentropy(1.0, 1.0, gamma)
+
+
 def weights_of(run):
     return np.concatenate([keras.ops.convert_to_numpy(weight).ravel() for weight in run.model.trainable_variables])
 
 
 def test_accumulated_micro_batches_equal_the_big_batch(samples):
-    """Without batch normalisation and dropout, which see micro-batches."""
+    """Without batch normalisation and dropout, which see micro-batches. The last update has 60 samples, 24 + 24 + 12."""
     config = ModelConfig(tcn=TcnConfig(window=20, filters=(4,), dilations=(1, 2)), fusion=(8,), dropout=0)
     numbers = {"n_epochs": 1, "learning_rate": 1e-3, "seed": 7}
-    big = training.train(samples, config, micro_batch_size=64, **numbers)
-    accumulated = training.train(samples, config, micro_batch_size=16, gradient_accumulation_steps=4, **numbers)
+    big = training.train(samples, config, micro_batch_size=72, **numbers)
+    assert 700 % 72 == 52
+    accumulated = training.train(samples, config, micro_batch_size=24, gradient_accumulation_steps=3, **numbers)
     np.testing.assert_allclose(weights_of(accumulated), weights_of(big), atol=1e-6)
-    small = training.train(samples, config, micro_batch_size=16, **numbers)
+    small = training.train(samples, config, micro_batch_size=24, **numbers)
     assert np.abs(weights_of(small) - weights_of(big)).max() > 1e-3
 
 
 def test_training_learns_what_can_be_learned_and_writes_it_down(series, samples):
-    run = training.train(samples, TINY, n_epochs=6, micro_batch_size=32, learning_rate=3e-3)
+    run = training.train(samples, TINY, n_epochs=6, micro_batch_size=32, learning_rate=3e-3, seed=1)
     losses_seen = [epoch.metrics["loss"] for epoch in run.history]
     assert [epoch.epoch for epoch in run.history] == [1, 2, 3, 4, 5, 6]
     assert losses_seen[-1] < losses_seen[0]
     assert {"val_loss", "regression_loss", "classification_loss", "threshold_loss"} <= run.history[0].metrics.keys()
-    assert run.step_time.n_runs == 6 * (700 // 32) - 1
+    assert run.step_time.n_runs == 6 * (700 // 32 - 1)  # whole updates, but for the first of an epoch
     assert run.step_time.device == backend.device_name()
     assert (run.peak_memory is None) == (backend.gpu_name() is None)
 
@@ -297,6 +328,31 @@ def test_the_same_seed_gives_the_same_model(samples):
     one, two, other = (training.train(samples, TINY, n_epochs=1, micro_batch_size=350, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(weights_of(one), weights_of(two))
     assert not np.array_equal(weights_of(one), weights_of(other))
+
+
+def test_the_stages_follow_each_other_with_their_own_numbers(samples, capfd):
+    stages = [replace(stage, batch_size=2 * stage.batch_size) for stage in training.STAGES]
+    run = training.train(samples, TINY, stages=stages, n_epochs=2, gradient_accumulation_steps=8, progress_bar=True)
+    assert [(entry.stage, entry.epoch) for entry in run.log] == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)]
+    assert [entry.micro_batch_size for entry in run.log[::2]] == [16, 8, 4]
+    assert [entry.n_updates for entry in run.log[::2]] == [6, 11, 22]
+    assert run.gamma == 2
+    assert float(run.model.optimizer.learning_rate) == pytest.approx(1e-5)
+    bars = capfd.readouterr().err
+    assert "stage 3, epoch 2: 100%" in bars
+    training.train(samples, TINY, n_epochs=1, micro_batch_size=350)
+    assert capfd.readouterr().err == ""  # no terminal
+
+
+def test_of_two_heads_the_one_with_the_weight_is_learned(samples):
+    def last_loss(head):
+        stage = replace(training.STAGES[0], loss_weights=dict.fromkeys(training.STAGES[0].loss_weights, 0.0) | {head: 1.0})
+        run = training.train(samples, TINY, stages=[stage], n_epochs=3, micro_batch_size=16, learning_rate=1e-3)
+        return {name: run.history[-1].metrics[f"{name}_loss"] for name in ("regression", "classification")}
+
+    one, other = last_loss("regression"), last_loss("classification")
+    assert one["regression"] < other["regression"]
+    assert other["classification"] < one["classification"]
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
@@ -421,9 +477,14 @@ def test_a_series_without_variation_has_finite_inputs_and_nothing_to_train():
     [
         ({"micro_batch_size": 0}, "micro-batches of 0, 1 per update"),
         ({"gradient_accumulation_steps": 0}, "micro-batches of 8, 0 per update"),
-        ({"micro_batch_size": 64, "gradient_accumulation_steps": 11}, "700 samples, one update takes 64 x 11"),
+        ({"micro_batch_size": 64, "gradient_accumulation_steps": 11}, "700 samples, one update takes 704"),
+        ({"micro_batch_size": None, "gradient_accumulation_steps": 65}, "65 micro-batches of 64 samples"),
+        ({"stages": training.STAGES}, "3 stages with micro_batch_size=8"),
+        ({"stages": ()}, "0 stages"),
         ({"n_epochs": 0}, "n_epochs is 0"),
-        ({"micro_batch_size": 700}, "one update of the weights: expected 2 or more"),
+        ({"patience": 0}, "patience is 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every is 0"),
+        ({"resume": True}, "resume is True without a checkpoint_folder"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"dtype_policy": "float17"}, "float17"),
@@ -436,10 +497,8 @@ def test_training_numbers_that_cannot_be_meant_are_refused(samples, arguments, m
 
 
 def test_a_loss_that_is_no_number_stops_the_training(samples):
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+    with pytest.raises(FloatingPointError, match="loss is nan in epoch 1: lower the learning rate"):
         training.train(samples, TINY, n_epochs=3, micro_batch_size=64, learning_rate=float("inf"))
-    with pytest.raises(FloatingPointError, match="val_loss is inf in epoch 2: lower the learning rate"):
-        _Log(stage=1).on_epoch_end(1, {"loss": 1.0, "val_loss": float("inf")})
 
 
 @pytest.mark.parametrize(("name", "hint"), [("qick", "mean 'quick'"), ("", "known: 'reference'"), ("Option1", "'option1'")])
@@ -538,18 +597,19 @@ def fake_framework(name):
     if name == "tensorflow":
         experimental = types.SimpleNamespace(
             get_device_details=lambda gpu: {"device_name": "Tesla T4"},
-            get_memory_info=lambda gpu: {"current": 1, "peak": 2**30},
+            get_memory_info=lambda gpu: {"current": 2**20, "peak": 2**30},
             reset_memory_stats=lambda gpu: None,
         )
         config = types.SimpleNamespace(list_physical_devices=lambda kind: [kind], experimental=experimental)
         return types.SimpleNamespace(config=config)
     if name == "jax":
-        memory_stats = {"bytes_in_use": 1, "peak_bytes_in_use": 2**30}
+        memory_stats = {"bytes_in_use": 2**20, "peak_bytes_in_use": 2**30}
         device = types.SimpleNamespace(platform="gpu", device_kind="Tesla T4", memory_stats=lambda: memory_stats)
         return types.SimpleNamespace(devices=lambda: [device])
     cuda = types.SimpleNamespace(
         is_available=lambda: True,
         get_device_name=lambda: "Tesla T4",
+        memory_allocated=lambda: 2**20,
         max_memory_allocated=lambda: 2**30,
         reset_peak_memory_stats=lambda: None,
     )
@@ -561,7 +621,16 @@ def test_the_gpu_is_the_one_that_the_backend_computes_on(monkeypatch, name):
     monkeypatch.setattr(keras.backend, "backend", lambda: name)
     monkeypatch.setitem(sys.modules, name, fake_framework(name))
     assert backend.device_name() == "Tesla T4"
-    assert backend.peak_memory_bytes() == 2**30
+    assert backend.memory_use() == backend.MemoryUse("Tesla T4", 2**20, 2**30)
+
+
+def test_out_of_memory_is_told_from_other_errors():
+    class ResourceExhaustedError(Exception):
+        pass
+
+    assert backend.is_out_of_memory(ResourceExhaustedError("OOM"))
+    assert backend.is_out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes"))
+    assert not backend.is_out_of_memory(ValueError("out of memory of mine"))
 
 
 @pytest.mark.gpu

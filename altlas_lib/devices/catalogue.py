@@ -20,9 +20,13 @@ class GpuSpec(BaseModel):
     architecture: str
     compute_capability: str = Field(pattern=r"^\d+\.\d$")
     memory_gib: PositiveFloat
+    usable_memory_gib: PositiveFloat = Field(description="that CUDA offers to programs, its own context included")
     memory_bandwidth_gb_per_s: PositiveFloat
     float32_tflops: PositiveFloat = Field(description="outside tensor cores, no TF32")
     float16_tensor_tflops: PositiveFloat = Field(description="summed in float32; dense, without the factor for sparsity")
+    multiprocessors: PositiveInt
+    boost_clock_ghz: PositiveFloat
+    l2_cache_mib: PositiveFloat
     pcie_generation: PositiveInt
     power_w: PositiveFloat
     source: str = Field(min_length=1)
@@ -34,12 +38,32 @@ class GpuSpec(BaseModel):
         return frozenset(map(_key, names))
 
 
+class Multiprocessor(BaseModel):
+    """What one multiprocessor has, the same for all GPUs of a compute capability."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    float32_cores: PositiveInt
+    max_threads: PositiveInt
+    shared_memory_kib: PositiveInt
+    shared_memory_per_block_kib: PositiveInt = Field(description="that a kernel gets which asks for more than 48 KiB")
+
+
+@functools.cache
+def _read() -> dict:
+    with resources.files(__package__).joinpath("gpus.toml").open("rb") as file:
+        return tomllib.load(file)
+
+
 @functools.cache
 def load_catalogue() -> tuple[GpuSpec, ...]:
     """All rows of the catalogue, smallest memory first as in the file."""
-    with resources.files(__package__).joinpath("gpus.toml").open("rb") as file:
-        rows = tomllib.load(file)["gpu"]
-    return tuple(GpuSpec.model_validate(row) for row in rows)
+    return tuple(GpuSpec.model_validate(row) for row in _read()["gpu"])
+
+
+def find_multiprocessor(compute_capability: str) -> Multiprocessor:
+    """The multiprocessor of `GpuSpec.compute_capability`, which the catalogue has for each of its GPUs."""
+    return Multiprocessor.model_validate(_read()["multiprocessor"][compute_capability])
 
 
 def _key(name: str) -> str:

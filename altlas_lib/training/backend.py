@@ -6,10 +6,14 @@ only another one is installed.
 
 import contextlib
 import os
+import resource
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import util
+
+import psutil
 
 from ..devices import describe_cpu
 
@@ -71,26 +75,68 @@ def device_name() -> str:
     return gpu_name() or str(describe_cpu())
 
 
-def peak_memory_bytes() -> int | None:
-    """The most bytes that the backend's allocator held on the GPU since the last call; None, "not measured", on a CPU.
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes held now and at most; of the GPU's allocator where the backend computes on a GPU, else of this process (resident).
 
-    JAX counts from the process's start. Not counted: the CUDA context and what libraries allocate past the allocator.
+    The peak is since the last call; JAX's and a process's since their start. Not counted on a GPU: the CUDA context and what
+    libraries allocate past the allocator.
     """
-    if gpu_name() is None:
-        return None
+
+    device: str
+    current_bytes: int
+    peak_bytes: int
+
+
+def memory_use() -> MemoryUse:
+    gpu = gpu_name()
+    if gpu is None:
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        current_bytes = psutil.Process().memory_info().rss
+        return MemoryUse("host", current_bytes, max(current_bytes, peak_bytes))
     match keras.backend.backend():
         case "tensorflow":
             import tensorflow as tf
 
-            peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+            stats = tf.config.experimental.get_memory_info("GPU:0")
             tf.config.experimental.reset_memory_stats("GPU:0")
+            return MemoryUse(gpu, stats["current"], stats["peak"])
         case "jax":
             import jax
 
-            peak = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-        case "torch":
+            stats = jax.devices()[0].memory_stats()
+            return MemoryUse(gpu, stats["bytes_in_use"], stats["peak_bytes_in_use"])
+        case _:
             import torch
 
-            peak = torch.cuda.max_memory_allocated()
+            use = MemoryUse(gpu, torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated())
             torch.cuda.reset_peak_memory_stats()
-    return peak
+            return use
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device had not enough memory, in each backend's words."""
+    return type(error).__name__ in ("ResourceExhaustedError", "OutOfMemoryError") or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def n_replicas() -> int:
+    """Over how many devices Keras spreads a batch here: `tf.distribute`'s replicas, or `keras.distribution.DataParallel`'s."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.distribute.get_strategy().num_replicas_in_sync
+    distribution = keras.distribution.distribution()
+    return distribution.device_mesh.devices.size if distribution else 1
+
+
+def across_replicas(function: Callable, gradients: Sequence) -> None:
+    """Call `function(on_each, gradients)` where all replicas of a `tf.distribute.MirroredStrategy` meet.
+
+    Within a replica TensorFlow allows no condition around an update, for an update waits for the others.
+    """
+    import tensorflow as tf
+
+    def meet(strategy, gradients):
+        function(strategy.extended.call_for_each_replica, gradients)
+
+    tf.distribute.get_replica_context().merge_call(meet, args=(gradients,))

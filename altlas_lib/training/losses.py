@@ -7,22 +7,32 @@ from .backend import keras, serializable
 
 @serializable
 class WeightedBinaryCrossentropy(keras.losses.Loss):
-    """Mean of -w(y) (y log p + (1 - y) log(1 - p)), w(1) = `above_weight`, w(0) = `below_weight`.
+    """Mean of -w(y) (1 - q)^gamma log q, q = p for y = 1 and 1 - p for y = 0, w(1) = `above_weight`, w(0) = `below_weight`.
 
-    The weights move the probability that is learned; `unweighted_probability` moves it back.
+    With `gamma` above 0 it is the focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002), which counts samples less
+    that are called right already. Weights and gamma move the probability that is learned; `unweighted_probability` moves it
+    back.
+
+    Raises:
+        ValueError: gamma is between 0 and 1, where its slope has no bound, or negative.
     """
 
-    def __init__(self, below_weight: float, above_weight: float, **kwargs):
+    def __init__(self, below_weight: float, above_weight: float, gamma: float = 0.0, **kwargs):
         super().__init__(**kwargs)
-        self.below_weight, self.above_weight = below_weight, above_weight
+        if gamma != 0 and not 1 <= gamma < float("inf"):
+            raise ValueError(f"gamma is {gamma}: expected 0 (no focus), or 1 and more (2 is usual)")
+        self.below_weight, self.above_weight, self.gamma = below_weight, above_weight, gamma
 
     def call(self, y_true, y_pred):
         y_true = keras.ops.reshape(y_true, keras.ops.shape(y_pred))  # (batch,) to the head's (batch, 1)
         weight = self.below_weight + (self.above_weight - self.below_weight) * y_true
+        if self.gamma:
+            weight = weight * keras.ops.abs(y_true - y_pred) ** self.gamma
         return keras.ops.mean(weight * keras.ops.binary_crossentropy(y_true, y_pred), axis=-1)
 
     def get_config(self) -> dict:
-        return {**super().get_config(), "below_weight": self.below_weight, "above_weight": self.above_weight}
+        own = {"below_weight": self.below_weight, "above_weight": self.above_weight, "gamma": self.gamma}
+        return super().get_config() | own
 
 
 def balanced_weights(above: np.ndarray) -> tuple[float, float]:
@@ -40,26 +50,34 @@ def balanced_weights(above: np.ndarray) -> tuple[float, float]:
     return n / (2 * (n - n_above)), n / (2 * n_above)
 
 
-def unweighted_probability(weighted: np.ndarray, below_weight: float, above_weight: float) -> np.ndarray:
-    """The probability that a model trained with class weights stands for: odds divided by the weights' ratio (Elkan 2001).
+def unweighted_probability(learned: np.ndarray, below_weight: float, above_weight: float, gamma: float = 0.0) -> np.ndarray:
+    """The probability that a model trained with class weights and focus stands for.
 
-    Without this, "more likely than not" would be decided as if both classes were equally frequent.
+    The focal loss of probability p is smallest where the odds are f(1 - p) / f(p), f(q) being the steepness of -(1 - q)^gamma
+    log q (Charoenphakdee et al. 2021, https://arxiv.org/abs/2011.09172); without focus these are p's own odds. Then odds are
+    divided by the weights' ratio (Elkan 2001). Without this, "more likely than not" would be decided as if both classes were
+    equally frequent.
     """
-    above, below = weighted / above_weight, (1 - weighted) / below_weight
+
+    def steepness(q: np.ndarray) -> np.ndarray:
+        return (1 - q) ** gamma / q - (gamma * (1 - q) ** (gamma - 1) * np.log(q) if gamma else 0)
+
+    p = np.clip(np.asarray(learned, dtype="float64"), 1e-7, 1 - 1e-7)  # as the loss does
+    above, below = steepness(1 - p) / above_weight, steepness(p) / below_weight
     return above / (above + below)
 
 
-def compile_losses(below_weight: float, above_weight: float) -> dict[str, keras.losses.Loss]:
+def compile_losses(below_weight: float, above_weight: float, gamma: float = 0.0) -> dict[str, keras.losses.Loss]:
     """The loss of each head.
 
     regression: |log(predicted) - log(actual)|, the log of the accuracy ratio (Tofallis 2015). It counts percentages: being
         off by 1 % costs 0.01 at any multiplier. Unlike |predicted - actual| / actual it does not reward low forecasts: its
         best constant is the median.
     classification: cross-entropy of the three classes.
-    threshold: class-weighted binary cross-entropy.
+    threshold: class-weighted binary cross-entropy, with `gamma` focal.
     """
     return {
         "regression": keras.losses.MeanAbsoluteError(),
         "classification": keras.losses.SparseCategoricalCrossentropy(),
-        "threshold": WeightedBinaryCrossentropy(below_weight, above_weight),
+        "threshold": WeightedBinaryCrossentropy(below_weight, above_weight, gamma),
     }

@@ -17,6 +17,7 @@ from ..names import nearest
 from ..results import Model
 from .backend import keras, serializable
 from .features import N_FEATURES
+from .recompute import ChunkedAttention, recomputed
 
 layers = keras.layers
 
@@ -51,13 +52,21 @@ class TransformerConfig(Model):
 
 
 class ModelConfig(Model):
-    """The sizes of the model. `window` values in each part are past values of the series that it looks at."""
+    """The sizes of the model. `window` values in each part are past values of the series that it looks at.
+
+    The last two switches save memory and change no result: weights, their names and the function are the same without.
+    """
 
     nbeats: tuple[NBeatsConfig, ...] = ()
     tcn: TcnConfig | None = None
     transformer: TransformerConfig | None = None
     fusion: tuple[PositiveInt, ...] = (512, 256)
     dropout: NonNegativeFloat = Field(default=0.2, lt=1)
+    recompute: bool = Field(
+        default=False,
+        description="keep only the inputs of the Transformer's layers for the backward pass; not yet proven on JAX",
+    )
+    memory_efficient_attention: bool = Field(default=False, description="hold the attention scores of an eighth at a time")
 
     @property
     def parts(self) -> tuple[NBeatsConfig | TcnConfig | TransformerConfig, ...]:
@@ -138,14 +147,14 @@ def _nbeats(sequence, config: NBeatsConfig, dropout: float):
     leaves no room for these maps (with them: about 18M): here a block's output is both, in a space of `units` dimensions.
     """
     part = f"nbeats_{config.window}"
-    x = layers.Flatten(name=f"{part}.flatten")(_last(sequence, config.window, f"{part}.past"))
-    entry = residual = layers.Dense(config.units, name=f"{part}.entry")(x)
+    x = layers.Flatten(name=f"{part}-flatten")(_last(sequence, config.window, f"{part}-past"))
+    entry = residual = layers.Dense(config.units, name=f"{part}-entry")(x)
     for i in range(1, config.n_blocks + 1):
-        block = layers.Dense(config.units, activation="relu", name=f"{part}.block{i}_dense")(residual)
-        block = layers.BatchNormalization(name=f"{part}.block{i}_norm")(block)
-        block = layers.Dropout(dropout, name=f"{part}.block{i}_dropout")(block)
-        residual = layers.Subtract(name=f"{part}.block{i}_residual")([residual, block])
-    return layers.Subtract(name=f"{part}.forecast")([entry, residual])  # the sum of the blocks' outputs
+        block = layers.Dense(config.units, activation="relu", name=f"{part}-block{i}_dense")(residual)
+        block = layers.BatchNormalization(name=f"{part}-block{i}_norm")(block)
+        block = layers.Dropout(dropout, name=f"{part}-block{i}_dropout")(block)
+        residual = layers.Subtract(name=f"{part}-block{i}_residual")([residual, block])
+    return layers.Subtract(name=f"{part}-forecast")([entry, residual])  # the sum of the blocks' outputs
 
 
 def _tcn(sequence, config: TcnConfig, dropout: float):
@@ -154,10 +163,10 @@ def _tcn(sequence, config: TcnConfig, dropout: float):
     The widths follow each other with all dilations each: only so do the reference's 500 values all reach the end (505).
     Keras has no weight normalisation; layer normalisation stands in its place.
     """
-    x = _last(sequence, config.window, "tcn.past")
+    x = _last(sequence, config.window, "tcn-past")
     for stage, filters in enumerate(config.filters, start=1):
         for dilation in config.dilations:
-            name = f"tcn.stage{stage}_dilation{dilation}"
+            name = f"tcn-stage{stage}_dilation{dilation}"
             shortcut = x
             if x.shape[-1] != filters:
                 shortcut = layers.Conv1D(filters, 1, name=f"{name}_shortcut")(x)
@@ -169,33 +178,69 @@ def _tcn(sequence, config: TcnConfig, dropout: float):
                 x = layers.ReLU(name=f"{name}_relu{i}")(x)
                 x = layers.SpatialDropout1D(dropout, name=f"{name}_dropout{i}")(x)
             x = layers.Add(name=f"{name}_residual")([shortcut, x])
-    return layers.Flatten(name="tcn.flatten")(_last(x, 1, "tcn.last"))
+    return layers.Flatten(name="tcn-flatten")(_last(x, 1, "tcn-last"))
 
 
-def _transformer(sequence, config: TransformerConfig, dropout: float):
-    """Encoder with normalisation before each sub-layer, averaged over the window.
+@serializable
+class EncoderLayer(layers.Layer):
+    """Attention, then two dense layers, each with normalisation before, dropout after and a residual connection around it.
 
     Dropout acts on the sub-layers' outputs. On the attention weights it would keep every backend from fused attention.
     """
-    x = _last(sequence, config.window, "transformer.past")
-    x = layers.Dense(config.d_model, name="transformer.embedding")(x)
-    x = PositionalEncoding(name="transformer.position")(x)
+
+    def __init__(
+        self,
+        n_heads: int,
+        feed_forward: int,
+        dropout: float,
+        recompute: bool = False,
+        memory_efficient_attention: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.n_heads, self.feed_forward, self.dropout = n_heads, feed_forward, dropout
+        self.recompute, self.memory_efficient_attention = recompute, memory_efficient_attention
+
+    def build(self, shape):  # (batch, length, d_model)
+        d_model, dtype = shape[-1], self.dtype_policy
+        attention = ChunkedAttention if self.memory_efficient_attention else layers.MultiHeadAttention
+        self.attention_norm = layers.LayerNormalization(name="attention_norm", dtype=dtype)
+        self.attention = attention(self.n_heads, d_model // self.n_heads, name="attention", dtype=dtype)
+        self.attention_dropout = layers.Dropout(self.dropout, name="attention_dropout", dtype=dtype)
+        self.feed_forward_norm = layers.LayerNormalization(name="feed_forward_norm", dtype=dtype)
+        self.feed_forward_in = layers.Dense(self.feed_forward, activation="relu", name="feed_forward_in", dtype=dtype)
+        self.feed_forward_out = layers.Dense(d_model, name="feed_forward_out", dtype=dtype)
+        self.feed_forward_dropout = layers.Dropout(self.dropout, name="feed_forward_dropout", dtype=dtype)
+        for layer in (self.attention_norm, self.feed_forward_norm, self.feed_forward_in):
+            layer.build(shape)
+        self.attention.build(shape, shape)
+        self.feed_forward_out.build((*shape[:-1], self.feed_forward))
+
+    def call(self, x, training=None):
+        if self.recompute and training:
+            return recomputed(lambda x: self._forward(x, training=True), self, x)
+        return self._forward(x, training)
+
+    def _forward(self, x, training):
+        y = self.attention_norm(x)
+        x = x + self.attention_dropout(self.attention(y, y, training=training), training=training)
+        y = self.feed_forward_out(self.feed_forward_in(self.feed_forward_norm(x)))
+        return x + self.feed_forward_dropout(y, training=training)
+
+    def get_config(self) -> dict:
+        names = ("n_heads", "feed_forward", "dropout", "recompute", "memory_efficient_attention")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _transformer(sequence, config: TransformerConfig, dropout: float, **switches: bool):
+    """Encoder with normalisation before each sub-layer, averaged over the window."""
+    x = _last(sequence, config.window, "transformer-past")
+    x = layers.Dense(config.d_model, name="transformer-embedding")(x)
+    x = PositionalEncoding(name="transformer-position")(x)
     for i in range(1, config.n_layers + 1):
-        name = f"transformer.layer{i}"
-        y = layers.LayerNormalization(name=f"{name}_attention_norm")(x)
-        y = layers.MultiHeadAttention(config.n_heads, config.d_model // config.n_heads, name=f"{name}_attention")(y, y)
-        y = layers.Dropout(dropout, name=f"{name}_attention_dropout")(y)
-        x = layers.Add(name=f"{name}_attention_residual")([x, y])
-        y = layers.LayerNormalization(name=f"{name}_feed_forward_norm")(x)
-        y = layers.Dense(config.feed_forward, activation="relu", name=f"{name}_feed_forward_in")(y)
-        y = layers.Dense(config.d_model, name=f"{name}_feed_forward_out")(y)
-        y = layers.Dropout(dropout, name=f"{name}_feed_forward_dropout")(y)
-        x = layers.Add(name=f"{name}_feed_forward_residual")([x, y])
-    x = layers.LayerNormalization(name="transformer.norm")(x)
-    return layers.GlobalAveragePooling1D(name="transformer.average")(x)
-
-
-_BUILDERS = {NBeatsConfig: _nbeats, TcnConfig: _tcn, TransformerConfig: _transformer}
+        x = EncoderLayer(config.n_heads, config.feed_forward, dropout, name=f"transformer-layer{i}", **switches)(x)
+    x = layers.LayerNormalization(name="transformer-norm")(x)
+    return layers.GlobalAveragePooling1D(name="transformer-average")(x)
 
 
 def build_model(config: ModelConfig, n_features: int = N_FEATURES, *, dtype_policy: str = "float32") -> keras.Model:
@@ -224,17 +269,22 @@ def _build(config: ModelConfig, n_features: int) -> keras.Model:
     window = keras.Input((config.window,), name="window")
     features = keras.Input((n_features,), name="features")
     sequence = layers.Reshape((config.window, 1), name="sequence")(window)
-    outputs = [_BUILDERS[type(part)](sequence, part, config.dropout) for part in config.parts]
-    x = layers.Concatenate(name="fusion.concatenate")([*outputs, features])
+    outputs = [_nbeats(sequence, stack, config.dropout) for stack in config.nbeats]
+    if config.tcn:
+        outputs.append(_tcn(sequence, config.tcn, config.dropout))
+    if config.transformer:
+        switches = {"recompute": config.recompute, "memory_efficient_attention": config.memory_efficient_attention}
+        outputs.append(_transformer(sequence, config.transformer, config.dropout, **switches))
+    x = layers.Concatenate(name="fusion-concatenate")([*outputs, features])
     for i, units in enumerate(config.fusion, start=1):
-        x = layers.Dense(units, activation="relu", name=f"fusion.dense{i}")(x)
-        x = layers.Dropout(config.dropout, name=f"fusion.dropout{i}")(x)
+        x = layers.Dense(units, activation="relu", name=f"fusion-dense{i}")(x)
+        x = layers.Dropout(config.dropout, name=f"fusion-dropout{i}")(x)
     heads = {"regression": (1, None), "classification": (3, "softmax"), "threshold": (1, "sigmoid")}
     return keras.Model(
         {"window": window, "features": features},
         {
             # float32 also under mixed_float16: the losses take logarithms of these.
-            head: layers.Dense(units, activation=activation, dtype="float32", name=f"heads.{head}")(x)
+            head: layers.Dense(units, activation=activation, dtype="float32", name=f"heads-{head}")(x)
             for head, (units, activation) in heads.items()
         },
         name="multi_scale",
@@ -242,10 +292,10 @@ def _build(config: ModelConfig, n_features: int) -> keras.Model:
 
 
 def parameters_by_part(model: keras.Model) -> dict[str, int]:
-    """The number of parameters of each part of the model (a layer's part is its name up to the dot), and `total`."""
+    """The number of parameters of each part of the model (a layer's part is its name up to the hyphen), and `total`."""
     counts = Counter()
     for layer in model.layers:
-        counts[layer.name.partition(".")[0]] += layer.count_params()
+        counts[layer.name.partition("-")[0]] += layer.count_params()
     order = ("nbeats", "tcn", "transformer", "fusion", "heads")
     parts = sorted(+counts, key=lambda part: (order.index(part.partition("_")[0]), len(part), part))  # 50 before 200, 1000
     return {**{part: counts[part] for part in parts}, "total": model.count_params()}

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from sklearn.preprocessing import StandardScaler
 
+from .accumulation import Cut
 from .backend import keras
 from .features import FEATURE_WINDOWS, HIGH, THRESHOLD, rolling_features
 
@@ -102,55 +103,33 @@ def prepare(values: np.ndarray, *, window: int) -> Samples:
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of one part, gathered by position when they are asked for.
+    """Micro-batches of one epoch, gathered by position when they are asked for.
 
-    With a `seed` every epoch has its own order, and the samples at its end that fill no whole update are left out: Keras
-    would carry a partial accumulation into the next epoch and weigh a short micro-batch like a full one. Without a seed
-    all samples come once, in time order.
-
-    Raises:
-        ValueError: a batch size or number of accumulation steps below 1, or a part too small for one update.
+    Args:
+        positions: (n,) the samples.
+        cut: of the epoch, into updates and micro-batches; `cut.n_samples` may be less than n, the others are left out.
+        seed: with one, each epoch has an order of its own, drawn from `[seed, epoch]`; without, it is that of `positions`.
+        start: the micro-batch to begin with, where an epoch is continued.
     """
 
     def __init__(
         self,
         samples: Samples,
-        part: slice,
+        positions: np.ndarray,
+        cut: Cut,
         *,
         window: int,
-        batch_size: int,
-        gradient_accumulation_steps: int = 1,
         seed: int | None = None,
+        epoch: int = 0,
+        start: int = 0,
     ):
         super().__init__()
-        if batch_size < 1 or gradient_accumulation_steps < 1:
-            raise ValueError(
-                f"micro-batches of {batch_size}, {gradient_accumulation_steps} per update: expected 1 or more of each"
-            )
-        self.samples, self.window, self.batch_size, self.seed = samples, window, batch_size, seed
-        self.positions = np.r_[part]
-        self.n_batches = -(-len(self.positions) // batch_size)
-        if seed is not None:
-            n_updates = len(self.positions) // (batch_size * gradient_accumulation_steps)
-            if not n_updates:
-                raise ValueError(
-                    f"there are {len(self.positions)} samples, one update takes {batch_size} x {gradient_accumulation_steps}: "
-                    "make the batch smaller or the series longer"
-                )
-            self.n_batches = n_updates * gradient_accumulation_steps
-        self.epoch = -1
-        self.on_epoch_end()
-
-    def on_epoch_end(self) -> None:
-        self.epoch += 1
-        if self.seed is not None:
-            self.order = np.random.default_rng([self.seed, self.epoch]).permutation(self.positions)
-        else:
-            self.order = self.positions
+        self.samples, self.cut, self.window, self.start = samples, cut, window, start
+        self.order = positions if seed is None else np.random.default_rng([seed, epoch]).permutation(positions)
 
     def __len__(self) -> int:
-        return self.n_batches
+        return self.cut.n_micro_batches - self.start
 
     def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        positions = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        positions = self.order[self.cut.bounds(self.start + index)]
         return self.samples.inputs(positions, self.window), self.samples.targets(positions)

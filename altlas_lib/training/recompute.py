@@ -1,0 +1,114 @@
+"""Less memory for more arithmetic: intermediate results that the backward pass computes again instead of finding them kept.
+
+`keras.remat` alone is not enough: around dropout it gives silently wrong gradients on TensorFlow and PyTorch, because the
+second time other masks are drawn (Keras 3.15). Here the random numbers of both times come from the same seeds.
+
+- Recomputation: Chen et al. 2016, https://arxiv.org/abs/1604.06174
+- Memory-efficient attention: Rabe & Staats 2021, https://arxiv.org/abs/2112.05682
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from .backend import keras, serializable
+
+layers = keras.layers
+
+
+class _SameSeeds:
+    """Within, a seed generator counts on from the state that it had when this was made, and changes nothing outside."""
+
+    def __init__(self, generator: keras.random.SeedGenerator):
+        self.generator = generator
+        self.start = generator.state.value * 1  # a copy: the state itself is a variable that changes
+        self.n_drawn = 0
+
+    def __enter__(self) -> None:
+        self.n_drawn = 0
+        self.generator.next = self._next  # in front of the class's method
+
+    def __exit__(self, *error) -> None:
+        del self.generator.next
+
+    def _next(self, ordered: bool = True) -> Any:
+        seed = self._after(self.n_drawn)
+        self.n_drawn += 1
+        return seed
+
+    def _after(self, n_draws: int) -> Any:
+        return self.start + keras.ops.convert_to_tensor([0, n_draws], self.generator.state.dtype)
+
+    def advance(self) -> None:
+        """Leave the generator as if the numbers had been drawn from it once."""
+        self.generator.state.assign(self._after(self.n_drawn))
+
+
+def recomputed(function: Callable, layer: keras.layers.Layer, x: Any) -> Any:
+    """`function(x)`, of which only `x` is kept for the backward pass; same value, same random numbers, same gradient.
+
+    Weights are read once and handed in as values. Read again when it is computed again, they may have been updated already:
+    TensorFlow 2.21 without XLA then mixes old and new weights in about one step of ten (its dependency optimizer drops the
+    order of the two).
+
+    Args:
+        function: has its variables from `layer` and its sub-layers, and updates none but seeds. Of tensors that it merely
+            encloses no gradient is made.
+    """
+    weights = layer.trainable_variables
+    fixed = [(variable, keras.ops.convert_to_tensor(variable)) for variable in layer.non_trainable_variables]
+    generators = [generator for sublayer in layer._flatten_layers() for generator in sublayer._seed_generators]
+    seeds = [_SameSeeds(generator) for generator in generators]
+
+    def pure(x, *values):
+        with contextlib.ExitStack() as same:
+            for seed in seeds:
+                same.enter_context(seed)
+            return function(x)
+
+    result = keras.remat(pure)(x, *map(keras.ops.convert_to_tensor, weights))
+    for seed in seeds:
+        seed.advance()
+    return result
+
+
+@serializable
+class Recompute(layers.Wrapper):
+    """A layer of one input, such as a block of a user's own model, whose intermediate results are not kept in training.
+
+    The wrapped layer must not update variables when it is called: no batch normalisation.
+    """
+
+    def call(self, inputs, training=None):
+        if not training:
+            return self.layer(inputs, training=training)
+        return recomputed(lambda x: self.layer(x, training=True), self.layer, inputs)
+
+    def compute_output_spec(self, inputs, training=None):
+        return self.layer.compute_output_spec(inputs)
+
+
+@serializable
+class ChunkedAttention(layers.MultiHeadAttention):
+    """Multi-head attention that never holds all scores: those of `n_chunks` parts of the queries one after the other.
+
+    The same value as Keras' own on any backend and GPU, where fused kernels ask for a backend that has them, 16 bits and
+    compute capability 8.0. Memory of the scores falls to 1 / n_chunks; they are computed twice. Attention with dropout or a
+    mask is left to Keras.
+    """
+
+    def __init__(self, *args, n_chunks: int = 8, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.n_chunks = n_chunks
+
+    def _compute_attention(self, query, key, value, attention_mask=None, training=None, *rest, **options):
+        attend, length = super()._compute_attention, query.shape[1]  # of (batch, length, heads, width)
+        if self._dropout or attention_mask is not None or any((*rest, *options.values())) or length is None:
+            return attend(query, key, value, attention_mask, training, *rest, **options)
+        size = -(-length // self.n_chunks)
+        chunks = [query[:, at : at + size] for at in range(0, length, size)]
+        attended = [keras.remat(lambda *tensors: attend(*tensors, training=training)[0])(chunk, key, value) for chunk in chunks]
+        return keras.ops.concatenate(attended, axis=1), None
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "n_chunks": self.n_chunks}

@@ -1,0 +1,511 @@
+"""Chapter 30: a training that was killed ends with the very weights of one that was not; accumulation equals the big batch.
+
+Run as a script it is the process that is killed: TensorFlow or JAX is loaded once, each attempt is a fork.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from altlas_lib import data, paths, training
+from altlas_lib.training import ModelConfig, NBeatsConfig, TcnConfig, train
+from altlas_lib.training.accumulation import AccumulatingOptimizer, Cut
+from altlas_lib.training.backend import keras
+from altlas_lib.training.checkpoint import Checkpoint, CheckpointError, CheckpointFolder
+
+WITH_STATE = ModelConfig(nbeats=(NBeatsConfig(window=20, units=8, n_blocks=2),), fusion=(16,))  # dropout, batch statistics
+EXACT = ModelConfig(tcn=TcnConfig(window=20, filters=(4,), dilations=(1,)), fusion=(8,), dropout=0)  # neither
+BACKENDS = ["tensorflow", "jax"]
+
+
+def make_samples():
+    return training.prepare(data.crash_series(1300, regime_strength=0.9, seed=3).values, window=1000)
+
+
+def weights_of(model):
+    return np.concatenate([keras.ops.convert_to_numpy(weight).ravel() for weight in model.weights])
+
+
+def sha256_of(run):
+    """Of weights and batch statistics, and of the log without its times and memory."""
+    digest = hashlib.sha256(weights_of(run.model))
+    for epoch in run.history:
+        digest.update(json.dumps([epoch.stage, epoch.epoch, epoch.metrics]).encode())
+    return digest.hexdigest()
+
+
+# The process that is killed -------------------------------------------------------------------------------------------
+
+SMALLEST = ModelConfig(nbeats=(NBeatsConfig(window=20, units=8, n_blocks=1),), fusion=(8,))  # with dropout, batch statistics
+STAGES = [replace(stage, batch_size=48, learning_rate=1e-3) for stage in training.STAGES[:2]]
+N_MICRO_BATCHES = 4 * 3 + 2  # of an epoch: 210 samples in updates of 48, these in 16 + 16 + 16, the last one in 16 + 2
+N_STAGES = {"tensorflow": 2, "jax": 1}  # JAX takes its time to compile
+
+
+def attempt(folder, dtype_policy, kill_after):
+    """Train in a fork, killed after so many micro-batches; what it printed, None where it was killed."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        with os.fdopen(reader) as answer:
+            text = answer.read()
+        _, status = os.waitpid(pid, 0)
+        assert (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL) == (kill_after is not None), status
+        return text or None
+    n_seen, on_train_batch_end = 0, training.train.__globals__["_Updates"].on_train_batch_end
+
+    def count(self, batch, logs=None):
+        nonlocal n_seen
+        on_train_batch_end(self, batch, logs)
+        n_seen += 1
+        if n_seen == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    training.train.__globals__["_Updates"].on_train_batch_end = count
+    resume = {"checkpoint_folder": folder, "checkpoint_every": 2, "resume": True}
+    stages = STAGES[: N_STAGES[keras.backend.backend()]]
+    numbers = {"stages": stages, "n_epochs": 3, "gradient_accumulation_steps": 3, "seed": 5, "dtype_policy": dtype_policy}
+    run = train(make_samples(), SMALLEST, **numbers, **resume)
+    os.write(writer, sha256_of(run).encode())
+    os._exit(0)
+
+
+def kill_and_resume(folder, seed):
+    """For each dtype policy: SHA-256 of an uninterrupted training, of one that was killed again and again, and when it was."""
+    answers, choose = {}, random.Random(seed)
+    for policy in ("float32", "mixed_float16"):
+        whole, killed = Path(folder, policy, "whole"), Path(folder, policy, "killed")
+        # The first may come before there is a checkpoint; when the second comes there is one, after 6 micro-batches.
+        kills = [choose.randint(1, N_MICRO_BATCHES), choose.randint(6, 6 + N_MICRO_BATCHES)]
+        for kill_after in kills:
+            attempt(killed, policy, kill_after)
+        answers[policy] = attempt(whole, policy, None), attempt(killed, policy, None), kills
+    print(json.dumps(answers))
+
+
+def on_two_devices():
+    """Largest difference of weights, and of predictions, between what one device and two devices train."""
+    samples, numbers = make_samples(), {"n_epochs": 2, "learning_rate": 1e-3, "seed": 1}
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        cpu, each = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
+        tf.config.set_logical_device_configuration(cpu, [each, each])
+
+    def trained():
+        run = train(samples, EXACT, micro_batch_size=8, gradient_accumulation_steps=4, **numbers)
+        return weights_of(run.model), run.predict(samples, slice(1240, 1299)).logs
+
+    one = trained()
+    if keras.backend.backend() == "tensorflow":
+        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+            two = trained()
+    else:
+        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"]))
+        two = trained()
+    print(json.dumps([float(np.abs(x - y).max()) for x, y in zip(one, two, strict=True)]))
+
+
+def in_a_process(backend, code, folder, **environment):
+    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | environment
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compile fast
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_training_resume import *\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_killed_at_any_micro_batch_it_ends_with_the_same_bits(tmp_path, backend):
+    answers = in_a_process(backend, f"kill_and_resume({str(tmp_path)!r}, {random.randrange(2**32)})", tmp_path)
+    for policy, (expected, resumed, kills) in answers.items():
+        assert resumed == expected, f"{policy}, killed after {kills} micro-batches"
+        logs = [(tmp_path / policy / name / "log.jsonl").read_text().splitlines() for name in ("whole", "killed")]
+        assert [len(lines) for lines in logs] == [3 * N_STAGES[backend]] * 2
+        assert len(list((tmp_path / policy / "killed").glob("update-*.ckpt"))) == 2
+    assert answers["float32"][0] != answers["mixed_float16"][0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_devices_train_what_one_does(tmp_path, backend):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    weights, predictions = in_a_process(backend, "on_two_devices()", tmp_path, **flags)
+    assert weights < 1e-6
+    assert predictions < 1e-5
+
+
+# Accumulation ---------------------------------------------------------------------------------------------------------
+
+
+class Rows(keras.utils.PyDataset):
+    """Rows of arrays in the micro-batches of a cut."""
+
+    def __init__(self, x, y, cut):
+        super().__init__()
+        self.x, self.y, self.cut = x, y, cut
+
+    def __len__(self):
+        return self.cut.n_micro_batches
+
+    def __getitem__(self, index):
+        rows = self.cut.bounds(index)
+        return self.x[rows], self.y[rows]
+
+
+def small_model(optimizer, dtype="float32"):
+    keras.utils.set_random_seed(0)
+    units = [keras.layers.Dense(8, activation="tanh", dtype=dtype), keras.layers.Dense(1, dtype="float32")]
+    model = keras.Sequential([keras.Input((5,)), *units])
+    model.compile(optimizer, loss="mse", auto_scale_loss=False)
+    return model
+
+
+def some_rows(n_samples):
+    rng = np.random.default_rng(n_samples)
+    return rng.normal(size=(n_samples, 5)).astype("float32"), rng.normal(size=(n_samples, 1)).astype("float32")
+
+
+@st.composite
+def cuts(draw):
+    batch_size = draw(st.integers(1, 12))
+    return Cut(draw(st.integers(batch_size, 40)), batch_size, draw(st.integers(1, batch_size)))
+
+
+@given(cuts())
+def test_a_cut_takes_every_sample_once_and_no_micro_batch_crosses_an_update(cut):
+    pieces = [np.arange(cut.n_samples)[cut.bounds(i)] for i in range(cut.n_micro_batches)]
+    np.testing.assert_array_equal(np.concatenate(pieces), np.arange(cut.n_samples))
+    assert all(1 <= len(piece) <= cut.micro_batch_size for piece in pieces)
+    assert all(piece[0] // cut.batch_size == piece[-1] // cut.batch_size for piece in pieces)
+    assert cut.n_updates == len({piece[0] // cut.batch_size for piece in pieces})
+    assert max(np.bincount([piece[0] // cut.batch_size for piece in pieces])) == cut.n_per_update
+
+
+@settings(max_examples=6, deadline=None)
+@given(cuts())
+def test_any_split_equals_plain_keras_with_the_big_batch(cut):
+    x, y = some_rows(cut.n_samples)
+    plain = small_model(keras.optimizers.SGD(0.1, momentum=0.9))
+    plain.fit(x, y, batch_size=cut.batch_size, epochs=2, shuffle=False, verbose=0)
+    optimizer = AccumulatingOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), cut)
+    model = small_model(optimizer)
+    model.fit(Rows(x, y, cut), epochs=2, shuffle=False, verbose=0)
+    np.testing.assert_allclose(weights_of(model), weights_of(plain), atol=1e-6)
+    assert int(optimizer.iterations) == 2 * cut.n_updates
+    assert all(not np.any(keras.ops.convert_to_numpy(total)) for total in optimizer.sums)
+
+
+def test_an_infinity_in_one_micro_batch_skips_its_update_and_no_other():
+    cut = Cut(24, 8, 3)
+    x, y = some_rows(cut.n_samples)
+    poisoned = x.copy()
+    poisoned[9] = np.inf  # in the second update
+    inner = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=1024.0)
+    model = small_model(AccumulatingOptimizer(inner, cut), "mixed_float16")
+    model.fit(Rows(poisoned, y, cut), shuffle=False, verbose=0)
+    assert int(model.optimizer.iterations) == 2
+    assert float(inner.dynamic_scale) == 512
+    assert int(inner.step_counter) == 1  # updates since, not micro-batches
+
+    plain = small_model(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=1024.0), "mixed_float16")
+    kept = np.r_[0:8, 16:24]
+    plain.fit(x[kept], y[kept], batch_size=8, shuffle=False, verbose=0)
+    np.testing.assert_allclose(weights_of(model), weights_of(plain), atol=2e-4)  # rounding of float16
+
+
+def test_an_accumulating_optimizer_survives_the_file(tmp_path):
+    cut = Cut(20, 8, 3)
+    model = small_model(AccumulatingOptimizer(keras.optimizers.Adam(0.01), cut))
+    x, y = some_rows(cut.n_samples)
+    model.fit(Rows(x, y, cut), shuffle=False, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.optimizer.cut == cut
+    for one in (model, loaded):
+        one.fit(Rows(x, y, cut), shuffle=False, verbose=0)
+    np.testing.assert_array_equal(weights_of(loaded), weights_of(model))
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [((10, 4, 5), "micro-batches of 5 for updates of 4"), ((10, 4, 0), "micro-batches of 0"), ((3, 4, 2), "are 3 samples.*4")],
+)
+def test_a_cut_that_cannot_be_is_refused(cut, message):
+    with pytest.raises(ValueError, match=message):
+        Cut(*cut)
+
+
+# Checkpoints ----------------------------------------------------------------------------------------------------------
+
+ARRAYS = {"a": np.arange(6, dtype="float32").reshape(2, 3), "b": np.array(7, "uint32"), "c": np.zeros((0, 3), "float16")}
+
+
+def saved(folder, n_updates=3, fingerprint=None):
+    folder = CheckpointFolder(folder, fingerprint or {"seed": 1}, resume=True)
+    folder.save({"epoch": n_updates}, ARRAYS, n_updates)
+    return folder
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    saved(tmp_path)
+    checkpoint = CheckpointFolder(tmp_path, {"seed": 1}, resume=True).newest()
+    assert (checkpoint.fingerprint, checkpoint.progress) == ({"seed": 1}, {"epoch": 3})
+    assert list(checkpoint.arrays) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(checkpoint.arrays[name], array, strict=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_damage_is_seen_and_the_previous_one_is_used(tmp_path_factory, random):
+    tmp_path = tmp_path_factory.mktemp("damage")
+    folder = saved(tmp_path)
+    folder.save({"epoch": 4}, ARRAYS, 4)
+    newest = tmp_path / "update-000000004.ckpt"
+    content = bytearray(newest.read_bytes())
+    if random.draw(st.booleans(), "truncated"):
+        newest.write_bytes(content[: random.draw(st.integers(0, len(content) - 1))])
+    else:
+        content[random.draw(st.integers(0, len(content) - 1))] ^= random.draw(st.integers(1, 255))
+        newest.write_bytes(content)
+    folder = CheckpointFolder(tmp_path, {"seed": 1}, resume=True)
+    with pytest.warns(RuntimeWarning, match="update-000000004.ckpt .*; update-000000003.ckpt is used instead"):
+        assert folder.newest().progress == {"epoch": 3}
+    folder.save({"epoch": 5}, ARRAYS, 5)
+    assert folder.newest().progress == {"epoch": 5}
+    assert (tmp_path / "update-000000003.ckpt").exists()  # of the two good ones kept, the damaged one is none
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04N.", b"altlas checkpoint 2\n" + bytes(80)])
+def test_a_file_that_is_no_checkpoint_is_refused_with_the_reason(tmp_path, content):
+    (tmp_path / "update-000000009.ckpt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be continued: update-000000009.ckpt starts with"):
+        CheckpointFolder(tmp_path, {}, resume=True).newest()
+
+
+def test_a_header_that_lies_is_refused(tmp_path):
+    Checkpoint({}, {}, ARRAYS).save(tmp_path / "x.ckpt")
+    content = (tmp_path / "x.ckpt").read_bytes()
+    for old, new in ((b"[2, 3]", b"[9, 9]"), (b'"float32"', b'"object" ')):
+        lying = content[:-32].replace(old, new)
+        (tmp_path / "x.ckpt").write_bytes(lying + hashlib.sha256(lying).digest())
+        with pytest.raises(CheckpointError, match="header that does not fit"):
+            Checkpoint.load(tmp_path / "x.ckpt")
+
+
+def test_a_foreign_checkpoint_is_refused_and_both_values_named(tmp_path):
+    saved(tmp_path, fingerprint={"seed": 1, "dtype_policy": "float32"})
+    with pytest.raises(
+        CheckpointError, match="of another training: dtype_policy is 'float32' there, None here; seed is 1 there, 2"
+    ):
+        CheckpointFolder(tmp_path, {"seed": 2}, resume=True).newest()
+
+
+def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
+    folder = saved(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(paths.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        folder.save({"epoch": 4}, ARRAYS, 4)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert folder.newest().progress == {"epoch": 3}
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
+    folder = saved(tmp_path)
+    monkeypatch.setattr(paths.os, "fsync", lambda descriptor: os.kill(os.getpid(), signal.SIGKILL))
+    with warnings.catch_warnings(action="ignore"):  # of a fork beside threads, which does nothing but write
+        pid = os.fork()
+    if not pid:
+        folder.save({"epoch": 4}, ARRAYS, 4)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    folder = CheckpointFolder(tmp_path, {"seed": 1}, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["update-000000003.ckpt"]
+    assert folder.newest().progress == {"epoch": 3}
+
+
+# Training in parts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return make_samples()
+
+
+NUMBERS = {"micro_batch_size": 70, "learning_rate": 1e-3, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def finished(samples, tmp_path_factory):
+    """Three epochs of three updates, with checkpoints."""
+    folder = tmp_path_factory.mktemp("finished")
+    return train(samples, SMALLEST, n_epochs=3, checkpoint_folder=folder, **NUMBERS), folder
+
+
+def test_what_is_finished_is_not_trained_again_and_may_get_more_epochs(samples, finished, tmp_path):
+    run, folder = finished
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    again = train(samples, SMALLEST, n_epochs=3, checkpoint_folder=tmp_path, resume=True, **NUMBERS)
+    assert again.log == run.log
+    np.testing.assert_array_equal(weights_of(again.model), weights_of(run.model))
+    assert again.step_time == run.step_time
+    longer = train(samples, SMALLEST, n_epochs=4, checkpoint_folder=tmp_path, resume=True, **NUMBERS)
+    assert longer.log[:3] == run.log
+    assert sha256_of(longer) == sha256_of(train(samples, SMALLEST, n_epochs=4, **NUMBERS))
+
+
+def test_the_log_has_a_line_per_epoch_with_memory(finished):
+    run, folder = finished
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["epoch"], line["n_updates"]) for line in lines] == [(1, 1, 3), (1, 2, 3), (1, 3, 3)]
+    assert [line["metrics"] for line in lines] == [epoch.metrics for epoch in run.history]
+    for line in lines:
+        assert 2**20 < line["memory_bytes"] <= line["peak_memory_bytes"]
+
+
+def test_the_best_epoch_is_kept_beside_the_last(samples, finished):
+    run, folder = finished
+    best = Checkpoint.load(folder / "best-stage-1.ckpt")
+    losses = [epoch.metrics["val_loss"] for epoch in run.history]
+    assert best.progress["best_loss"] == min(losses)
+    assert best.progress["epoch"] == best.progress["best_epoch"] == int(np.argmin(losses)) + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 2}, "seed is 1 there, 2 here"),
+        ({"dtype_policy": "mixed_float16"}, "dtype_policy is 'float32' there"),
+        ({"micro_batch_size": 35}, "stages is .*'batch_size': 70.*'batch_size': 35"),
+        ({"learning_rate": 2e-3}, "'learning_rate': 0.001.*'learning_rate': 0.002"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(samples, finished, change, named):
+    with pytest.raises(CheckpointError, match=named):
+        train(samples, SMALLEST, n_epochs=3, checkpoint_folder=finished[1], resume=True, **NUMBERS | change)
+
+
+def test_a_checkpoint_of_other_data_or_another_model_is_refused(samples, finished):
+    values = samples.values.copy()
+    values[0] += 0.01
+    other = training.prepare(values, window=1000)
+    for changed, config, named in ((other, SMALLEST, "data is '"), (samples, EXACT, "model is {")):
+        with pytest.raises(CheckpointError, match=named):
+            train(changed, config, n_epochs=3, checkpoint_folder=finished[1], resume=True, **NUMBERS)
+
+
+def test_an_earlier_training_is_not_overwritten_by_accident(samples, finished):
+    with pytest.raises(FileExistsError, match=r"update-000000009.ckpt of an earlier training: .*resume=True"):
+        train(samples, SMALLEST, n_epochs=3, checkpoint_folder=finished[1], **NUMBERS)
+
+
+def test_where_no_checkpoint_can_be_written_training_goes_on_and_says_so(samples, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(paths.os, "fsync", full)
+    with pytest.warns(RuntimeWarning, match=r"no checkpoint of update 3 \(.*No space left on device"):
+        run = train(samples, SMALLEST, n_epochs=1, checkpoint_folder=tmp_path, **NUMBERS)
+    assert len(run.history) == len(run.notes) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_ends_early_where_nothing_is_gained(samples, monkeypatch):
+    losses = iter([0.5, 0.4, 0.6, 0.45, 0.41, 0.3])
+    end_epoch = training.train.__globals__["_Training"]._end_epoch
+    monkeypatch.setattr(
+        training.train.__globals__["_Training"],
+        "_end_epoch",
+        lambda self, metrics: end_epoch(self, metrics | {"val_loss": next(losses)}),
+    )
+    run = train(samples, SMALLEST, n_epochs=9, patience=3, **NUMBERS)
+    assert [epoch.metrics["val_loss"] for epoch in run.history] == [0.5, 0.4, 0.6, 0.45, 0.41]
+
+
+# Out of memory --------------------------------------------------------------------------------------------------------
+
+
+def out_of_memory():
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\nwith a long story")
+    return RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 byte")
+
+
+@pytest.fixture
+def small_device(monkeypatch):
+    """From its sixth step on, a device that has no memory for micro-batches above `limit`."""
+
+    def set_limit(limit):
+        make_train_function, steps = keras.Model.make_train_function, []
+
+        def make(self, force=False):
+            make_train_function(self, force)
+            step = self.train_function
+
+            def limited(*arguments):
+                steps.append(self)
+                cut = getattr(self.optimizer, "cut", None)
+                if len(steps) >= 6 and (cut.micro_batch_size if cut else 32) > limit:
+                    raise out_of_memory()
+                return step(*arguments)
+
+            if not hasattr(step, "is_limited"):
+                limited.is_limited = True
+                self.train_function = limited
+
+        monkeypatch.setattr(keras.Model, "make_train_function", make)
+
+    return set_limit
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_updates(samples, small_device, tmp_path):
+    numbers = {"n_epochs": 2, "learning_rate": 1e-3, "seed": 7, "micro_batch_size": 32}
+    expected = train(samples, EXACT, **numbers)
+    small_device(limit=9)
+    with pytest.warns(RuntimeWarning, match="went on with") as warned:
+        run = train(samples, EXACT, checkpoint_folder=tmp_path, checkpoint_every=2, **numbers)
+    assert [str(w.message) for w in warned if "went on" in str(w.message)] == run.notes
+    assert "epoch 1, with micro-batches of 32 (" in run.notes[0]
+    assert "went on with 16, from update 4" in run.notes[0]
+    assert "went on with 8, from update 4" in run.notes[1]
+    assert "long story" not in run.notes[0]
+    assert run.micro_batch_size == 8
+    assert [entry.micro_batch_size for entry in run.log] == [8, 8]
+    assert run.log[0].notes == run.notes
+    np.testing.assert_allclose(weights_of(run.model), weights_of(expected.model), atol=1e-6)
+    for epoch, whole in zip(run.history, expected.history, strict=True):
+        for name in ("loss", "val_loss"):  # in those of single heads Keras weighs short batches like full ones
+            assert epoch.metrics[name] == pytest.approx(whole.metrics[name], abs=1e-5)
+    # What was learned about the device outlives the process.
+    again = train(samples, EXACT, checkpoint_folder=tmp_path, resume=True, **numbers)
+    assert (again.micro_batch_size, again.notes) == (8, run.notes)
+
+
+def test_out_of_memory_with_a_single_sample_is_an_error(samples, small_device):
+    small_device(limit=0)
+    with pytest.warns(RuntimeWarning), pytest.raises(type(out_of_memory()), match=r"OOM|RESOURCE_EXHAUSTED"):
+        train(samples, EXACT, n_epochs=1, learning_rate=1e-3, micro_batch_size=2)
