@@ -61,7 +61,7 @@ def recomputed(function: Callable, layer: keras.layers.Layer, x: Any) -> Any:
     seeds = [_SameSeeds(generator) for generator in generators]
 
     def pure(x, *values):
-        with contextlib.ExitStack() as same:
+        with keras.StatelessScope([*zip(weights, values, strict=True), *fixed]), contextlib.ExitStack() as same:
             for seed in seeds:
                 same.enter_context(seed)
             return function(x)
