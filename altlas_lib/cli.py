@@ -1,7 +1,8 @@
-"""The command line: `altlas check | run | profile`."""
+"""The command line: `altlas check | run | profile | plan`."""
 
 import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -123,6 +124,38 @@ def profile(
         print("interrupted; what was started has been ended, nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None
     print(format_profile(profiled, profiling.rank_candidates([profiled], gpu=spec)))
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="A preset, module:function that builds a Keras model, or a .keras file.")
+    ] = "reference",
+    gpu: Annotated[str, typer.Option(help="The GPU of the catalogue to plan for.")] = "T4",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Plan this micro-batch only.", show_default="a preset's remedies, else the largest that fits"),
+    ] = None,
+    time_limit_s: Annotated[float, typer.Option("--time-limit", metavar="S", help="Seconds for compiling.")] = 480.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plans as JSON.")] = False,
+) -> None:
+    """Say whether a training fits a GPU that need not be here, asking its compiler. Nothing is trained.
+
+    Of a preset it prints what each remedy against running out of memory brings. Compiling takes minutes the first time; the
+    answers are kept. Exit code 0: planned. 1: it could not be, and the message says why.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # nothing of TensorFlow's own is of interest here
+    sys.path.insert(0, os.getcwd())  # where the user's modules are
+    from . import training
+
+    try:
+        print(training.plan_command(model, gpu, batch_size=batch_size, as_json=as_json, time_limit_s=time_limit_s))
+    except (training.PlanError, ValueError) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted; what was compiled is kept for the next time", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _argument(text: str) -> tuple[str, Any]:

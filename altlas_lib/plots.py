@@ -20,7 +20,9 @@ from .results import (
     Expectation,
     FigureFile,
     Metric,
+    Quality,
     Quantity,
+    Remedy,
     Timing,
     WorkloadProfile,
     format_value,
@@ -400,6 +402,82 @@ def multiplier_survival(ax: Axes, values: np.ndarray, *, return_to_player: float
     share, odds = np.mean(reached >= 1.5), return_to_player / 1.5
     ax.set_title(f"{share:.1%} of the values reach 1.5; {return_to_player} / x is {odds:.1%}")
     ax.legend()
+    return ax
+
+
+def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:
+    """What a training step holds on the GPU under each remedy, part by part, beside what the GPU has."""
+    plans = [(remedy.name, remedy.plan) for remedy in remedies if remedy.plan]
+    rows, left = np.arange(len(plans)), np.zeros(len(plans))
+    parts = ("weights", "optimizer", "accumulators", "inputs", "temporaries", "beside the step")
+    for part, colour in zip(parts, COLOURS.values(), strict=False):
+        sizes = [plan.overhead_bytes if part == parts[-1] else plan.bytes_by_part.get(part, 0) for _, plan in plans]
+        widths = np.array(sizes) / 2**30
+        ax.barh(rows, widths, left=left, color=COLOURS["grey"] if part == parts[-1] else colour, label=part)
+        left += widths
+    for row, (end, (_, plan)) in enumerate(zip(left, plans, strict=True)):
+        low, high = (plan.peak.low, plan.peak.high) if plan.peak.basis == "projected" else (None, None)
+        if low is not None:
+            ax.plot([(bound + plan.overhead_bytes) / 2**30 for bound in (low, high)], [row, row], color="black", linewidth=1)
+            end = (high + plan.overhead_bytes) / 2**30
+        ax.annotate(f" {plan.verdict}", (end, row), va="center", fontsize=9)
+    first = plans[0][1]
+    usable_gib = first.usable_bytes / 2**30
+    ax.axvline(
+        usable_gib, color=COLOURS["red"], linestyle="--", label=f"what CUDA offers on a {first.gpu}: {usable_gib:.1f} GiB"
+    )
+    ax.set_yticks(rows, [name for name, _ in plans])
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set(xlabel=f"memory of one training step, {first.peak.basis} (GiB)", xlim=(0, 1.2 * max(*left, usable_gib)))
+    n_fit = sum(plan.verdict == "fits" for _, plan in plans)
+    ax.set_title(f"{n_fit} of {len(plans)} configurations fit a {first.gpu}; the {plans[0][0]} {_fits(first.verdict)}")
+    ax.figure.legend(loc="outside lower center", ncols=4, fontsize=9)
+    return ax
+
+
+def _fits(verdict: str) -> str:
+    return {"fits": "does", "tight": "barely does"}.get(verdict, "does not")
+
+
+class LiveCurves:
+    """Training curves under a notebook's cell, drawn anew after each epoch: `train(..., on_epoch=LiveCurves())`."""
+
+    def __init__(self) -> None:
+        self.shown = None
+
+    def __call__(self, history: Sequence[Epoch]) -> None:
+        from IPython.display import display
+
+        with mpl.rc_context(_STYLE):
+            fig, ax = plt.subplots()
+            training_curves(ax, history)
+            plt.close(fig)
+        if self.shown is None:
+            self.shown = display(fig, display_id=True)
+        else:
+            self.shown.update(fig)
+
+
+def quality_kept(ax: Axes, qualities: Sequence[Quality]) -> Axes:
+    """What the lighter models keep of the reference's gain over the base rate, or of its accuracy, beside the plan's claim."""
+    for row, quality in enumerate(qualities):
+        low, high = (100 * share for share in quality.claimed)
+        ax.barh(row, high - low, left=low, height=0.7, color=COLOURS["orange"], alpha=0.4, label="claimed" if not row else None)
+        for kept, label, colour, offset in (
+            (quality.score_kept, "of the accuracy at 1.5", "grey", 0.15),
+            (quality.gain_kept, "of its gain over the base rate", "blue", -0.15),
+        ):
+            if kept:
+                ends = [100 * kept.low, 100 * kept.high]
+                ax.plot(ends, [row + offset] * 2, color=COLOURS[colour], linewidth=4, alpha=0.4)
+                ax.plot(100 * kept.value, row + offset, "o", color=COLOURS[colour], label=label)
+    handles, labels = ax.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    ax.figure.legend(unique.values(), unique, loc="outside lower center", ncols=3, fontsize=9)
+    _rows(ax, range(len(qualities)), [f"{quality.option}, {quality.series}" for quality in qualities])
+    ax.set(xlabel="kept of the reference's (%), 95 % interval")
+    ax.set_title("; ".join(dict.fromkeys(quality.verdict for quality in qualities)))
     return ax
 
 

@@ -548,12 +548,21 @@ class SimilarityResult(ChapterResult):
 
 
 class Epoch(Model):
-    """A line of the training log."""
+    """A line of the training log. Memory is the GPU's where the backend computes on one, else the process's."""
 
     stage: int
     epoch: int
-    metrics: dict[str, float]
+    metrics: dict[str, float] = Field(
+        description="Keras' names: `loss`, `regression_loss`, ..., `val_` for the validation part"
+    )
     duration_s: float
+    micro_batch_size: int
+    n_updates: int
+    n_skipped_updates: int = Field(default=0, description="for which the loss scale was too large: float16 overflowed")
+    memory_device: str
+    memory_bytes: int
+    peak_memory_bytes: int
+    notes: list[str] = []
 
 
 class Metric(Model):
@@ -603,6 +612,28 @@ class Remedy(Model):
     problem: str | None = None
 
 
+class Kept(Model):
+    """A ratio with its 95 % interval: an option's score, or gain over the base rate, over the reference's."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Quality(Model):
+    """What an option of the plan keeps of the forecast's quality, over several seeds on one series."""
+
+    option: str
+    series: str
+    n_seeds: int
+    n_parameters: int
+    metrics: list[Metric] = Field(description="the option's")
+    score_kept: Kept = Field(description="accuracy at 1.5 over the reference's; two models that know nothing keep all of it")
+    gain_kept: Kept | None = Field(description="of the gain over the base rate; None: the reference has none to keep")
+    claimed: tuple[float, float] = Field(description="the plan's: shares of quality, from and to")
+    verdict: str
+
+
 class TrainingResult(ChapterResult):
     chapter: ClassVar[str] = "training"
     number: ClassVar[str] = "30"
@@ -612,11 +643,15 @@ class TrainingResult(ChapterResult):
     n_parameters: int
     micro_batch_size: int
     gradient_accumulation_steps: int
-    history: list[Epoch]
+    history: list[Epoch] = Field(description="of the first seed's training")
     metrics: list[Metric]
+    n_seeds: int = Field(default=1, ge=1, description="trainings that the metrics are the mean of")
     step_time: Quantity = Field(description="one micro-batch, after the first")
     peak_memory: Quantity | None = None
+    gpu: str | None = Field(default=None, description="that the remedies are planned for")
     remedies: list[Remedy] = []
+    qualities: list[Quality] = []
+    notes: list[str] = Field(default=[], description="what did not go as asked for in training")
 
 
 CHAPTERS: tuple[type[ChapterResult], ...] = (EnvironmentResult, HotspotsResult, SimilarityResult, TrainingResult)

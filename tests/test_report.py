@@ -20,12 +20,16 @@ from altlas_lib.results import (
     Finding,
     FunctionTime,
     HotspotsResult,
+    Kept,
     Licence,
+    MemoryPlan,
     Metric,
     Overhead,
     Projection,
     Provenance,
+    Quality,
     Quantity,
+    Remedy,
     SimilarityResult,
     SimilarPair,
     Timing,
@@ -62,6 +66,16 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
     if gpu:
         timings.append(Timing(method="CuPy, row blocks", on_gpu=True, n_texts=1000, time=seconds(0.5, device=GPU)))
     projected = Quantity.projected(0.01, 0.02, "s", text or "T4", text or "transfers")
+    metric = Metric(name=text, unit="share", higher_is_better=True, model=0.6, base_rate=0.65, n_samples=99)
+    quality = Quality(
+        **{"option": text, "series": text, "n_seeds": 3, "n_parameters": 12345, "metrics": [metric], "verdict": text},
+        **{"score_kept": Kept(value=0.99, low=0.98, high=1), "gain_kept": Kept(value=0.5, low=0.4, high=0.6)},
+        claimed=(0.95, 0.98),
+    )
+    epoch = Epoch(
+        **{"stage": 1, "epoch": 1, "metrics": {"loss": 1.0}, "duration_s": 1.0, "micro_batch_size": 8, "n_updates": 9},
+        **{"memory_device": CPU, "memory_bytes": 1, "peak_memory_bytes": 2},
+    )
     function = FunctionTime(name=text, file=text, line=1, n_calls=2, own=seconds(0.1), cumulative=seconds(0.2))
     return [
         EnvironmentResult(
@@ -138,11 +152,28 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
             n_parameters=12345,
             micro_batch_size=8,
             gradient_accumulation_steps=8,
-            history=[Epoch(stage=1, epoch=1, metrics={"loss": 1.0}, duration_s=1.0)],
-            metrics=[Metric(name=text, unit="share", higher_is_better=True, model=0.6, base_rate=0.65, n_samples=99)],
+            history=[epoch],
+            metrics=[metric],
             step_time=seconds(0.01, 0.02),
+            gpu=text,
+            remedies=[Remedy(name=text, plan=plan(text), claimed=text), Remedy(name="b", plan=None, problem=text)],
+            qualities=[quality, quality.model_copy(update={"gain_kept": None})],
+            notes=[text],
         ),
     ]
+
+
+def plan(text):
+    return MemoryPlan(
+        gpu=text,
+        configuration={"model": text, "batch_size": 64, "gradient_accumulation_steps": 1},
+        peak=Quantity.compiled(17 * 2**30, "bytes", text or "T4"),
+        bytes_by_part={"weights": 2**30, "temporaries": 2**34},
+        overhead_bytes=2**29,
+        usable_bytes=15 * 2**30,
+        verdict="out of memory",
+        n_parameters=12345,
+    )
 
 
 def render(run, saved):

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_class_weight
 
 from altlas_lib import data, devices, plots, training
 from altlas_lib.results import Epoch, Provenance, TrainingResult
-from altlas_lib.training import ModelConfig, NBeatsConfig, Predictions, TcnConfig, TransformerConfig, backend, losses
+from altlas_lib.training import ModelConfig, NBeatsConfig, Predictions, TcnConfig, TransformerConfig, backend, losses, quality
 from altlas_lib.training.accumulation import Cut
 from altlas_lib.training.backend import keras
 from altlas_lib.training.windows import Batches, Split
@@ -333,9 +334,9 @@ def test_the_same_seed_gives_the_same_model(samples):
 def test_the_stages_follow_each_other_with_their_own_numbers(samples, capfd):
     stages = [replace(stage, batch_size=2 * stage.batch_size) for stage in training.STAGES]
     run = training.train(samples, TINY, stages=stages, n_epochs=2, gradient_accumulation_steps=8, progress_bar=True)
-    assert [(entry.stage, entry.epoch) for entry in run.log] == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)]
-    assert [entry.micro_batch_size for entry in run.log[::2]] == [16, 8, 4]
-    assert [entry.n_updates for entry in run.log[::2]] == [6, 11, 22]
+    assert [(entry.stage, entry.epoch) for entry in run.history] == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)]
+    assert [entry.micro_batch_size for entry in run.history[::2]] == [16, 8, 4]
+    assert [entry.n_updates for entry in run.history[::2]] == [6, 11, 22]
     assert run.gamma == 2
     assert float(run.model.optimizer.learning_rate) == pytest.approx(1e-5)
     bars = capfd.readouterr().err
@@ -411,6 +412,115 @@ def test_a_gain_is_seldom_claimed_where_there_is_none():
         accuracy = training.compare(model, base, actual)[0]
         claims += accuracy.gain_low > 0 or accuracy.gain_high < 0
     assert claims <= 40
+
+
+def test_the_interval_is_that_of_an_ordinary_bootstrap_over_values_after_an_imagined_win_and_loss():
+    """SciPy's percentile bootstrap; 40 values are 40 blocks of one."""
+    rng = np.random.default_rng(1)
+    actual = rng.choice([1.2, 2.0], size=40)
+    model, base = (Predictions(rng.random(40) < 0.6, np.zeros(40, int), rng.random(40)) for _ in range(2))
+    for metric in (m for m in training.compare(model, base, actual) if m.name in ("accuracy at 1.5", "error of log value")):
+        if metric.unit == "log":
+            gains = np.abs(base.logs - np.log(actual)) - np.abs(model.logs - np.log(actual))
+        else:
+            gains = (model.above == (actual >= 1.5)).astype(float) - (base.above == (actual >= 1.5))
+        gains = np.append(gains, (1, -1))
+        expected = stats.bootstrap((gains,), np.mean, n_resamples=20_000, method="percentile", rng=rng).confidence_interval
+        assert (metric.gain_low, metric.gain_high) == pytest.approx(tuple(expected), abs=0.03)
+
+
+def test_neighbours_that_are_wrong_together_widen_the_interval():
+    """Runs of 50 values that are all right or all wrong are worth 40 values, not 2,000."""
+    actual = np.full(2000, 2.0)
+    right = np.random.default_rng(0).random(40) < 0.5
+    base = Predictions(np.zeros(2000, bool), np.zeros(2000, int), np.zeros(2000))
+    runs, mixed = (
+        Predictions(above, np.zeros(2000, int), np.zeros(2000)) for above in (np.repeat(right, 50), np.tile(right, 50))
+    )
+    widths = [m.gain_high - m.gain_low for m in (training.compare(model, base, actual)[0] for model in (runs, mixed))]
+    assert widths[0] > 0.2
+    assert widths[1] < 0.05
+
+
+@given(st.integers(1, 4), st.integers(1, 120), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=30)
+def test_the_score_of_several_seeds_is_their_mean(n_seeds, n, seed):
+    rng = np.random.default_rng(seed)
+    actual = rng.choice([1.2, 2.0, 20.0], size=n)
+
+    def forecast():
+        return Predictions(rng.random(n) < 0.5, rng.integers(0, 3, n), rng.random(n))
+
+    seeds, base = [forecast() for _ in range(n_seeds)], forecast()
+    together = training.compare(seeds, base, actual)
+    alone = [training.compare(each, base, actual) for each in seeds]
+    for i, metric in enumerate(together):
+        assert metric.model == pytest.approx(np.mean([each[i].model for each in alone]))
+        assert metric.gain_low <= metric.gain_high
+    assert training.compare(seeds, base, actual) == together  # the same every time
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    actual = np.tile([1.2, 2.0], 500)
+    good, bad = (Predictions(above, np.zeros(1000, int), np.zeros(1000)) for above in (actual > 1.5, actual < 1.5))
+    base = Predictions(np.ones(1000, bool), np.zeros(1000, int), np.zeros(1000))
+    sure, unsure = (training.compare(seeds, base, actual)[0] for seeds in ([good] * 3, [good, good, bad]))
+    assert sure.gain_low > 0.4
+    assert unsure.gain_low < 0 < unsure.gain_high
+
+
+def test_what_an_option_keeps_is_judged_by_its_interval():
+    series = data.crash_series(40_000, regime_strength=0.9)
+    samples = training.prepare(series.values, window=1000)
+    test = samples.split.test
+    best, base = training.best_possible_predictions(series, test), training.base_rate_predictions(samples)
+    n = len(base.above)
+
+    def mixed(share):  # knows that share of the values
+        return Predictions(np.where(np.arange(n) % 100 < 100 * share, best.above, base.above), best.classes, best.logs)
+
+    for share, claimed, verdict in (
+        (0.5, (0.90, 0.95), "keeps less than claimed"),
+        (1.0, (0.90, 0.95), "keeps more than claimed"),
+        (0.5, (0.30, 0.70), "as claimed"),
+        (0.93, (0.93, 0.931), "not decided: the interval holds more than the claim"),
+    ):
+        score, gain = quality.kept([mixed(share)], [best], samples)
+        assert gain.low <= share + 0.05
+        assert gain.high >= share - 0.05
+        assert gain.value <= score.value <= 1
+        assert quality.claim_verdict(gain, claimed) == verdict
+    score, gain = quality.kept([best], [base], samples)  # a reference that knows nothing
+    assert gain is None
+    assert score.value > 1
+    assert quality.claim_verdict(gain, (0.9, 0.95)) == "nothing to keep: the reference predicts no better than the base rate"
+
+
+def test_the_options_are_trained_with_every_seed_on_the_same_values(series):
+    transformer = TransformerConfig(window=20, d_model=4, n_layers=1, n_heads=2, feed_forward=8)
+    stacks = tuple(NBeatsConfig(window=window, units=8, n_blocks=1) for window in (10, 20))
+    config = ModelConfig(nbeats=stacks, transformer=transformer, fusion=(8,))
+    qualities = training.compare_options("planted", series, config, seeds=(0, 1), n_epochs=1, micro_batch_size=64)
+    assert [(q.option, q.series, q.n_seeds) for q in qualities] == [("option 1", "planted", 2), ("option 2", "planted", 2)]
+    assert qualities[0].n_parameters < qualities[1].n_parameters < training.build_model(config).count_params()
+    assert {q.metrics[0].n_samples for q in qualities} == {
+        len(
+            training.prepare(series.values, window=20).targets(np.r_[training.prepare(series.values, window=20).split.test])[
+                "threshold"
+            ]
+        )
+    }
+    rows = training.quality_rows(qualities)
+    assert [row["claimed"] for row in rows] == ["95% to 98%", "90% to 95%"]
+    with plots.figure() as (_, ax):
+        assert qualities[0].verdict in plots.quality_kept(ax, qualities).get_title("left")
+    with pytest.raises(ValueError, match="cut from a model with a Transformer"):
+        training.compare_options("planted", series, TINY, n_epochs=1)
+
+
+def test_the_options_of_the_plan_are_the_presets():
+    sizes = {name: training.build_model(training.find_preset(name)).count_params() for name in ("option1", "option2")}
+    assert sizes == {"option1": 4_423_365, "option2": 6_811_333}
 
 
 def test_the_best_possible_forecast_scores_what_the_generator_says():
@@ -552,7 +662,18 @@ def test_the_figures_say_what_the_numbers_say(series):
     assert above.startswith("50.0% of the values reach 1.5")
 
     epochs = [
-        Epoch(stage=1, epoch=i, metrics={"loss": 1.0, "val_loss": v}, duration_s=1) for i, v in ((1, 0.9), (2, 0.7), (3, 0.8))
+        Epoch(
+            stage=1,
+            epoch=i,
+            metrics={"loss": 1.0, "val_loss": v},
+            duration_s=1,
+            micro_batch_size=8,
+            n_updates=9,
+            memory_device="CPU",
+            memory_bytes=1,
+            peak_memory_bytes=2,
+        )
+        for i, v in ((1, 0.9), (2, 0.7), (3, 0.8))
     ]
     with plots.figure() as (_, ax):
         assert plots.training_curves(ax, epochs).get_title("left").endswith("at best 0.700 (epoch 2)")

@@ -368,11 +368,11 @@ def test_what_is_finished_is_not_trained_again_and_may_get_more_epochs(samples, 
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     again = train(samples, SMALLEST, n_epochs=3, checkpoint_folder=tmp_path, resume=True, **NUMBERS)
-    assert again.log == run.log
+    assert again.history == run.history
     np.testing.assert_array_equal(weights_of(again.model), weights_of(run.model))
     assert again.step_time == run.step_time
     longer = train(samples, SMALLEST, n_epochs=4, checkpoint_folder=tmp_path, resume=True, **NUMBERS)
-    assert longer.log[:3] == run.log
+    assert longer.history[:3] == run.history
     assert sha256_of(longer) == sha256_of(train(samples, SMALLEST, n_epochs=4, **NUMBERS))
 
 
@@ -494,8 +494,8 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_updates(samples, sma
     assert "went on with 8, from update 4" in run.notes[1]
     assert "long story" not in run.notes[0]
     assert run.micro_batch_size == 8
-    assert [entry.micro_batch_size for entry in run.log] == [8, 8]
-    assert run.log[0].notes == run.notes
+    assert [entry.micro_batch_size for entry in run.history] == [8, 8]
+    assert run.history[0].notes == run.notes
     np.testing.assert_allclose(weights_of(run.model), weights_of(expected.model), atol=1e-6)
     for epoch, whole in zip(run.history, expected.history, strict=True):
         for name in ("loss", "val_loss"):  # in those of single heads Keras weighs short batches like full ones

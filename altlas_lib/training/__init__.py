@@ -1,5 +1,6 @@
-"""Chapter 30: a multi-scale model of a crash-game series, trained within a memory budget and judged beside the base rate.
+"""Chapter 30: a multi-scale model of a crash-game series, planned and trained within a GPU's memory, beside the base rate.
 
+    plan = plan_memory("reference", "T4", batch_size=64)  # plan.verdict: "out of memory", before anything ran
     series = data.crash_series(12_000, regime_strength=0.8)
     config = find_preset("quick")
     samples = prepare(series.values, window=config.window)
@@ -9,6 +10,9 @@
 Any Keras backend does: TensorFlow unless `KERAS_BACKEND` names another one.
 """
 
+from .accumulation import AccumulatingOptimizer, Cut
+from .checkpoint import CheckpointError, weights_hash
+from .compiler import PlanError
 from .features import FEATURE_WINDOWS, rolling_features
 from .metrics import Predictions, base_rate_predictions, best_possible_predictions, compare, evaluate, finding, verdict
 from .model import (
@@ -21,17 +25,28 @@ from .model import (
     find_preset,
     parameters_by_part,
 )
-from .train import STAGES, TrainingRun, train
+from .planner import largest_batch, plan_memory
+from .quality import compare_options, forecasts, quality_rows
+from .recompute import ChunkedAttention, Recompute
+from .remedies import explanation, format_plan, format_remedies, plan_command, remedy_rows, remedy_table
+from .train import STAGES, Stage, TrainingRun, train
 from .windows import Samples, prepare
 
 __all__ = [
     "FEATURE_WINDOWS",
     "PRESETS",
     "STAGES",
+    "AccumulatingOptimizer",
+    "CheckpointError",
+    "ChunkedAttention",
+    "Cut",
     "ModelConfig",
     "NBeatsConfig",
+    "PlanError",
     "Predictions",
+    "Recompute",
     "Samples",
+    "Stage",
     "TcnConfig",
     "TrainingRun",
     "TransformerConfig",
@@ -39,12 +54,24 @@ __all__ = [
     "best_possible_predictions",
     "build_model",
     "compare",
+    "compare_options",
     "evaluate",
+    "explanation",
     "find_preset",
     "finding",
+    "forecasts",
+    "format_plan",
+    "format_remedies",
+    "largest_batch",
     "parameters_by_part",
+    "plan_command",
+    "plan_memory",
     "prepare",
+    "quality_rows",
+    "remedy_rows",
+    "remedy_table",
     "rolling_features",
     "train",
     "verdict",
+    "weights_hash",
 ]

@@ -141,6 +141,14 @@ def restore(model: keras.Model, arrays: Mapping[str, np.ndarray], groups: tuple[
         variable.assign(arrays[name])
 
 
+def weights_hash(model: keras.Model) -> str:
+    """SHA-256 of the model's variables: equal where every bit is."""
+    digest = hashlib.sha256()
+    for variable in model.variables:
+        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)))
+    return digest.hexdigest()
+
+
 class CheckpointFolder:
     """The newest two checkpoints of one training, `update-000000120.ckpt` by updates, and the best of each stage.
 

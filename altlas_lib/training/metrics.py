@@ -1,17 +1,21 @@
 """Scores on values that the model has not seen, beside what needs no model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..data import CrashSeries, Series
-from ..results import Metric, Quantity
+from ..results import Metric, Quantity, Remedy
 from .features import HIGH, THRESHOLD
 from .windows import Samples
 
 ACCURACY, CLASS_ACCURACY = "accuracy at 1.5", "accuracy of 3 classes"
 FALSE_SIGNALS, LOG_ERROR = 'false "above" signals', "error of log value"
 WITH_A_BEST = (ACCURACY, CLASS_ACCURACY, LOG_ERROR)
+
+_N_RESAMPLES = 2000
+_BLOCK, _FEWEST_BLOCKS = 50, 40  # values; the planted regime looks 31 values back
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,26 +54,74 @@ def best_possible_predictions(series: CrashSeries, part: slice) -> Predictions:
     return Predictions(above=from_threshold >= 0.5, classes=odds.argmax(axis=0), logs=np.log(series.median[part]))
 
 
-def _scores(predictions: Predictions, actual: np.ndarray) -> dict[str, tuple[np.ndarray, bool]]:
-    """Each score as (its value for every sample that it is about, whether higher is better); the score is their mean."""
-    above = actual >= THRESHOLD
+@dataclass(frozen=True, eq=False)
+class Score:
+    """sum(parts) / sum(counts) over the values that a score is about; both (n,), 0 for other values."""
+
+    parts: np.ndarray
+    counts: np.ndarray
+    higher_is_better: bool = True
+
+    @property
+    def value(self) -> float:
+        return float(self.parts.sum() / (self.counts.sum() or 1))
+
+
+def scores(predictions: Predictions, actual: np.ndarray) -> dict[str, Score]:
+    """Each score's name and what it is the mean of; `compare` says what they are."""
+    above, every = actual >= THRESHOLD, np.ones(len(actual))
     right = predictions.above == above
     return {
-        ACCURACY: (right, True),
-        "accuracy below 1.5": (right[~above], True),
-        "accuracy from 1.5": (right[above], True),
-        CLASS_ACCURACY: (predictions.classes == np.digitize(actual, (THRESHOLD, HIGH)), True),
-        FALSE_SIGNALS: (~right[predictions.above], False),
-        LOG_ERROR: (np.abs(predictions.logs - np.log(actual)), False),
+        ACCURACY: Score(right, every),
+        "accuracy below 1.5": Score(right & ~above, ~above),
+        "accuracy from 1.5": Score(right & above, above),
+        CLASS_ACCURACY: Score(predictions.classes == np.digitize(actual, (THRESHOLD, HIGH)), every),
+        FALSE_SIGNALS: Score(predictions.above & ~above, predictions.above, higher_is_better=False),
+        LOG_ERROR: Score(np.abs(predictions.logs - np.log(actual)), every, higher_is_better=False),
     }
 
 
-def _mean(x: np.ndarray) -> float:
-    return float(x.mean()) if len(x) else 0.0
+def resampled(*groups: Sequence[Score]) -> list[np.ndarray]:
+    """What each group's mean score might as well have been: (2,000,) each, a bootstrap over values and seeds.
+
+    Values are drawn in blocks of neighbours, which may depend on each other (Carlstein 1986,
+    https://doi.org/10.1214/aos/1176350057), the same ones for all groups; seeds within each group. There are an imagined
+    win and loss of the first group against the others among the values, as Bonett and Price (2012) do for paired shares:
+    where forecasts seldom differ, a few lucky values prove nothing.
+
+    Args:
+        groups: of each configuration the scores of its seeds, all of the same n values.
+    """
+    rng, n = np.random.default_rng(0), len(groups[0][0].parts)
+    n_blocks = max(n // _BLOCK, min(n, _FEWEST_BLOCKS))
+    starts = np.arange(n_blocks) * n // n_blocks
+
+    def draw(n_things: int) -> np.ndarray:
+        return rng.multinomial(n_things, np.full(n_things, 1 / n_things), size=_N_RESAMPLES)
+
+    blocks, means = draw(n_blocks + 2), []
+    for group in groups:
+        imagined = (1, 0) if group is groups[0] else (0, 1)
+        parts, counts = (
+            [blocks @ np.append(np.add.reduceat(array, starts, dtype="float64"), extra) for array in arrays]
+            for arrays, extra in (([each.parts for each in group], imagined), ([each.counts for each in group], (1, 1)))
+        )
+        values = np.divide(parts, counts, out=np.zeros_like(parts), where=np.array(counts) > 0)
+        means.append((draw(len(group)).T * values).sum(axis=0) / len(group))
+    return means
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of what `resampled` gave."""
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def compare(
-    model: Predictions, base_rate: Predictions, actual: np.ndarray, best_possible: Predictions | None = None
+    model: Predictions | Sequence[Predictions],
+    base_rate: Predictions,
+    actual: np.ndarray,
+    best_possible: Predictions | None = None,
 ) -> list[Metric]:
     """The scores of forecasts of the same values side by side, the most important one first.
 
@@ -79,33 +131,28 @@ def compare(
       `n_samples` counts these forecasts. Who never gives the signal loses nothing: 0 of 0 is 0.
     - error of log value: mean of |log(predicted) - log(actual)|.
 
-    The interval of a gain is Bonett and Price's (2012) for paired shares: the normal interval of the samples' differences
-    after one imagined win and one imagined loss. Where forecasts seldom differ it is as strict as the exact sign test.
-
     Args:
+        model: a forecast, or those of a configuration trained with several seeds: the score is their mean.
         actual: (n,) the values, 1.00 or more.
         best_possible: the forecast by the true odds. It is no measure for the scores that a constant can win, such as accuracy
             below 1.5; there the result says None.
     """
-    base_scores, best_scores = _scores(base_rate, actual), _scores(best_possible, actual) if best_possible else {}
+    seeds = [scores(each, actual) for each in ([model] if isinstance(model, Predictions) else model)]
+    best_scores = scores(best_possible, actual) if best_possible else {}
     metrics = []
-    for name, (values, higher_is_better) in _scores(model, actual).items():
-        base_values = base_scores[name][0]
-        gain_low = gain_high = None
-        if name != FALSE_SIGNALS:  # which are not about the same samples
-            differences = np.subtract(values, base_values, dtype="float64") * (1 if higher_is_better else -1)
-            differences = np.append(differences, (1, -1))
-            margin = 1.96 * differences.std() / np.sqrt(len(differences))
-            gain_low, gain_high = differences.mean() - margin, differences.mean() + margin
+    for name, base in scores(base_rate, actual).items():
+        of_seeds = [each[name] for each in seeds]
+        of_model, of_base = resampled(of_seeds, [base])
+        gain_low, gain_high = interval((of_model - of_base) * (1 if base.higher_is_better else -1))
         metrics.append(
             Metric(
                 name=name,
                 unit="log" if name == LOG_ERROR else "share",
-                higher_is_better=higher_is_better,
-                model=_mean(values),
-                base_rate=_mean(base_values),
-                best_possible=_mean(best_scores[name][0]) if best_possible and name in WITH_A_BEST else None,
-                n_samples=len(values),
+                higher_is_better=base.higher_is_better,
+                model=np.mean([each.value for each in of_seeds]),
+                base_rate=base.value,
+                best_possible=best_scores[name].value if best_possible and name in WITH_A_BEST else None,
+                n_samples=round(np.mean([each.counts.sum() for each in of_seeds])),
                 gain_low=gain_low,
                 gain_high=gain_high,
             )
@@ -113,11 +160,11 @@ def compare(
     return metrics
 
 
-def evaluate(model: Predictions, samples: Samples, series: Series) -> list[Metric]:
-    """The scores of a model's forecast of the test part, beside the base rate's and, for a generated series, the best possible.
+def evaluate(model: Predictions | Sequence[Predictions], samples: Samples, series: Series) -> list[Metric]:
+    """The scores of a forecast of the test part, beside the base rate's and, for a generated series, the best possible.
 
     Args:
-        model: the forecast, `run.predict(samples, samples.split.test)`.
+        model: `run.predict(samples, samples.split.test)`, or a list of those of several seeds.
         series: what `samples` was made from.
     """
     test = samples.split.test
@@ -147,10 +194,22 @@ def _points(share: float) -> str:
     return f"{100 * share:+.1f}"
 
 
-def finding(accuracy: Metric, *, preset: str, source_name: str, step_time: Quantity) -> str:
-    """The chapter in one sentence."""
-    return (
+def finding(accuracy: Metric, *, preset: str, source_name: str, step_time: Quantity, remedies: Sequence[Remedy] = ()) -> str:
+    """The chapter in one sentence, or two where something was planned."""
+    learned = (
         f"{source_name}: the {preset} model, trained on {step_time.device} in {step_time} per micro-batch ({step_time.basis}), "
         f"calls {accuracy.model:.1%} of {accuracy.n_samples:,} unseen values right as below {THRESHOLD} or not, the base rate "
         f"{accuracy.base_rate:.1%}; {verdict(accuracy)}."
     )
+    return " ".join(filter(None, (_fit(remedies), learned)))
+
+
+def _fit(remedies: Sequence[Remedy]) -> str:
+    """Whether the first, the model as it is, fits, and which others do."""
+    if not remedies or not (first := remedies[0].plan):
+        return ""
+    others = [remedy.name for remedy in remedies[1:] if remedy.plan and remedy.plan.verdict == "fits"]
+    does = {"fits": "fits", "tight": "fits barely"}.get(first.verdict, "does not fit")
+    batch = f"in batches of {first.configuration['batch_size']}"
+    helped = f"; these do: {', '.join(others)}" if others and first.verdict != "fits" else ""
+    return f"The {remedies[0].name} {batch} needs {first.peak} ({first.peak.basis}) and {does} a {first.gpu}{helped}."

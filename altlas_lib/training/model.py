@@ -64,7 +64,7 @@ class ModelConfig(Model):
     dropout: NonNegativeFloat = Field(default=0.2, lt=1)
     recompute: bool = Field(
         default=False,
-        description="keep only the inputs of the Transformer's layers for the backward pass; not yet proven on JAX",
+        description="keep only the inputs of the Transformer's layers for the backward pass",
     )
     memory_efficient_attention: bool = Field(default=False, description="hold the attention scores of an eighth at a time")
 
@@ -84,6 +84,36 @@ class ModelConfig(Model):
         return self
 
 
+def _need(config: ModelConfig) -> None:
+    if not config.transformer or len(config.nbeats) < 2:
+        raise ValueError(
+            "the plan's options are cut from a model with a Transformer and two N-BEATS stacks or more: take another"
+        )
+
+
+def option1(config: ModelConfig) -> ModelConfig:
+    """The plan's first lighter model: without the longest window's stack and the Transformer.
+
+    Raises:
+        ValueError: the model has no Transformer, or one stack only.
+    """
+    _need(config)
+    longest = max(config.nbeats, key=lambda stack: stack.window)
+    return config.model_copy(update={"nbeats": tuple(s for s in config.nbeats if s != longest), "transformer": None})
+
+
+def option2(config: ModelConfig) -> ModelConfig:
+    """The plan's second lighter model: the Transformer at half its width, layers, heads and feed-forward width.
+
+    Raises:
+        ValueError: the model has no Transformer, or one stack only.
+    """
+    _need(config)
+    names = ("d_model", "n_layers", "n_heads", "feed_forward")
+    halved = {name: max(1, getattr(config.transformer, name) // 2) for name in names}
+    return config.model_copy(update={"transformer": config.transformer.model_copy(update=halved)})
+
+
 _REFERENCE = ModelConfig(
     nbeats=(
         NBeatsConfig(window=50, units=128, n_blocks=5),
@@ -97,11 +127,8 @@ _REFERENCE = ModelConfig(
 
 PRESETS: dict[str, ModelConfig] = {
     "reference": _REFERENCE,
-    # The plan's remedies against running out of memory: without the longest window and its Transformer; a lighter Transformer.
-    "option1": _REFERENCE.model_copy(update={"nbeats": _REFERENCE.nbeats[:3], "transformer": None}),
-    "option2": _REFERENCE.model_copy(
-        update={"transformer": TransformerConfig(window=1000, d_model=128, n_layers=2, n_heads=4, feed_forward=512)}
-    ),
+    "option1": option1(_REFERENCE),
+    "option2": option2(_REFERENCE),
     # The reference's structure, small enough for two CPU cores. The TCN and the Transformer look less far back than its
     # stacks: convolutions cost the window, attention its square.
     "quick": ModelConfig(

@@ -5,12 +5,14 @@ import json
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from pydantic import JsonValue
+
 from ..devices import GpuSpec, find_gpu, memory_available_bytes
-from ..results import MemoryPlan, Remedy
+from ..results import MemoryPlan, Remedy, format_value
 from .compiler import PlanError
 from .model import ModelConfig, find_preset
 from .planner import TENSORFLOW_NOTES, largest_batch, plan_memory
@@ -136,22 +138,46 @@ def _workers(stop: threading.Event, time_limit_s: float) -> Iterator[ThreadPoolE
 # The terminal --------------------------------------------------------------------------------------------------------
 
 
+def remedy_rows(remedies: Sequence[Remedy]) -> list[dict[str, str]]:
+    """A row of a table for each remedy."""
+    first = remedies[0].plan if remedies else None
+    rows = []
+    for remedy in remedies:
+        plan = remedy.plan
+        rows.append(
+            {
+                "remedy": remedy.name,
+                "batch": _batch(plan) if plan else "-",
+                "peak": str(plan.peak) if plan else "-",
+                "verdict": plan.verdict if plan else "not planned",
+                "largest": str(remedy.largest_batch or "-"),
+                "time of one batch": str(plan.step_time or "-") if plan else "-",
+                "per sample": _time_per_sample(plan, first) if plan and first else "-",
+                "plan's claim": remedy.claimed or "",
+            }
+        )
+    return rows
+
+
+def _time_per_sample(plan: MemoryPlan, first: MemoryPlan) -> str:
+    """Beside the first row: both bands rest on the same shares of the data sheet's rates, so their ratio is narrower."""
+    if not plan.step_time or not first.step_time:
+        return "-"
+    sizes = first.configuration["batch_size"] / plan.configuration["batch_size"]
+    low, high = sorted(sizes * getattr(plan.step_time, end) / getattr(first.step_time, end) for end in ("low", "high"))
+    return f"{low:.2f}x" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}x"
+
+
 def format_remedies(remedies: list[Remedy]) -> str:
     """The table for a terminal of 120 columns, and how to read it."""
-    header = f"{'':45} {'batch':>5} {'peak':>9}  {'verdict':13} {'largest':>7}  {'time of one batch':17} plan's claim"
+    rows = remedy_rows(remedies)
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0] if name != "per sample"}
+    header = "  ".join(f"{name:{width}}" for name, width in widths.items())
     lines = [header, "-" * len(header)]
+    lines += ["  ".join(f"{row[name]:{width}}" for name, width in widths.items()).rstrip() for row in rows]
+    lines += [f"{remedy.name}: {remedy.problem}" for remedy in remedies if remedy.problem]
     plans = [remedy.plan for remedy in remedies if remedy.plan]
-    for remedy in remedies:
-        if remedy.plan is None:
-            lines.append(f"{remedy.name:45} {remedy.problem}")
-            continue
-        plan = remedy.plan
-        lines.append(
-            f"{remedy.name:45} {_batch(plan):>5} {plan.peak!s:>9}  {plan.verdict:13} {remedy.largest_batch or '-':>7}  "
-            f"{plan.step_time or 'not projected'!s:17} {remedy.claimed or ''}".rstrip()
-        )
-    lines += [f"{remedy.name}: {remedy.problem}" for remedy in remedies if remedy.plan and remedy.problem]
-    explained = [textwrap.fill(line, 120, subsequent_indent="  ") for line in (_explanation(plans) if plans else ())]
+    explained = [textwrap.fill(line, 120, subsequent_indent="  ") for line in (explanation(plans) if plans else ())]
     return "\n".join([*lines, "", *explained])
 
 
@@ -160,7 +186,8 @@ def _batch(plan: MemoryPlan) -> str:
     return f"{batch_size} x {steps}" if steps > 1 else str(batch_size)
 
 
-def _explanation(plans: list[MemoryPlan]) -> Iterator[str]:
+def explanation(plans: list[MemoryPlan]) -> Iterator[str]:
+    """How to read a table of these plans, sentence by sentence."""
     first = plans[0]
     how = "compiled by XLA for" if first.peak.basis == "compiled" else "projected for"
     yield f"Peak of one training step, {how} {first.gpu}; nothing ran. CUDA offers {first.usable_bytes / 2**30:.2f} GiB there."
@@ -175,17 +202,53 @@ def _explanation(plans: list[MemoryPlan]) -> Iterator[str]:
     yield from TENSORFLOW_NOTES
 
 
-def plan_command(gpu: str = "T4", as_json: bool = False, preset: str = "reference", time_limit_s: float = 480) -> str:
-    """What `altlas plan` prints; progress goes to stderr.
+def format_plan(plan: MemoryPlan) -> str:
+    """One plan for a terminal of 120 columns."""
+    configuration = plan.configuration
+    rows = [
+        (f"batch of {_batch(plan)}, {configuration['dtype_policy']}, {configuration['optimizer']}", plan.verdict),
+        ("peak of one training step", f"{plan.peak} ({plan.peak.basis} for {plan.gpu})"),
+        *((f"  {part}", format_value(size, "bytes")) for part, size in plan.bytes_by_part.items() if size),
+        ("beside it (CUDA's context, batches)", format_value(plan.overhead_bytes, "bytes")),
+        ("CUDA offers", format_value(plan.usable_bytes, "bytes")),
+        ("time of one micro-batch", f"{plan.step_time} (projected)" if plan.step_time else "not projected"),
+        ("parameters", f"{plan.n_parameters:,}"),
+    ]
+    notes = [textwrap.fill(note, 120, subsequent_indent="  ") for note in (*plan.notes, *TENSORFLOW_NOTES)]
+    return "\n".join([*(f"{name:45} {value}" for name, value in rows), "", *notes])
+
+
+def plan_command(
+    model: str = "reference",
+    gpu: str = "T4",
+    *,
+    batch_size: int | None = None,
+    as_json: bool = False,
+    time_limit_s: float = 480,
+) -> str:
+    """What `altlas plan` prints: of a preset the remedies, else or with a batch size one plan; progress goes to stderr.
 
     Raises:
         ValueError: no such GPU or preset.
+        PlanError: the model cannot be planned.
     """
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    remedies = remedy_table(preset, gpu, time_limit_s=time_limit_s, tell=tell)
-    if as_json:
-        return json.dumps([remedy.model_dump(mode="json") for remedy in remedies], indent=1)
-    return format_remedies(remedies)
+    is_preset = ":" not in model and not model.endswith(".keras")
+    if is_preset and batch_size is None:
+        remedies = remedy_table(model, gpu, time_limit_s=time_limit_s, tell=tell)
+        return _json([each.model_dump(mode="json") for each in remedies]) if as_json else format_remedies(remedies)
+    if batch_size is None:
+        tell(f"compiling {model} for {gpu}, batch by batch, for the largest that fits")
+        plan = largest_batch(model, gpu, time_limit_s=time_limit_s)
+        if plan is None:
+            raise PlanError(f"no batch of {model} that was compiled fits {gpu}; see one batch's need by --batch-size 1")
+    else:
+        plan = plan_memory(model, gpu, batch_size=batch_size, time_limit_s=time_limit_s)
+    return _json(plan.model_dump(mode="json")) if as_json else format_plan(plan)
+
+
+def _json(value: JsonValue) -> str:
+    return json.dumps(value, indent=1)

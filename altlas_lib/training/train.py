@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from ..paths import write_atomically
@@ -46,18 +46,6 @@ STAGES = (
 )
 
 
-class EpochLog(Epoch):
-    """A line of `log.jsonl`. Memory is the GPU's where the backend computes on one, else the process's."""
-
-    micro_batch_size: int
-    n_updates: int
-    n_skipped_updates: int
-    memory_device: str
-    memory_bytes: int
-    peak_memory_bytes: int
-    notes: list[str] = Field(default=[])
-
-
 class Progress(BaseModel):
     """How far a training is, as a checkpoint keeps it.
 
@@ -79,7 +67,7 @@ class Progress(BaseModel):
     micro_batch_limit: int | None = None
     best_loss: float | None = None
     best_epoch: int = 0
-    log: list[EpochLog] = []
+    log: list[Epoch] = []
     notes: list[str] = []
     epoch_s: float = 0.0
     step_times_s: list[float] = []
@@ -90,9 +78,8 @@ class TrainingRun:
     """A trained model and the log of its training.
 
     Attributes:
-        history: one entry per epoch, with Keras' names: `loss`, `regression_loss`, ..., and `val_` for the validation part.
-            A head's own loss is the mean over micro-batches, in which Keras on TensorFlow counts a short one like a full one.
-        log: the same with updates, skipped updates and memory.
+        history: one entry per epoch. A head's own loss is the mean over micro-batches, in which Keras on TensorFlow counts a
+            short one like a full one.
         step_time: one micro-batch, its gathering included; of each epoch without the first update, which traces and compiles.
         peak_memory: of the GPU during training; None, "not measured", on a CPU.
         threshold_weights: of the classes below and above in the threshold's loss; `gamma`: its focus in the last stage.
@@ -103,7 +90,6 @@ class TrainingRun:
     model: keras.Model
     config: ModelConfig
     history: list[Epoch]
-    log: list[EpochLog]
     step_time: Quantity
     peak_memory: Quantity | None
     threshold_weights: tuple[float, float]
@@ -143,6 +129,7 @@ def train(
     checkpoint_every: int | None = None,
     resume: bool = False,
     progress_bar: bool | None = None,
+    on_epoch: Callable[[list[Epoch]], None] | None = None,
 ) -> TrainingRun:
     """Build the model of `config` and train it on the training part with Adam, anew in each stage.
 
@@ -168,6 +155,7 @@ def train(
             (on the same kind of device; on a GPU as far as its operations are deterministic). More epochs of a single stage
             may be asked for than before.
         progress_bar: on stderr; None: where that is a terminal.
+        on_epoch: called with the history so far after each epoch.
 
     Raises:
         ValueError: a number that is too small, a training part of less than one update or with one class only, an unknown
@@ -186,6 +174,7 @@ def train(
     plan = _plan(stages, micro_batch_size, gradient_accumulation_steps, learning_rate)
     keras.utils.set_random_seed(seed)
     training = _Training(samples, config, plan, dtype_policy=dtype_policy, seed=seed, progress_bar=progress_bar)
+    training.on_epoch = on_epoch
     if checkpoint_folder is not None:
         settings = {
             "model": config.model_dump(mode="json"),
@@ -250,6 +239,7 @@ class _Training:
         self.progress = Progress()
         self.folder: CheckpointFolder | None = None
         self.checkpoint_every: int | None = None
+        self.on_epoch: Callable[[list[Epoch]], None] | None = None
 
     def run(self, n_epochs: int, patience: int) -> TrainingRun:
         checkpoint = self.folder.newest() if self.folder else None
@@ -392,7 +382,7 @@ class _Training:
         n_skipped = progress.epoch * self.cut.n_updates - n_applied
         earlier = [entry for entry in progress.log if entry.stage == self.stage.number]
         progress.log.append(
-            EpochLog(
+            Epoch(
                 stage=self.stage.number,
                 epoch=progress.epoch,
                 metrics=metrics,
@@ -411,6 +401,8 @@ class _Training:
             progress.best_loss, progress.best_epoch = metrics["val_loss"], progress.epoch
         progress.update, progress.epoch_s = 0, 0.0
         self._save(is_best=is_best)
+        if self.on_epoch:
+            self.on_epoch(progress.log)
 
     def _save(self, *, is_best: bool = False) -> None:
         """Remember this moment, and write it down where there is a folder; where that fails, training goes on."""
@@ -437,8 +429,7 @@ class _Training:
         return TrainingRun(
             model=self.model,
             config=self.config,
-            history=[Epoch(**entry.model_dump(include=set(Epoch.model_fields))) for entry in progress.log],
-            log=progress.log,
+            history=progress.log,
             step_time=Quantity.measured(step_times_s, "s", device),
             peak_memory=Quantity.measured([max(peaks_bytes)], "bytes", device) if peaks_bytes else None,
             threshold_weights=self.weights,
