@@ -1,4 +1,4 @@
-"""The command line: `altlas check | run | profile | plan`."""
+"""The command line: `altlas check | run | profile | plan | compare`."""
 
 import json
 import logging
@@ -156,6 +156,28 @@ def plan(
     except KeyboardInterrupt:
         print("interrupted; what was compiled is kept for the next time", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A run under outputs/.", show_default=False)],
+    second: Annotated[str, typer.Argument(help="Another one.", show_default=False)],
+    everything: Annotated[bool, typer.Option("--all", help="Also what stayed within the noise.")] = False,
+) -> None:
+    """Say what changed between two runs: what they were made with, and each number with its ratio.
+
+    Exit code 0: compared. 1: there is no such run.
+    """
+    from . import report
+    from .paths import RunFolder, outputs_dir
+
+    runs = [RunFolder(outputs_dir() / name) for name in (first, second)]
+    for run in runs:
+        if not run.results.is_dir():
+            known = ", ".join(sorted(path.parent.name for path in outputs_dir().glob("*/results"))) or "none"
+            print(f"no run {run.name!r} in {outputs_dir()}; there are: {known}", file=sys.stderr)
+            raise typer.Exit(1)
+    print(report.format_comparison(report.compare_runs(*runs), everything=everything))
 
 
 def _argument(text: str) -> tuple[str, Any]:

@@ -431,7 +431,7 @@ def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:
     ax.grid(axis="y", visible=False)
     ax.set(xlabel=f"memory of one training step, {first.peak.basis} (GiB)", xlim=(0, 1.2 * max(*left, usable_gib)))
     n_fit = sum(plan.verdict == "fits" for _, plan in plans)
-    ax.set_title(f"{n_fit} of {len(plans)} configurations fit a {first.gpu}; the {plans[0][0]} {_fits(first.verdict)}")
+    ax.set_title(f"{n_fit} of {len(plans)} fit a {first.gpu}; the {plans[0][0]} {_fits(first.verdict)}")
     ax.figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     return ax
 

@@ -84,7 +84,9 @@ class Quantity(Model):
 
     def __str__(self) -> str:
         if self.value is None:
-            return f"{format_value(self.low, self.unit)} to {format_value(self.high, self.unit)}"
+            low, high = (format_value(bound, self.unit) for bound in (self.low, self.high))
+            number, _, unit = low.partition(" ")
+            return f"{number if high.endswith(f' {unit}') else low} to {high}"
         return format_value(self.value, self.unit)
 
 

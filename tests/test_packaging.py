@@ -55,7 +55,8 @@ def test_rooms_import_only_the_ground_floor():
                 for line in re.findall(r"^\s*from \.\. import (.+)$", file.read_text(), re.M)
                 for name in re.findall(r"\w+", line)
             }
-            assert imported <= ground_floor | {chapter}, file
+            others = chapters if chapter == "report" else {chapter}  # the report looks at several rooms, none looks at it
+            assert imported <= ground_floor | others, file
 
 
 def test_environment_yml_is_a_conda_environment_that_repeats_nothing():

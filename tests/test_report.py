@@ -1,7 +1,13 @@
 """The report shows what the result files say, names what is missing, and lets nothing from data act as markup."""
 
+import ast
+import json
 import re
+import sys
+from datetime import timedelta
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import get_args
 
 import mistune  # comes with nbconvert
 import pytest
@@ -10,7 +16,10 @@ from hypothesis import strategies as st
 
 from altlas_lib import report
 from altlas_lib.devices import find_gpu
+from altlas_lib.report import decide
 from altlas_lib.results import (
+    Advice,
+    Basis,
     Candidate,
     Ceilings,
     DataSource,
@@ -223,25 +232,246 @@ def test_a_page_without_gpu_says_so_first_and_claims_no_gpu_number(run):
     page, markdown = render(run, results())
     assert page.index("No GPU was in this machine") < page.index("<table>")
     assert "GPU's are **not measured**" in markdown
-    assert "Not enough evidence" in markdown
+    assert "**Not enough evidence.**" in markdown
+
+
+def decision(run, saved, question, **options):
+    for result in saved:
+        result.save(run)
+    (found,) = [each for each in report.decisions(run, **options) if question in each.question]
+    return found
 
 
 @pytest.mark.parametrize(
-    ("fields", "recommendation"),
+    ("fields", "verdict", "why"),
     [
-        ({}, "Not enough evidence for a full integration: no GPU was measured."),
-        ({"gpu": True}, "No integration for these sizes"),
-        ({"gpu": True, "break_even": 4100}, "Integrate the GPU path where 4,100 texts or more"),
+        ({}, "not enough evidence", "No GPU was measured"),
+        ({"gpu": True}, "go", "4x as fast as on the CPU"),
+        ({"gpu": True, "break_even": 1000}, "go", "4x as fast"),
+        ({"gpu": True, "break_even": 4100}, "go with conditions", "4x as fast"),
+        ({"gpu": True, "break_even": 4100, "passed": False}, "no-go", "Not the answer of the reference"),
+    ],
+)
+def test_whether_the_port_goes_into_production_follows_from_the_results(run, fields, verdict, why):
+    page, markdown = render(run, results(**fields))
+    found = decision(run, results(**fields), "production")
+    assert found.verdict == verdict
+    assert why in found.why
+    assert f"**{verdict.capitalize()}.**" in markdown
+    assert why in page
+    assert ("No GPU was in this machine" in page) == ("gpu" not in fields)
+    assert found.evidence[0].source.startswith("results/similarity.json#")
+
+
+def changed(result, **fields):
+    return type(result).model_validate(result.model_dump() | fields)
+
+
+def of(saved, chapter):
+    return next(result for result in saved if result.chapter == chapter)
+
+
+def test_a_changed_number_changes_the_decision(run):
+    """The same file with another number in it: the answer follows, and so does the page."""
+    saved = results()
+    assert decision(run, saved, "worth training").verdict == "not enough evidence"
+    training = of(saved, "training")
+    scored = training.metrics[0].model_copy(update={"model": 0.7, "gain_low": 0.02, "gain_high": 0.08})
+    assert decision(run, [changed(training, metrics=[scored.model_dump()])], "worth training").verdict == "go"
+    page, _ = (path.read_text() for path in report.render_report(run))
+    assert "It predicts: +5.0 points over the base rate, 95 % interval +2.0 to +8.0." in page
+    worse = scored.model_copy(update={"gain_low": -0.08, "gain_high": -0.02})
+    assert decision(run, [changed(training, metrics=[worse.model_dump()])], "worth training").verdict == "no-go"
+    fair = scored.model_copy(update={"best_possible": 0.65})
+    assert "nothing can be predicted" in decision(run, [changed(training, metrics=[fair.model_dump()])], "worth training").why
+
+
+def planned(name, verdict, peak_gib=17.0, batch=64, largest=None):
+    update = {"verdict": verdict, "peak": Quantity.compiled(peak_gib * 2**30, "bytes", "T4")}
+    made = plan("T4").model_copy(update=update | {"configuration": {"model": name, "batch_size": batch}})
+    return Remedy(name=name, plan=made, largest_batch=largest)
+
+
+@pytest.mark.parametrize(
+    ("remedies", "verdict", "why"),
+    [
+        ([], "not enough evidence", "Nothing was planned"),
+        ([planned("reference", "fits", 9, largest=96)], "go", "fits a T4"),
         (
-            {"gpu": True, "break_even": 4100, "passed": False},
-            "No integration: an implementation does not give the answer of the reference.",
+            [planned("reference", "out of memory", largest=40), planned("mixed_float16", "fits", 12, largest=64)],
+            "go with conditions",
+            "As planned it needs 17 GiB and does not fit a T4; it does with: mixed_float16.",
+        ),
+        ([planned("reference", "out of memory"), planned("mixed_float16", "tight")], "no-go", "No remedy makes it fit a T4"),
+        (
+            [planned("reference", "out of memory"), Remedy(name="b", plan=None, problem="late")],
+            "not enough evidence",
+            "not planned",
         ),
     ],
 )
-def test_the_recommendation_follows_from_the_results(run, fields, recommendation):
-    page, markdown = render(run, results(**fields))
-    assert recommendation in markdown
-    assert ("No GPU was in this machine" in page) == ("gpu" not in fields)
+def test_whether_the_training_fits_follows_from_its_plans(run, remedies, verdict, why):
+    training = changed(of(results(), "training"), remedies=[remedy.model_dump() for remedy in remedies])
+    found = decision(run, [training], "fit the GPU")
+    assert found.verdict == verdict
+    assert why in found.why
+    if verdict == "go with conditions":
+        assert found.changes[0] == "reference: batch 40 fits, 64 does not."
+        assert [number.text for number in found.evidence] == ["17 GiB", "12 GiB"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "advice", "verdict"),
+    [
+        (2.0, 3.0, "port it", "go"),
+        (2.0, 3.0, "keep the data on the GPU", "go with conditions"),
+        (1.1, 3.0, "port it", "go with conditions"),
+        (1.0, 1.2, "leave it", "no-go"),
+    ],
+)
+def test_whether_there_is_something_to_port_follows_from_the_projection(run, low, high, advice, verdict):
+    hotspots = of(results(), "hotspots")
+    gain = Quantity.projected(low, high, "x", "T4", "transfers")
+    candidate = hotspots.candidates[0].model_copy(update={"workload_gain": gain, "gain": gain, "advice": advice})
+    found = decision(run, [changed(hotspots, candidates=[candidate.model_dump()])], "worth porting")
+    assert found.verdict == verdict
+    assert found.evidence[0].source == "results/hotspots.json#/candidates/0/workload_gain"
+
+
+def test_every_evidence_stands_where_it_says(run):
+    """Following each source into the result file finds the number that the first screen shows."""
+    saved = results(gpu=True, break_even=4100)
+    training = of(saved, "training")
+    saved[-1] = changed(
+        training, remedies=[planned("reference", "out of memory").model_dump(), planned("b", "fits").model_dump()]
+    )
+    for result in saved:
+        result.save(run)
+    found = [number for each in report.decisions(run) for number in each.evidence]
+    assert len(found) >= 8
+    for number in found:
+        file, _, pointer = number.source.partition("#")
+        value = json.loads((run.path / file).read_text())
+        for step in pointer.strip("/").split("/"):
+            value = value[int(step) if isinstance(value, list) else step]
+        if isinstance(value, dict):
+            assert str(Quantity.model_validate(value)) == number.text
+            assert (value["basis"], value["device"]) == (number.basis, number.device)
+        elif number.text.endswith("%"):
+            assert float(number.text.rstrip("%")) == pytest.approx(100 * value, abs=0.51)
+        else:
+            assert number.basis == "data sheet"
+
+
+def test_the_rules_are_data_and_can_be_changed(run, tmp_path):
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("integrate: {least_gain: 5}\nfit:\n  accepted_verdicts: [fits, tight]\n")
+    saved = results(gpu=True)
+    assert decision(run, saved, "production").verdict == "go"
+    assert decision(run, saved, "production", rules=rules).verdict == "no-go"
+    tight = changed(of(saved, "training"), remedies=[planned("reference", "tight").model_dump()])
+    assert decision(run, [tight], "fit the GPU").verdict == "no-go"
+    assert decision(run, [tight], "fit the GPU", rules=rules).verdict == "go"
+    page = report.render_report(run, rules=rules)[0].read_text()
+    assert "integrate.least_gain = 5.0" in page
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("integrate: {least_gain: many}", "integrate.least_gain: Input should be a valid number"),
+        ("integrat: {least_gain: 2}", "integrat: Extra inputs are not permitted"),
+        ("port: {least_workload_gain: .inf}", "port.least_workload_gain"),
+        ("fit: {accepted_verdicts: []}", "fit.accepted_verdicts"),
+        ("- 1", "cannot be read"),
+        ("integrate: 3", "cannot be read"),
+        ("a: [", "cannot be read"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_rules_that_cannot_be_meant_are_refused_by_name(run, tmp_path, content, message):
+    rules = tmp_path / "rules.yaml"
+    if content is not None:
+        rules.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        report.decisions(run, rules=rules)
+    assert "rules.yaml" in str(refused.value)
+
+
+def test_results_of_other_parameters_code_or_order_are_called_stale(run):
+    environment, hotspots, similarity, training = results()
+    for result in (environment, hotspots, similarity, training):
+        result.save(run)
+    assert report.stale(run, report.read_results(run).results, english()) == []
+    other = similarity.provenance.model_copy(update={"git_commit": "0" * 40})
+    changed(similarity, provenance=other.model_dump()).save(run)
+    later = environment.provenance.model_copy(update={"created_at": similarity.provenance.created_at + timedelta(hours=1)})
+    changed(environment, provenance=later.model_dump()).save(run)
+    finished = {"parameters": {"texts": "other"}, "notebook_sha256": "", "duration_s": 1, "finished_at": "2026-01-01T00:00:00Z"}
+    (run.path / "run.json").write_text(json.dumps({"finished": {"30_training": finished}}))
+    page = Page(report.render_report(run)[0].read_text()).text
+    for sentence in (
+        "Chapter 20 was made by other code: commit 0000000000, now",
+        "Chapter 10 is older than chapter 00, which it reads.",
+        "Chapter 20 is older than chapter 00, which it reads.",
+        "Chapter 30 was made with texts = plain; the run asked for other.",
+    ):
+        assert sentence in page
+    assert page.index("Stale results") < page.index("Is this machine ready?")
+
+
+# Languages ---------------------------------------------------------------------------------------------------------------
+
+
+def english():
+    return report.language.Language.load("en")
+
+
+SENTENCE = re.compile(r'_\(\s*"((?:[^"\\]|\\.)*)"')
+
+
+def sentences():
+    """Every sentence that the report asks a translation of: in templates, and in Python."""
+    folder = Path(report.__file__).parent
+    for template in folder.glob("templates/*.html.j2"):
+        yield from (json.loads(f'"{found}"') for found in SENTENCE.findall(template.read_text()))
+    for module in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            match node:
+                case ast.Call(func=ast.Name(id="_") | ast.Attribute(attr="text"), args=[ast.Constant(value=str(sentence)), *_]):
+                    yield sentence
+    yield from report.QUESTIONS.values()
+    for literal in (decide.Verdict, Advice, Basis):
+        yield from get_args(literal)
+
+
+def test_every_sentence_has_a_turkish_one_with_the_same_values():
+    turkish = report.language.Language.load("tr").sentences
+    asked = set(sentences())
+    assert len(asked) > 150
+    assert asked <= turkish.keys()
+    for english_one, other in turkish.items():
+        assert set(re.findall(r"{(\w+)}", english_one)) == set(re.findall(r"{(\w+)}", other)), english_one
+
+
+def test_the_turkish_page_says_the_same_in_turkish(run):
+    for result in results(gpu=True, break_even=4100):
+        result.save(run)
+    english_page, turkish_page = (report.render_report(run, language=code)[0].read_text() for code in ("en", "tr"))
+    assert '<html lang="tr">' in turkish_page
+    assert Page(english_page).tags == Page(turkish_page).tags
+    text = Page(turkish_page).text
+    for expected in ("Bu makine hazır mı?", "koşullu evet", "4,100 metinden itibaren", "ölçüldü", "Kararı ne değiştirir:"):
+        assert expected in text
+    assert "What would change it" not in text
+    verdicts = [[each.verdict for each in report.decisions(run, language=code)] for code in ("en", "tr")]
+    assert verdicts[0] == verdicts[1]
+    with pytest.raises(ValueError, match="language 'de': expected one of 'en', 'tr'"):
+        report.render_report(run, language="de")
+
+
+# Missing and damaged -----------------------------------------------------------------------------------------------------
 
 
 def test_missing_and_damaged_results_are_named_with_the_command_that_makes_them(run):
@@ -301,6 +531,26 @@ def test_any_text_leaves_the_page_with_the_tags_that_it_has_with_plain_text(run,
     plain, _ = render(run, results("plain"))
     page, _ = render(run, results(text))
     assert Page(page).tags == Page(plain).tags
+
+
+def test_the_page_is_printed_where_weasyprint_is_installed(run):
+    pytest.importorskip("weasyprint")
+    with pytest.raises(FileNotFoundError):
+        report.print_report(run)
+    render(run, results(HOSTILE))
+    (run.figures / "20_times.png").unlink()  # a picture of one pixel is none that is printed
+    report.render_report(run)
+    printed = report.print_report(run)
+    assert printed.name == "report.pdf"
+    assert printed.read_bytes().startswith(b"%PDF-")
+
+
+def test_without_weasyprint_an_earlier_pdf_does_not_stay(run, monkeypatch):
+    render(run, results())
+    (run.report / "report.pdf").write_bytes(b"old")
+    monkeypatch.setitem(sys.modules, "weasyprint", None)
+    assert report.print_report(run) is None
+    assert not (run.report / "report.pdf").exists()
 
 
 def test_rendering_twice_replaces_the_files_and_leaves_no_other(run):

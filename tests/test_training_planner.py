@@ -543,7 +543,7 @@ def test_the_figure_says_what_fits(table):
     with plots.figure() as (_, ax):
         title = plots.memory_by_part(ax, rows).get_title("left")
     planned = [row.plan.verdict for row in rows if row.plan]
-    assert title == f"{planned.count('fits')} of {len(planned)} configurations fit a T4; the reference does not"
+    assert title == f"{planned.count('fits')} of {len(planned)} fit a T4; the reference does not"
     of_rows = remedies.remedy_rows(rows)
     assert of_rows[0]["per sample"] == "-"  # no times were projected
     assert {row["verdict"] for row in of_rows} == {"fits", "out of memory", "not planned"}
@@ -559,18 +559,25 @@ def test_the_time_per_sample_is_beside_the_first_row():
     assert [row["per sample"] for row in remedies.remedy_rows(rows)] == ["1.00x", "1.20 to 2.00x"]
 
 
-def test_what_the_time_limit_cuts_off_says_so_and_the_rest_stays(monkeypatch):
-    def plan(model, gpu, *, batch_size, dtype_policy, stop, **options):
+def test_what_the_time_limit_cuts_off_is_projected_and_says_so(monkeypatch):
+    def plan(model, gpu, *, batch_size, dtype_policy, stop=None, compiled=True, **options):
+        made_up = made_up_plan(batch_size, GIB)
+        if not compiled:
+            return made_up.model_copy(update={"peak": Quantity.projected(0.8 * GIB, 1.6 * GIB, "bytes", "T4", "the walk")})
         if dtype_policy == "mixed_float16":
             assert stop.wait(timeout=60)
             raise PlanError("stopped")
-        return made_up_plan(batch_size, GIB)
+        return made_up
 
     monkeypatch.setattr(planner, "plan_memory", plan)
     monkeypatch.setattr(remedies, "plan_memory", plan)
     rows = {remedy.name: remedy for remedy in remedies.remedy_table(time_limit_s=0.5)}
-    assert rows["reference"].plan.verdict == "fits"
-    assert rows["mixed_float16"].problem == "not compiled within 0.5 s: call again, what is compiled is kept"
+    assert (rows["reference"].plan.verdict, rows["reference"].plan.peak.basis) == ("fits", "compiled")
+    late = rows["mixed_float16"]
+    assert (late.plan.peak.basis, late.largest_batch, late.problem) == ("projected", None, None)
+    assert "what was not compiled within 0.5 s is projected" in late.plan.notes[-1]
+    assert str(late.plan.peak) == "819 MiB to 1.6 GiB"
+    assert remedies.format_remedies(list(rows.values())).count("what was not compiled within 0.5 s") == 1
 
 
 # The switches that save memory ---------------------------------------------------------------------------------------

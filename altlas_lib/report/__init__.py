@@ -1,5 +1,26 @@
 """Chapter 90: what the saved results say, as one self-contained page and as the proof of concept's Markdown report."""
 
-from .render import QUESTIONS, Report, overview, read_results, render_report
+from .compare import Comparison, compare_runs, format_comparison
+from .decide import Decision, Rules
+from .render import QUESTIONS, Report, decisions, overview, print_report, read_results, render_report
+from .stale import stale
+from .what_if import WhatIf, panel, what_if
 
-__all__ = ["QUESTIONS", "Report", "overview", "read_results", "render_report"]
+__all__ = [
+    "QUESTIONS",
+    "Comparison",
+    "Decision",
+    "Report",
+    "Rules",
+    "WhatIf",
+    "compare_runs",
+    "decisions",
+    "format_comparison",
+    "overview",
+    "panel",
+    "print_report",
+    "read_results",
+    "render_report",
+    "stale",
+    "what_if",
+]

@@ -2,7 +2,6 @@
 
 import base64
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ..paths import RunFolder, write_atomically
-from ..results import CHAPTERS, ChapterResult, FigureFile, Quantity, ResultError, SimilarityResult, format_value
+from ..results import CHAPTERS, ChapterResult, FigureFile, Quantity, ResultError, format_value
+from .claims import claims
+from .decide import Decision, Rules, decide
+from .language import Language
+from .stale import stale
 
 NOT_MEASURED = "not measured"
 
@@ -20,7 +23,7 @@ QUESTIONS = {
     "environment": "Is this machine ready, and what are its ceilings?",
     "hotspots": "Where does the time go?",
     "similarity": "Does the GPU port give the same answer, how much faster, from which size on?",
-    "training": "Does the training work, and is it better than the base rate?",
+    "training": "Does the training fit, and is the model better than the base rate?",
 }
 
 
@@ -54,38 +57,6 @@ def read_results(run: RunFolder) -> Report:
     return Report(run, results, problems)
 
 
-def recommendation(result: SimilarityResult) -> str:
-    """Whether to integrate the GPU path in full, as far as the measurements carry."""
-    if not all(validation.passed for validation in result.validations):
-        return "No integration: an implementation does not give the answer of the reference."
-    if not result.gpu_was_timed:
-        return f"Not enough evidence for a full integration: no GPU was measured. {_outlook(result)}".strip()
-    if not result.break_even_n_texts:
-        return "No integration for these sizes: the GPU was slower than the CPU at each of them, transfers included."
-    return (
-        f"Integrate the GPU path where {result.break_even_n_texts:,} texts or more are compared at once, and keep the CPU path "
-        "below that size."
-    )
-
-
-def _outlook(result: SimilarityResult) -> str:
-    """At the largest size the CPU's measured time beside what arithmetic projects for the GPU; empty without a projection."""
-    n = max(timing.n_texts for timing in result.timings)
-    on_cpu = min((timing for timing in result.timings if timing.n_texts == n), key=lambda timing: timing.time.value)
-    projected = [each.time for each in result.expectations if each.on_gpu and each.n_texts == n]
-    if not projected:
-        return ""
-    (time,) = projected
-    low, high = (on_cpu.time.value / bound for bound in (time.high, time.low))
-    worth = (
-        "worth a measurement there" if low > 1 else "not certain to pay even there" if high > 1 else "not worth a measurement"
-    )
-    return (
-        f"For {n:,} texts arithmetic projects {time} on a {time.device}, beside {on_cpu.time} measured on this CPU, "
-        f"{low:.2g} to {high:.2g} times as fast: {worth}."
-    )
-
-
 def overview(run: RunFolder) -> list[dict[str, str]]:
     """For each question what was found, or why that is missing: rows of a table."""
     report = read_results(run)
@@ -98,10 +69,22 @@ def overview(run: RunFolder) -> list[dict[str, str]]:
     ]
 
 
-def _quantity(quantity: Quantity | None) -> Markup:
+def decisions(run: RunFolder, *, language: str = "en", rules: str | Path | None = None) -> list[Decision]:
+    """The answers of the report's first screen.
+
+    Args:
+        rules: a file that changes what makes a go; "" or None: none.
+
+    Raises:
+        ValueError: no such language, or rules that cannot be read.
+    """
+    return decide(read_results(run).results, Rules.load(rules), Language.load(language), run.name)
+
+
+def _quantity(quantity: Quantity | None, language: Language) -> Markup:
     """A number with its basis, device and spread: `12.3 ms` *measured* on ..., 3 runs from 11.9 ms to 13 ms."""
     if quantity is None:
-        return Markup('<span class="missing">{}</span>').format(NOT_MEASURED)
+        return Markup('<span class="missing">{}</span>').format(language.text(NOT_MEASURED))
     details = f"{quantity.basis}, {quantity.device}"
     if quantity.basis == "measured":
         low, high = (format_value(bound, quantity.unit) for bound in (quantity.low, quantity.high))
@@ -109,7 +92,7 @@ def _quantity(quantity: Quantity | None) -> Markup:
     if quantity.bound_by:
         details += f"; bound by {quantity.bound_by}"
     return Markup('<span class="quantity" title="{}">{} <span class="basis {}">{}</span></span>').format(
-        details, str(quantity), quantity.basis, quantity.basis
+        details, str(quantity), quantity.basis, language.text(quantity.basis)
     )
 
 
@@ -123,16 +106,17 @@ def _markdown_quantity(quantity: Quantity | None) -> Markup:
     return _markdown_text(NOT_MEASURED if quantity is None else f"{quantity} ({quantity.basis}, {quantity.device})")
 
 
-def _templates() -> Environment:
+def _templates(language: Language) -> Environment:
     environment = Environment(
         loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals["_"] = language.html
     environment.filters |= {
-        "quantity": _quantity,
+        "quantity": lambda quantity: _quantity(quantity, language),
         "md": _markdown_text,
         "md_quantity": _markdown_quantity,
         "size": lambda n_bytes: format_value(n_bytes, "bytes"),
-        "percent": lambda share: NOT_MEASURED if share is None else f"{share:.1%}",
+        "percent": lambda share: language.text(NOT_MEASURED) if share is None else f"{share:.1%}",
     }
     return environment
 
@@ -147,26 +131,53 @@ def _picture(run: RunFolder, figure: FigureFile) -> str | None:
         return None
 
 
-def render_report(run: RunFolder) -> list[Path]:
+def render_report(run: RunFolder, *, language: str = "en", rules: str | Path | None = None) -> list[Path]:
     """Write `report/index.html` and `report/poc_cosine_similarity_cupy_report.md` from the saved results alone.
 
     A missing result does not fail the report: it is named, with the command that makes it.
 
+    Args:
+        language: "en" or "tr". What the chapters wrote themselves, findings and figures, is English.
+        rules: a file that changes what makes a go, see `rules.yaml`.
+
     Returns:
         The files written.
+
+    Raises:
+        ValueError: no such language, or rules that cannot be read.
     """
-    report = read_results(run)
+    spoken, ruled, report = Language.load(language), Rules.load(rules), read_results(run)
+    decided = decide(report.results, ruled, spoken, run.name)
     context = {
         "report": report,
+        "language": spoken,
+        "rules": ruled,
+        "decisions": decided,
+        "integration": next(each for each in decided if each.chapter == "similarity"),
+        "claims": claims(report.results, spoken),
+        "stale": stale(run, report.results, spoken),
         "questions": QUESTIONS,
-        "recommendation": recommendation,
         "picture": lambda figure: _picture(run, figure),
         "made_at": datetime.now(UTC),
         "not_measured": NOT_MEASURED,
     }
-    written: Sequence[tuple[str, str]] = [
-        ("index.html", "index.html.j2"),
-        ("poc_cosine_similarity_cupy_report.md", "poc_cosine_similarity_cupy_report.md.j2"),
+    templates = _templates(spoken)
+    return [
+        write_atomically(run.report / file, templates.get_template(f"{file}.j2").render(context))
+        for file in ("index.html", "poc_cosine_similarity_cupy_report.md")
     ]
-    templates = _templates()
-    return [write_atomically(run.report / file, templates.get_template(template).render(context)) for file, template in written]
+
+
+def print_report(run: RunFolder) -> Path | None:
+    """Write `report/report.pdf` from the page; None where WeasyPrint or the system's Pango is not installed.
+
+    Raises:
+        FileNotFoundError: there is no page yet; `render_report` makes it.
+    """
+    page, file = run.report / "index.html", run.report / "report.pdf"
+    file.unlink(missing_ok=True)  # of an earlier page
+    try:
+        import weasyprint
+    except (ImportError, OSError):
+        return None
+    return write_atomically(file, weasyprint.HTML(string=page.read_text(encoding="utf-8")).write_pdf())

@@ -208,8 +208,11 @@ def _fit(remedies: Sequence[Remedy]) -> str:
     """Whether the first, the model as it is, fits, and which others do."""
     if not remedies or not (first := remedies[0].plan):
         return ""
-    others = [remedy.name for remedy in remedies[1:] if remedy.plan and remedy.plan.verdict == "fits"]
+    others = [remedy for remedy in remedies[1:] if remedy.plan and remedy.plan.verdict == "fits"]
     does = {"fits": "fits", "tight": "fits barely"}.get(first.verdict, "does not fit")
+    helped = ""
+    if others and first.verdict != "fits":
+        helped = f"; with {others[0].name} it needs {others[0].plan.peak} and fits"
+        helped += f", as with {len(others) - 1} more remedies" if len(others) > 1 else ""
     batch = f"in batches of {first.configuration['batch_size']}"
-    helped = f"; these do: {', '.join(others)}" if others and first.verdict != "fits" else ""
     return f"The {remedies[0].name} {batch} needs {first.peak} ({first.peak.basis}) and {does} a {first.gpu}{helped}."

@@ -59,14 +59,17 @@ def plan_memory(
     input_shapes: dict[str, Sequence[int]] | None = None,
     modules: Sequence[str] = (),
     before_rematerialisation: bool = False,
+    compiled: bool = True,
     time_limit_s: float = 300,
     use_cache: bool = True,
+    only_cached: bool = False,
     stop: threading.Event | None = None,
 ) -> MemoryPlan:
     """What one training step (forward, backward, optimizer, accumulation) needs on a GPU, by XLA's compiler for it.
 
     It runs in a child process on the CPU and takes 10 to 60 s; the answer is kept under `outputs/.cache` for the next time.
-    Where JAX's CUDA plug-in is not installed the step's graph is walked instead, and the peak is `projected`, a band.
+    Where JAX's CUDA plug-in is not installed, or with `compiled=False`, the step's graph is walked instead, in 5 s, and the
+    peak is `projected`, a band.
 
     Args:
         model: a configuration, a preset's name, or any Keras model that JAX can run: the model, a `.keras` file, or
@@ -79,11 +82,13 @@ def plan_memory(
         input_shapes: input's name -> shape without the batch, for inputs with unknown dimensions.
         modules: that define a `.keras` file's own layers and losses; of a model object they are found.
         before_rematerialisation: compile also for a GPU of endless memory, where XLA has no reason to compute twice.
+        only_cached: an answer that is kept, or an error at once.
         stop: set from another thread, it ends the compiling.
 
     Raises:
         ValueError: a GPU, preset, dtype policy, optimizer or number that does not exist.
-        PlanError: it took longer than `time_limit_s`, the model cannot be loaded or has unknown dimensions, XLA failed.
+        PlanError: it took longer than `time_limit_s`, the model cannot be loaded or has unknown dimensions, XLA failed, or
+            the answer is not kept.
     """
     gpu = gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu)
     if batch_size < 1 or gradient_accumulation_steps < 1:
@@ -92,7 +97,7 @@ def plan_memory(
     if dtype_policy:
         keras.dtype_policies.get(dtype_policy)
     switches = {"recompute": recompute, "memory_efficient_attention": memory_efficient_attention}
-    target = target_config(gpu) if _has_compiler() else None
+    target = target_config(gpu) if compiled and _has_compiler() else None
     with tempfile.TemporaryDirectory(prefix="altlas-") as folder:
         label, source, identity = _source(model, switches, modules, Path(folder))
         request = StepRequest(
@@ -100,23 +105,24 @@ def plan_memory(
             input_shapes={name: tuple(shape) for name, shape in (input_shapes or {}).items()},
             batch_size=batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
-            dtype_policy=dtype_policy,
+            dtype_policy=dtype_policy or ("float32" if "config" in source else None),  # said or not: one answer in the cache
             optimizer=optimizer,
             target=target,
         )
-        how = {"identity": identity, "time_limit_s": time_limit_s, "use_cache": use_cache, "stop": stop}
-        answer, notes = _ask(request, **how)
+        how = {"time_limit_s": time_limit_s, "use_cache": use_cache, "only_cached": only_cached, "stop": stop}
+        answer, notes = _ask(request, identity, **how)
         endless = None
         if before_rematerialisation and target:
-            endless, _ = _ask(request.model_copy(update={"target": target_config(gpu, memory_bytes=2**40)}), **how)
+            endless, _ = _ask(request.model_copy(update={"target": target_config(gpu, memory_bytes=2**40)}), identity, **how)
 
     if endless and endless.peak_bytes > 1.01 * answer.peak_bytes:
         notes.append("XLA computes some results twice to need less than it would like to: the step is slower for it")
     if answer.basis == "projected":
-        notes.append(
-            "JAX's CUDA plug-in is not installed: the step's graph was walked instead of compiled; "
-            "for the compiler's answer: pip install jax-cuda12-plugin jax-cuda12-pjrt"
-        )
+        notes.append("a band is projected: the step's graph was walked, not compiled")
+        if compiled:
+            notes.append(
+                "JAX's CUDA plug-in is not installed; for the compiler's answer: pip install jax-cuda12-plugin jax-cuda12-pjrt"
+            )
     elif answer.dtype_policy != "float32" and float(gpu.compute_capability) >= 8:
         notes.append("planned without cuDNN's fused attention, which JAX would use on this GPU for 16 bits: at most this much")
     peak = _peak(answer, gpu)
@@ -305,7 +311,13 @@ def _peak(answer: StepAnswer, gpu: GpuSpec) -> Quantity:
 
 
 def _ask(
-    request: StepRequest, identity: list[str], time_limit_s: float, use_cache: bool, stop: threading.Event | None
+    request: StepRequest,
+    identity: list[str],
+    *,
+    time_limit_s: float,
+    use_cache: bool,
+    only_cached: bool,
+    stop: threading.Event | None,
 ) -> tuple[StepAnswer, list[str]]:
     """The compiler's answer, from the cache where it is there; notes on what went wrong with the cache."""
     file = outputs_dir() / ".cache" / "plans" / f"{_key(request, identity)}.json"
@@ -314,6 +326,8 @@ def _ask(
             return StepAnswer.model_validate_json(file.read_bytes()), []
         except (OSError, ValidationError):  # not there, or damaged: compile
             pass
+    if only_cached:
+        raise PlanError("not compiled yet: `altlas plan` compiles it, half a minute for a batch size")
     if importlib.util.find_spec("jax") is None:
         raise PlanError(
             "the planner asks JAX's compiler, and jax is not installed: pip install jax jax-cuda12-plugin jax-cuda12-pjrt"

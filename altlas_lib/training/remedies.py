@@ -66,12 +66,13 @@ def remedy_table(
     """Every remedy's plan and largest batch.
 
     First all rows' plans are made, then their largest batches are looked for, two compiles at a time where host memory
-    allows. What the time limit cuts off says so; what was compiled is kept, so that a second call goes on there.
+    allows. What the time limit cuts off is projected from the step's graph, and says so; what was compiled is kept, so that
+    a second call goes on there.
 
     Args:
         model: the reference; where it is another configuration, options 1 and 2, which are presets, are left out.
         n_compiles: at most for the largest batch of a row, its plan included.
-        time_limit_s: for the whole table.
+        time_limit_s: for compiling; what it cuts off takes 3 s a row more.
         tell: takes a line of progress.
 
     Raises:
@@ -85,35 +86,49 @@ def remedy_table(
     searched = [row for row in rows if row.gradient_accumulation_steps == 1]  # with accumulation the micro-batch is a choice
     stop, n_done = threading.Event(), 0
 
-    def ask(row: _Row, question: Callable, **options) -> tuple[MemoryPlan | None, str | None]:
-        """The plan that `question` finds, or why there is none."""
+    def ask(question: Callable, row: _Row, **options) -> MemoryPlan | None:
+        """The plan that `question` finds; None after the time limit."""
         names = ("batch_size", "gradient_accumulation_steps", "dtype_policy", "recompute", "memory_efficient_attention")
-        options |= {name: getattr(row, name) for name in names} | {"use_cache": use_cache, "stop": stop}
+        options |= {name: getattr(row, name) for name in names} | {"use_cache": use_cache}
         try:
-            return question(row.preset or config, gpu, **options), None
-        except PlanError as error:
-            late = f"not compiled within {time_limit_s:g} s: call again, what is compiled is kept"
-            return None, late if stop.is_set() else str(error)
+            return question(row.preset or config, gpu, **options)
+        except PlanError:
+            if not stop.is_set():
+                raise
+            return None
 
-    def finished(row: _Row, what: str) -> None:
+    def tell_of(row: _Row, what: str) -> None:
         nonlocal n_done
         n_done += 1
         tell(f"[{n_done}/{len(rows) + len(searched)}] {row.name}: {what}")
 
     def plan(row: _Row) -> Remedy:
-        found, problem = ask(row, plan_memory, before_rematerialisation=row is rows[0])
-        finished(row, problem or f"{found.peak}, {found.verdict}")
+        found = problem = None
+        try:
+            found = ask(plan_memory, row, stop=stop)
+            if found is None:
+                found = ask(plan_memory, row, compiled=False)
+                note = f"what was not compiled within {time_limit_s:g} s is projected: call again, what is compiled is kept"
+                found = found and found.model_copy(update={"notes": [*found.notes, note]})
+        except PlanError as error:
+            problem = str(error)
+        tell_of(row, problem or f"{found.peak}, {found.verdict}")
         return Remedy(name=row.name, plan=found, claimed=row.claimed, problem=problem)
 
     def search(row: _Row, remedy: Remedy) -> Remedy:
-        if remedy.plan is None or row not in searched:
+        plan = remedy.plan
+        if plan is None or row not in searched or (stop.is_set() and plan.peak.basis == "projected"):
             return remedy
-        found, problem = ask(row, largest_batch, n_compiles=n_compiles)
-        size = found.configuration["batch_size"] if found else None
-        if problem and remedy.plan.verdict == "fits":
-            size = row.batch_size
-        finished(row, problem or f"largest batch {size or 'below any compiled'}")
-        return remedy.model_copy(update={"largest_batch": size, "problem": problem and f"largest batch {problem}"})
+        size, problem = (row.batch_size if plan.verdict == "fits" else None), None
+        try:
+            if row is rows[0]:
+                plan = ask(plan_memory, row, before_rematerialisation=True, stop=stop) or plan
+            if found := ask(largest_batch, row, n_compiles=n_compiles, stop=stop):
+                size = found.configuration["batch_size"]
+        except PlanError as error:
+            problem = f"largest batch: {error}"
+        tell_of(row, problem or f"largest batch {size or 'below any compiled'}")
+        return remedy.model_copy(update={"plan": plan, "largest_batch": size, "problem": problem})
 
     with _workers(stop, time_limit_s) as workers:
         remedies = list(workers.map(plan, rows))

@@ -1,0 +1,40 @@
+"""The report's languages. English sentences are the keys; `locales/<language>.yaml` says what stands in their place."""
+
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+from markupsafe import Markup, escape
+
+LANGUAGES = {"en": "English", "tr": "Türkçe"}
+
+
+@dataclass(frozen=True)
+class Language:
+    """A language and its sentences. What has no translation stays English."""
+
+    code: str
+    sentences: dict[str, str]
+
+    @classmethod
+    def load(cls, code: str) -> "Language":
+        """
+        Raises:
+            ValueError: the report is not written in this language.
+        """
+        if code not in LANGUAGES:
+            raise ValueError(f"language {code!r}: expected one of {', '.join(map(repr, LANGUAGES))}")
+        if code == "en":
+            return cls(code, {})
+        file = resources.files(__package__).joinpath(f"locales/{code}.yaml")
+        return cls(code, yaml.safe_load(file.read_text(encoding="utf-8")))
+
+    def text(self, sentence: str, **values: Any) -> str:
+        """The sentence in this language, with `{name}` replaced by values."""
+        return self.sentences.get(sentence, sentence).format(**values) if values else self.sentences.get(sentence, sentence)
+
+    def html(self, sentence: str, **values: Any) -> Markup:
+        """The same for a template, where all of it is text: sentence and values are escaped."""
+        found = escape(self.sentences.get(sentence, sentence))
+        return found.format(**values) if values else found

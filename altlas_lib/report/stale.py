@@ -1,0 +1,51 @@
+"""Results that no longer say what they seem to: made with other parameters, data or code, or before what they rest on."""
+
+import json
+from collections.abc import Iterator, Mapping
+
+from ..paths import RunFolder
+from ..results import CHAPTERS, ChapterResult, Provenance
+from .language import Language
+
+# What a chapter reads of others: made again after it, they leave it behind.
+_READS = {"hotspots": ("environment",), "similarity": ("environment", "hotspots")}
+
+
+def stale(run: RunFolder, results: Mapping[str, ChapterResult], language: Language) -> list[str]:
+    """What is wrong with which chapter's result, a sentence each."""
+    _ = language.text
+    asked, now = _asked(run), Provenance.now({})
+    found = []
+    for chapter in CHAPTERS:
+        if (result := results.get(chapter.chapter)) is None:
+            continue
+        number, made = chapter.number, result.provenance
+        found += _other_parameters(number, made.parameters, asked.get(number, {}), language)
+        if now.git_commit and made.git_commit and made.git_commit != now.git_commit:
+            commits = {"number": number, "then": made.git_commit[:10], "now": now.git_commit[:10]}
+            found.append(_("Chapter {number} was made by other code: commit {then}, now {now}.", **commits))
+        for earlier in _READS.get(chapter.chapter, ()):
+            if earlier in results and results[earlier].provenance.created_at > made.created_at:
+                other = results[earlier].number
+                found.append(_("Chapter {number} is older than chapter {other}, which it reads.", number=number, other=other))
+    sources = [getattr(results.get(chapter), "source", None) for chapter in ("hotspots", "similarity")]
+    alike = None not in sources and (sources[0].name, sources[0].n_rows) == (sources[1].name, sources[1].n_rows)
+    if alike and sources[0].sha256 != sources[1].sha256:
+        found.append(_("Chapters 10 and 20 read different texts from {name}: it changed in between.", name=sources[0].name))
+    return found
+
+
+def _asked(run: RunFolder) -> dict[str, dict]:
+    """Number of a chapter -> the parameters that it was last run with, by the runner's `run.json`; none where it is not."""
+    try:
+        finished = json.loads((run.path / "run.json").read_bytes())["finished"]
+        return {name[:2]: dict(chapter["parameters"]) for name, chapter in finished.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _other_parameters(number: str, made: Mapping, asked: Mapping, language: Language) -> Iterator[str]:
+    for name in sorted(asked):
+        if name in made and made[name] != asked[name]:
+            values = {"number": number, "name": name, "then": made[name], "now": asked[name]}
+            yield language.text("Chapter {number} was made with {name} = {then}; the run asked for {now}.", **values)

@@ -1,0 +1,176 @@
+"""Two runs side by side, and the what-if panel: ratios by hand, noise that is no change, the library's own models."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_report import CPU, HOSTILE, changed, of, results
+
+from altlas_lib import cli, paths, report, similarity
+from altlas_lib.report.compare import Change, quantities
+from altlas_lib.results import Quantity
+from altlas_lib.training import planner
+from altlas_lib.training.compiler import StepAnswer
+
+TIMES = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=6)
+
+
+def saved(name, these):
+    run = paths.run_folder(name)
+    for result in these:
+        result.save(run)
+    return run
+
+
+def timed(result, *samples, at=0):
+    timings = [timing.model_dump() for timing in result.timings]
+    timings[at]["time"] = Quantity.measured(samples, "s", CPU).model_dump()
+    return changed(result, timings=timings)
+
+
+# Comparing -----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(one=TIMES, two=TIMES)
+def test_a_ratio_is_claimed_only_where_the_runs_do_not_overlap(one, two):
+    first, second = (Quantity.measured(samples, "s", CPU) for samples in (one, two))
+    change = Change("similarity", "time", first, second)
+    assert change.ratio == pytest.approx(second.value / first.value)
+    apart = max(one) < min(two) or max(two) < min(one)
+    assert change.sure == (apart and min(len(one), len(two)) >= 3)
+    assert change.verdict.endswith("x") == change.sure
+
+
+def test_what_changed_is_told_first_and_noise_is_not_a_change(run):
+    similarity_result = of(results(), "similarity")
+    before = saved("before", [timed(similarity_result, 1.0, 1.1, 1.2), of(results(), "environment")])
+    after = saved("after", [timed(similarity_result, 0.4, 0.5, 0.6), of(results(), "environment")])
+    noise = saved("noise", [timed(similarity_result, 1.05, 1.15, 1.3)])
+    text = report.format_comparison(report.compare_runs(before, after))
+    assert re.search(r"timings \[NumPy, row blocks, 1,000 texts, with transfers\] time\n +1.1 s -> 500 ms +0.45x", text)
+    assert "similarity: 1 of 1 surely changed" in text
+    quiet = report.format_comparison(report.compare_runs(before, noise))
+    assert "similarity: 0 of 1 surely changed" in quiet
+    assert "timings" not in quiet
+    assert "within the noise" in report.format_comparison(report.compare_runs(before, noise), everything=True)
+    assert "! no environment result in run 'noise'" in quiet
+
+
+def test_what_the_runs_were_made_with_is_told_before_their_numbers(run):
+    one, two = (of(results(gpu=gpu), "similarity") for gpu in (False, True))
+    source = two.source.model_copy(update={"sha256": "1" * 64})
+    provenance = two.provenance.model_copy(update={"git_commit": "2" * 40, "parameters": {"texts": "other"}})
+    two = changed(two, source=source.model_dump(), provenance=provenance.model_dump())
+    text = report.format_comparison(report.compare_runs(saved("laptop", [one]), saved("server", [two])))
+    for difference in (
+        "* similarity: made on AMD EPYC (2 threads) and on AMD EPYC (2 threads); Tesla T4",
+        "* similarity: made from different data: plain and plain",
+        "and 2222222222",
+        "* similarity: texts = 'plain' and 'other'",
+    ):
+        assert difference in text
+    assert "only in the second" in text  # the GPU's time
+
+
+def test_a_band_and_a_measurement_are_not_set_against_each_other():
+    band, time = Quantity.projected(1, 2, "s", "T4", "memory"), Quantity.measured([5, 5, 5], "s", "T4")
+    assert Change("similarity", "time", band, time).verdict == "measured beside projected"
+
+
+def test_every_quantity_of_every_result_has_a_name_of_its_own(run):
+    for result in results(gpu=True):
+        names = [name for name, _ in quantities(result)]
+        assert len(names) == len(set(names))
+        text = result.model_dump_json()
+        assert len(names) == text.count('"basis":"measured"') + text.count('"basis":"compiled"') + text.count(
+            '"basis":"projected"'
+        )
+
+
+def test_entries_that_say_the_same_of_themselves_are_told_apart(run):
+    result = of(results(), "similarity")
+    doubled = changed(result, timings=[timing.model_dump() for timing in result.timings * 2])
+    assert [name for name, _ in quantities(doubled) if "#2" in name]
+
+
+def test_the_command_compares_runs_and_names_those_there_are(run, capsys):
+    saved("one", results(HOSTILE)), saved("two", results(HOSTILE))
+    with pytest.raises(SystemExit) as ended:
+        cli.app(["compare", "one", "two"])
+    assert ended.value.code == 0
+    assert "one beside two" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cli.app(["compare", "one", "../three"])
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert "no run 'three'" in error
+    assert "one, two" in error.replace("test, ", "")
+
+
+def test_a_result_of_an_older_schema_is_refused_with_the_reason(run):
+    one, two = saved("one", results()), saved("two", results())
+    (two.results / "similarity.json").write_text('{"schema_version": 0}')
+    comparison = report.compare_runs(one, two)
+    assert ["schema version 0, this library reads 1" in problem for problem in comparison.problems] == [True]
+    assert "similarity" not in {change.chapter for change in comparison.changes}
+
+
+# What if -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ceilings():
+    return of(results(), "environment").ceilings.model_copy(
+        update={"cpu_matmul_float32": Quantity.measured([200.0, 220.0, 240.0], "GFLOP/s", CPU)}
+    )
+
+
+@pytest.mark.parametrize("gpu", ["T4", "H200"])
+@pytest.mark.parametrize("n_texts", [10, 10_000, 1_000_000])
+def test_the_sliders_show_the_librarys_own_projection(run, ceilings, gpu, n_texts):
+    found = report.what_if(gpu, n_texts, 384, 64, ceilings=ceilings)
+    expected = {each.on_gpu: each.time for each in similarity.expected_times([n_texts], 384, 10, found.gpu, ceilings)}
+    assert (found.on_cpu, found.on_gpu) == (expected[False], expected[True])
+    even = found.break_even_n_texts
+    surely = {n: report.what_if(gpu, n, 384, 64, ceilings=ceilings) for n in (round(even / 1.1), round(even * 1.1))}
+    assert [found.on_gpu.high < found.on_cpu.low for found in surely.values()] == [False, True]
+
+
+def test_memory_comes_from_plans_that_are_kept_and_waits_for_no_compiler(run, monkeypatch):
+    compiled = []
+
+    def compile_step(request, **options):
+        compiled.append(request)
+        return StepAnswer(temporaries_bytes=3 * 2**30)
+
+    monkeypatch.setattr(planner, "compile_step", compile_step)
+    before = report.what_if("T4", 100, 64, 8)
+    assert (before.plan, before.on_cpu, before.break_even_n_texts) == (None, None, None)
+    assert "not compiled yet" in dict(before.rows())["training in batches of 8"]
+    assert not compiled
+    planner.plan_memory("reference", "T4", batch_size=8)
+    after = report.what_if("T4", 100, 64, 8)
+    assert len(compiled) == 1
+    assert after.plan.verdict == "fits"
+    assert "fits: 3 GiB" in dict(after.rows())["training in batches of 8"]
+
+
+def test_what_cannot_be_meant_is_refused(run):
+    with pytest.raises(ValueError, match="not in the catalogue"):
+        report.what_if("T5", 100, 64, 8)
+    with pytest.raises(ValueError, match="0 texts of 64 dimensions: expected 1 or more"):
+        report.what_if("T4", 0, 64, 8)
+    with pytest.raises(ValueError, match="micro-batches of 0"):
+        report.what_if("T4", 10, 64, 0)
+
+
+def test_the_panel_moves_with_its_sliders(run, ceilings):
+    pytest.importorskip("ipywidgets")
+    panel = report.panel(ceilings)
+    gpu, n_texts, *_, answers = panel.children
+    assert "10,000 texts, T4" in answers.value
+    gpu.value, n_texts.value = "H200", 1e6
+    assert "1,000,000 texts, H200" in answers.value
+    assert "not compiled yet" in answers.value
