@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run lab test lint unit notebooks book gpu-test bench-similarity lock clean
+.PHONY: help setup run lab test lint unit notebooks book e2e gpu-test bench-similarity lock clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -37,7 +37,7 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
 unit: $(INSTALLED)
-	@$(BIN)/python -m pytest tests --ignore=tests/book
+	@$(BIN)/python -m pytest tests --ignore=tests/book --ignore=tests/e2e
 
 notebooks: $(INSTALLED)
 	@ALTLAS_OUTPUTS=$$(mktemp -d) && export ALTLAS_OUTPUTS && $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks; \
@@ -45,6 +45,9 @@ notebooks: $(INSTALLED)
 
 book: $(INSTALLED)
 	@$(BIN)/python -m pytest tests/book
+
+e2e:  ## run the notebooks in JupyterLab and open the report, in a real browser (Debian's chromium); screenshots in outputs/e2e/
+	@$(MAKE) --no-print-directory setup EXTRAS=dev,e2e,pdf && $(BIN)/python -m pytest tests/e2e
 
 gpu-test:  ## the tests that need a GPU, in .venv or with a Python that has CuPy: make gpu-test PYTHON=python3
 	@$(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON),$(BIN)/python) -m pytest -m gpu $$(grep -l 'mark\.gpu' tests/*.py)

@@ -412,7 +412,7 @@ def test_results_of_other_parameters_code_or_order_are_called_stale(run):
     (run.path / "run.json").write_text(json.dumps({"finished": {"30_training": finished}}))
     page = Page(report.render_report(run)[0].read_text()).text
     for sentence in (
-        "Chapter 20 was made by other code: commit 0000000000, now",
+        "Made by other code: chapters 20 (commit 0000000000, now",
         "Chapter 10 is older than chapter 00, which it reads.",
         "Chapter 20 is older than chapter 00, which it reads.",
         "Chapter 30 was made with texts = plain; the run asked for other.",

@@ -34,8 +34,8 @@ def claims(results: dict[str, ChapterResult], language: Language) -> list[Claim]
     return found
 
 
-def _by_basis(quantity: Quantity | None) -> dict[str, str]:
-    return {quantity.basis: f"{quantity}, {quantity.device}"} if quantity else {}
+def _by_basis(quantity: Quantity | None, language: Language) -> dict[str, str]:
+    return {quantity.basis: f"{language.number(quantity)}, {quantity.device}"} if quantity else {}
 
 
 def _hotspots(result: HotspotsResult, language: Language) -> Iterator[Claim]:
@@ -44,7 +44,9 @@ def _hotspots(result: HotspotsResult, language: Language) -> Iterator[Claim]:
             about = language.text(
                 "{workload} with {function} on a GPU", workload=candidate.workload, function=candidate.function
             )
-            yield Claim(about, f"results/hotspots.json#/candidates/{at}/workload_gain", **_by_basis(candidate.workload_gain))
+            yield Claim(
+                about, f"results/hotspots.json#/candidates/{at}/workload_gain", **_by_basis(candidate.workload_gain, language)
+            )
 
 
 def _similarity(result: SimilarityResult, language: Language) -> Iterator[Claim]:
@@ -55,7 +57,7 @@ def _similarity(result: SimilarityResult, language: Language) -> Iterator[Claim]
         if expected.on_gpu and expected.n_texts == n:
             about = language.text("nearest neighbours of {n} texts on a GPU", n=f"{n:,}")
             source = f"results/similarity.json#/expectations/{at}/time"
-            yield Claim(about, source, **_by_basis(expected.time), **_by_basis(measured))
+            yield Claim(about, source, **_by_basis(expected.time, language), **_by_basis(measured, language))
 
 
 def _training(result: TrainingResult, language: Language) -> Iterator[Claim]:
@@ -73,10 +75,12 @@ def _training(result: TrainingResult, language: Language) -> Iterator[Claim]:
             )
         if remedy.claimed:
             about = _("memory of one training step, {name}", name=remedy.name)
-            yield Claim(about, f"{source}/peak", planned=remedy.claimed, **_by_basis(plan.peak))
+            yield Claim(about, f"{source}/peak", planned=remedy.claimed, **_by_basis(plan.peak, language))
         if plan.step_time and not at:
             yield Claim(
-                _("time of one training step, {name}", name=remedy.name), f"{source}/step_time", **_by_basis(plan.step_time)
+                _("time of one training step, {name}", name=remedy.name),
+                f"{source}/step_time",
+                **_by_basis(plan.step_time, language),
             )
     for at, quality in enumerate(result.qualities):
         kept = quality.gain_kept
@@ -87,6 +91,10 @@ def _training(result: TrainingResult, language: Language) -> Iterator[Claim]:
             measured=f"{kept.value:.0%} ({kept.low:.0%} to {kept.high:.0%})" if kept else _("none to keep"),
         )
     if result.peak_memory:
-        yield Claim(_("memory of the training that ran"), "results/training.json#/peak_memory", **_by_basis(result.peak_memory))
+        yield Claim(
+            _("memory of the training that ran"),
+            "results/training.json#/peak_memory",
+            **_by_basis(result.peak_memory, language),
+        )
     about = _("one micro-batch of {n}, preset {preset}", n=result.micro_batch_size, preset=result.preset)
-    yield Claim(about, "results/training.json#/step_time", **_by_basis(result.step_time))
+    yield Claim(about, "results/training.json#/step_time", **_by_basis(result.step_time, language))

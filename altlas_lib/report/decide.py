@@ -1,7 +1,7 @@
 """From results to decisions: go, go with conditions, no-go, or not enough evidence, by rules that are data."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -138,6 +138,7 @@ def decide(results: dict[str, ChapterResult], rules: Rules, language: Language, 
         else:
             verdict, why, evidence = "not enough evidence", _("This chapter has no result."), []
             changes = [_("Run the chapter: {command}", command=again.format(run_name, result_type.number))]
+        evidence = [replace(number, text=language.number(number.text)) for number in evidence]
         decisions.append(Decision(question, chapter, verdict, why, evidence, changes))
     return decisions
 

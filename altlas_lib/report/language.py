@@ -7,6 +7,8 @@ from typing import Any
 import yaml
 from markupsafe import Markup, escape
 
+from ..results import Quantity
+
 LANGUAGES = {"en": "English", "tr": "Türkçe"}
 
 
@@ -32,9 +34,17 @@ class Language:
 
     def text(self, sentence: str, **values: Any) -> str:
         """The sentence in this language, with `{name}` replaced by values."""
-        return self.sentences.get(sentence, sentence).format(**values) if values else self.sentences.get(sentence, sentence)
+        found = self.sentences.get(sentence, sentence)
+        return found.format(**self._worded(values)) if values else found
 
     def html(self, sentence: str, **values: Any) -> Markup:
         """The same for a template, where all of it is text: sentence and values are escaped."""
         found = escape(self.sentences.get(sentence, sentence))
-        return found.format(**values) if values else found
+        return found.format(**self._worded(values)) if values else found
+
+    def number(self, number: Quantity | str) -> str:
+        """A number or a band: `2.1x to 2.4x`, in other languages `2.1x – 2.4x`."""
+        return str(number) if self.code == "en" else str(number).replace(" to ", " – ")
+
+    def _worded(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: self.number(value) if isinstance(value, Quantity) else value for name, value in values.items()}

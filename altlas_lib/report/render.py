@@ -92,7 +92,7 @@ def _quantity(quantity: Quantity | None, language: Language) -> Markup:
     if quantity.bound_by:
         details += f"; bound by {quantity.bound_by}"
     return Markup('<span class="quantity" title="{}">{} <span class="basis {}">{}</span></span>').format(
-        details, str(quantity), quantity.basis, language.text(quantity.basis)
+        details, language.number(quantity), quantity.basis, language.text(quantity.basis)
     )
 
 

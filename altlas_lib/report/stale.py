@@ -15,19 +15,21 @@ def stale(run: RunFolder, results: Mapping[str, ChapterResult], language: Langua
     """What is wrong with which chapter's result, a sentence each."""
     _ = language.text
     asked, now = _asked(run), Provenance.now({})
-    found = []
+    found, by_commit = [], {}
     for chapter in CHAPTERS:
         if (result := results.get(chapter.chapter)) is None:
             continue
         number, made = chapter.number, result.provenance
         found += _other_parameters(number, made.parameters, asked.get(number, {}), language)
         if now.git_commit and made.git_commit and made.git_commit != now.git_commit:
-            commits = {"number": number, "then": made.git_commit[:10], "now": now.git_commit[:10]}
-            found.append(_("Chapter {number} was made by other code: commit {then}, now {now}.", **commits))
+            by_commit.setdefault(made.git_commit, []).append(number)
         for earlier in _READS.get(chapter.chapter, ()):
             if earlier in results and results[earlier].provenance.created_at > made.created_at:
                 other = results[earlier].number
                 found.append(_("Chapter {number} is older than chapter {other}, which it reads.", number=number, other=other))
+    for commit, numbers in by_commit.items():
+        values = {"numbers": ", ".join(numbers), "then": commit[:10], "now": now.git_commit[:10]}
+        found.append(_("Made by other code: chapters {numbers} (commit {then}, now {now}).", **values))
     sources = [getattr(results.get(chapter), "source", None) for chapter in ("hotspots", "similarity")]
     alike = None not in sources and (sources[0].name, sources[0].n_rows) == (sources[1].name, sources[1].n_rows)
     if alike and sources[0].sha256 != sources[1].sha256:
