@@ -90,26 +90,87 @@ def test_the_lock_pins_every_dependency_and_names_no_address():
 
 
 def test_ci_runs_the_readmes_test_command():
-    assert (ROOT / ".ci/run").read_text().rstrip().endswith("\nmake test")
+    assert (ROOT / ".ci/run").read_text().rstrip().endswith("\nmake test\nmake e2e")
 
 
-def test_every_make_command_of_the_readme_exists():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    readme = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"\bmake ([a-z-]+)", "\n".join(re.findall(r"```.*?```|`[^`]+`", readme, re.S))))
-    assert {"run", "test", "lab", "clean", "help", "gpu-test"} <= named <= targets
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_every_altlas_option_of_the_readme_exists():
-    readme = (ROOT / "README.md").read_text()
-    commands = re.findall(
-        r"\baltlas (\w+)((?: +(?:--?[a-z][\w-]*|[^\s`|#]+))*)", "\n".join(re.findall(r"```.*?```|`[^`\n]+`", readme, re.S))
-    )
+def code_of_pages():
+    return "\n".join(code for page in PAGES for code in re.findall(r"```.*?```|`[^`\n]+`", page.read_text(), re.S))
+
+
+def test_every_make_command_of_the_pages_exists():
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"\bmake ([a-z0-9-]+)", code_of_pages()))
+    assert {"run", "test", "lab", "clean", "help", "gpu-test", "e2e"} <= named <= targets
+
+
+# Who runs the commands of the pages' blocks: a test, which is named, or why none does.
+RUN_BY = {
+    r"make (run|setup|test|e2e|help|clean|lab)\b": "tests/test_packaging.py",  # test_the_commands_of_make_are_what_ci_runs
+    r"make (gpu-test|run EXTRAS=dev,gpu)": "needs a GPU",
+    r"make bench-similarity": "tests/test_benchmarks.py",
+    r"altlas run": "tests/book/test_book.py",
+    r"altlas check": "tests/test_environment.py",
+    r"altlas profile": "tests/test_profiling_targets.py",
+    r"altlas plan": "tests/test_training_planner.py",
+    r"altlas compare": "tests/test_report_compare.py",
+    r"source \.venv/bin/activate": "a shell's own",
+    r"\.venv/bin/pre-commit install": "changes the user's git",
+}
+
+
+def test_every_command_of_the_pages_is_run_by_a_test_or_says_why_not():
+    blocks = [block for page in PAGES for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.S | re.M)]
+    lines = [re.sub(r"^\$ ", "", line) for block in blocks for line in block.splitlines()]
+    commands = [line for line in lines if re.match(r"(make|altlas|python|pip|docker|source|\.venv/bin/)\b", line)]
+    assert len(commands) > 15
+    for command in commands:
+        who = next((who for pattern, who in RUN_BY.items() if re.match(pattern, command)), None)
+        assert who, f"no test runs {command!r}"
+        if who.startswith("tests/"):
+            word = re.sub(r"^(altlas |make (bench-)?)", "", command).split()[0]
+            assert word in (ROOT / who).read_text(), f"{who} does not run {command!r}"
+
+
+def test_the_commands_of_make_are_what_ci_runs():
+    """`run`, `setup`, `test` and `e2e` are parts of what CI does in a fresh clone; the rest is tried here without doing it."""
+    ci, makefile = (ROOT / ".ci/run").read_text(), (ROOT / "Makefile").read_text()
+    assert "make test" in ci
+    assert "make e2e" in ci
+    assert "altlas run" in makefile[makefile.index("\nrun:") :]
+    for target in ("run", "lab", "clean", "help", "setup"):
+        assert subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_every_altlas_option_of_the_pages_exists():
+    commands = set(re.findall(r"\baltlas (\w+)((?: +(?:--?[a-z][\w-]*|[^\s`|#]+))*)", code_of_pages()))
     assert commands
+    known = {}
     for command, arguments in commands:
-        completed = subprocess.run(
-            [sys.executable, "-m", "altlas_lib.cli", command, "--help"], capture_output=True, text=True, env={"COLUMNS": "300"}
-        )
-        assert completed.returncode == 0, command
+        if command not in known:
+            known[command] = subprocess.run(
+                [sys.executable, "-m", "altlas_lib.cli", command, "--help"],
+                capture_output=True,
+                text=True,
+                env={"COLUMNS": "300"},
+            )
+        assert known[command].returncode == 0, command
         for option in re.findall(r"(?<!\S)--?[a-z][\w-]*", arguments):
-            assert option in completed.stdout, f"altlas {command} {option}"
+            assert option in known[command].stdout, f"altlas {command} {option}"
+
+
+def test_the_files_for_servers_and_ci_are_what_their_readers_take():
+    """Against their full schemas, and by hadolint, they were checked by hand. None of them was run."""
+    compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]["lab"]
+    assert all(port.startswith("127.0.0.1:") for port in compose["ports"])
+    assert (ROOT / "docker" / compose["build"]["context"] / compose["build"]["dockerfile"]).is_file()
+    dockerfile = (ROOT / "docker/Dockerfile").read_text()
+    for copied in re.findall(r"^COPY --chown=\S+ (.+) \S+$", dockerfile, re.M):
+        assert all((ROOT / file).exists() for file in copied.split())
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
+    job = yaml.safe_load((ROOT / "docs/ci/github-actions.yaml").read_text())["jobs"]["book"]
+    ran = [step["run"] for step in job["steps"] if "run" in step]
+    assert ran
+    assert {re.match(r"make (\S+)", command)[1] for command in ran} <= targets
