@@ -200,9 +200,10 @@ def test_a_cut_takes_every_sample_once_and_no_micro_batch_crosses_an_update(cut)
 @given(cuts())
 def test_any_split_equals_plain_keras_with_the_big_batch(cut):
     x, y = some_rows(cut.n_samples)
-    plain = small_model(keras.optimizers.SGD(0.1, momentum=0.9))
+    # A small rate: with a large one the rows of one seed make the weights grow, and rounding with them.
+    plain = small_model(keras.optimizers.SGD(0.01, momentum=0.9))
     plain.fit(x, y, batch_size=cut.batch_size, epochs=2, shuffle=False, verbose=0)
-    optimizer = AccumulatingOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), cut)
+    optimizer = AccumulatingOptimizer(keras.optimizers.SGD(0.01, momentum=0.9), cut)
     model = small_model(optimizer)
     model.fit(Rows(x, y, cut), epochs=2, shuffle=False, verbose=0)
     np.testing.assert_allclose(weights_of(model), weights_of(plain), atol=1e-6)
