@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import stat
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,22 +88,32 @@ def profile(
         Path | None, typer.Option(metavar="FILE", help='JSON Lines: {"method": "POST", "path": "/items", "json": ...}.')
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 1,
-    gpu: Annotated[str, typer.Option(help="The GPU of the catalogue to project onto.")] = "T4",
-    time_limit_s: Annotated[float, typer.Option("--time-limit", metavar="S", help="Seconds for all runs together.")] = 120.0,
+    gpu: Annotated[str, typer.Option(help="The GPU of the catalogue to project onto, such as T4, A10, L4, H200.")] = "T4",
+    time_limit_s: Annotated[
+        float, typer.Option("--time-limit", min=1, metavar="S", help="Seconds for all runs together.")
+    ] = 120.0,
     sampling_s: Annotated[
-        float, typer.Option("--for", metavar="S", help="Seconds to sample; all there is for a running process.")
+        float, typer.Option("--for", min=0.1, metavar="S", help="Seconds to sample; all there is for a running process.")
     ] = 2.0,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the whole profile here.")] = None,
 ) -> None:
     """Say where a program's time goes, and what of it is worth a GPU. Options go before the target.
 
-    The program runs about ten times and must bear it. Exit code 0: profiled. 1: it could not be, and the message says why.
+    The program runs about ten times and must bear it; its standard input is empty. Only your own functions are listed: what
+    they call in installed packages counts as theirs. Exit code 0: profiled. 1: it could not be, and the message says why.
     """
     from . import devices, profiling
     from .paths import write_atomically
     from .profiling.terminal import format_profile
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
+    if json_file and not json_file.resolve().parent.is_dir():
+        print(f"--json {json_file}: no folder {json_file.resolve().parent}; make it first", file=sys.stderr)
+        raise typer.Exit(1)
+    if _is_piped(0):
+        print("note: what is piped in is not passed on, the program reads an empty standard input", file=sys.stderr)
+    if sys.stderr.isatty():
+        print("running it about ten times, plain and under each tool...", file=sys.stderr, flush=True)
     try:
         spec = devices.find_gpu(gpu)
         profiled = profiling.profile(
@@ -129,14 +140,25 @@ def profile(
 @app.command()
 def plan(
     model: Annotated[
-        str, typer.Argument(help="A preset, module:function that builds a Keras model, or a .keras file.")
+        str,
+        typer.Argument(
+            help="A preset (reference, option1, option2, quick), module:function that builds a Keras model, or a .keras file."
+        ),
     ] = "reference",
-    gpu: Annotated[str, typer.Option(help="The GPU of the catalogue to plan for.")] = "T4",
+    gpu: Annotated[
+        str, typer.Option(help='The GPU of the catalogue to plan for, such as T4, A10, L4, "A100 80GB SXM", H200.')
+    ] = "T4",
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Plan this micro-batch only.", show_default="a preset's remedies, else the largest that fits"),
     ] = None,
-    time_limit_s: Annotated[float, typer.Option("--time-limit", metavar="S", help="Seconds for compiling.")] = 480.0,
+    input_shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input", metavar="NAME=D,D", help="An input's shape without the batch, where it is unknown; repeatable."
+        ),
+    ] = None,
+    time_limit_s: Annotated[float, typer.Option("--time-limit", min=1, metavar="S", help="Seconds for compiling.")] = 480.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plans as JSON.")] = False,
 ) -> None:
     """Say whether a training fits a GPU that need not be here, asking its compiler. Nothing is trained.
@@ -149,7 +171,9 @@ def plan(
     from . import training
 
     try:
-        print(training.plan_command(model, gpu, batch_size=batch_size, as_json=as_json, time_limit_s=time_limit_s))
+        shapes = dict(map(_shape, input_shapes or ()))
+        how = {"batch_size": batch_size, "input_shapes": shapes, "time_limit_s": time_limit_s}
+        print(training.plan_command(model, gpu, as_json=as_json, **how))
     except (training.PlanError, ValueError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
@@ -172,12 +196,19 @@ def compare(
     from .paths import RunFolder, outputs_dir
 
     runs = [RunFolder(outputs_dir() / name) for name in (first, second)]
-    for run in runs:
-        if not run.results.is_dir():
+    for run, name in zip(runs, (first, second), strict=True):
+        if run.path.parent != outputs_dir() or not run.results.is_dir():
             known = ", ".join(sorted(path.parent.name for path in outputs_dir().glob("*/results"))) or "none"
-            print(f"no run {run.name!r} in {outputs_dir()}; there are: {known}", file=sys.stderr)
+            print(f"no run {name!r} in {outputs_dir()}; there are: {known}", file=sys.stderr)
             raise typer.Exit(1)
     print(report.format_comparison(report.compare_runs(*runs), everything=everything))
+
+
+def _is_piped(descriptor: int) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+    except OSError:  # closed
+        return False
 
 
 def _argument(text: str) -> tuple[str, Any]:
@@ -188,6 +219,18 @@ def _argument(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError as error:
         raise ValueError(f"--arg {text}: {error}; expected NAME=JSON, such as --arg n=100 or --arg 'text=\"hello\"'") from None
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, equals, sizes = text.partition("=")
+    try:
+        if not name or not equals:
+            raise ValueError("no name before an equals sign")
+        return name, tuple(map(int, sizes.split(",")))
+    except ValueError as error:
+        raise ValueError(
+            f"--input {text}: {error}; expected NAME=D,D, such as --input tokens=128 or --input image=224,224,3"
+        ) from None
 
 
 def main() -> None:

@@ -484,7 +484,7 @@ def test_the_full_matrix_of_cosines_is_ported_and_bound_by_its_way_back():
 def test_a_network_on_few_rows_is_batched_and_on_many_ported(gpu):
     few, many = judged(multilayer_perceptron(64), gpu), judged(multilayer_perceptron(65_536), gpu)
     assert few.advice == "batch first"
-    assert "times as much in each call" in few.reason
+    assert "times as many rows in each call" in few.reason
     assert many.advice == "port it"
     assert many.gain.low > 3
 
@@ -494,7 +494,8 @@ def test_the_batch_that_is_named_pays_and_half_of_it_does_not():
     batch = int(few.reason.split("with about ")[1].split(" times")[0])
     profile = multilayer_perceptron(64)
     assert projected(profile, batch=batch).on_gpu.high * 1.5 <= profile.total.low
-    assert projected(profile, batch=batch // 2).on_gpu.high * 1.5 > profile.total.low
+    half = projected(profile, batch=batch // 2)
+    assert half.on_gpu.high * (3 if half.bound_by == "launches" else 1.5) > profile.total.low
     assert judged(multilayer_perceptron(64 * batch)).advice == "port it"
 
 

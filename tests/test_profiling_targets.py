@@ -158,7 +158,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import sys; sys.exit(3)", "raised SystemExit: 3"),
+        ("import sys; sys.exit(3)", r"ended by sys.exit\(3\): expected an end without a failure"),
         ("1 / 0", "raised ZeroDivisionError: division by zero at .*without the profiler first"),
         ("import os; os.mkdir('made')", "raised FileExistsError: .* in run 2; it must bear being run repeatedly"),
         ("input('name? ')", "raised EOFError: .*standard input is empty"),
@@ -694,7 +694,7 @@ def test_the_command_prints_tables_and_writes_the_profile(write, folder, py_spy_
         (["--gpu", "T5000", "json:dumps"], "T5000"),
         (["--arg", "n", "json:dumps"], "expected NAME=JSON"),
         (["--arg", "n=x", "json:dumps"], "expected NAME=JSON, such as --arg n=100"),
-        (["--time-limit", "0", "json:dumps"], "must be positive"),
+        (["--json", "no/such/folder/x.json", "json:dumps"], "no folder"),
     ],
 )
 def test_what_the_user_can_mend_is_one_message(arguments, message):
@@ -764,3 +764,24 @@ def test_what_a_name_means(name, kind):
 def test_a_script_may_have_any_name(folder):
     (folder / "tool").write_text("#!/usr/bin/env python3\nprint('hello')\n")
     assert prepare("tool").root == FunctionKey(str(folder / "tool"), 1, "<module>")
+
+
+def test_a_limit_of_no_time_is_refused_by_its_option():
+    result = CliRunner().invoke(cli.app, ["profile", "--time-limit", "0", "json:dumps"])
+    assert result.exit_code == 2
+    assert "--time-limit" in result.stderr
+
+
+def test_an_application_that_answers_nothing_is_no_profile(write, folder):
+    user = write(APP)
+    requests = [{"path": "/none"}, {"path": "/none?a=b"}]
+    with pytest.raises(profiling.ProfilingError, match="answered no request: all 2 with 404; mend the paths"):
+        profiling.profile(f"{user}:create_app()", requests=requests, **QUICK)
+
+
+def test_what_is_piped_in_is_said_not_to_be_passed_on(write, folder):
+    user = write("import sys\nprint(len(sys.stdin.read()))\nsum(range(10**5))")
+    command = [sys.executable, "-m", "altlas_lib.cli", "profile", "--for", "0.3", f"{user}.py"]
+    done = subprocess.run(command, input="hello", capture_output=True, text=True, timeout=120, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "what is piped in is not passed on" in done.stderr

@@ -6,11 +6,13 @@ https://asgi.readthedocs.io/en/latest/specs/lifespan.html) run once, outside of 
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -37,6 +39,34 @@ class AsgiRequest:
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
+
+    @property
+    def content(self) -> bytes:
+        return (self.body or "").encode() if self.json is None else json.dumps(self.json, separators=(",", ":")).encode()
+
+    def scope(self) -> dict[str, Any]:
+        """Of an HTTP connection to a server at http://localhost."""
+        parts = urlsplit(self.path)
+        headers = {"host": "localhost"}
+        if content := self.content:
+            headers["content-length"] = str(len(content))
+        if self.json is not None:
+            headers["content-type"] = "application/json"
+        headers |= {name.lower(): value for name, value in (self.headers or {}).items()}
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": self.method.upper(),
+            "scheme": "http",
+            "path": unquote(parts.path) or "/",
+            "raw_path": quote(parts.path, safe="/%~").encode(),
+            "query_string": quote(parts.query, safe="=&;%+,/:?@!$'()*~[]-._").encode(),
+            "root_path": "",
+            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
+            "client": ("127.0.0.1", 50000),
+            "server": ("localhost", 80),
+        }
 
 
 def load_requests(requests: str | os.PathLike | Sequence[Mapping[str, Any]]) -> list[AsgiRequest]:
@@ -75,7 +105,7 @@ def load_requests(requests: str | os.PathLike | Sequence[Mapping[str, Any]]) -> 
 def application(target: Target, requests: Sequence[AsgiRequest], concurrency: int) -> Iterator[Runnable]:
     """The application `module:app`, or what `module:factory()` returns, started; each run sends all requests.
 
-    The root function of its profile is the application as a whole: the framework, the event loop and the client.
+    The root function of its profile is the application as a whole: the framework and the event loop.
     """
     name = target_name(target)
     app = resolve(target)
@@ -135,32 +165,53 @@ class _Service:
         Raises:
             ProfilingError: the application raised, or answered with a status of 500 or more.
         """
-        import httpx
+        pending = iter(enumerate(self.requests, 1))  # shared
 
-        async def app(scope, receive, send):
-            await self._app({**scope, "state": dict(self._state)}, receive, send)
+        async def send() -> None:
+            for number, request in pending:
+                await self._send(number, request)
 
-        async def send(client: httpx.AsyncClient, requests: Iterator[tuple[int, AsgiRequest]]) -> None:
-            for number, request in requests:
-                await self._send(client, number, request)
-
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=None) as client:
-            pending = iter(enumerate(self.requests, 1))  # shared
-            await asyncio.gather(*(send(client, pending) for _ in range(self.concurrency)))
-
-    async def _send(self, client, number: int, request: AsgiRequest) -> None:
-        what = f"application {self.name!r}: request {number} ({request})"
-        try:
-            response = await client.request(
-                request.method, request.path, headers=request.headers, json=request.json, content=request.body
+        self._statuses: list[int] = []
+        await asyncio.gather(*(send() for _ in range(self.concurrency)))
+        if min(self._statuses) >= 400:
+            raise ProfilingError(
+                f"application {self.name!r} answered no request: all {len(self._statuses)} with "
+                f"{', '.join(map(str, sorted(set(self._statuses))))}; mend the paths and methods of the requests"
             )
+
+    async def _send(self, number: int, request: AsgiRequest) -> None:
+        """One request as a server would pass it on (https://asgi.readthedocs.io/en/latest/specs/www.html)."""
+        what = f"application {self.name!r}: request {number} ({request})"
+        body = request.content
+        incoming = iter([{"type": "http.request", "body": body, "more_body": False}])
+        status, answer, answered = 0, bytearray(), asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if message := next(incoming, None):
+                return message
+            await answered.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif message["type"] == "http.response.body":
+                answer.extend(message.get("body", b"")[:200])
+                if not message.get("more_body", False):
+                    answered.set()
+
+        try:
+            await self._app({**request.scope(), "state": dict(self._state)}, receive, send)
         except Exception as error:
             raise ProfilingError(f"{what} raised {describe(error)}; make it answer without the profiler first") from error
-        if response.status_code >= 500:
-            raise ProfilingError(
-                f"{what} was answered with {response.status_code}: {response.text[:200]!r}; make it answer without the profiler"
-            )
-        if response.status_code >= 400:
-            note = f"request {number} ({request}) was answered with {response.status_code}"
+        if not answered.is_set():
+            raise ProfilingError(f"{what} returned without a whole answer; make it answer without the profiler first")
+        if status >= 500:
+            text = bytes(answer[:200]).decode(errors="replace")
+            raise ProfilingError(f"{what} was answered with {status}: {text!r}; make it answer without the profiler")
+        self._statuses.append(status)
+        if status >= 400:
+            note = f"request {number} ({request}) was answered with {status}"
             if note not in self.notes:
                 self.notes.append(note)

@@ -15,11 +15,12 @@ from ..results import (
     format_value,
 )
 from .folding import OWN_LINES
-from .projection import ELEMENT_ACCESS_S, PYTHON_CLASSES, middle, project
+from .projection import ELEMENT_ACCESS_S, PYTHON_CLASSES, middle, project, set_up_seconds
 from .rates import Rates, gpu_rates
 from .residuals import Correction, Residuals
 
 PAYS = 1.5  # times as fast in the slow end: below, a port costs more than it brings
+_PAYS_THOUGH_IDLE = 3  # the same where starting kernels bounds it, and the GPU has little to do
 _NOTHING = 1.2  # times as fast in the fast end: not worth a trial
 _SEEN = 0.6  # coverage from which a projection is a basis to decide on
 _MOST = 0.5  # share of the time that makes a cause the cause
@@ -84,7 +85,7 @@ def _candidate(
 
     def pays_in_batches_of(batch: int) -> bool:
         batched = project(function, profile, trace, rates, correction, batch=batch)
-        return _gain(batched, batched.on_gpu, 1.0).low >= PAYS
+        return _pays(batched, _gain(batched, batched.on_gpu, 1.0))
 
     advice, reason = _advice(function, trace, projection, rates, pays_in_batches_of)
     return Candidate(
@@ -99,6 +100,10 @@ def _candidate(
         advice=advice,
         reason=f"{reason} {_seen(profile, function, share)}".strip(),
     )
+
+
+def _pays(projection: Projection, gain: Quantity) -> bool:
+    return gain.low >= (_PAYS_THOUGH_IDLE if projection.bound_by == "launches" else PAYS)
 
 
 def _gain(projection: Projection, on_gpu: Quantity, share: float) -> Quantity:
@@ -132,6 +137,12 @@ def _advice(
         named = f"Python takes {min(1, causes['Python'] / now_s):.0%} of its own time" + (
             f" ({_named(python)})" if python else ""
         )
+        set_up_s = set_up_seconds(trace)
+        if set_up_s >= _MOST * causes["Python"]:
+            return "batch first", (
+                f"{named}: mostly the framework's own set-up, {format_value(set_up_s, 's')}, which no GPU takes over. "
+                "Larger batches share it, and so does calling the model itself in place of its `predict`."
+            )
         steps, step_s = _loop(trace)
         if step_s >= _MOST * causes["Python"]:
             return "vectorise first", (
@@ -139,18 +150,18 @@ def _advice(
                 "of NumPy on this CPU come before any GPU."
             )
         return "leave it", f"{named} and stays on the CPU: at best {format_value(gain.high, 'x')} on {projection.gpu}."
-    if gain.low >= PAYS:
+    if _pays(projection, gain):
         return "port it", f"{on_gpu}, transfers included: {gain}{_bound(trace, projection, resident)}."
     if projection.coverage < _SEEN:
         return "unknown", (
             f"Only {projection.coverage:.0%} of its own time was seen as array operations of known cost or Python; "
-            f"with the rest unknown {projection.gpu} would give {gain}."
+            f"with the rest unknown {projection.gpu} would give {gain}.{_unknown(trace)}"
         )
     if batch := next(filter(pays_in_batches_of, _BATCHES), None):  # so it is the starts that keep it from paying
         n_calls = sum(operation.n_calls for operation in trace.operations if operation.kind != "view")
         return "batch first", (
             f"Starting kernels for {n_calls:,} operations would take {format_value(causes['launches'], 's')} of {on_gpu}: "
-            f"with about {batch:,} times as much in each call it would pay ({PAYS:g}x or more)."
+            f"with about {batch:,} times as many rows in each call it would be sure to pay."
         )
     if resident.low >= PAYS:
         return (
@@ -166,6 +177,13 @@ def _advice(
         "unknown",
         f"{on_gpu}: {gain}, bound by {projection.bound_by}; the band holds no decision, so measure before a port.",
     )
+
+
+def _unknown(trace: ArrayTrace) -> str:
+    """Which calls nobody knows the cost of, the longest first."""
+    longest = sorted((o for o in trace.operations if o.kind == "unknown"), key=lambda o: -o.time_s)[:3]
+    names = ", ".join(f"{o.name} ({format_value(o.time_s, 's')})" for o in longest)
+    return f" Of unknown cost: {names}; what they do on a GPU only a trial there says." if longest else ""
 
 
 def _named(shares: dict[str, float]) -> str:
@@ -202,8 +220,9 @@ def _seen(profile: WorkloadProfile, function: FunctionTime, share: float) -> str
     else:
         seen = f"{share:.0%} of the time under cProfile"
     calls = "" if function.n_calls is None else f", {function.n_calls:,} call{'s' if function.n_calls != 1 else ''} per run"
+    own_lines = "its own lines" + (", NumPy operators (@, +) included" if function.own_by_class.get("arrays") else "")
     parts = [
-        f"{part:.0%} in {'its own lines, NumPy operators (@, +) included' if name == OWN_LINES else name}"
+        f"{part:.0%} in {own_lines if name == OWN_LINES else name}"
         for name, part in function.own_by_library.items()
         if part >= 0.05
     ]

@@ -84,7 +84,7 @@ def measure(
     report(measurement)
     counts = blas_thread_counts()
     if len(counts) > 1 and measurement.first_s > time_limit_s / 10:
-        measurement.notes.append(f"no sweep over BLAS threads: one run took {measurement.first_s:.3g} s; raise time_limit_s")
+        measurement.notes.append(f"no sweep over BLAS threads: one run took {measurement.first_s:.3g} s; raise the time limit")
         counts = counts[:1]
 
     def plain_runs() -> None:
@@ -179,6 +179,6 @@ class _Memory:
 
 def time_limit_error(name: str, time_limit_s: float) -> ProfilingError:
     return ProfilingError(
-        f"target {name!r} did not finish within time_limit_s={time_limit_s:g}; give it a smaller input through arguments, "
-        "a larger time_limit_s, or start it by itself and profile it as pid:NUMBER"
+        f"target {name!r} did not finish within time_limit_s={time_limit_s:g}; give it a smaller input by its arguments, "
+        "more time (time_limit_s, --time-limit), or start it by itself and profile it as pid:NUMBER"
     )

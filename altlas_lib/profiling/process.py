@@ -149,9 +149,17 @@ class Child:
     def _too_early(self) -> ProfilingError:
         last_message = self._last_on_stderr.decode(errors="replace").strip().rpartition("\n")[2]
         return ProfilingError(
-            f"target {self.request.target!r} ended its process with status {self._process.returncode} before it returned "
+            f"target {self.request.target!r} ended its process {_ended(self._process.returncode)} before it returned "
             f"(last on stderr: {last_message or 'nothing'}); make it return without ending the interpreter"
         )
+
+
+def _ended(status: int) -> str:
+    if status >= 0:
+        return f"with status {status}"
+    with contextlib.suppress(ValueError):
+        return f"by {signal.Signals(-status).name}{' (a segmentation fault)' if -status == signal.SIGSEGV else ''}"
+    return f"by signal {-status}"
 
 
 def run_child(request: Request, time_limit_s: float) -> Answer:

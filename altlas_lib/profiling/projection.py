@@ -5,6 +5,7 @@ Of a function's own time on this CPU
   bandwidth, for the two overlap: the roofline (Williams, Waterman, Patterson 2009). In the slow end nothing overlaps, and both
   count. Views cost nothing;
 - Python (interpreter, regular expressions, parsing, waiting) stays on the CPU and takes as long as now;
+- of a framework's call (Keras' `predict`) what its kernels cannot have taken on any CPU is its own set-up, which stays as well;
 - the rest is unseen: nobody knows what it computes. In the slow end it stays as it is, in the fast end it takes a tenth, which
   is what porting array code commonly brings.
 """
@@ -25,6 +26,8 @@ _MORE_THAN_TRACED = 1.5
 _UNSEEN_AT_BEST = 0.1
 _CALL_S = 0.05e-6  # of the function itself, whatever it does
 _TRANSFER_START_S = (10e-6, 30e-6)  # the call, the driver, and waiting for the end
+# The least that one core of a CPU does: slower than that, a framework's call is not busy with its kernels.
+_LEAST_FLOPS_PER_S, _LEAST_BYTES_PER_S = 10e9, 5e9
 _PYTHON_SPREAD = 1.05  # from one run of the same code to the next; never faster than now
 
 
@@ -94,8 +97,18 @@ def split(function: FunctionTime, trace: ArrayTrace, now_s: float) -> tuple[floa
         arrays_s = now_s * function.own_by_class.get("arrays", 0.0)
         of_known = known_s / operations_s if operations_s else 0.0
         known_s = max(known_s, min(arrays_s * of_known, _MORE_THAN_TRACED * known_s))
+    python_s = min(now_s, python_s + at_most * set_up_seconds(trace))
     known_s = max(0.0, min(known_s, now_s - python_s))
     return known_s, python_s, max(0.0, now_s - known_s - python_s)
+
+
+def set_up_seconds(trace: ArrayTrace) -> float:
+    """What calls of a framework spent on their own set-up, at least: their time without the most that the kernels can take."""
+    return sum(
+        max(0.0, o.time_s - (o.flops or 0) / _LEAST_FLOPS_PER_S - (o.moved_bytes or 0) / _LEAST_BYTES_PER_S)
+        for o in trace.operations
+        if o.kind == "model" and o.flops is not None
+    )
 
 
 def project(

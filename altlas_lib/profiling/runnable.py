@@ -101,8 +101,12 @@ def call_user_code(function: Callable[[], Any], what: str, *, after: int = 0) ->
     except ProfilingError:
         raise
     except (Exception, SystemExit) as error:
-        what_next = "it must bear being run repeatedly" if after else "make it run without the profiler first"
         when = f" in run {after + 1}" if after else ""
+        if isinstance(error, SystemExit):
+            raise ProfilingError(
+                f"{what} ended{when} by sys.exit({error.code!r}): expected an end without a failure"
+            ) from error
+        what_next = "it must bear being run repeatedly" if after else "make it run without the profiler first"
         raise ProfilingError(f"{what} raised {describe(error)}{when}; {what_next}") from error
 
 

@@ -168,7 +168,7 @@ def _bind(function: Callable, target: Target, values: tuple, arguments: Mapping[
         pass
     except TypeError as error:
         given = f"what setup returned ({type(values[0]).__name__})" if values else f"arguments {reprlib.repr(dict(arguments))}"
-        what_next = "give what it needs by name in arguments"
+        what_next = "give what it needs by name (arguments, --arg NAME=JSON), or by a set-up"
         if list(signature.parameters) == ["scope", "receive", "send"]:
             what_next = "it looks like an ASGI application, which takes requests"
         raise ProfilingError(f"{target_name(target)!r} takes {signature} and got {given}: {error}; {what_next}") from error

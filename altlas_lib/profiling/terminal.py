@@ -1,13 +1,18 @@
-"""Profiles and candidates as plain text, for a terminal of 120 columns."""
+"""Profiles and candidates as plain text, for a terminal of 120 columns or, where it has fewer, as many as it has."""
 
+import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 
 from ..results import Candidate, FunctionTime, Quantity, WorkloadProfile, format_value
 
-_WIDTH = 120
+_WIDEST = 120
 _N_FUNCTIONS = 12
 _SMALLEST_SHARE = 0.005
+
+
+def _width() -> int:
+    return max(60, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
 
 
 def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = ()) -> str:
@@ -106,7 +111,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, n_text: int,
     rows = [header, *([_plain(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     texts = [*range(n_text), *([len(widths) - 1] if last_is_text else [])]
-    while sum(widths) + 2 * len(widths) > _WIDTH and max(widths[i] for i in texts) > 8:
+    while sum(widths) + 2 * len(widths) > _width() and max(widths[i] for i in texts) > 8:
         widths[max(texts, key=widths.__getitem__)] -= 1
     lines = []
     for row in rows:
@@ -114,7 +119,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, n_text: int,
             f"{_cut(cell, width):<{width}}" if i in texts else f"{cell:>{width}}"
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        lines.append(("  " + "  ".join(cells))[:_WIDTH].rstrip())
+        lines.append(("  " + "  ".join(cells))[: _width()].rstrip())
     return "\n".join(lines)
 
 
@@ -123,7 +128,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _wrapped(text: str, indent: str) -> str:
-    return textwrap.fill(_plain(text), _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return textwrap.fill(_plain(text), _width(), initial_indent=indent, subsequent_indent=indent)
 
 
 def _plain(text: str) -> str:

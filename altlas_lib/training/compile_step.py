@@ -91,7 +91,7 @@ def _with_inputs(model: keras.Model, input_shapes: dict[str, tuple[int, ...]]) -
     else:
         raise PlanError(
             f"model {model.name!r} does not know its inputs, as one that is a class of its own: name them with their shapes "
-            "without the batch, as in input_shapes={'x': (128,)}; for other dtypes than float32 wrap it by "
+            "without the batch, as in input_shapes={'x': (128,)} (or --input x=128); for other dtypes than float32 wrap it by "
             "keras.Model(inputs, model(inputs))"
         )
     functional.loss = getattr(model, "loss", None)
@@ -111,7 +111,7 @@ def _inputs(model: keras.Model, request: StepRequest) -> Any:
             example = tuple(size or 128 for size in known)
             raise PlanError(
                 f"input {tensor.name!r} has shape {known} without the batch, {shape} is to be planned: give all dimensions, "
-                f"as in input_shapes={{{tensor.name!r}: {example}}}"
+                f"as in input_shapes={{{tensor.name!r}: {example}}} (or --input {tensor.name}={','.join(map(str, example))})"
             )
         return keras.KerasTensor((request.batch_size, *shape), tensor.dtype)
 

@@ -284,7 +284,10 @@ def _contents(modules: Sequence[str]) -> list[str]:
     """The source of modules, for the cache's key."""
     contents = []
     for module in modules:
-        spec = importlib.util.find_spec(module)
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError):  # of the package that it would be in
+            spec = None
         if spec is None:
             raise PlanError(f"no module named {module!r}: give a name that `import` finds, or add its folder to PYTHONPATH")
         contents.append(Path(spec.origin).read_text(errors="replace") if spec.has_location else module)

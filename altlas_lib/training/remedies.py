@@ -229,7 +229,7 @@ def format_plan(plan: MemoryPlan) -> str:
         ("time of one micro-batch", f"{plan.step_time} (projected)" if plan.step_time else "not projected"),
         ("parameters", f"{plan.n_parameters:,}"),
     ]
-    notes = [textwrap.fill(note, 120, subsequent_indent="  ") for note in (*plan.notes, *TENSORFLOW_NOTES)]
+    notes = [textwrap.fill(note, 120, subsequent_indent="  ") for note in plan.notes]
     return "\n".join([*(f"{name:45} {value}" for name, value in rows), "", *notes])
 
 
@@ -238,6 +238,7 @@ def plan_command(
     gpu: str = "T4",
     *,
     batch_size: int | None = None,
+    input_shapes: dict[str, tuple[int, ...]] | None = None,
     as_json: bool = False,
     time_limit_s: float = 480,
 ) -> str:
@@ -257,11 +258,12 @@ def plan_command(
         return _json([each.model_dump(mode="json") for each in remedies]) if as_json else format_remedies(remedies)
     if batch_size is None:
         tell(f"compiling {model} for {gpu}, batch by batch, for the largest that fits")
-        plan = largest_batch(model, gpu, time_limit_s=time_limit_s)
+        plan = largest_batch(model, gpu, input_shapes=input_shapes, time_limit_s=time_limit_s)
         if plan is None:
             raise PlanError(f"no batch of {model} that was compiled fits {gpu}; see one batch's need by --batch-size 1")
     else:
-        plan = plan_memory(model, gpu, batch_size=batch_size, time_limit_s=time_limit_s)
+        tell(f"compiling one training step of {model} for {gpu}")
+        plan = plan_memory(model, gpu, batch_size=batch_size, input_shapes=input_shapes, time_limit_s=time_limit_s)
     return _json(plan.model_dump(mode="json")) if as_json else format_plan(plan)
 
 
