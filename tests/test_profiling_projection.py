@@ -489,6 +489,20 @@ def test_a_network_on_few_rows_is_batched_and_on_many_ported(gpu):
     assert many.gain.low > 3
 
 
+def test_a_frameworks_own_set_up_is_nothing_that_a_gpu_takes_over():
+    """Keras' predict on 64 rows: 30 ms, of which the kernels of 86 MFLOP take less than 9 on any core."""
+    few, many = (
+        operation("Sequential.predict", kind="model", operands=[], time_s=s, flops=flops, moved_bytes=1e6)
+        for s, flops in ((0.030, 86e6), (1.5, 88e9))
+    )
+    light = judged(workload([few], 0.031, {"framework": 0.9, "interpreter": 0.1}))
+    assert light.advice == "batch first"
+    assert "the framework's own set-up" in light.reason
+    assert light.gain.high < 1.5
+    heavy = judged(workload([many], 1.55, {"framework": 0.95, "interpreter": 0.05}))
+    assert heavy.advice == "port it"
+
+
 def test_the_batch_that_is_named_pays_and_half_of_it_does_not():
     few = judged(multilayer_perceptron(64))
     batch = int(few.reason.split("with about ")[1].split(" times")[0])

@@ -140,8 +140,8 @@ def _advice(
         set_up_s = set_up_seconds(trace)
         if set_up_s >= _MOST * causes["Python"]:
             return "batch first", (
-                f"{named}: mostly the framework's own set-up, {format_value(set_up_s, 's')}, which no GPU takes over. "
-                "Larger batches share it, and so does calling the model itself in place of its `predict`."
+                f"Of {projection.now} here at least {format_value(min(set_up_s, now_s), 's')} is the framework's own set-up, "
+                "which no GPU takes over: larger batches share it, and the model called by itself, not by `predict`, is without it."
             )
         steps, step_s = _loop(trace)
         if step_s >= _MOST * causes["Python"]:
