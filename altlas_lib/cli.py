@@ -166,6 +166,7 @@ def plan(
     Of a preset it prints what each remedy against running out of memory brings. Compiling takes minutes the first time; the
     answers are kept. Exit code 0: planned. 1: it could not be, and the message says why.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # nothing of TensorFlow's own is of interest here
     sys.path.insert(0, os.getcwd())  # where the user's modules are
     from . import training

@@ -450,7 +450,7 @@ def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:
 
 
 def _fits(verdict: str) -> str:
-    return {"fits": "does", "tight": "barely does"}.get(verdict, "does not")
+    return {"fits": "does", "tight": "barely does", "undecided": "may"}.get(verdict, "does not")
 
 
 class LiveCurves:

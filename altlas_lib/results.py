@@ -597,7 +597,7 @@ class MemoryPlan(Model):
     bytes_by_part: dict[str, int] = Field(description="weights, optimizer, accumulators, inputs, temporaries; sum: the peak")
     overhead_bytes: int = Field(description="CUDA context, library workspaces, prefetched batches: an allowance, not compiled")
     usable_bytes: int = Field(description="of the GPU's memory, for everything")
-    verdict: Literal["fits", "tight", "out of memory"]
+    verdict: Literal["fits", "tight", "undecided", "out of memory"] = Field(description="undecided: a band over the limit")
     n_parameters: int
     step_time: Quantity | None = Field(default=None, description="projected, from the step's operations and bytes")
     compile_s: float | None = None

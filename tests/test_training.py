@@ -469,6 +469,33 @@ def test_seeds_that_disagree_widen_the_interval():
     assert unsure.gain_low < 0 < unsure.gain_high
 
 
+def test_seeds_of_differing_skill_seldom_claim_a_gain_that_is_none():
+    """Three trainings whose skill scatters around none: all on one side by chance is no evidence."""
+    rng, n, claims = np.random.default_rng(0), 500, 0
+    base = Predictions(np.ones(n, bool), np.zeros(n, int), np.zeros(n))
+    for _ in range(100):
+        actual = rng.choice([1.2, 2.0], size=n)
+        seeds = []
+        for skill in rng.normal(0.5, 0.1, size=3):
+            above = np.where(rng.random(n) < skill, actual >= 1.5, actual < 1.5)
+            seeds.append(Predictions(above, np.zeros(n, int), np.zeros(n)))
+        accuracy = training.compare(seeds, base, actual)[0]
+        claims += accuracy.gain_low > 0 or accuracy.gain_high < 0
+    assert claims <= 11  # of 5 expected
+
+
+def test_a_reference_whose_few_wins_are_luck_has_no_gain_to_keep():
+    series = data.crash_series(4000, seed=1)
+    samples = training.prepare(series.values, window=1000)
+    base = training.base_rate_predictions(samples)
+    wrong = np.flatnonzero(base.above != (samples.values[samples.split.test] >= 1.5))[:5]
+    above = base.above.copy()
+    above[wrong] = ~above[wrong]
+    lucky = Predictions(above, base.classes, base.logs)
+    assert training.evaluate(lucky, samples, series)[0].gain_low <= 0
+    assert quality.kept([base], [lucky], samples)[1] is None
+
+
 def test_what_an_option_keeps_is_judged_by_its_interval():
     series = data.crash_series(40_000, regime_strength=0.9)
     samples = training.prepare(series.values, window=1000)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,6 +212,24 @@ def test_any_split_equals_plain_keras_with_the_big_batch(cut):
     assert all(not np.any(keras.ops.convert_to_numpy(total)) for total in optimizer.sums)
 
 
+def test_keras_callbacks_and_averages_reach_the_inner_optimizer():
+    cut = Cut(24, 8, 3)
+    x, y = some_rows(cut.n_samples)
+    rates = [0.05, 0.01]
+    models = []
+    for accumulating in (False, True):
+        inner = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
+        model = small_model(AccumulatingOptimizer(inner, cut) if accumulating else inner)
+        scheduler = keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch])
+        if accumulating:
+            model.fit(Rows(x, y, cut), epochs=2, shuffle=False, verbose=0, callbacks=[scheduler])
+        else:
+            model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[scheduler])
+        assert float(inner.learning_rate) == pytest.approx(0.01)
+        models.append(weights_of(model))
+    np.testing.assert_allclose(*models, atol=1e-6)
+
+
 def test_an_infinity_in_one_micro_batch_skips_its_update_and_no_other():
     cut = Cut(24, 8, 3)
     x, y = some_rows(cut.n_samples)
@@ -406,6 +425,18 @@ def test_the_best_epoch_is_kept_beside_the_last(samples, finished):
 def test_a_checkpoint_of_other_settings_is_refused(samples, finished, change, named):
     with pytest.raises(CheckpointError, match=named):
         train(samples, SMALLEST, n_epochs=3, checkpoint_folder=finished[1], resume=True, **NUMBERS | change)
+
+
+@pytest.mark.parametrize("change", [{"progress": {"stage": 0, "unknown": 1}}, {"fingerprint": ["no", "dict"]}])
+def test_a_whole_checkpoint_that_says_something_else_gives_way_to_the_one_before(samples, finished, tmp_path, change):
+    run, folder = finished
+    for file in folder.iterdir():
+        shutil.copy(file, tmp_path)
+    newest = max(tmp_path.glob("update-*.ckpt"))
+    replace(Checkpoint.load(newest), **change).save(newest)
+    with pytest.warns(RuntimeWarning, match="is used instead"):
+        again = train(samples, SMALLEST, n_epochs=3, checkpoint_folder=tmp_path, resume=True, **NUMBERS)
+    np.testing.assert_array_equal(weights_of(again.model), weights_of(run.model))
 
 
 def test_a_checkpoint_of_other_data_or_another_model_is_refused(samples, finished):

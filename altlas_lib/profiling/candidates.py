@@ -141,7 +141,7 @@ def _advice(
         if set_up_s >= _MOST * causes["Python"]:
             return "batch first", (
                 f"Of {projection.now} here at least {format_value(min(set_up_s, now_s), 's')} is the framework's own set-up, "
-                "which no GPU takes over: larger batches share it, and the model called by itself, not by `predict`, is without it."
+                "which no GPU takes over: larger batches share it; a call of the model itself, not `predict`, is without it."
             )
         steps, step_s = _loop(trace)
         if step_s >= _MOST * causes["Python"]:

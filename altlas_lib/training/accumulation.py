@@ -64,7 +64,8 @@ class AccumulatingOptimizer(keras.optimizers.Optimizer):
     Which micro-batch it is, and so its share of the update's samples, is counted on the device. `scale_loss` weighs the mean
     loss by this share: the sum is the gradient of the big batch's mean loss. Put it around a `LossScaleOptimizer`, not inside:
     an infinity in a micro-batch then skips the whole update, as in the big batch. Compile the model with
-    `auto_scale_loss=False`, or Keras wraps a second one around both.
+    `auto_scale_loss=False`, or Keras wraps a second one around both. Losses are means over samples: with the reductions "sum"
+    and "mean_with_sample_weight" a micro-batch's share of the samples is not its share of the loss.
 
     Args:
         cut: of every epoch that the model is trained on.
@@ -94,6 +95,13 @@ class AccumulatingOptimizer(keras.optimizers.Optimizer):
     @property
     def learning_rate(self):
         return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):  # of Keras' callbacks
+        self.inner_optimizer.learning_rate = value
+
+    def finalize_variable_values(self, var_list):
+        self.inner_optimizer.finalize_variable_values(var_list)
 
     def _share_and_whether_last(self):
         """The part of its update's samples that the micro-batch at hand has; whether it completes the update."""

@@ -12,9 +12,9 @@ Files are written whole and then renamed, so that neither a kill nor a full disk
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any, Self
@@ -102,7 +102,7 @@ def fingerprint(samples: Samples, **settings: Any) -> dict[str, Any]:
     for array in (samples.values, samples.scaled_logs, samples.features):
         data.update(np.ascontiguousarray(array))
     backend = keras.backend.backend()
-    packages = {name: metadata.version(name) for name in ("altlas-cuda-workbook", "keras", backend)}
+    packages = {module: import_module(module).__version__ for module in ("altlas_lib", "keras", backend)}
     return json.loads(json.dumps({"data": data.hexdigest(), "backend": backend, **packages, **settings}))
 
 
@@ -170,8 +170,11 @@ class CheckpointFolder:
             for unfinished in self.path.glob(f".{name}.*.tmp"):  # its writer was killed
                 unfinished.unlink()
 
-    def newest(self) -> Checkpoint | None:
+    def newest(self, check: Callable[[dict[str, Any]], Any] = lambda progress: None) -> Checkpoint | None:
         """The newest checkpoint that can be continued from; warns of those that cannot. None where there is no checkpoint.
+
+        Args:
+            check: raises a ValueError where it cannot read a checkpoint's progress.
 
         Raises:
             CheckpointError: there are some, and none can be used; says why of each.
@@ -181,8 +184,12 @@ class CheckpointFolder:
             try:
                 checkpoint = Checkpoint.load(path)
                 self._check(checkpoint, path)
+                check(checkpoint.progress)
             except CheckpointError as error:
                 refused.append(str(error))
+                continue
+            except ValueError:
+                refused.append(f"{path.name} says how far it is in a form that this version does not read")
                 continue
             for reason in refused:
                 warnings.warn(f"{reason}; {path.name} is used instead", RuntimeWarning, stacklevel=2)
@@ -197,6 +204,8 @@ class CheckpointFolder:
 
     def _check(self, checkpoint: Checkpoint, path: Path) -> None:
         there, here = checkpoint.fingerprint, self.fingerprint
+        if not isinstance(there, dict):
+            raise CheckpointError(f"{path.name} does not say of which training it is")
         differing = [name for name in here.keys() | there.keys() if here.get(name) != there.get(name)]
         if differing:
             listed = "; ".join(f"{name} is {there.get(name)!r} there, {here.get(name)!r} here" for name in sorted(differing))

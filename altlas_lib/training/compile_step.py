@@ -4,9 +4,11 @@ Keras runs on JAX here whatever the user trains on: JAX compiles for a GPU that 
 allocated but the weights of a user's own model, in host memory. What it or XLA does to its process stays in the child.
 """
 
+import hashlib
 import importlib
 import math
 import sys
+import sysconfig
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,9 +120,11 @@ def _inputs(model: keras.Model, request: StepRequest) -> Any:
     return keras.tree.map_structure(whole, model.input)
 
 
-def _targets(outputs: Any, loss: Any) -> Any:
+def _targets(outputs: Any, loss: Any, names: Sequence[str] = ()) -> Any:
     """Symbolic targets: shaped as the outputs, or class numbers where the loss is a sparse one."""
     if isinstance(loss, dict):
+        if not isinstance(outputs, dict):
+            outputs = dict(zip(names, keras.tree.flatten(outputs), strict=True))
         return {name: _targets(outputs[name], each) for name, each in loss.items()}
     if isinstance(loss, list | tuple):
         return [_targets(output, each) for output, each in zip(outputs, loss, strict=True)]
@@ -132,9 +136,13 @@ def _targets(outputs: Any, loss: Any) -> Any:
     return keras.tree.map_structure(target, outputs)
 
 
-def _compile_model(model: keras.Model, request: StepRequest) -> None:
-    """Give the model its loss, and the optimizer that the trainer would give it."""
-    optimizer = keras.optimizers.get(request.optimizer)
+def _compile_model(model: keras.Model, request: StepRequest, own: keras.optimizers.Optimizer | None) -> str:
+    """Give the model its loss, and the optimizer that the trainer would give it; that one's name."""
+    while isinstance(own, keras.optimizers.LossScaleOptimizer):
+        own = own.inner_optimizer
+    chosen = request.optimizer or (keras.optimizers.serialize(own) if own else "adam")
+    optimizer = keras.optimizers.get(chosen)
+    name = type(optimizer).__name__.lower()
     scales_loss = any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
     if scales_loss:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -143,6 +151,16 @@ def _compile_model(model: keras.Model, request: StepRequest) -> None:
         optimizer = AccumulatingOptimizer(optimizer, Cut(batch_size, batch_size, request.batch_size))
     # Mean squared error stands for a loss that the model does not bring: it needs the least that a loss can.
     model.compile(optimizer, loss=getattr(model, "loss", None) or "mean_squared_error", auto_scale_loss=False)
+    return name
+
+
+def _users_sources() -> dict[str, str]:
+    """File -> SHA-256 of each module that is neither installed nor part of Python or of this library."""
+    installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    ours = str(Path(__file__).parents[1])
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    users = [file for file in files if file and file.endswith(".py") and not file.startswith((*installed, ours))]
+    return {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(users) if Path(file).is_file()}
 
 
 def _policy(model: keras.Model) -> str:
@@ -173,13 +191,15 @@ def answer(request: StepRequest) -> StepAnswer:
         jax.errors.JaxRuntimeError: XLA failed.
     """
     keras.config.disable_flash_attention()  # decided here, not by the machine at hand: it would ask this CPU for cuDNN
-    model = _with_inputs(_load(request), request.input_shapes)
+    loaded = _load(request)
+    own_optimizer = getattr(loaded, "optimizer", None)
+    model = _with_inputs(loaded, request.input_shapes)
     if request.keras_file and request.dtype_policy:
         model = _with_policy(model, request.dtype_policy)
     x = _inputs(model, request)
-    _compile_model(model, request)
+    optimizer_name = _compile_model(model, request, own_optimizer)
     with _unallocated():
-        y = _targets(model.compute_output_spec(x), model.loss)
+        y = _targets(model.compute_output_spec(x), model.loss, model.output_names)
         model._symbolic_build(data_batch=(x, y))  # as `fit` does: makes the optimizer's and metrics' variables
 
     sharding = None
@@ -201,6 +221,8 @@ def answer(request: StepRequest) -> StepAnswer:
         inputs_bytes=_bytes(jax.tree.leaves(data)),
         n_parameters=model.count_params(),
         dtype_policy=_policy(model),
+        optimizer=optimizer_name,
+        sources={} if request.config else _users_sources(),
     )
     began_s = time.perf_counter()
     if not request.target:

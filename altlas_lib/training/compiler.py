@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, PositiveInt
+from pydantic import BaseModel, JsonValue, PositiveInt
 
 from ..devices import GpuSpec, find_multiprocessor
 from .features import N_FEATURES
@@ -35,7 +35,7 @@ class StepRequest(BaseModel):
     batch_size: PositiveInt
     gradient_accumulation_steps: PositiveInt = 1
     dtype_policy: str | None = None  # None: as the model was built
-    optimizer: str = "adam"
+    optimizer: str | dict[str, JsonValue] | None = None  # None: the model's own, else Adam
     target: str | None = None  # XLA's description of the GPU; None: do not compile, walk the step's graph
 
 
@@ -56,6 +56,8 @@ class StepAnswer(BaseModel):
     moved_bytes: float | None = None  # by what XLA compiled itself; by library calls: not counted
     compile_s: float = 0.0
     dtype_policy: str = "float32"
+    optimizer: str = "adam"
+    sources: dict[str, str] = {}  # the user's own files that were imported -> SHA-256
     error: str | None = None
 
     @property

@@ -1,9 +1,11 @@
 """Scores on values that the model has not seen, beside what needs no model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from ..data import CrashSeries, Series
 from ..results import Metric, Quantity, Remedy
@@ -87,7 +89,8 @@ def resampled(*groups: Sequence[Score]) -> list[np.ndarray]:
     Values are drawn in blocks of neighbours, which may depend on each other (Carlstein 1986,
     https://doi.org/10.1214/aos/1176350057), the same ones for all groups; seeds within each group. There are an imagined
     win and loss of the first group against the others among the values, as Bonett and Price (2012) do for paired shares:
-    where forecasts seldom differ, a few lucky values prove nothing.
+    where forecasts seldom differ, a few lucky values prove nothing. A draw from so few seeds spreads too little: its distance
+    from their mean is stretched to that of Student's t, which makes three seeds as uncertain as they are.
 
     Args:
         groups: of each configuration the scores of its seeds, all of the same n values.
@@ -107,7 +110,11 @@ def resampled(*groups: Sequence[Score]) -> list[np.ndarray]:
             for arrays, extra in (([each.parts for each in group], imagined), ([each.counts for each in group], (1, 1)))
         )
         values = np.divide(parts, counts, out=np.zeros_like(parts), where=np.array(counts) > 0)
-        means.append((draw(len(group)).T * values).sum(axis=0) / len(group))
+        of_seeds, n_seeds = values.mean(axis=0), len(group)
+        if n_seeds > 1:
+            stretch = math.sqrt(n_seeds / (n_seeds - 1)) * stats.t.ppf(0.975, n_seeds - 1) / stats.norm.ppf(0.975)
+            of_seeds += stretch * ((draw(n_seeds).T * values).sum(axis=0) / n_seeds - of_seeds)
+        means.append(of_seeds)
     return means
 
 
@@ -209,7 +216,7 @@ def _fit(remedies: Sequence[Remedy]) -> str:
     if not remedies or not (first := remedies[0].plan):
         return ""
     others = [remedy for remedy in remedies[1:] if remedy.plan and remedy.plan.verdict == "fits"]
-    does = {"fits": "fits", "tight": "fits barely"}.get(first.verdict, "does not fit")
+    does = {"fits": "fits", "tight": "fits barely", "undecided": "may or may not fit"}.get(first.verdict, "does not fit")
     helped = ""
     if others and first.verdict != "fits":
         helped = f"; with {others[0].name} it needs {others[0].plan.peak} and fits"

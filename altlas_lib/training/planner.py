@@ -55,7 +55,7 @@ def plan_memory(
     dtype_policy: str | None = None,
     recompute: bool = False,
     memory_efficient_attention: bool = False,
-    optimizer: str = "adam",
+    optimizer: str | keras.optimizers.Optimizer | None = None,
     input_shapes: dict[str, Sequence[int]] | None = None,
     modules: Sequence[str] = (),
     before_rematerialisation: bool = False,
@@ -78,7 +78,7 @@ def plan_memory(
         batch_size: samples per micro-batch.
         dtype_policy: None is the model's own, float32 for a configuration.
         recompute, memory_efficient_attention: of a configuration. In a model of your own wrap the blocks in `Recompute`.
-        optimizer: Keras' name of it. Only its variables count, not its numbers.
+        optimizer: Keras' name of it, or one; None: the model's own where it is compiled, else Adam.
         input_shapes: input's name -> shape without the batch, for inputs with unknown dimensions.
         modules: that define a `.keras` file's own layers and losses; of a model object they are found.
         before_rematerialisation: compile also for a GPU of endless memory, where XLA has no reason to compute twice.
@@ -93,7 +93,10 @@ def plan_memory(
     gpu = gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu)
     if batch_size < 1 or gradient_accumulation_steps < 1:
         raise ValueError(f"micro-batches of {batch_size}, {gradient_accumulation_steps} per update: expected 1 or more of each")
-    keras.optimizers.get(optimizer)
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        optimizer = keras.optimizers.serialize(optimizer)
+    elif optimizer is not None:
+        keras.optimizers.get(optimizer)
     if dtype_policy:
         keras.dtype_policies.get(dtype_policy)
     switches = {"recompute": recompute, "memory_efficient_attention": memory_efficient_attention}
@@ -137,7 +140,7 @@ def plan_memory(
             "batch_size": batch_size,
             "gradient_accumulation_steps": gradient_accumulation_steps,
             "dtype_policy": answer.dtype_policy,
-            "optimizer": optimizer,
+            "optimizer": answer.optimizer,
             **(switches if request.config else {}),
             **({"input_shapes": {name: list(shape) for name, shape in request.input_shapes.items()}} if input_shapes else {}),
         },
@@ -155,11 +158,14 @@ def plan_memory(
 
 
 def verdict(peak: Quantity, overhead_bytes: int, usable_bytes: int) -> str:
-    """`fits` with a reserve of 10 % of the peak (of a band: at its upper end), `tight` without it, else `out of memory`."""
-    least, most = (peak.low, peak.high) if peak.basis == "projected" else (peak.value, SAFETY_FACTOR * peak.value)
+    """`fits` with a reserve of 10 % of the peak, `tight` without it, else `out of memory`; a band may be `undecided`."""
+    is_band = peak.basis == "projected"
+    least, most = (peak.low, peak.high) if is_band else (peak.value, SAFETY_FACTOR * peak.value)
     if most + overhead_bytes <= usable_bytes:
         return "fits"
-    return "tight" if least + overhead_bytes <= usable_bytes else "out of memory"
+    if least + overhead_bytes > usable_bytes:
+        return "out of memory"
+    return "undecided" if is_band else "tight"
 
 
 def step_time(answer: StepAnswer, gpu: GpuSpec) -> Quantity | None:
@@ -326,8 +332,10 @@ def _ask(
     file = outputs_dir() / ".cache" / "plans" / f"{_key(request, identity)}.json"
     if use_cache:
         try:
-            return StepAnswer.model_validate_json(file.read_bytes()), []
-        except (OSError, ValidationError):  # not there, or damaged: compile
+            kept = StepAnswer.model_validate_json(file.read_bytes())
+            if all(hashlib.sha256(Path(source).read_bytes()).hexdigest() == digest for source, digest in kept.sources.items()):
+                return kept, []
+        except (OSError, ValidationError):  # not there, or damaged, or a source of the model's is gone: compile
             pass
     if only_cached:
         raise PlanError("not compiled yet: `altlas plan` compiles it, half a minute for a batch size")

@@ -104,8 +104,8 @@ def kept(light: Sequence[Predictions], reference: Sequence[Predictions], samples
         return Kept(value=above / below, low=low, high=high)
 
     score = ratio(of_light, of_reference, draws[0], draws[1])
-    gains = draws[1] - draws[2]
-    if interval(gains)[0] <= 0:
+    gains, strictly = draws[1] - draws[2], resampled(*groups[1:])  # the latter with the imagined win and loss of the reference
+    if min(interval(gains)[0], interval(strictly[0] - strictly[1])[0]) <= 0:
         return score, None
     return score, ratio(
         of_light - of_base, of_reference - of_base, draws[0] - draws[2], np.maximum(gains, np.finfo(float).tiny)

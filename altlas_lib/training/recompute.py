@@ -14,6 +14,7 @@ from typing import Any
 from .backend import keras, serializable
 
 layers = keras.layers
+_UPDATED_WHEN_CALLED = (layers.BatchNormalization, layers.SpectralNormalization)
 
 
 class _SameSeeds:
@@ -56,8 +57,11 @@ def recomputed(function: Callable, layer: keras.layers.Layer, x: Any) -> Any:
             encloses no gradient is made.
     """
     weights = layer.trainable_variables
-    fixed = [(variable, keras.ops.convert_to_tensor(variable)) for variable in layer.non_trainable_variables]
+    # Copies: on TensorFlow a conversion is the variable itself, whose gradient eager mode would then count twice.
+    fixed = [(variable, keras.ops.copy(variable)) for variable in layer.non_trainable_variables]
     generators = [generator for sublayer in layer._flatten_layers() for generator in sublayer._seed_generators]
+    if any("next" in vars(generator) for generator in generators):
+        return function(x)  # within a layer that is computed again as a whole
     seeds = [_SameSeeds(generator) for generator in generators]
 
     def pure(x, *values):
@@ -66,7 +70,7 @@ def recomputed(function: Callable, layer: keras.layers.Layer, x: Any) -> Any:
                 same.enter_context(seed)
             return function(x)
 
-    result = keras.remat(pure)(x, *map(keras.ops.convert_to_tensor, weights))
+    result = keras.remat(pure)(x, *map(keras.ops.copy, weights))
     for seed in seeds:
         seed.advance()
     return result
@@ -76,8 +80,19 @@ def recomputed(function: Callable, layer: keras.layers.Layer, x: Any) -> Any:
 class Recompute(layers.Wrapper):
     """A layer of one input, such as a block of a user's own model, whose intermediate results are not kept in training.
 
-    The wrapped layer must not update variables when it is called: no batch normalisation.
+    Raises:
+        ValueError: the wrapped layer does more when it is called than to return a value: it updates variables, as batch
+            normalisation does, or adds a loss. That would be lost.
     """
+
+    def build(self, input_shape=None):
+        super().build(input_shape)
+        for sublayer in self._flatten_layers():
+            if isinstance(sublayer, _UPDATED_WHEN_CALLED) or getattr(sublayer, "activity_regularizer", None):
+                raise ValueError(
+                    f"layer {sublayer.name!r} ({type(sublayer).__name__}) updates variables or adds a loss when it is called, "
+                    "which Recompute would lose: leave it out of the wrapped block"
+                )
 
     def call(self, inputs, training=None):
         if not training:

@@ -84,7 +84,7 @@ def remedy_table(
     if config != find_preset("reference"):  # the plan's claims are about the reference
         rows = [replace(row, name=row.name.replace("reference", "as it is"), claimed=None) for row in rows]
     searched = [row for row in rows if row.gradient_accumulation_steps == 1]  # with accumulation the micro-batch is a choice
-    stop, n_done = threading.Event(), 0
+    stop, interrupted, n_done = threading.Event(), threading.Event(), 0
 
     def ask(question: Callable, row: _Row, **options) -> MemoryPlan | None:
         """The plan that `question` finds; None after the time limit."""
@@ -106,8 +106,10 @@ def remedy_table(
         found = problem = None
         try:
             found = ask(plan_memory, row, stop=stop)
+            if found is None and interrupted.is_set():
+                return Remedy(name=row.name, plan=None, claimed=row.claimed, problem="interrupted")
             if found is None:
-                found = ask(plan_memory, row, compiled=False)
+                found = ask(plan_memory, row, compiled=False, stop=interrupted)
                 note = f"what was not compiled within {time_limit_s:g} s is projected: call again, what is compiled is kept"
                 found = found and found.model_copy(update={"notes": [*found.notes, note]})
         except PlanError as error:
@@ -130,13 +132,13 @@ def remedy_table(
         tell_of(row, problem or f"largest batch {size or 'below any compiled'}")
         return remedy.model_copy(update={"plan": plan, "largest_batch": size, "problem": problem})
 
-    with _workers(stop, time_limit_s) as workers:
+    with _workers(stop, interrupted, time_limit_s) as workers:
         remedies = list(workers.map(plan, rows))
         return list(workers.map(search, rows, remedies))
 
 
 @contextlib.contextmanager
-def _workers(stop: threading.Event, time_limit_s: float) -> Iterator[ThreadPoolExecutor]:
+def _workers(stop: threading.Event, interrupted: threading.Event, time_limit_s: float) -> Iterator[ThreadPoolExecutor]:
     """Threads that wait for compiling processes, which end at the time limit and on an interrupt."""
     workers = ThreadPoolExecutor(max(1, min(N_PARALLEL, memory_available_bytes() // COMPILE_BYTES)))
     timer = threading.Timer(time_limit_s, stop.set)
@@ -144,6 +146,9 @@ def _workers(stop: threading.Event, time_limit_s: float) -> Iterator[ThreadPoolE
     timer.start()
     try:
         yield workers
+    except BaseException:
+        interrupted.set()
+        raise
     finally:
         timer.cancel()
         stop.set()

@@ -242,7 +242,7 @@ class _Training:
         self.on_epoch: Callable[[list[Epoch]], None] | None = None
 
     def run(self, n_epochs: int, patience: int) -> TrainingRun:
-        checkpoint = self.folder.newest() if self.folder else None
+        checkpoint = self.folder.newest(Progress.model_validate) if self.folder else None
         if checkpoint:
             self.remembered = Progress.model_validate(checkpoint.progress), checkpoint.arrays
             self._go_back()
