@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run lab test lint unit notebooks book e2e gpu-test bench-similarity lock clean
+.PHONY: help setup run lab test lint unit notebooks book e2e example gpu-test bench-similarity lock clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -48,6 +48,12 @@ book: $(INSTALLED)
 
 e2e:  ## run the notebooks in JupyterLab and open the report, in a real browser (Debian's chromium); screenshots in outputs/e2e/
 	@$(MAKE) --no-print-directory setup EXTRAS=dev,e2e,pdf && $(BIN)/python -m pytest tests/e2e
+
+example: $(INSTALLED)  ## make docs/example anew: the report and the executed notebooks as HTML, with the device that they say
+	@$(BIN)/altlas run --run example -p compare_options=true -p plan_time_limit_s=480
+	@mkdir -p docs/example && rm -f docs/example/*.html && cp outputs/example/report/index.html docs/example/
+	@$(BIN)/jupyter nbconvert --log-level=ERROR --to html --output-dir=docs/example --HTMLExporter.mathjax_url= \
+		--HTMLExporter.require_js_url= --HTMLExporter.jquery_url= --HTMLExporter.mermaid_js_url= outputs/example/executed/*.ipynb
 
 gpu-test:  ## the tests that need a GPU, in .venv or with a Python that has CuPy: make gpu-test PYTHON=python3
 	@$(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON),$(BIN)/python) -m pytest -m gpu $$(grep -l 'mark\.gpu' tests/*.py)
