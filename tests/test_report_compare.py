@@ -105,7 +105,7 @@ def test_the_command_compares_runs_and_names_those_there_are(run, capsys):
         cli.app(["compare", "one", "../three"])
     assert ended.value.code == 1
     error = capsys.readouterr().err
-    assert "no run 'three'" in error
+    assert "no run '../three'" in error
     assert "one, two" in error.replace("test, ", "")
 
 
