@@ -123,6 +123,8 @@ def test_a_notebook_runs_in_jupyterlab_without_error_or_noise(page, lab, name):
         "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=2 * MINUTES
     )
     page.wait_for_function("window.jupyterapp.shell.currentWidget.content.widgets.length > 3", timeout=1 * MINUTES)
+    with contextlib.suppress(playwright.TimeoutError):  # JupyterLab asks once whether it may fetch news
+        page.get_by_role("button", name="No", exact=True).click(timeout=3000)
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     cells = json.loads(page.evaluate("JSON.stringify(window.jupyterapp.shell.currentWidget.model.toJSON().cells)"))
 
