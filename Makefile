@@ -40,7 +40,8 @@ unit: $(INSTALLED)
 	@$(BIN)/python -m pytest tests --ignore=tests/book --ignore=tests/e2e
 
 notebooks: $(INSTALLED)
-	@ALTLAS_OUTPUTS=$$(mktemp -d) && export ALTLAS_OUTPUTS && $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks; \
+	@mkdir -p outputs/.cache && ALTLAS_OUTPUTS=$$(mktemp -d) && export ALTLAS_OUTPUTS && \
+	ln -s "$(CURDIR)/outputs/.cache" "$$ALTLAS_OUTPUTS/.cache" && $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks; \
 	status=$$?; rm -rf "$$ALTLAS_OUTPUTS"; exit $$status
 
 book: $(INSTALLED)
@@ -67,5 +68,5 @@ lock: $(INSTALLED)  ## pin the newest versions that fit together into requiremen
 		--output-file requirements.lock pyproject.toml
 
 clean:  ## remove .venv, outputs and caches
-	rm -rf $(VENV) outputs/* .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) outputs/* outputs/.cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
