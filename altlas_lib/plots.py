@@ -490,7 +490,12 @@ def quality_kept(ax: Axes, qualities: Sequence[Quality]) -> Axes:
     ax.figure.legend(unique.values(), unique, loc="outside lower center", ncols=3, fontsize=9)
     _rows(ax, range(len(qualities)), [f"{quality.option}, {quality.series}" for quality in qualities])
     ax.set(xlabel="kept of the reference's (%), 95 % interval")
-    ax.set_title("; ".join(dict.fromkeys(quality.verdict for quality in qualities)))
+    first = next((quality for quality in qualities if quality.gain_kept), None)
+    if first:
+        kept = first.gain_kept
+        ax.set_title(f"{first.option.capitalize()} keeps {kept.value:.0%} ({kept.low:.0%} to {kept.high:.0%}) of the gain")
+    else:
+        ax.set_title("There is no gain over the base rate to keep")
     return ax
 
 

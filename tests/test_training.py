@@ -15,7 +15,7 @@ from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_class_weight
 
 from altlas_lib import data, devices, plots, training
-from altlas_lib.results import Epoch, Provenance, TrainingResult
+from altlas_lib.results import Epoch, Kept, Provenance, TrainingResult
 from altlas_lib.training import ModelConfig, NBeatsConfig, Predictions, TcnConfig, TransformerConfig, backend, losses, quality
 from altlas_lib.training.accumulation import Cut
 from altlas_lib.training.backend import keras
@@ -539,8 +539,14 @@ def test_the_options_are_trained_with_every_seed_on_the_same_values(series):
     }
     rows = training.quality_rows(qualities)
     assert [row["claimed"] for row in rows] == ["95% to 98%", "90% to 95%"]
-    with plots.figure() as (_, ax):
-        assert qualities[0].verdict in plots.quality_kept(ax, qualities).get_title("left")
+    some = qualities[0].model_copy(update={"gain_kept": Kept(value=0.5, low=0.4, high=0.6)})
+    none = some.model_copy(update={"gain_kept": None})
+    for shown, title in (
+        ([none, some], "Option 1 keeps 50% (40% to 60%) of the gain"),
+        ([none], "There is no gain over the base"),
+    ):
+        with plots.figure() as (_, ax):
+            assert plots.quality_kept(ax, shown).get_title("left").startswith(title)
     with pytest.raises(ValueError, match="cut from a model with a Transformer"):
         training.compare_options("planted", series, TINY, n_epochs=1)
 
