@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -212,26 +213,27 @@ def _is_piped(descriptor: int) -> bool:
         return False
 
 
-def _argument(text: str) -> tuple[str, Any]:
+def _named(
+    option: str, text: str, parse: Callable[[str], Any], expected: str, is_name: Callable[[str], bool] = bool
+) -> tuple[str, Any]:
+    """`NAME=value` of an option that may be repeated."""
     name, equals, value = text.partition("=")
     try:
-        if not name.isidentifier() or not equals:
+        if not is_name(name) or not equals:
             raise ValueError("no name before an equals sign")
-        return name, json.loads(value)
+        return name, parse(value)
     except ValueError as error:
-        raise ValueError(f"--arg {text}: {error}; expected NAME=JSON, such as --arg n=100 or --arg 'text=\"hello\"'") from None
+        raise ValueError(f"{option} {text}: {error}; expected {expected}") from None
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    expected = "NAME=JSON, such as --arg n=100 or --arg 'text=\"hello\"'"
+    return _named("--arg", text, json.loads, expected, str.isidentifier)
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    name, equals, sizes = text.partition("=")
-    try:
-        if not name or not equals:
-            raise ValueError("no name before an equals sign")
-        return name, tuple(map(int, sizes.split(",")))
-    except ValueError as error:
-        raise ValueError(
-            f"--input {text}: {error}; expected NAME=D,D, such as --input tokens=128 or --input image=224,224,3"
-        ) from None
+    expected = "NAME=D,D, such as --input tokens=128 or --input image=224,224,3"
+    return _named("--input", text, lambda sizes: tuple(map(int, sizes.split(","))), expected)
 
 
 def main() -> None:

@@ -147,7 +147,9 @@ _VERSIONS_OF = (
 
 
 @functools.cache
-def _git_state() -> tuple[str | None, bool]:
+def git_state() -> tuple[str | None, bool]:
+    """The commit of the checkout that this is, None where it is none, and whether it has uncommitted changes."""
+
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(project_root()), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -183,7 +185,7 @@ class Provenance(Model):
     @classmethod
     def now(cls, parameters: dict[str, Any]) -> Self:
         """Provenance of a result that is being made here and now by a notebook with these parameters."""
-        commit, dirty = _git_state()
+        commit, dirty = git_state()
         return cls(
             created_at=datetime.now(UTC),
             git_commit=commit,

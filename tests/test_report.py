@@ -303,10 +303,21 @@ def planned(name, verdict, peak_gib=17.0, batch=64, largest=None):
             "As planned it needs 17 GiB and does not fit a T4; it does with: mixed_float16.",
         ),
         ([planned("reference", "out of memory"), planned("mixed_float16", "tight")], "no-go", "No remedy makes it fit a T4"),
+        ([planned("reference", "undecided"), planned("mixed_float16", "out of memory")], "not enough evidence", "not compiled"),
+        (
+            [planned("reference", "undecided"), planned("b", "fits")],
+            "go with conditions",
+            "is not sure to fit a T4; it is with: b.",
+        ),
+        (
+            [Remedy(name="reference", plan=None, problem="x"), planned("b", "fits")],
+            "not enough evidence",
+            "Nothing was planned",
+        ),
         (
             [planned("reference", "out of memory"), Remedy(name="b", plan=None, problem="late")],
             "not enough evidence",
-            "not planned",
+            "not compiled",
         ),
     ],
 )
@@ -315,7 +326,7 @@ def test_whether_the_training_fits_follows_from_its_plans(run, remedies, verdict
     found = decision(run, [training], "fit the GPU")
     assert found.verdict == verdict
     assert why in found.why
-    if verdict == "go with conditions":
+    if verdict == "go with conditions" and remedies[0].largest_batch:
         assert found.changes[0] == "reference: batch 40 fits, 64 does not."
         assert [number.text for number in found.evidence] == ["17 GiB", "12 GiB"]
 
@@ -327,6 +338,8 @@ def test_whether_the_training_fits_follows_from_its_plans(run, remedies, verdict
         (2.0, 3.0, "keep the data on the GPU", "go with conditions"),
         (1.1, 3.0, "port it", "go with conditions"),
         (1.0, 1.2, "leave it", "no-go"),
+        (0.9, 8.0, "unknown", "not enough evidence"),
+        (0.9, 1.2, "unknown", "not enough evidence"),
     ],
 )
 def test_whether_there_is_something_to_port_follows_from_the_projection(run, low, high, advice, verdict):
@@ -336,6 +349,32 @@ def test_whether_there_is_something_to_port_follows_from_the_projection(run, low
     found = decision(run, [changed(hotspots, candidates=[candidate.model_dump()])], "worth porting")
     assert found.verdict == verdict
     assert found.evidence[0].source == "results/hotspots.json#/candidates/0/workload_gain"
+
+
+def test_a_workload_of_python_alone_is_a_no_and_one_that_was_not_seen_is_none(run):
+    """Low coverage is unknown, never no: also where something else was seen, and is nothing to port."""
+    hotspots = of(results(), "hotspots")
+    python = hotspots.candidates[0].model_copy(update={"workload_gain": None, "projection": None, "advice": "leave it"})
+    unseen = python.model_copy(update={"advice": "unknown"})
+    slow = python.model_copy(update={"workload_gain": Quantity.projected(0.9, 1.1, "x", "T4", "transfers")})
+    for candidates, verdict in (
+        ([python], "no-go"),
+        ([python, slow], "no-go"),
+        ([python, unseen], "not enough evidence"),
+        ([slow, unseen], "not enough evidence"),
+        ([], "not enough evidence"),
+    ):
+        found = changed(hotspots, candidates=[each.model_dump() for each in candidates])
+        assert decision(run, [found], "worth porting").verdict == verdict
+
+
+def test_where_the_cpu_stopped_earlier_the_gpu_is_compared_at_its_largest_size(run):
+    similarity = of(results(gpu=True), "similarity")
+    larger = similarity.timings[1].model_copy(update={"n_texts": 100_000})
+    timings = [timing.model_dump() for timing in (*similarity.timings, larger)]
+    found = decision(run, [changed(similarity, timings=timings)], "production")
+    assert found.verdict == "go"
+    assert "1,000 texts" in found.evidence[0].label
 
 
 def test_every_evidence_stands_where_it_says(run):

@@ -178,6 +178,9 @@ def _port(result: HotspotsResult, rules: Rules, language: Language) -> _Answer:
     known = [each for each in result.candidates if each.workload_gain]
     unknown = [each for each in result.candidates if each.advice == "unknown"]
     best = max(known, key=lambda each: (each in result.to_port, each.workload_gain.low), default=None)
+    if best is None and result.candidates and not unknown:
+        why = _("Every function that takes time stays on the CPU: Python's own work, which no GPU takes over.")
+        return "no-go", why, [], [_("A function that works on arrays, profiled by chapter 10.")]
     if best is None:
         why = _("No function's work was seen well enough to project it.")
         return "not enough evidence", why, [], [_("A function that works on arrays, profiled by chapter 10.")]
@@ -197,10 +200,10 @@ def _port(result: HotspotsResult, rules: Rules, language: Language) -> _Answer:
     if best in result.to_port and best.workload_gain.low >= least:
         why = _("Port {named}: the whole workload gains {gain}.", named=named, gain=best.workload_gain)
         return ("go" if best.advice == "port it" else "go with conditions"), why, evidence, changes
-    if best.workload_gain.high >= least:
+    if best.workload_gain.high >= least and best.advice != "unknown":
         why = _("{named} may gain enough, but is not sure to: {advice}.", named=named, advice=_(best.advice))
         return "go with conditions", why, evidence, changes
-    if unknown and not known:
+    if unknown:  # which is never a no
         return "not enough evidence", _("Too little was seen."), evidence, changes
     why = _("No function makes its workload {least} times as fast, not even at the projection's high end.", least=f"{least:g}")
     return "no-go", why, evidence, changes
@@ -231,7 +234,7 @@ def _port_changes(best: Candidate, least: float, language: Language) -> Iterator
 def _integrate(result: SimilarityResult, rules: Rules, language: Language) -> _Answer:
     _ = language.text
     failed = [each.method for each in result.validations if not each.passed]
-    n = max(timing.n_texts for timing in result.timings)
+    n = max(timing.n_texts for timing in result.timings if not timing.on_gpu)  # the largest with something to compare with
     at_largest = [(at, timing) for at, timing in enumerate(result.timings) if timing.n_texts == n]
     on_cpu = _fastest(at_largest, on_gpu=False)
     on_gpu = _fastest(at_largest, on_gpu=True)
@@ -278,11 +281,11 @@ def _of(timing: tuple[int, Timing], label: str) -> Evidence:
 
 def _fit(result: TrainingResult, rules: Rules, language: Language) -> _Answer:
     _ = language.text
-    planned = [(at, remedy) for at, remedy in enumerate(result.remedies) if remedy.plan]
     more = _("All remedies planned: altlas plan --gpu {gpu}.", gpu=result.gpu or "T4")
-    if not planned:
+    if not result.remedies or not result.remedies[0].plan:  # the first is the model as it is
         return "not enough evidence", _("Nothing was planned."), [], [more]
-    first = planned[0][1].plan
+    planned = [(at, remedy) for at, remedy in enumerate(result.remedies) if remedy.plan]
+    first = result.remedies[0].plan
     accepted = rules.fit.accepted_verdicts
     fitting = [(at, remedy) for at, remedy in planned if remedy.plan.verdict in accepted]
     evidence = [
@@ -292,23 +295,22 @@ def _fit(result: TrainingResult, rules: Rules, language: Language) -> _Answer:
             format_value(first.usable_bytes, "bytes"),
             "data sheet",
             first.gpu,
-            f"results/training.json#/remedies/{planned[0][0]}/plan/usable_bytes",
+            "results/training.json#/remedies/0/plan/usable_bytes",
         ),
     ]
     limits = [_limit(remedy, language) for _at, remedy in planned if remedy.largest_batch]
-    if planned[0][1] is (fitting[0][1] if fitting else None):
+    if first.verdict in accepted:
         return "go", _("The model as planned fits a {gpu}.", gpu=first.gpu), evidence, limits[:3]
     if fitting:
         names = ", ".join(remedy.name for _at, remedy in fitting[:3])
-        why = _(
-            "As planned it needs {peak} and does not fit a {gpu}; it does with: {names}.",
-            peak=first.peak,
-            gpu=first.gpu,
-            names=names,
-        )
+        values = {"peak": first.peak, "gpu": first.gpu, "names": names}
+        if first.verdict == "out of memory":
+            why = _("As planned it needs {peak} and does not fit a {gpu}; it does with: {names}.", **values)
+        else:
+            why = _("As planned it needs {peak} and is not sure to fit a {gpu}; it is with: {names}.", **values)
         return "go with conditions", why, [evidence[0], _peak(fitting[0], language)], limits[:3]
-    if len(planned) < len(result.remedies):
-        return "not enough evidence", _("What was planned does not fit; other remedies were not planned."), evidence, [more]
+    if len(planned) < len(result.remedies) or any(remedy.plan.verdict == "undecided" for _at, remedy in planned):
+        return "not enough evidence", _("No remedy is known to fit, and some are not compiled."), evidence, [more]
     return "no-go", _("No remedy makes it fit a {gpu}.", gpu=first.gpu), evidence, [_("A larger GPU, or a smaller model.")]
 
 

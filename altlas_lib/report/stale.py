@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from ..paths import RunFolder
-from ..results import CHAPTERS, ChapterResult, Provenance
+from ..results import CHAPTERS, ChapterResult, git_state
 from .language import Language
 
 # What a chapter reads of others: made again after it, they leave it behind.
@@ -14,21 +14,21 @@ _READS = {"hotspots": ("environment",), "similarity": ("environment", "hotspots"
 def stale(run: RunFolder, results: Mapping[str, ChapterResult], language: Language) -> list[str]:
     """What is wrong with which chapter's result, a sentence each."""
     _ = language.text
-    asked, now = _asked(run), Provenance.now({})
+    asked, (commit_now, _is_dirty) = _asked(run), git_state()
     found, by_commit = [], {}
     for chapter in CHAPTERS:
         if (result := results.get(chapter.chapter)) is None:
             continue
         number, made = chapter.number, result.provenance
         found += _other_parameters(number, made.parameters, asked.get(number, {}), language)
-        if now.git_commit and made.git_commit and made.git_commit != now.git_commit:
+        if commit_now and made.git_commit and made.git_commit != commit_now:
             by_commit.setdefault(made.git_commit, []).append(number)
         for earlier in _READS.get(chapter.chapter, ()):
             if earlier in results and results[earlier].provenance.created_at > made.created_at:
                 other = results[earlier].number
                 found.append(_("Chapter {number} is older than chapter {other}, which it reads.", number=number, other=other))
     for commit, numbers in by_commit.items():
-        values = {"numbers": ", ".join(numbers), "then": commit[:10], "now": now.git_commit[:10]}
+        values = {"numbers": ", ".join(numbers), "then": commit[:10], "now": commit_now[:10]}
         found.append(_("Made by other code: chapters {numbers} (commit {then}, now {now}).", **values))
     sources = [getattr(results.get(chapter), "source", None) for chapter in ("hotspots", "similarity")]
     alike = None not in sources and (sources[0].name, sources[0].n_rows) == (sources[1].name, sources[1].n_rows)
