@@ -432,10 +432,10 @@ def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:
         ax.barh(rows, widths, left=left, color=COLOURS["grey"] if part == parts[-1] else colour, label=part)
         left += widths
     for row, (end, (_, plan)) in enumerate(zip(left, plans, strict=True)):
-        low, high = (plan.peak.low, plan.peak.high) if plan.peak.basis == "projected" else (None, None)
-        if low is not None:
-            ax.plot([(bound + plan.overhead_bytes) / 2**30 for bound in (low, high)], [row, row], color="black", linewidth=1)
-            end = (high + plan.overhead_bytes) / 2**30
+        if plan.peak.basis == "projected":
+            band = [(bound + plan.overhead_bytes) / 2**30 for bound in (plan.peak.low, plan.peak.high)]
+            ax.plot(band, [row, row], color="black", linewidth=1)
+            end = band[1]
         ax.annotate(f" {plan.verdict}", (end, row), va="center", fontsize=9)
     first = plans[0][1]
     usable_gib = first.usable_bytes / 2**30

@@ -137,7 +137,8 @@ def render_report(run: RunFolder, *, language: str = "en", rules: str | Path | N
     A missing result does not fail the report: it is named, with the command that makes it.
 
     Args:
-        language: "en" or "tr". What the chapters wrote themselves, findings and figures, is English.
+        language: of the page, "en" or "tr". What the chapters wrote themselves, findings and figures, is English, and so is
+            the Markdown.
         rules: a file that changes what makes a go, see `rules.yaml`.
 
     Returns:
@@ -147,13 +148,13 @@ def render_report(run: RunFolder, *, language: str = "en", rules: str | Path | N
         ValueError: no such language, or rules that cannot be read.
     """
     spoken, ruled, report = Language.load(language), Rules.load(rules), read_results(run)
-    decided = decide(report.results, ruled, spoken, run.name)
+    decided, in_english = (decide(report.results, ruled, each, run.name) for each in (spoken, Language.load("en")))
     context = {
         "report": report,
         "language": spoken,
         "rules": ruled,
         "decisions": decided,
-        "integration": next(each for each in decided if each.chapter == "similarity"),
+        "integration": next(each for each in in_english if each.chapter == "similarity"),
         "claims": claims(report.results, spoken),
         "stale": stale(run, report.results, spoken),
         "questions": QUESTIONS,

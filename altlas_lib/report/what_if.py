@@ -110,20 +110,19 @@ def panel(ceilings: Ceilings | None = None):
         return None
     from .. import tables
 
-    style = {"style": {"description_width": "8rem"}, "layout": widgets.Layout(width="32rem"), "continuous_update": False}
+    style = {"style": {"description_width": "8rem"}, "layout": widgets.Layout(width="32rem")}
+    slider = {**style, "continuous_update": False}
     names = [gpu.name for gpu in load_catalogue()]
     controls = {
-        "gpu": widgets.Dropdown(options=names, value="T4", description="GPU", style=style["style"], layout=style["layout"]),
+        "gpu": widgets.Dropdown(options=names, value="T4", description="GPU", **style),
         "n_texts": widgets.FloatLogSlider(
-            value=10_000, min=2, max=7, step=0.1, readout_format=",.0f", description="texts", **style
+            value=10_000, min=2, max=7, step=0.1, readout_format=",.0f", description="texts", **slider
         ),
         "n_dimensions": widgets.SelectionSlider(
-            options=(64, 128, 256, 384, 768, 1536), value=384, description="dimensions", **style
+            options=(64, 128, 256, 384, 768, 1536), value=384, description="dimensions", **slider
         ),
-        "batch_size": widgets.SelectionSlider(options=(8, 16, 32, 64, 128), value=64, description="batch", **style),
-        "dtype_policy": widgets.Dropdown(
-            options=("float32", "mixed_float16"), description="precision", style=style["style"], layout=style["layout"]
-        ),
+        "batch_size": widgets.SelectionSlider(options=(8, 16, 32, 64, 128), value=64, description="batch", **slider),
+        "dtype_policy": widgets.Dropdown(options=("float32", "mixed_float16"), description="precision", **style),
     }
 
     answers = widgets.HTML()

@@ -114,9 +114,8 @@ def headings(cells):
             yield from ((len(marks), text) for marks, text in re.findall(r"^(#+) (.+)$", outside, re.M))
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_runs_in_jupyterlab_without_error_or_noise(page, lab, name):
+def run_in_lab(page, lab, name):
+    """Open a notebook, run all of it, and return its cells as they are then."""
     address, token = lab
     page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
     page.wait_for_function(
@@ -126,8 +125,13 @@ def test_a_notebook_runs_in_jupyterlab_without_error_or_noise(page, lab, name):
     with contextlib.suppress(playwright.TimeoutError):  # JupyterLab asks once whether it may fetch news
         page.get_by_role("button", name="No", exact=True).click(timeout=3000)
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    cells = json.loads(page.evaluate("JSON.stringify(window.jupyterapp.shell.currentWidget.model.toJSON().cells)"))
+    return json.loads(page.evaluate("JSON.stringify(window.jupyterapp.shell.currentWidget.model.toJSON().cells)"))
 
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_in_jupyterlab_without_error_or_noise(page, lab, name):
+    cells = run_in_lab(page, lab, name)
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert all(cell["execution_count"] for cell in code)
     outputs = [output for cell in code for output in cell["outputs"]]
@@ -157,13 +161,7 @@ def test_a_notebook_runs_in_jupyterlab_without_error_or_noise(page, lab, name):
 
 def test_the_panel_is_there_to_be_moved(page, lab):
     """The what-if panel of chapter 90, which ran last, follows its sliders."""
-    # Its widgets live in the kernel: open and run once more, for the test above has ended it.
-    address, token = lab
-    page.goto(f"{address}/lab/tree/{NOTEBOOKS[-1]}?token={token}&reset")
-    page.wait_for_function(
-        "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=2 * MINUTES
-    )
-    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    run_in_lab(page, lab, NOTEBOOKS[-1])  # once more: its widgets live in the kernel, which the test above has ended
     last = page.evaluate("window.jupyterapp.shell.currentWidget.content.widgets.length - 1")
     page.evaluate(f"window.jupyterapp.shell.currentWidget.content.scrollToItem({last})")
     page.wait_for_selector(".widget-html-content table")
