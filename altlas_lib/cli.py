@@ -105,7 +105,7 @@ def profile(
     """
     from . import devices, profiling
     from .paths import write_atomically
-    from .profiling.terminal import format_profile
+    from .profiling.show.terminal import format_profile
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
     if json_file and not json_file.resolve().parent.is_dir():

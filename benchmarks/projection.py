@@ -24,13 +24,13 @@ from threadpoolctl import threadpool_limits
 
 from altlas_lib.paths import write_atomically
 from altlas_lib.plots import COLOURS
-from altlas_lib.profiling.cpu_rates import measure_cpu_rates
-from altlas_lib.profiling.folding import Project
-from altlas_lib.profiling.projection import middle, operation_seconds, total
-from altlas_lib.profiling.rates import Rates
-from altlas_lib.profiling.targets import FunctionKey
-from altlas_lib.profiling.tracing import trace
+from altlas_lib.profiling.project.gpu import Rates
+from altlas_lib.profiling.project.projection import middle, operation_seconds, total
+from altlas_lib.profiling.record.folding import Project
+from altlas_lib.profiling.record.tracing import trace
+from altlas_lib.profiling.run.targets import FunctionKey
 from altlas_lib.results import Model, Provenance, Quantity, format_value
+from benchmarks.cpu_rates import measure_cpu_rates
 
 _ERROR_AT_MOST, _INSIDE_AT_LEAST = 0.3, 0.8  # what the chapter asks of the model
 

@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from altlas_lib import profiling
-from altlas_lib.profiling import py_spy, sampling
-from altlas_lib.profiling.folding import OWN_LINES, CallGraph, Project, Time, fold
 from altlas_lib.profiling.profiler import _BUSY_NOTE
-from altlas_lib.profiling.runnable import FunctionKey
-from altlas_lib.profiling.targets import prepare
+from altlas_lib.profiling.record import py_spy, sampling
+from altlas_lib.profiling.record.folding import OWN_LINES, CallGraph, Project, Time, fold
+from altlas_lib.profiling.run.runnable import FunctionKey
+from altlas_lib.profiling.run.targets import prepare
 from altlas_lib.results import WorkloadProfile
 from altlas_lib.workloads import segmentation
 

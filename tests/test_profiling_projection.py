@@ -17,11 +17,10 @@ from threadpoolctl import threadpool_limits
 
 from altlas_lib import profiling
 from altlas_lib.devices import find_gpu, load_catalogue
-from altlas_lib.profiling import cpu_rates
-from altlas_lib.profiling.candidates import rank_candidates
-from altlas_lib.profiling.projection import middle, operation_seconds, project, split, total, transfer_seconds
-from altlas_lib.profiling.rates import OperationClass, Rates, gpu_rates, n_items, operation_class
-from altlas_lib.profiling.residuals import Residuals, learn
+from altlas_lib.profiling.project.advice import rank_candidates
+from altlas_lib.profiling.project.gpu import OperationClass, Rates, gpu_rates, n_items, operation_class
+from altlas_lib.profiling.project.projection import middle, operation_seconds, project, split, total, transfer_seconds
+from altlas_lib.profiling.project.residuals import Residuals, learn
 from altlas_lib.results import (
     ArrayOperation,
     ArrayTrace,
@@ -36,6 +35,7 @@ from altlas_lib.results import (
     Timing,
     WorkloadProfile,
 )
+from benchmarks import cpu_rates
 
 CPU = "a CPU"
 T4 = find_gpu("T4")

@@ -20,16 +20,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from altlas_lib import cli, profiling
-from altlas_lib.profiling import py_spy, sampling, terminal
-from altlas_lib.profiling.asgi import application, load_requests
-from altlas_lib.profiling.folding import Project
-from altlas_lib.profiling.functions import function_times
-from altlas_lib.profiling.lines import time_lines
-from altlas_lib.profiling.measure import measure
-from altlas_lib.profiling.native import NativeFrame, is_native, time_class
-from altlas_lib.profiling.process import Child, Request
-from altlas_lib.profiling.runnable import FunctionKey, Runnable
-from altlas_lib.profiling.targets import prepare, target_kind
+from altlas_lib.profiling.record import py_spy, sampling
+from altlas_lib.profiling.record.folding import Project
+from altlas_lib.profiling.record.functions import function_times
+from altlas_lib.profiling.record.lines import time_lines
+from altlas_lib.profiling.record.measure import measure
+from altlas_lib.profiling.record.native import NativeFrame, is_native, time_class
+from altlas_lib.profiling.run.asgi import application, load_requests
+from altlas_lib.profiling.run.process import Child, Request
+from altlas_lib.profiling.run.runnable import FunctionKey, Runnable
+from altlas_lib.profiling.run.targets import prepare, target_kind
+from altlas_lib.profiling.show import terminal
 from altlas_lib.results import FunctionTime, LineTime, Quantity, WorkloadProfile
 
 QUICK = {"n_repeats": 1, "sampling_s": 0.3, "time_limit_s": 60, "n_line_functions": 0, "trace_arrays": False}
@@ -240,7 +241,7 @@ def test_a_target_that_hangs_in_a_later_run_keeps_what_was_found(write, py_spy_p
 
 
 def test_threads_and_exit_functions_that_never_end_do_not_hold_up_the_answer(write, monkeypatch):
-    monkeypatch.setattr("altlas_lib.profiling.process._TO_END_S", 0.5)
+    monkeypatch.setattr("altlas_lib.profiling.run.process._TO_END_S", 0.5)
     user = write("""
         import atexit, threading, time
 

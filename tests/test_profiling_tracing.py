@@ -27,10 +27,10 @@ from scipy import linalg, ndimage, signal, sparse
 from scipy.spatial.distance import cdist
 from sklearn.metrics.pairwise import cosine_similarity
 
-from altlas_lib.profiling import tracing
-from altlas_lib.profiling.costs import cost
-from altlas_lib.profiling.folding import Project
-from altlas_lib.profiling.runnable import FunctionKey, ProfilingError
+from altlas_lib.profiling.project.operations import cost
+from altlas_lib.profiling.record import tracing
+from altlas_lib.profiling.record.folding import Project
+from altlas_lib.profiling.run.runnable import FunctionKey, ProfilingError
 
 RNG = np.random.default_rng(0)
 
@@ -909,9 +909,8 @@ def test_a_script(tmp_path):
 
 
 def test_importing_the_tracer_imports_no_framework():
-    check = (
-        "import sys, altlas_lib.profiling.tracing; print({'tensorflow', 'cupy', 'sklearn', 'jax', 'torch'} & set(sys.modules))"
-    )
+    frameworks = {"tensorflow", "cupy", "sklearn", "jax", "torch"}
+    check = f"import sys, altlas_lib.profiling.record.tracing; print({frameworks} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
 

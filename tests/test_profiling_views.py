@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from altlas_lib import devices, plots, profiling
-from altlas_lib.profiling.flamegraph import frames_of
+from altlas_lib.profiling.show.flamegraph import frames_of
 from altlas_lib.results import (
     ArrayOperation,
     ArrayTrace,

@@ -7,24 +7,24 @@ profiling.rank_candidates([profile], gpu="T4")
 import importlib
 
 _MODULE_OF = {
-    "FlameGraph": "flamegraph",
-    "ProfilingError": "runnable",
-    "Residuals": "residuals",
-    "answers": "tables",
-    "baseline_table": "tables",
-    "candidate_table": "tables",
-    "finding": "tables",
-    "flame_graph": "flamegraph",
-    "function_table": "tables",
-    "learned_with": "residuals",
-    "licence_table": "tables",
-    "licences": "licensing",
-    "line_table": "tables",
-    "operation_table": "tables",
-    "profile": "profiler",
-    "rank_candidates": "candidates",
-    "residual_table": "tables",
-    "tool_table": "tables",
+    "FlameGraph": ".show.flamegraph",
+    "ProfilingError": ".run.runnable",
+    "Residuals": ".project.residuals",
+    "answers": ".show.tables",
+    "baseline_table": ".show.tables",
+    "candidate_table": ".show.tables",
+    "finding": ".show.tables",
+    "flame_graph": ".show.flamegraph",
+    "function_table": ".show.tables",
+    "learned_with": ".project.residuals",
+    "licence_table": ".show.tables",
+    "licences": "..environment.licensing",
+    "line_table": ".show.tables",
+    "operation_table": ".show.tables",
+    "profile": ".profiler",
+    "rank_candidates": ".project.advice",
+    "residual_table": ".show.tables",
+    "tool_table": ".show.tables",
 }
 
 __all__ = list(_MODULE_OF)
@@ -33,6 +33,6 @@ __all__ = list(_MODULE_OF)
 def __getattr__(name: str):
     """Loaded when first used: the child process of a profile shall hold what the user's program loads, and nothing else."""
     if name in _MODULE_OF:
-        globals()[name] = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+        globals()[name] = getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

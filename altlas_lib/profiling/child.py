@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..paths import write_atomically
-from .asgi import application
-from .lines import time_lines
-from .measure import Measurement, blas_threads, measure
-from .process import Answer, Request
-from .runnable import ProfilingError, Runnable, Script, process_state_restored
-from .targets import prepare
+from .record.lines import time_lines
+from .record.measure import Measurement, blas_threads, measure
+from .run.asgi import application
+from .run.process import Answer, Request
+from .run.runnable import ProfilingError, Runnable, Script, process_state_restored
+from .run.targets import prepare
 
 _PR_SET_PTRACER, _ANY_PROCESS = 0x59616D61, -1
 _MOST_TRACED_RUNS, _SHORT_S = 3, 0.5
@@ -98,8 +98,8 @@ def _settle() -> None:
 
 def _trace(runnable: Runnable) -> Answer:
     """Of a short target the fastest of a few traced runs: what else the machine does only ever adds time."""
-    from .folding import Project
-    from .tracing import instrument_source, trace
+    from .record.folding import Project
+    from .record.tracing import instrument_source, trace
 
     if isinstance(script := runnable.call, Script):
         script.code = instrument_source(script.source, script.path)

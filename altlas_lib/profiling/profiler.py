@@ -16,15 +16,15 @@ from pydantic import ValidationError
 
 from ..devices import describe_cpu
 from ..results import ArrayTrace, Overhead, Quantity, WorkloadProfile
-from .asgi import AsgiRequest, application, load_requests
 from .child import answer
-from .folding import Project
-from .functions import function_times, hottest
-from .measure import Measurement
-from .process import Answer, Request, run_child
-from .runnable import FunctionKey, ProfilingError
-from .sampling import Samples, flame_stacks, sample, sample_process
-from .targets import Target, prepare, target_kind, target_name
+from .record.folding import Project
+from .record.functions import function_times, hottest
+from .record.measure import Measurement
+from .record.sampling import Samples, flame_stacks, sample, sample_process
+from .run.asgi import AsgiRequest, application, load_requests
+from .run.process import Answer, Request, run_child
+from .run.runnable import FunctionKey, ProfilingError
+from .run.targets import Target, prepare, target_kind, target_name
 
 Run = Callable[[Request, float], Answer]  # within a time limit in seconds
 

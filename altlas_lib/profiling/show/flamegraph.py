@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..results import WorkloadProfile
+from ...results import WorkloadProfile
 
 _SMALLEST_SHARE = 0.002  # of all samples; what is narrower cannot be seen
 _ROW_PX = 20

@@ -8,9 +8,9 @@ from typing import NamedTuple, Self
 
 from pydantic import Field, ValidationError
 
-from ..devices import find_gpu
-from ..paths import RunFolder, outputs_dir, write_atomically
-from ..results import Model, Quantity, ResultError, SimilarityResult
+from ...devices import find_gpu
+from ...paths import RunFolder, outputs_dir, write_atomically
+from ...results import Model, Quantity, ResultError, SimilarityResult
 from .projection import middle
 
 _KEPT_PER_GPU = 50  # the latest

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .costs import Cost, array_bytes, arrays_in, dtype_name, is_array_type, shape
+from .operations import Cost, array_bytes, arrays_in, dtype_name, is_array_type, shape
 
 
 class _Spec(NamedTuple):

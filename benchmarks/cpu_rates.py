@@ -13,10 +13,10 @@ import numpy as np
 from scipy import ndimage, special
 from scipy.spatial import distance
 
-from ..devices import describe_cpu
-from ..results import ArrayOperation
-from .costs import arrays_in, cost, describe
-from .rates import Band, Curve, OperationClass, Rates, n_items
+from altlas_lib.devices import describe_cpu
+from altlas_lib.profiling.project.gpu import Band, Curve, OperationClass, Rates, n_items
+from altlas_lib.profiling.project.operations import arrays_in, cost, describe
+from altlas_lib.results import ArrayOperation
 
 _MICRO_KERNEL_S = 3e-3  # of each of the runs that the fastest is taken of
 _N_RUNS = 7

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ..devices import GpuSpec, find_gpu
-from ..results import ArrayOperation, Ceilings, Quantity
+from ...devices import GpuSpec, find_gpu
+from ...results import ArrayOperation, Ceilings, Quantity
 
 Band = tuple[float, float]  # low, high
 Curve = tuple[

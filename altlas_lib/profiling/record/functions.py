@@ -5,12 +5,12 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ..devices import describe_cpu
-from ..results import FunctionTime, LineTime, Quantity
+from ...devices import describe_cpu
+from ...results import FunctionTime, LineTime, Quantity
+from ..run.runnable import FunctionKey
 from .folding import Project, Time, fold
 from .lines import FunctionLines
 from .measure import Measurement, Recording
-from .runnable import FunctionKey
 from .sampling import FunctionSamples, Samples, by_function, display_name
 
 _N_LINES = 8

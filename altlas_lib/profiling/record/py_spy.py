@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .runnable import ProfilingError
+from ..run.runnable import ProfilingError
 
 _TO_ATTACH_S = 30.0
 _TO_WRITE_S = 30.0

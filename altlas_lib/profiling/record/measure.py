@@ -12,8 +12,8 @@ from types import ModuleType
 
 from pydantic import BaseModel
 
+from ..run.runnable import FunctionKey, ProfilingError, Runnable
 from .folding import CallGraph, Time
-from .runnable import FunctionKey, ProfilingError, Runnable
 
 _SHARE_OF_THE_LIMIT = 1 / 3  # for this tool; the others need the rest
 _SHORT_S, _MOST_RUNS = 1.0, 10  # a target that takes milliseconds is repeated, up to a second

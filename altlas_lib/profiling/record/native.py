@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..results import TimeClass
+from ...results import TimeClass
 
 
 class NativeFrame(NamedTuple):

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from ..devices import GpuSpec, find_gpu
-from ..results import (
+from ...devices import GpuSpec, find_gpu
+from ...results import (
     Advice,
     ArrayTrace,
     Candidate,
@@ -14,9 +14,9 @@ from ..results import (
     WorkloadProfile,
     format_value,
 )
-from .folding import OWN_LINES
+from ..record.folding import OWN_LINES
+from .gpu import Rates, gpu_rates
 from .projection import ELEMENT_ACCESS_S, PYTHON_CLASSES, middle, project, set_up_seconds
-from .rates import Rates, gpu_rates
 from .residuals import Correction, Residuals
 
 PAYS = 1.5  # times as fast in the slow end: below, a port costs more than it brings

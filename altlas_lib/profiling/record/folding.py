@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from .runnable import FunctionKey
+from ..run.runnable import FunctionKey
 
 OWN_LINES = "own lines"  # in `own_by_library`: not in a library; `@` and NumPy's ufuncs are in here, cProfile does not see them
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # functions in Python 3.11, mere lines in 3.12
@@ -22,7 +22,9 @@ _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # func
 _LIBRARY_FILE = re.compile(
     rf"(?:.*?/(?:site|dist)-packages|{re.escape(os.path.dirname(os.__file__))}|.*?/lib(?:64)?/python3\.\d+)/(\w+)"
 )
-_PROFILER_FILES = os.path.join(os.path.dirname(__file__), "")  # its frames are between the target and its caller
+_PROFILER_FILES = os.path.join(
+    os.path.dirname(os.path.dirname(__file__)), ""
+)  # its frames are between the target and its caller
 # `numpy` of `<built-in method numpy.array>`, `re` of `<method 'sub' of 're.Pattern' objects>`
 _LIBRARY_BUILTIN = re.compile(r"<(?:built-in method|method '\w+' of ')\s*_?(\w+)\.")
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import CodeType
 from typing import Any
 
-from .runnable import FunctionKey
+from ..run.runnable import FunctionKey
 
 
 def _words(text: str) -> frozenset[str]:

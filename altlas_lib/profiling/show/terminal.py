@@ -4,7 +4,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from ..results import Candidate, FunctionTime, Quantity, WorkloadProfile, format_value
+from ...results import Candidate, FunctionTime, Quantity, WorkloadProfile, format_value
 
 _WIDEST = 120
 _N_FUNCTIONS = 12

@@ -15,9 +15,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, JsonValue
 
+from ..record.lines import FunctionLines
+from ..record.measure import Measurement, time_limit_error
 from .asgi import AsgiRequest
-from .lines import FunctionLines
-from .measure import Measurement, time_limit_error
 from .runnable import FunctionKey, ProfilingError
 
 _MARK = "ALTLAS_PROFILING"  # in the environment of all that a child starts, by which what left its process group is found
@@ -69,7 +69,7 @@ class Child:
             folder / name for name in ("answer.json", "partial.json", "ready", "go")
         )
         path = [os.getcwd(), *sys.path]  # as `python -m` has it; the child imports what this process can
-        program = _BOOTSTRAP.format(path=path, module=f"{__package__}.child", folder=str(folder))
+        program = _BOOTSTRAP.format(path=path, module="altlas_lib.profiling.child", folder=str(folder))
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.DEVNULL,

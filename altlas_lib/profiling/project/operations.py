@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..results import OperationKind
+from ...results import OperationKind
 
 
 class Cost(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ..names import nearest
+from ...names import nearest
 from .runnable import FunctionKey, ProfilingError, Runnable, Script, call_user_code, describe
 
 Target = Callable[..., Any] | str | os.PathLike

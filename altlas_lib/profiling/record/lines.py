@@ -7,7 +7,7 @@ from types import CellType, CodeType, FunctionType
 
 from pydantic import BaseModel
 
-from .runnable import FunctionKey, ProfilingError, Runnable, Script
+from ..run.runnable import FunctionKey, ProfilingError, Runnable, Script
 
 
 class FunctionLines(BaseModel):

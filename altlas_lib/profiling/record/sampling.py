@@ -8,12 +8,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from ..results import TimeClass
+from ...results import TimeClass
+from ..run.process import Child, Request
+from ..run.runnable import FunctionKey, ProfilingError
 from .folding import OWN_LINES, Project
 from .native import NativeFrame, is_native, time_class, waits_for_threads
-from .process import Child, Request
 from .py_spy import FellBehind, PySpy
-from .runnable import FunctionKey, ProfilingError
 
 _FEWER, _LONGEST = 10, 5  # times fewer samples a second, for at most so many times as long, where py-spy cannot keep up
 _LARGEST_N_STACKS = 300

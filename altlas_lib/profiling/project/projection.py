@@ -14,9 +14,9 @@ import math
 import sys
 from collections.abc import Iterable
 
-from ..results import ArrayOperation, ArrayTrace, FunctionTime, Projection, Quantity, WorkloadProfile
-from .folding import OWN_LINES
-from .rates import Band, Rates, n_items, operation_class
+from ...results import ArrayOperation, ArrayTrace, FunctionTime, Projection, Quantity, WorkloadProfile
+from ..record.folding import OWN_LINES
+from .gpu import Band, Rates, n_items, operation_class
 
 PYTHON_CLASSES = ("interpreter", "regex", "parsing", "waiting")  # of results.TimeClass: what no GPU takes over
 _PYTHONS_OWN = frozenset({OWN_LINES, "builtins", "generated code", *sys.stdlib_module_names})  # in `own_by_library`

@@ -4,9 +4,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .. import tables
-from ..results import ArrayOperation, Candidate, Licence, WorkloadProfile, format_value
-from .residuals import Residuals
+from ... import tables
+from ...results import ArrayOperation, Candidate, Licence, WorkloadProfile, format_value
+from ..project.residuals import Residuals
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler

@@ -36,12 +36,12 @@ from typing import Any
 
 import numpy as np
 
-from ..results import ArrayOperation, ArrayTrace
-from .costs import Cost, array_bytes, arrays_in, cost, describe, is_array_type
+from ...results import ArrayOperation, ArrayTrace
+from ..project.frameworks import FRAMEWORKS, framework_cost
+from ..project.operations import Cost, array_bytes, arrays_in, cost, describe, is_array_type
+from ..run.runnable import FunctionKey, ProfilingError
 from .folding import Project
-from .framework_costs import FRAMEWORKS, framework_cost
 from .instrumentation import rewritten, twins, with_recorders
-from .runnable import FunctionKey, ProfilingError
 
 MOST_OPERATIONS = 200  # distinct ones of a function; further ones share an entry for each name
 _MOST_ASKED = 50  # calls of frameworks whose cost is asked for, the dearest: each takes a tenth of a second or so
