@@ -300,7 +300,12 @@ TimeClass = Literal["interpreter", "regex", "arrays", "framework", "parsing", "w
 OperationKind = Literal[
     "product", "elementwise", "reduction", "sort", "gather", "fft", "factorisation", "copy", "model", "view", "unknown"
 ]
-Advice = Literal["port it", "keep the data on the GPU", "batch first", "vectorise first", "leave it", "unknown"]
+Advice = Literal[
+    "change the call", "vectorise first", "try the drop-in", "port it", "write a kernel",
+    "keep the data on the GPU", "batch first", "leave it", "unknown",
+]  # fmt: skip
+RouteKind = Literal["algorithm", "drop-in library", "CuPy port", "kernel of your own"]
+RouteStanding = Literal["measured", "projected", "offered", "offered on conditions", "absent", "unknown"]
 
 
 class LineTime(Model):
@@ -430,6 +435,21 @@ class Projection(Model):
         return self.on_gpu.bound_by
 
 
+class Route(Model):
+    """One way to make a function faster; a candidate's routes stand in the order of what they cost, cheapest first."""
+
+    kind: RouteKind
+    name: str = Field(description="'altlas_lib.similarity.pairs_above', 'cuml.accel', 'CuPy'")
+    standing: RouteStanding = Field(description="how it is known: a library 'offers' a call that nobody timed here")
+    gain: Quantity | None = Field(
+        default=None, description="the whole workload, times as fast; None: neither measured nor projected"
+    )
+    same_answer: bool | None = Field(
+        default=None, description="measured routes: the answer agrees with the function's; None: not compared"
+    )
+    why: str = Field(description="what it takes the place of, its conditions, licence and download, in a sentence")
+
+
 class Candidate(Model):
     """A function considered for the proof of concept."""
 
@@ -443,6 +463,7 @@ class Candidate(Model):
     workload_gain: Quantity | None = Field(default=None, description="projected: the whole workload, times as fast (Amdahl)")
     advice: Advice = "unknown"
     reason: str
+    routes: list[Route] = Field(default=[], description="every way out, the cheapest first")
 
 
 class Licence(Model):

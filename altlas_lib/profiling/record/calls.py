@@ -1,0 +1,126 @@
+"""Calls on arrays as the child process describes them: names, shapes, dtypes and parameters, no costs.
+
+The parent prices a `Call` by the table in `project.operations`; `benchmarks.published` makes calls of published timings.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+_DTYPE = re.compile(r"(u?int|b?float|complex)\d+|bool|mixed|object|string|category|str\d*|bytes\d*|(datetime|timedelta)64.*")
+
+
+class Array(NamedTuple):
+    """An array by what decides its cost; its values are not kept."""
+
+    dtype: str  # 'float32'; 'mixed' for a table
+    shape: tuple[int, ...]
+    n_bytes: int | None = None  # where it is not the elements' size times their number, as of a sparse matrix or a table
+    n_stored: int | None = None  # of a sparse matrix its stored values, of a boolean mask the elements that are True
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+    @property
+    def n(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class ModelWork(NamedTuple):
+    """What a framework itself states of one call, from shapes alone."""
+
+    flops: float
+    moved_bytes: float
+    n_kernels: int
+
+
+class Call(BaseModel):
+    """One call: what is equal in all fields costs the same.
+
+    Attributes:
+        name: 'numpy.matmul' (also for `@`), 'ndarray.argsort', 'keras.Model.predict'.
+        args: an `Array` for each array, lists of them for lists, JSON values as they are, None for anything else; a method's
+            array comes first. Of indexing: the array, then the index.
+        is_view: the results lie in the memory of the operands.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    results: tuple[Array, ...] = ()
+    is_view: bool = False
+    model_work: ModelWork | None = None
+
+    @field_validator("args", "kwargs", mode="before")
+    @classmethod
+    def _arrays_from_json(cls, value: Any) -> Any:
+        """["float32", [1760, 1760]] is an array, as it comes out of a file or from another process."""
+        return (
+            {key: _with_arrays(each) for key, each in value.items()}
+            if isinstance(value, dict)
+            else tuple(map(_with_arrays, value))
+        )
+
+    @property
+    def operands(self) -> list[Array]:
+        """The arrays among the arguments and, one level down, in lists and dictionaries."""
+        return list(_arrays_in((*self.args, *self.kwargs.values())))
+
+
+def _with_arrays(value: Any) -> Any:
+    match value:
+        case Array():
+            return value
+        case [str(dtype), [*sizes], *rest] if _DTYPE.fullmatch(dtype) and all(isinstance(size, int) for size in sizes):
+            return Array(dtype, tuple(sizes), *rest)
+        case list() | tuple():
+            return [_with_arrays(each) for each in value]
+        case dict():
+            return {key: _with_arrays(each) for key, each in value.items()}
+    return value
+
+
+def _arrays_in(values: tuple) -> Iterator[Array]:
+    for value in values:
+        if isinstance(value, Array):
+            yield value
+        elif isinstance(value, list | dict):
+            inner = value.values() if isinstance(value, dict) else value
+            yield from (each for each in inner if isinstance(each, Array))
+
+
+class RecordedCall(BaseModel):
+    """A call, how often a function made it in one run, and the seconds of all of them together."""
+
+    call: Call
+    n_calls: int
+    time_s: float
+
+
+class HiddenTransfer(BaseModel):
+    """A place that would copy between GPU and host on each execution, were the arrays on a GPU."""
+
+    line: int
+    what: str  # 'float(x)', 'truth of an array', 'iteration', 'write into a host array'
+    n_times: int
+
+
+class RecordedFunction(BaseModel):
+    """What one of the user's functions asked of arrays in one run."""
+
+    function: str
+    file: str
+    line: int
+    n_calls: int
+    calls: list[RecordedCall]  # most time first
+    n_element_accesses: int = 0
+    input_bytes: float = 0
+    output_bytes: float = 0
+    resident_bytes: float = 0
+    hidden_transfers: list[HiddenTransfer] = []
