@@ -308,6 +308,11 @@ RouteKind = Literal["algorithm", "drop-in library", "CuPy port", "kernel of your
 RouteStanding = Literal["measured", "projected", "offered", "offered on conditions", "absent", "unknown"]
 
 
+# Of the processors. A program that wants them all takes 1 / (1 - 0.2) = 1.25 times as long, less than a projection's own error.
+LARGEST_OTHER_LOAD = 0.2
+Origin = Literal["the calling thread", "another thread", "another process"]
+
+
 class LineTime(Model):
     """A line of one of the hottest functions, under line_profiler."""
 
@@ -320,8 +325,9 @@ class LineTime(Model):
 class FunctionTime(Model):
     """Where a workload's time went, for one of the user's functions; library code is charged to the function that called it.
 
-    Times are of one run under cProfile, which makes every call dearer: compare them with each other, not with the total. It
-    sees the calling thread only: of a function that ran in another one, or in a process attached to, they are None.
+    Times are of one run under cProfile, which makes every call more expensive: compare them with each other, not with the
+    total. It sees the calling thread only: of a function that ran elsewhere, as `ran_in` says, they are None, and the samples
+    tell its share.
     """
 
     name: str = Field(description="qualified name")
@@ -340,7 +346,8 @@ class FunctionTime(Model):
     own_by_class: dict[TimeClass, float] = Field(
         default={}, description="share of its own stacks, by what the innermost native frame does; empty: not known"
     )
-    lines: list[LineTime] = Field(default=[], description="of the hottest functions: their lines, dearest first")
+    lines: list[LineTime] = Field(default=[], description="of the hottest functions: their lines, most expensive first")
+    ran_in: Origin = Field(default="the calling thread", description="where most of its samples were taken")
 
 
 class ArrayOperation(Model):
@@ -392,10 +399,38 @@ class Overhead(Model):
     )
 
 
+class Alternative(Model):
+    """Another function on the same input, measured in turns with the target, each with the thread count that suits it."""
+
+    name: str
+    time: Quantity = Field(description="seconds of one warm run, as on a machine with nothing else to do (`quiet_s`)")
+    gain: Quantity = Field(
+        description="times as fast as the target, by medians; low and high: the slowest run of one, the fastest of the other"
+    )
+    same_answer: bool | None = Field(description="None: the answers cannot be compared")
+    largest_difference: float | None = Field(
+        default=None, description="of two numbers that should be equal, absolute; None: no numbers, or not of the same shape"
+    )
+
+
 class WorkloadProfile(Model):
     workload: str
     target: str = Field(description="what ran: module:function, a script with its arguments, a process")
     total: Quantity | None = Field(description="one run without any profiler, the best thread count; None: attached to")
+    cpu: Quantity | None = Field(
+        default=None,
+        description="processor seconds of those runs: of all threads, and of the processes that the target started",
+    )
+    waiting: Quantity | None = Field(
+        default=None,
+        description="seconds of those runs in which the calling thread had nothing to do: it slept, or waited for a file, a "
+        "lock, other threads; not the time for which others had its processor. None: this system does not tell",
+    )
+    other_load: float | None = Field(
+        default=None, ge=0, le=1, description="share of the processors that other programs took while it was measured"
+    )
+    is_parallel: bool = Field(default=False, description="other threads or processes than the calling one did a tenth or more")
+    n_runs: int = Field(default=0, ge=0, description="runs of the target in all, the first one and those under each tool")
     seconds_by_n_threads: dict[int, float] = Field(default={}, description="BLAS threads -> fastest run: the baseline's sweep")
     functions: list[FunctionTime] = Field(description="greatest share first")
     tools: list[Overhead] = []
@@ -403,7 +438,25 @@ class WorkloadProfile(Model):
     stacks: dict[str, int] = Field(default={}, description="'outer;inner' -> samples, the most frequent: the flame graph")
     traces: list[ArrayTrace] = []
     peak_memory: Quantity | None = Field(default=None, description="of the process, beyond what it held before the first run")
+    alternatives: list[Alternative] = []
     notes: list[str] = Field(default=[], description="what a tool could not do, and why")
+
+    @property
+    def quiet_s(self) -> float | None:
+        """Seconds of one run by which a gain is judged: what it would take if nobody else wanted a processor.
+
+        At most the processor time and what the target waited of its own accord: a busy machine adds to neither. This helps a
+        target of one thread. One of several threads waits for the slowest of them: `is_too_busy` says when that is no measure.
+        """
+        if self.total is None or self.cpu is None or self.waiting is None:
+            return self.total and self.total.low
+        return min(self.total.low, self.cpu.low + self.waiting.low)
+
+    @property
+    def is_too_busy(self) -> bool:
+        """Whether other programs took so much of the machine that no gain can be priced: profile again when it is quiet."""
+        cannot_tell = self.is_parallel or self.waiting is None
+        return cannot_tell and self.other_load is not None and self.other_load > LARGEST_OTHER_LOAD
 
     def cprofile_share(self, function: FunctionTime) -> float | None:
         """A function's own time over that of all functions, under cProfile; None where it was not seen there."""
