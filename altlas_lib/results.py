@@ -421,10 +421,10 @@ class WorkloadProfile(Model):
         default=None,
         description="processor seconds of those runs: of all threads, and of the processes that the target started",
     )
-    waiting: Quantity | None = Field(
+    quiet: Quantity | None = Field(
         default=None,
-        description="seconds of those runs in which the calling thread had nothing to do: it slept, or waited for a file, a "
-        "lock, other threads; not the time for which others had its processor. None: this system does not tell",
+        description="seconds of those runs as they would be if nobody else wanted a processor: at most the processor time and "
+        "what the calling thread waited of its own accord, for time, files, locks, other threads. None: not known here",
     )
     other_load: float | None = Field(
         default=None, ge=0, le=1, description="share of the processors that other programs took while it was measured"
@@ -443,20 +443,16 @@ class WorkloadProfile(Model):
 
     @property
     def quiet_s(self) -> float | None:
-        """Seconds of one run by which a gain is judged: what it would take if nobody else wanted a processor.
+        """Seconds of the fastest run by which a gain is judged: a busy machine cannot inflate them for a target of one thread.
 
-        At most the processor time and what the target waited of its own accord: a busy machine adds to neither. This helps a
-        target of one thread. One of several threads waits for the slowest of them: `is_too_busy` says when that is no measure.
+        One of several threads waits for the slowest of them, and `is_too_busy` says when that is no measure.
         """
-        if self.total is None or self.cpu is None or self.waiting is None:
-            return self.total and self.total.low
-        return min(self.total.low, self.cpu.low + self.waiting.low)
+        return (self.quiet or self.total).low if self.total else None
 
     @property
     def is_too_busy(self) -> bool:
         """Whether other programs took so much of the machine that no gain can be priced: profile again when it is quiet."""
-        cannot_tell = self.is_parallel or self.waiting is None
-        return cannot_tell and self.other_load is not None and self.other_load > LARGEST_OTHER_LOAD
+        return (self.other_load or 0) > LARGEST_OTHER_LOAD and (self.is_parallel or self.quiet is None)
 
     def cprofile_share(self, function: FunctionTime) -> float | None:
         """A function's own time over that of all functions, under cProfile; None where it was not seen there."""

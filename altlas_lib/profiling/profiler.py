@@ -182,7 +182,9 @@ class _Session:
         with self._noting(f"alternative {name!r}"):
             for result in self._answers("race", n_repeats=n_repeats, target=self._worker.target, alternative=alternative):
                 comparison = result.comparison or comparison
-        now_s, then_s = ([run.quiet_s for run in self._best(tool, before)] for tool in ("comparison", "alternative"))
+        now_s, then_s = (
+            [run.quiet_s or run.wall_s for run in self._best(tool, before)] for tool in ("comparison", "alternative")
+        )
         if comparison and now_s and then_s:
             gains = min(now_s) / max(then_s), statistics.median(now_s) / statistics.median(then_s), max(now_s) / min(then_s)
             gain = Quantity.measured(gains, "x", self._cpu).model_copy(update={"n_runs": len(then_s)})
@@ -230,7 +232,7 @@ class _Session:
             "line_profiler": "lines of the hottest functions",
             "array trace": "operations on arrays",
         }
-        used = {tool: [run.wall_s for run in self._under(tool)] for tool in gave}
+        used = {tool: [run.wall_s for run in self._under(tool)] for tool in gave if tool != "py-spy" or self._samples}
         return [_overhead(tool, gave[tool], seconds, plain_s) for tool, seconds in used.items() if seconds]
 
     def profile(self, target: str, workload: str) -> WorkloadProfile:
@@ -249,7 +251,7 @@ class _Session:
             target=target,
             total=self._measured([run.wall_s for run in baseline]),
             cpu=self._measured([run.cpu_s for run in baseline]),
-            waiting=self._measured([run.waiting_s for run in baseline]),
+            quiet=self._measured([run.quiet_s for run in baseline]),
             other_load=self._load.share,
             is_parallel=any(run.is_parallel for run in plain or baseline),
             n_runs=sum(not run.tool.startswith("alternative") for run in self._runs),

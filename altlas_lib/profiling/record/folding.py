@@ -6,11 +6,14 @@ time of each caller's calls. For library code that neither recurses nor calls ba
 it is gprof's assumption (Graham, Kessler, McKusick 1982) that such calls cost every caller alike. No time is lost either way.
 """
 
+import gc
 import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import NamedTuple, Self
 
 from pydantic import BaseModel
@@ -49,13 +52,22 @@ class CallGraph(BaseModel):
 
     @classmethod
     def of(cls, entries: Iterable) -> Self:
-        """From `cProfile.Profile.getstats()`. (`pstats` would drop all but one of the functions with equal keys.)"""
+        """From `cProfile.Profile.getstats()`. (`pstats` would drop all but one of the functions with equal keys.)
+
+        A function that Numba has compiled is Numba's: only some Pythons show it, and py-spy sees its caller.
+        """
+        numba = sys.modules.get("numba.core.dispatcher")
+        dispatchers = [each for each in gc.get_objects() if type(each).__module__ == numba.__name__] if numba else []
+        compiled = {each.py_func.__code__ for each in dispatchers if hasattr(each, "py_func")}
+
+        def key(code: CodeType | str) -> FunctionKey:
+            return FunctionKey.of(f"<built-in method numba.{code.co_name}>" if code in compiled else code)
+
         functions, calls = defaultdict(Time), defaultdict(Time)
         for entry in entries:
-            caller = FunctionKey.of(entry.code)
-            functions[caller] += Time(entry.callcount, entry.inlinetime, entry.totaltime)
+            functions[key(entry.code)] += Time(entry.callcount, entry.inlinetime, entry.totaltime)
             for call in entry.calls or ():
-                calls[caller, FunctionKey.of(call.code)] += Time(call.callcount, call.inlinetime, call.totaltime)
+                calls[key(entry.code), key(call.code)] += Time(call.callcount, call.inlinetime, call.totaltime)
         return cls(functions=list(functions.items()), calls=[(*pair, time) for pair, time in calls.items()])
 
 

@@ -23,7 +23,7 @@ _SHARE_OF_THE_LIMIT = 1 / 2  # for this tool; the others need the rest
 _SHARE_OF_REPEATS = 1 / 3  # after which no repeat begins
 _SWEPT = 1 / 10  # of the limit: a longer run is not tried with another thread count
 _SHORT_S, _MOST_RUNS = 1.0, 10  # a target that takes milliseconds is repeated, up to a second
-_PARALLEL = 0.1  # share of the processor time that others than the calling thread spend in a parallel target
+_PARALLEL = 0.1  # processor time of others than the calling thread over the time of a run, of a parallel target
 
 
 class Run(BaseModel):
@@ -50,18 +50,16 @@ class Run(BaseModel):
     recording: CallGraph | None = None
 
     @property
-    def waiting_s(self) -> float | None:
-        """For which the calling thread had nothing to do: it slept, or waited for a file, a lock, other threads."""
-        return None if self.delayed_s is None else max(self.wall_s - self.calling_s - self.delayed_s, 0.0)
-
-    @property
-    def quiet_s(self) -> float:
-        """What the run would take if nobody else wanted a processor: `WorkloadProfile.quiet_s`, of one run."""
-        return self.wall_s if self.waiting_s is None else min(self.wall_s, self.cpu_s + self.waiting_s)
+    def quiet_s(self) -> float | None:
+        """What the run would take if nobody else wanted a processor: see `WorkloadProfile.quiet`."""
+        if self.delayed_s is None:
+            return None
+        waiting_s = max(self.wall_s - self.calling_s - self.delayed_s, 0.0)
+        return min(self.wall_s, self.cpu_s + waiting_s)
 
     @property
     def is_parallel(self) -> bool:
-        return self.cpu_s - self.calling_s > _PARALLEL * self.cpu_s
+        return self.cpu_s - self.calling_s > _PARALLEL * (self.quiet_s or self.wall_s)
 
 
 def timed_run(

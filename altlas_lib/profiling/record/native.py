@@ -3,7 +3,8 @@
 From the leaf outwards, the first frame that says something decides. The C library and CPython's own object code say nothing:
 they allocate, copy and count references for whoever called them. So a dict that the JSON scanner fills is parsing, and one that
 the user's line fills, without a native frame that says more, is the interpreter. A wait is remembered on the way: it is
-waiting, unless an array library or a framework waits for its own threads.
+waiting, unless an array library or a framework waits for its own threads. Code without a file was compiled at run time: it is a
+kernel of the library that called it, natively or from Python, else what a compiler of array code (Numba) made of a function.
 """
 
 import contextlib
@@ -39,7 +40,9 @@ def _packages(names: str) -> str:
     return rf"/(?:{'|'.join(names.split())})(?:\.libs)?[/.]"
 
 
-_COMPILED = re.compile(r"\.(?:so|dylib|pyd)[.\d]*$|\.(?:c|cc|cpp|cxx|h|hpp|cu|rs|pyx|pxd|pxi|f|f90|s|S)$|^\[?vdso")
+_COMPILED = re.compile(
+    r"\.(?:so|dylib|pyd)[.\d]*$|\.(?:c|cc|cpp|cxx|h|hh|hpp|hxx|tcc|inl|ipp|cu|cuh|rs|pyx|pxd|pxi|f|f90|s|S)$|^\[?vdso"
+)
 _CPYTHON = re.compile(
     r"/libpython3[\d.]*t?\.(?:so|dylib)|/python3?[\d.]*t?$|/(?:Modules|Objects|Python|Include|Parser)/[\w./]+\.[ch]$"
 )
@@ -130,21 +133,29 @@ def is_native(file: str) -> bool:
     return not file or bool(_COMPILED.search(file) or _CPYTHON.search(file))
 
 
-def time_class(frames: Iterable[NativeFrame]) -> TimeClass:
+def time_class(frames: Iterable[NativeFrame], python_file: str = "") -> TimeClass:
     """Of the native frames within the innermost Python frame, leaf first; without any it is the interpreter."""
-    waits = is_unknown = False
+    waits = is_unknown = is_compiled_at_run_time = False
     for frame in frames:
         if _SYSTEM.search(frame.file):
             waits = waits or bool(_WAIT.match(frame.function))
-        elif found := next((rule.time_class for rule in _RULES if rule.holds(frame)), None):
+        elif found := _class_of(frame):
             return "waiting" if waits and found not in ("arrays", "framework") else found
-        elif not _CPYTHON.search(frame.file):
+        elif _CPYTHON.search(frame.file):
+            waits = waits or bool(_LOCKS_AND_LOOPS.search(frame.function))
+        elif frame.file:
             is_unknown = True
         else:
-            waits = waits or bool(_LOCKS_AND_LOOPS.search(frame.function))
+            is_compiled_at_run_time = True
     if waits:
         return "waiting"
+    if is_compiled_at_run_time and not is_unknown:
+        return _class_of(NativeFrame("", python_file)) or "arrays"
     return "other native" if is_unknown else "interpreter"
+
+
+def _class_of(frame: NativeFrame) -> TimeClass | None:
+    return next((rule.time_class for rule in _RULES if rule.holds(frame)), None)
 
 
 def waits_for_threads(frames: Sequence[NativeFrame]) -> bool:

@@ -46,43 +46,42 @@ class FellBehind(Exception):
 
 
 class PySpy:
-    """`py-spy record` at work on a process, which may end meanwhile."""
+    """`py-spy record`, to be attached to a process, which may end meanwhile."""
 
-    def __init__(self, pid: int, rate_hz: int, native: bool):
+    def __init__(self, rate_hz: int, native: bool):
         program = shutil.which("py-spy", path=sysconfig.get_path("scripts")) or shutil.which("py-spy")
         if program is None:
             raise ProfilingError("it is not installed; pip install py-spy")
         # Idle stacks too: waiting is part of the time, and a thread that waits for BLAS's own threads passes for idle.
-        options = ["--format", "speedscope", "--full-filenames", "--function", "--idle", "--subprocesses"] + [
-            "--native"
-        ] * native
-        self._command = [program, "record", *options, "--rate", str(rate_hz), "--pid", str(pid), "--output"]
+        options = ["--format", "speedscope", "--full-filenames", "--function", "--idle", "--subprocesses"]
+        self._command = [program, "record", *options, *(["--native"] if native else []), "--rate", str(rate_hz)]
+        self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> "PySpy":
         self._folder = tempfile.TemporaryDirectory(prefix="altlas-")
         self._recording, self._messages = (Path(self._folder.name, name) for name in ("recording.json", "messages.txt"))
+        return self
+
+    def attach(self, pid: int) -> None:
+        """Begin to sample a process, and those that it starts."""
         with open(self._messages, "wb") as messages:
             self._process = subprocess.Popen(
-                [*self._command, str(self._recording)],
+                [*self._command, "--pid", str(pid), "--output", str(self._recording)],
                 stdin=subprocess.DEVNULL,
                 stdout=messages,
                 stderr=messages,
                 start_new_session=True,  # Ctrl-C reaches this process only, which ends it
             )
         stop = time.monotonic() + _TO_ATTACH_S
-        try:
-            while "Sampling process" not in self._said():
-                if self._process.poll() is not None or time.monotonic() > stop:
-                    raise ProfilingError(self._error())
-                time.sleep(0.01)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+        while "Sampling process" not in self._said():
+            if self._process.poll() is not None or time.monotonic() > stop:
+                raise ProfilingError(self._error())
+            time.sleep(0.01)
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        if self._process:
+            self._process.kill()
+            self._process.wait()
         self._folder.cleanup()
 
     def check(self) -> None:

@@ -10,6 +10,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from ...results import Origin, TimeClass
 from ..run.runnable import FunctionKey, ProfilingError
 from .folding import OWN_LINES, Project
@@ -132,21 +134,17 @@ def sample(repeat: Repeat, *, rate_hz: int, for_s: float, below_call: bool = Tru
 
     def record(at_hz: int, native: bool, is_slow: bool) -> Samples:
         notes, stop = [], time.monotonic() + _LONGEST * for_s
-        running = repeat(for_s, is_slow)
-        try:
+        py_spy = PySpy(at_hz, native)
+        with _to_the_end(repeat(for_s, is_slow)) as running, py_spy:
             pid = next(filter(None, running))
-            with PySpy(pid, at_hz, native) as py_spy:
-                with _noting("not finished", notes):
-                    for _ in running:
-                        if native and not is_slow:
-                            py_spy.check()
-                        elif native and time.monotonic() > stop:
-                            break
-                stacks = _stacks(py_spy.recording(), pid, native, below_call)
-        finally:
-            with _noting("", []):
-                for _ in running:  # it goes on without a sampler, to its end
-                    pass
+            py_spy.attach(pid)
+            with _noting("not finished", notes):
+                for _ in running:
+                    if native and not is_slow:
+                        py_spy.check()
+                    elif native and time.monotonic() > stop:
+                        break
+            stacks = _stacks(py_spy.recording(), pid, native, below_call)
         if not any(stack.origin == "the calling thread" for stack in stacks):
             raise ProfilingError(notes[0] if notes else f"it saw nothing of the target at {at_hz} Hz; raise sampling_s")
         return Samples(stacks, notes)
@@ -181,11 +179,24 @@ def sample_process(pid: int, *, rate_hz: int, for_s: float) -> Samples:
     def let_run(for_s: float, is_slow: bool) -> Iterator[int | None]:
         yield pid
         stop = time.monotonic() + for_s
-        while time.monotonic() < stop and Path(f"/proc/{pid}").exists():
+        while time.monotonic() < stop and psutil.pid_exists(pid):
             time.sleep(0.02)
             yield None
 
     return sample(let_run, rate_hz=rate_hz, for_s=for_s, below_call=False)
+
+
+@contextlib.contextmanager
+def _to_the_end(running: Iterator[int | None]) -> Iterator[Iterator[int | None]]:
+    """What the sampler leaves of a job goes on without it."""
+    try:
+        yield running
+    except (FellBehind, ProfilingError):
+        with _noting("", []):
+            list(running)
+        raise
+    with _noting("", []):
+        list(running)
 
 
 @contextlib.contextmanager
@@ -224,7 +235,7 @@ def _stacks(recording: dict, pid: int, native: bool, below_call: bool) -> Counte
             indices = [i for i in indices[0 if depth is None else depth + 1 :] if not is_process[i]]
             functions = tuple(frames[i] for i in indices if not is_native_frame[i])
             innermost = [native_frames[i] for i in takewhile(is_native_frame.__getitem__, reversed(indices))]
-            kind = time_class(innermost) if native else None
+            kind = time_class(innermost, functions[-1].file if functions else "") if native else None
             in_python = _waits_in_python(functions)
             if kind == "interpreter" and in_python:
                 kind = "waiting"
