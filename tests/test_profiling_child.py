@@ -27,6 +27,10 @@ BURN = """
         stop = time.process_time() + seconds
         while time.process_time() < stop:
             pass
+
+    def is_line_profiled():
+        monitoring = getattr(sys, "monitoring", None)
+        return sys.gettrace() or (monitoring and monitoring.get_tool(monitoring.PROFILER_ID) == "line_profiler")
 """
 
 
@@ -60,8 +64,8 @@ def test_one_process_imports_and_sets_up_once_for_all_tools(write, py_spy_permit
 @pytest.mark.parametrize(
     ("tool", "when", "ending", "said"),
     [
-        ("line_profiler gave no lines", "sys.gettrace()", "os.abort()", "by SIGABRT"),
-        ("line_profiler gave no lines", "sys.gettrace()", "os._exit(3)", "with status 3"),
+        ("line_profiler gave no lines", "is_line_profiled()", "os.abort()", "by SIGABRT"),
+        ("line_profiler gave no lines", "is_line_profiled()", "os._exit(3)", "with status 3"),
         ("no trace of arrays", "is_traced()", "os.kill(os.getpid(), 11)", "by SIGSEGV (a segmentation fault)"),
         ("no trace of arrays", "is_traced()", "os.execv('/bin/sleep', ['sleep', '600'])", "starting another program in it"),
     ],
@@ -96,7 +100,7 @@ def test_a_tool_that_overruns_leaves_the_others_their_turn(write, py_spy_permitt
         BURN
         + """
     def main():
-        while sys.gettrace():
+        while is_line_profiled():
             pass
         burn()
     """

@@ -423,7 +423,7 @@ def test_alternatives_are_measured_beside_the_target_and_their_answers_compared(
 
 def test_an_alternative_that_never_ends_takes_no_more_than_half_of_the_time_that_is_left(write, folder):
     user = write(ALTERNATIVES)
-    options = {**QUICK, "time_limit_s": 8, "alternatives": [f"{user}:hangs", f"{user}:fast"]}
+    options = {**QUICK, "time_limit_s": 16, "alternatives": [f"{user}:hangs", f"{user}:fast"]}
     profile = profiling.profile(f"{user}:slow", setup=f"{user}:load", **options)
     assert [each.name for each in profile.alternatives] == [f"{user}:fast"]
     assert any(note.startswith(f"alternative '{user}:hangs'") for note in profile.notes)

@@ -406,7 +406,8 @@ def test_a_compiled_function_is_its_callers_under_every_tool(write, py_spy_permi
     assert set(functions) == {"main", "loop", "other"}
     assert functions["loop"].sampled_own_share > 0.5
     assert profile.cprofile_share(functions["loop"]) > 0.5
-    assert functions["loop"].own_by_library["numba"] > 0.8 or sys.version_info >= (3, 12)  # which does not show it
+    if sys.version_info < (3, 12):  # later ones do not show it
+        assert functions["loop"].own_by_library["numba"] > 0.8
     if functions["loop"].own_by_class:
         assert functions["loop"].own_by_class["arrays"] > 0.9
     assert not notes(profile)
