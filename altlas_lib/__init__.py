@@ -11,12 +11,12 @@ import importlib
 
 __version__ = "0.1.0"
 
-ROOMS = (
+PACKAGES = (
     "data",
     "devices",
     "environment",
+    "figures",
     "paths",
-    "plots",
     "profiling",
     "report",
     "results",
@@ -26,10 +26,10 @@ ROOMS = (
     "workloads",
 )
 
-__all__ = list(ROOMS)
+__all__ = list(PACKAGES)
 
 
 def __getattr__(name: str):
-    if name in ROOMS:
+    if name in PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its rooms are {', '.join(ROOMS)}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its packages are {', '.join(PACKAGES)}")

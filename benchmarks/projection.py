@@ -22,8 +22,8 @@ from pydantic import Field
 from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 
+from altlas_lib.figures import COLOURS
 from altlas_lib.paths import write_atomically
-from altlas_lib.plots import COLOURS
 from altlas_lib.profiling.project.gpu import Rates
 from altlas_lib.profiling.project.projection import middle, operation_seconds, total
 from altlas_lib.profiling.record.folding import Project

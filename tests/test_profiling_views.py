@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altlas_lib import devices, plots, profiling
+from altlas_lib import devices, figures, profiling
+from altlas_lib.profiling.show import plots
 from altlas_lib.profiling.show.flamegraph import frames_of
 from altlas_lib.results import (
     ArrayOperation,
@@ -174,19 +175,19 @@ def test_the_finding_names_functions_advice_and_that_nothing_ran_on_the_gpu():
 def test_figures_state_their_message():
     profile, gpu = made_up_profile(), devices.find_gpu("T4")
     attached = profile.model_copy(update={"total": None, "traces": []})
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert "80% of 260 ms" in plots.function_shares(ax, profile).get_title("left")
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert plots.function_shares(ax, attached).get_title("left") == "scores: 80% is spent in scores"
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert plots.time_classes(ax, [profile]).get_title("left") == "Most of the time goes into arrays: 60%"
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert "200 operations per byte, 2.0 GFLOP/s" in plots.candidate_roofline(ax, [profile], gpu).get_title("left")
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert "No array operations" in plots.candidate_roofline(ax, [attached], gpu).get_title("left")
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert "3x to 9x as fast on T4, projected" in plots.projected_gains(ax, [made_up_candidate()], gpu).get_title("left")
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         drawn = plots.projected_gains(ax, [made_up_candidate("leave it", gain=(0.5, 2))], gpu)
         assert drawn.get_title("left") == "No candidate is sure to gain on T4"
 
