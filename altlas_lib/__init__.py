@@ -1,6 +1,6 @@
 """Decide, prove and pay for GPU acceleration of Python code.
 
-One room per chapter of the workbook; a room is loaded when it is first used, so that `import altlas_lib` needs neither
+One package per chapter of the workbook; a package is loaded when it is first used, so that `import altlas_lib` needs neither
 TensorFlow nor CuPy and takes no time:
 
     from altlas_lib import similarity
