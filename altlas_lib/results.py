@@ -284,6 +284,15 @@ class Ceilings(Model):
     device_to_host_pinned: Quantity | None = None
 
 
+class Licence(Model):
+    """An installed tool's declared licence; bundled parts need review."""
+
+    package: str
+    version: str
+    declared: str
+    flag: Literal["copyleft", "proprietary", "not declared"] | None = None
+
+
 class EnvironmentResult(ChapterResult):
     chapter: ClassVar[str] = "environment"
     number: ClassVar[str] = "00"
@@ -292,6 +301,7 @@ class EnvironmentResult(ChapterResult):
     findings: list[Finding]
     ceilings: Ceilings
     target_gpu: GpuSpec
+    licences: list[Licence] = []
 
 
 # Chapter 10 ----------------------------------------------------------------------------------------------------------
@@ -466,15 +476,6 @@ class Candidate(Model):
     routes: list[Route] = Field(default=[], description="every way out, the cheapest first")
 
 
-class Licence(Model):
-    """An installed tool's declared licence; bundled parts need review."""
-
-    package: str
-    version: str
-    declared: str
-    flag: Literal["copyleft", "proprietary", "not declared"] | None = None
-
-
 class HotspotsResult(ChapterResult):
     chapter: ClassVar[str] = "hotspots"
     number: ClassVar[str] = "10"
@@ -483,7 +484,6 @@ class HotspotsResult(ChapterResult):
     target_gpu: str | None = Field(default=None, description="the GPU that is projected onto")
     workloads: list[WorkloadProfile]
     candidates: list[Candidate]
-    licences: list[Licence] = []
 
     @property
     def to_port(self) -> list[Candidate]:

@@ -1,10 +1,8 @@
-"""What a profile looks like: flame graph, tables, figures, licences."""
+"""What a profile looks like: flame graph, tables, figures."""
 
 import html
 import itertools
 import re
-from email.message import Message
-from importlib import metadata
 
 import pytest
 from hypothesis import given
@@ -197,35 +195,3 @@ def test_what_is_handed_to_the_next_chapter_is_what_a_gpu_gains_from():
     candidates = [made_up_candidate(advice) for advice in advices]
     result = HotspotsResult(provenance=Provenance.now({}), finding="x", workloads=[], candidates=candidates)
     assert [each.advice for each in result.to_port] == ["port it", "batch first", "keep the data on the GPU"]
-
-
-# Licences ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("headers", "declared", "flag"),
-    [
-        ({"License-Expression": "BSD-3-Clause"}, "BSD-3-Clause", None),
-        ({"License-Expression": "MPL-2.0 AND MIT"}, "MPL-2.0 AND MIT", "copyleft"),
-        ({"Classifier": "License :: OSI Approved :: MIT License"}, "MIT License", None),
-        ({"Classifier": "License :: OSI Approved", "License": "LGPLv3\nlong text"}, "LGPLv3", "copyleft"),
-        ({"Classifier": "License :: Other/Proprietary License"}, "Other/Proprietary License", "proprietary"),
-        ({"License": "GNU General Public License"}, "GNU General Public License", "copyleft"),
-        ({"Classifier": "Programming Language :: Python"}, "not declared", "not declared"),
-    ],
-)
-def test_declared_licences_are_read_and_flagged(monkeypatch, headers, declared, flag):
-    about = Message()
-    for name, value in {"Version": "1.0", **headers}.items():
-        about[name] = value
-    monkeypatch.setattr(metadata, "metadata", lambda package: about)
-    (licence,) = profiling.licences(["some-package"])
-    assert (licence.declared, licence.flag) == (declared, flag)
-
-
-def test_the_projects_own_tools_are_listed_and_what_is_not_installed_is_left_out():
-    found = {licence.package: licence for licence in profiling.licences()}
-    assert found["numpy"].declared.startswith("BSD")
-    assert found["tqdm"].flag == "copyleft"
-    assert "bundled parts need review" in profiling.licence_table(list(found.values())).to_html()
-    assert profiling.licences(["no-such-package"]) == []

@@ -2,11 +2,12 @@
 
 import shutil
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .. import tables
 from ..devices import GpuSpec
-from ..results import Ceilings, Finding, format_value
+from ..results import Ceilings, Finding, Licence, format_value
 from .checks import is_ready
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ def ceilings_table(ceilings: Ceilings) -> "Styler":
         median, slowest, fastest = (format_value(value, rate.unit) for value in (rate.value, rate.low, rate.high))
         rows.append((rate.device, name, median, slowest, fastest, f"{rate.basis}, {rate.n_runs} runs"))
     return tables.show(rows, ["device", "ceiling", "median", "slowest run", "fastest run", "basis"])
+
+
+def licence_table(found: Sequence[Licence]) -> "Styler":
+    """Declared licences; what needs a look before a closed-source product ships is flagged."""
+    columns = ["package", "version", "declared licence; bundled parts need review", "look at"]
+    return tables.show([(each.package, each.version, each.declared, each.flag) for each in found], columns)
 
 
 def summarize(findings: list[Finding], ceilings: Ceilings, target_gpu: GpuSpec) -> str:

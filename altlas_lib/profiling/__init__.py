@@ -17,8 +17,6 @@ _MODULE_OF = {
     "flame_graph": ".show.flamegraph",
     "function_table": ".show.tables",
     "learned_with": ".project.residuals",
-    "licence_table": ".show.tables",
-    "licences": "..environment.licensing",
     "line_table": ".show.tables",
     "operation_table": ".show.tables",
     "profile": ".profiler",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ... import tables
-from ...results import ArrayOperation, Candidate, Licence, WorkloadProfile, format_value
+from ...results import ArrayOperation, Candidate, WorkloadProfile, format_value
 from ..project.residuals import Residuals
 
 if TYPE_CHECKING:
@@ -146,12 +146,6 @@ def residual_table(residuals: Residuals) -> "Styler":
     columns = ["GPU", "texts", "measured", "had been projected", "measured / middle of the projection"]
     rows = [(r.gpu, f"{r.n_texts:,}", str(r.measured), str(r.projected), f"{r.ratio:.2f}") for r in residuals.residuals]
     return tables.show(rows, columns)
-
-
-def licence_table(found: Sequence[Licence]) -> "Styler":
-    """Declared licences; what needs a look before a closed-source product ships is flagged."""
-    columns = ["package", "version", "declared licence; bundled parts need review", "look at"]
-    return tables.show([(each.package, each.version, each.declared, each.flag) for each in found], columns)
 
 
 def finding(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]) -> str:
