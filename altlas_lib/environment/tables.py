@@ -53,11 +53,11 @@ def findings_table(findings: list[Finding]) -> "Styler":
     """The findings for a notebook: status with its symbol, check, what was found, and the fix."""
     rows = [(f"{_SYMBOLS[f.status]} {f.status}", f.check, f.found, f.fix or "") for f in findings]
     colours = [_COLOURS[f.status] for f in findings]
-    table = tables.show(rows, ["status", "check", "found", "fix"]).apply(lambda _: colours, subset=["status"])
+    table = tables.show(rows, ["status", "check", "found", "fix"]).styler().apply(lambda _: colours, subset=["status"])
     return table.set_properties(subset=["status", "check"], **{"white-space": "nowrap"})
 
 
-def ceilings_table(ceilings: Ceilings) -> "Styler":
+def ceilings_table(ceilings: Ceilings) -> tables.Table:
     """The rates for a notebook: device, median, slowest and fastest run, and basis; what was not measured says so."""
     rows = []
     for field, name in _CEILING_NAMES.items():
@@ -70,7 +70,7 @@ def ceilings_table(ceilings: Ceilings) -> "Styler":
     return tables.show(rows, ["device", "ceiling", "median", "slowest run", "fastest run", "basis"])
 
 
-def licence_table(found: Sequence[Licence]) -> "Styler":
+def licence_table(found: Sequence[Licence]) -> tables.Table:
     """Declared licences; what needs a look before a closed-source product ships is flagged."""
     columns = ["package", "version", "declared licence; bundled parts need review", "look at"]
     return tables.show([(each.package, each.version, each.declared, each.flag) for each in found], columns)

@@ -2,17 +2,13 @@
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ... import tables
 from ...results import ArrayOperation, Candidate, WorkloadProfile, format_value
 from ..project.residuals import Residuals
 
-if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler
 
-
-def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> "Styler":
+def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> tables.Table:
     """The `n_rows` first functions: ms of one run under cProfile, percent of the workload's time."""
     rows = [
         {
@@ -42,7 +38,7 @@ def _largest(shares: dict[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.05)
 
 
-def line_table(profile: WorkloadProfile, *, n_rows: int = 8) -> "Styler":
+def line_table(profile: WorkloadProfile, *, n_rows: int = 8) -> tables.Table:
     """The dearest lines of the hottest functions, under line_profiler."""
     lines = [
         (profile.share(function) * line.share, function, line) for function in profile.functions for line in function.lines
@@ -61,7 +57,7 @@ def line_table(profile: WorkloadProfile, *, n_rows: int = 8) -> "Styler":
     return tables.show(rows, formats={"hits": "{:,}", "of the function (%)": "{:.0f}"})
 
 
-def operation_table(profile: WorkloadProfile, *, n_rows: int = 10) -> "Styler":
+def operation_table(profile: WorkloadProfile, *, n_rows: int = 10) -> tables.Table:
     """The operations on arrays that took most time: what they computed on, and the rates that they reached on this CPU."""
     seen = [(trace.function, operation) for trace in profile.traces for operation in trace.operations]
     seen.sort(key=lambda item: -item[1].time_s)
@@ -84,7 +80,7 @@ def _operation_row(operation: ArrayOperation) -> dict:
     }
 
 
-def tool_table(profiles: Sequence[WorkloadProfile]) -> "Styler":
+def tool_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
     """Which tool gave which figures, and how many times as long the workload took under it."""
     rows = [
         {
@@ -99,7 +95,7 @@ def tool_table(profiles: Sequence[WorkloadProfile]) -> "Styler":
     return tables.show(rows, missing="not comparable")
 
 
-def baseline_table(profiles: Sequence[WorkloadProfile]) -> "Styler":
+def baseline_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
     """One run of each workload without a profiler, with the number of BLAS threads that suits it best."""
     rows = [
         {
@@ -118,7 +114,7 @@ def baseline_table(profiles: Sequence[WorkloadProfile]) -> "Styler":
     return tables.show(rows, missing="not measured")
 
 
-def candidate_table(candidates: Sequence[Candidate]) -> "Styler":
+def candidate_table(candidates: Sequence[Candidate]) -> tables.Table:
     """The candidates, best first: share of the time, projected gains, and the advice with its reason."""
     rows = [
         {
@@ -141,7 +137,7 @@ def _bound(candidate: Candidate) -> str:
     return "unbounded" if candidate.largest_gain is None else f"{candidate.largest_gain:.2f}x"
 
 
-def residual_table(residuals: Residuals) -> "Styler":
+def residual_table(residuals: Residuals) -> tables.Table:
     """What GPUs took, beside what had been projected for them."""
     columns = ["GPU", "texts", "measured", "had been projected", "measured / middle of the projection"]
     rows = [(r.gpu, f"{r.n_texts:,}", str(r.measured), str(r.projected), f"{r.ratio:.2f}") for r in residuals.residuals]
