@@ -564,7 +564,7 @@ def test_what_cannot_run_is_counted_and_named(advised, monkeypatch, tmp_path, ca
         ("price_list", "not run"),
     ]
     assert found.counts == {"right": 1, "unknown": 0, "wrong": 1, "not run": 2}
-    assert found.n_dangerous == 1
+    assert (found.n_dangerous, found.n_wrong_ports) == (1, 1)
     assert found.versions["numpy"] == np.__version__
     assert "no-such-distribution" not in found.versions
     assert found.outcomes[1].run_s == 0.5

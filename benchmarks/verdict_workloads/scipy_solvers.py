@@ -58,7 +58,7 @@ def conjugate_gradient(data: tuple[scipy.sparse.csr_matrix, np.ndarray]) -> np.n
 
 
 def potential(matrix: scipy.sparse.csr_matrix, charges: np.ndarray) -> np.ndarray:
-    solution, _ = scipy.sparse.linalg.cg(matrix, charges, rtol=1e-6, maxiter=400)
+    solution, _ = scipy.sparse.linalg.cg(matrix, charges, rtol=1e-6, maxiter=250)
     return solution
 
 
