@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 from packaging import tags, utils
 
-from altlas_lib.profiling.project.routes import TABLE
+from altlas_lib.profiling.project.gpu_libraries import TABLE
 
 Names = dict[str, Iterable[str]]  # module or class of the host library -> what a GPU library has of it
 
@@ -53,6 +53,7 @@ class Library(NamedTuple):
     whole: bool = False  # everything of the hosts runs
 
 
+_PARALLEL = "if the steps of its loops do not depend on each other"
 LIBRARIES = [
     Library("cudf.pandas", "cudf-cu12", "pandas", "python -m cudf.pandas script.py, or %load_ext cudf.pandas before pandas"),
     Library(
@@ -81,7 +82,9 @@ LIBRARIES = [
         extra="[ctk]",
         deep=False,
     ),
-    Library("CuPy", "cupy-cuda12x", "numpy", "cupy in place of numpy", capability="5.0", extra="[ctk]", kind="CuPy port", deep=False),
+    Library(
+        "CuPy", "cupy-cuda12x", "numpy", "cupy in place of numpy", capability="5.0", extra="[ctk]", kind="CuPy port", deep=False
+    ),
     Library(
         "cuVS",
         "cuvs-cu12",
@@ -98,11 +101,25 @@ LIBRARIES = [
         capability="5.0",
     ),
     Library("PyTorch on the GPU", "torch", "torch", 'model.to("cuda"), inputs too', capability="7.5", whole=True),
-    Library("TensorFlow on the GPU", "tensorflow", "tensorflow keras", "as it stands", capability="6.0", extra="[and-cuda]", whole=True),
+    Library(
+        "TensorFlow on the GPU",
+        "tensorflow",
+        "tensorflow keras",
+        "as it stands",
+        capability="6.0",
+        extra="[and-cuda]",
+        whole=True,
+    ),
     Library("JAX on the GPU", "jax", "jax jaxlib", "as it stands", capability="5.2", extra="[cuda12]", whole=True),
     Library("XGBoost on the GPU", "xgboost", "xgboost", 'device="cuda"', capability="5.0", whole=True),
-    Library("Numba CUDA", "numba-cuda", "numba", "@cuda.jit in place of @njit", capability="5.0", extra="[cu12]", kind="kernel of your own"),
-    Library("Warp", "warp-lang", "", "@wp.kernel, which also runs on a CPU", capability="5.0", kind="kernel of your own"),
+    *(
+        Library(name, package, "numba", how, _PARALLEL, "5.0", extra, "kernel of your own", whole=True)
+        for name, package, extra, how in (
+            ("Numba CUDA", "numba-cuda", "[cu12]", "@cuda.jit in place of @njit"),
+            ("Warp", "warp-lang", "", "@wp.kernel in Python, which runs on a CPU too"),
+            ("CUDA C++", "cupy-cuda12x", "[ctk]", "cupy.RawKernel, compiled when it is called"),
+        )
+    ),
 ]
 # host's call -> the counterpart, a file or a function of the wheel
 _CUVS = {
@@ -125,9 +142,9 @@ _DALI = {
     "crop_mirror_normalize": "torchvision.transforms.Normalize",
 }
 _NUMPY = "numpy numpy.linalg numpy.fft numpy.random numpy.lib.stride_tricks numpy.polynomial"
-_SCIPY = "fft fftpack interpolate linalg ndimage signal signal.windows sparse sparse.csgraph sparse.linalg spatial spatial.distance special stats"
-_COMPILED = """numpy.ndarray numpy.random.Generator numpy.random.RandomState scipy.sparse.csr_matrix scipy.sparse.csc_matrix
-    scipy.sparse.coo_matrix scipy.sparse.dia_matrix"""
+_SCIPY = """fft fftpack interpolate linalg ndimage signal signal.windows sparse sparse.csgraph sparse.linalg spatial
+    spatial.distance special stats"""
+_COMPILED = "numpy.ndarray numpy.random.Generator numpy.random.RandomState scipy.sparse.csr_matrix scipy.sparse.csc_matrix"
 _PANDAS_CLASSES = "DataFrame Series Index DataFrameGroupBy SeriesGroupBy Rolling StringMethods DatetimeProperties"
 _OPERATORS = re.compile(
     r"__(getitem|setitem|len|iter|contains|add|sub|mul|truediv|floordiv|mod|divmod|pow|matmul|and|or|xor|invert|neg|abs|lt|le|eq|ne|gt|ge"
@@ -179,7 +196,8 @@ def _download(requirement: str, folder: Path) -> tuple[str, float]:
     project.mkdir(parents=True, exist_ok=True)
     version = ".".join(map(str, sys.version_info[:2]))
     (project / "pyproject.toml").write_text(
-        f'[project]\nname = "size-of-a-download"\nversion = "0"\nrequires-python = "=={version}.*"\ndependencies = ["{requirement}"]\n'
+        '[project]\nname = "size-of-a-download"\nversion = "0"\n'
+        f'requires-python = "=={version}.*"\ndependencies = ["{requirement}"]\n'
         "[tool.uv]\nenvironments = [\"sys_platform == 'linux' and platform_machine == 'x86_64'\"]\n"
     )
     subprocess.run(["uv", "lock", "--quiet", "--python", sys.executable, "--project", project], check=True)
@@ -201,22 +219,28 @@ def _download(requirement: str, folder: Path) -> tuple[str, float]:
 
 
 def _public(module: Path) -> set[str]:
-    """Public names that a package's `__init__`, or a module, imports or defines."""
-    path = next(path for path in (module / "__init__.pyi", module / "__init__.py", module.with_suffix(".py")) if path.is_file())
+    """Public names that a package's `__init__`, its stub, or a module imports or defines.
+
+    Raises:
+        LookupError: there are none: the wheel is laid out in a way that is not known here.
+    """
     names: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
-        match node:
-            case ast.ImportFrom(source, aliases):
-                for alias in aliases:
-                    if alias.name == "*":
-                        inner = module.joinpath(*(source or "").split(".")[-1:]).with_suffix(".py")
-                        names |= _listed(inner)
-                    names.add(alias.asname or alias.name)
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                names.add(name)
-            case ast.Assign([ast.Name(name)], _):
-                names.add(name)
-    return {name for name in names if name[0] not in "_*"}
+    for path in filter(Path.is_file, (module / "__init__.pyi", module / "__init__.py", module.with_suffix(".py"))):
+        for node in ast.parse(path.read_text()).body:
+            match node:
+                case ast.ImportFrom(source, aliases):
+                    for alias in aliases:
+                        if alias.name == "*":
+                            names |= _listed(module.joinpath(*(source or "").split(".")[-1:]).with_suffix(".py"))
+                        names.add(alias.asname or alias.name)
+                case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                    names.add(name)
+                case ast.Assign([ast.Name(name)], _):
+                    names.add(name)
+    names = {name for name in names if name[0] not in "_*"}
+    if not names:
+        raise LookupError(f"no names were found in {module}; look how it is laid out now")
+    return names
 
 
 def _listed(path: Path) -> set[str]:
@@ -246,11 +270,16 @@ def _cupyx(folder: Path) -> tuple[Names, dict[str, str]]:
     import scipy
 
     wheel = _wheel(folder, "cupy-cuda12x").folder
-    names = {f"scipy.{name}": _in_host(_public(wheel.joinpath("cupyx", "scipy", *name.split("."))), f"scipy.{name}") for name in _SCIPY.split()}
+    names = {
+        f"scipy.{name}": _in_host(_public(wheel.joinpath("cupyx", "scipy", *name.split("."))), f"scipy.{name}")
+        for name in _SCIPY.split()
+    }
     packages = {module.name for module in pkgutil.iter_modules(scipy.__path__) if module.ispkg and module.name[0] != "_"}
     without = {name: [] for name in sorted(packages - {"conftest"}) if not (wheel / "cupyx/scipy" / name).is_dir()}
     distance = ast.parse((wheel / "cupyx/scipy/spatial/distance.py").read_text()).body
-    needs_cuvs = [node.name for node in distance if isinstance(node, ast.FunctionDef) and "check_soft_dependencies()" in ast.unparse(node)]
+    needs_cuvs = [
+        node.name for node in distance if isinstance(node, ast.FunctionDef) and "check_soft_dependencies()" in ast.unparse(node)
+    ]
     names |= {f"scipy.{name}": none for name, none in without.items()} | _compiled_classes(wheel, "scipy")
     needs_cuvs = _in_host(needs_cuvs, "scipy.spatial.distance")
     return names, dict.fromkeys(needs_cuvs, "with cuVS (cuvs-cu12) installed too")
@@ -298,9 +327,15 @@ class _Classes:
                     if refusals is not None:
                         found[method] = refusals
                 case ast.Assign([ast.Name(attribute)], value) if attribute.startswith("_VALID"):
-                    mixins = [part.value.id for part in ast.walk(value) if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name)]
+                    mixins = [
+                        part.value.id
+                        for part in ast.walk(value)
+                        if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name)
+                    ]
                     valid |= set().union(*(self.delegated.get(mixin, set()) for mixin in mixins))
-                    valid |= {part.value for part in ast.walk(value) if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+                    valid |= {
+                        part.value for part in ast.walk(value) if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                    }
                 case ast.Assign([ast.Name(attribute)], _):
                     found.setdefault(attribute, "")
         return {**dict.fromkeys(valid, ""), **found}
@@ -312,7 +347,11 @@ def _refusals(function: ast.FunctionDef) -> str | None:
     if len(body) == 1 and isinstance(body[0], ast.Raise):
         return None
     raised = [node.exc for node in ast.walk(function) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
-    texts = [call.args[0].value for call in raised if ast.unparse(call.func) == "NotImplementedError" and call.args and isinstance(call.args[0], ast.Constant)]
+    texts = [
+        call.args[0].value
+        for call in raised
+        if ast.unparse(call.func) == "NotImplementedError" and call.args and isinstance(call.args[0], ast.Constant)
+    ]
     return _short(map(_as_condition, texts))
 
 
@@ -332,7 +371,9 @@ def _cudf(folder: Path) -> tuple[Names, dict[str, str]]:
     classes = _Classes(wheel / "core")
     import pandas
 
-    names: dict[str, Iterable[str]] = {"pandas": _in_host(_public(wheel), "pandas")}
+    # Of a class that is not among `_PANDAS_CLASSES` nobody looks at the methods.
+    functions = [name for name in _in_host(_public(wheel), "pandas") if name[0].islower() or name in _PANDAS_CLASSES.split()]
+    names: dict[str, Iterable[str]] = {"pandas": functions}
     conditions = {}
     homes = (pandas, pandas.api.typing, pandas.core.indexes.accessors, pandas.core.strings.accessor)
     for name in _PANDAS_CLASSES.split():
@@ -340,8 +381,8 @@ def _cudf(folder: Path) -> tuple[Names, dict[str, str]]:
         methods = classes.methods(name)
         both = sorted(each for each in methods if each in dir(host) and _OPERATORS.fullmatch(each))
         names[f"pandas.{name}"] = both
-        conditions |= {f"{name}.{each}": methods[each] for each in both if methods[each]}
-    return names, conditions
+        conditions |= {f"{name}.{each}": methods[each] for each in both}
+    return names, _falls_back(conditions)
 
 
 def _polars(folder: Path) -> Names:
@@ -350,12 +391,18 @@ def _polars(folder: Path) -> Names:
     lazy, eager = _Classes(wheel / "lazyframe").nodes["LazyFrame"], _Classes(wheel / "dataframe").nodes["DataFrame"]
 
     def methods(of: ast.ClassDef) -> Iterator[ast.FunctionDef]:
-        return (node for node in of.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_")
+        return (node for node in of.body if isinstance(node, ast.FunctionDef) and not node.name.startswith(("_", "map_")))
 
-    takes_engine = {each.name for each in methods(lazy) if any(arg.arg == "engine" for arg in (*each.args.args, *each.args.kwonlyargs))}
+    takes_engine = {
+        each.name for each in methods(lazy) if any(arg.arg == "engine" for arg in (*each.args.args, *each.args.kwonlyargs))
+    }
     is_lazy = {each.name for each in methods(eager) if re.search(r"self\.lazy\(\)|\.collect\(", ast.unparse(each))}
     grouped = _Classes(wheel / "dataframe").nodes["GroupBy"]
-    return {"polars.LazyFrame": takes_engine, "polars.DataFrame": is_lazy, "polars.GroupBy": {each.name for each in methods(grouped)}}
+    return {
+        "polars.LazyFrame": takes_engine,
+        "polars.DataFrame": is_lazy,
+        "polars.GroupBy": {each.name for each in methods(grouped)},
+    }
 
 
 _CLASS = re.compile(r"^class (\w+)(?:\(([^)]*)\))?:", re.MULTILINE)
@@ -395,16 +442,33 @@ def _cuml(folder: Path) -> tuple[Names, dict[str, str]]:
     conditions = {}
     for each in {name for listed in names.values() for name in listed}:
         texts = collected((True, each), set()) + collected((False, each), set())
-        if text := _short(map(_as_condition, texts)):
-            conditions[each] = text
-    return dict(names), conditions
+        conditions[each] = _short(map(_as_condition, texts))
+    import sklearn
+
+    others = {
+        f"sklearn.{module.name}": []
+        for module in pkgutil.iter_modules(sklearn.__path__)
+        if module.name[0] != "_" and module.name != "conftest"
+    }
+    return others | names, _falls_back(conditions)
+
+
+_UNSUPPORTED = r"(is|are) (un|not )?(currently |yet )*(not )?(yet )?(supported|implemented)( yet)?( on GPU)?"
 
 
 def _as_condition(message: str) -> str:
     """'`metric={model.metric!r}` is not supported' -> 'some values of metric'"""
-    message = re.sub(r"(?:with |= ?)?\{?\b(\w+)(?:=\{[^}]*\}|=!r\})", r"some values of \1", message.replace("`", "").replace(" {model.kernel!r}", "").replace(" {target_type!r}", "s"))
+    message = message.replace("`", "").replace(" {model.kernel!r}", "").replace(" {target_type!r}", "s")
+    message = re.sub(r"(?:with |= ?)?\{?\b(\w+)(?:=\{[^}]*\}|=!r\})", r"some values of \1", message)
     message = re.sub(r"(?i)^the | (parameter|argument|kwarg)\b|^unsupported argument |^parameter ", "", message)
-    return re.sub(r",? (does not support|(is|are) (un|not )?(currently |yet )*(not )?(yet )?(supported|implemented)( yet)?( on GPU)?)\.?$", "", message)
+    message = re.sub(rf",? (does not support|{_UNSUPPORTED}|not supported yet|not currently implemented)\.?$", "", message)
+    return re.sub(r"(?i)^only ", "all but ", message)
+
+
+def _falls_back(conditions: dict[str, str]) -> dict[str, str]:
+    return {
+        name: f"falls back with {text[0].lower()}{text[1:]}" for name, text in conditions.items() if text not in ("", "level")
+    }
 
 
 def _nx_cugraph(folder: Path) -> tuple[Names, dict[str, str]]:
@@ -413,8 +477,9 @@ def _nx_cugraph(folder: Path) -> tuple[Names, dict[str, str]]:
     info = next(node.value for node in ast.parse(source).body if ast.unparse(node).startswith("_info = "))
     parts = {ast.literal_eval(key): value for key, value in zip(info.keys, info.values, strict=True)}
     functions = sorted(name for name in ast.literal_eval(parts["functions"]) if "__" not in name)
-    notes = ast.literal_eval(parts["additional_docs"])
-    return {"networkx": functions}, {name: _short(map(_as_condition, re.split(r"(?<=\.)\s", note))) for name, note in notes.items() if name in functions}
+    notes = ast.literal_eval(parts["additional_docs"]).items()
+    conditions = {name: _short(map(_as_condition, re.split(r"(?<=\.)\s", note))) for name, note in notes if name in functions}
+    return {"networkx": functions}, conditions
 
 
 def _cucim(folder: Path) -> Names:
@@ -459,9 +524,9 @@ _HOST_PACKAGES = {"sklearn": "scikit-learn", "skimage": "scikit-image"}
 def _entry(library: Library, folder: Path) -> str:
     read = _READ.get(library.name, lambda folder: {})(folder)
     names, conditions = read if isinstance(read, tuple) else (read, {})
-    wheel = None if library.whole else _wheel(folder, library.package)
-    version, download_mb = _download(library.package + library.extra, folder)
     licences = {"torch": "BSD-3-Clause", "tensorflow": "Apache-2.0", "jax": "Apache-2.0", "xgboost": "Apache-2.0"}
+    wheel = None if library.package in licences else _wheel(folder, library.package)  # large, and nothing to be read there
+    version, download_mb = _download(library.package + library.extra, folder)
     hosts = [_HOST_PACKAGES.get(host, host) for host in library.hosts.split()]
     fields = {
         "name": library.name,
@@ -483,7 +548,11 @@ def _entry(library: Library, folder: Path) -> str:
         alike = defaultdict(list)  # modules and classes of which it has the same
         for module, listed in names.items():
             alike[" ".join(sorted(listed))].append(module)
-        lines += ["", "[library.names]", *(f"{_toml(' '.join(modules))} = {_wrapped(listed)}" for listed, modules in alike.items())]
+        lines += [
+            "",
+            "[library.names]",
+            *(f"{_toml(' '.join(modules))} = {_wrapped(listed)}" for listed, modules in alike.items()),
+        ]
     if conditions:
         lines += ["", "[library.conditions]", *(f"{_toml(name)} = {_toml(conditions[name])}" for name in sorted(conditions))]
     return "\n".join(lines)
@@ -511,7 +580,9 @@ def main() -> None:
     folder = parser.parse_args().folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     entries = [_entry(library, folder) for library in LIBRARIES]
-    head = "# What GPU libraries offer, read from their wheels by `python -m benchmarks.read_gpu_libraries`: run it again, do not edit.\n"
+    head = (
+        "# What GPU libraries have, read from their wheels by `python -m benchmarks.read_gpu_libraries FOLDER`: do not edit.\n"
+    )
     today = datetime.now(UTC).date()
     TABLE.write_text(f"{head}read_on = {today}\n\n" + "\n\n".join(entries) + "\n")
 

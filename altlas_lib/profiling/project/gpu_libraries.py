@@ -1,0 +1,165 @@
+"""What GPU libraries have in place of other libraries' calls: a table that a maintainer's script reads from their wheels.
+
+    gpu_libraries()["cuml.accel"].offer("sklearn.cluster.KMeans.fit")  # Offer("offered on conditions", "KMeans", "falls ...")
+
+Nobody needs the libraries installed, nor a GPU. What the table does not know is unknown, never absent: absent is only what a
+module or a class that was read does not list.
+"""
+
+import functools
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import Field
+
+from ...results import ArrayTrace, Model, RouteKind, RouteStanding
+from ..record.calls import HiddenTransfer
+
+TABLE = Path(__file__).with_name("gpu_libraries.toml")
+
+_PUBLIC_NAMES = (  # pattern -> what the table calls it
+    (r"^numpy\.add\.reduce$", "numpy.sum"),
+    (r"^numpy\.(maximum|minimum)\.reduce$", lambda match: f"numpy.{match[1][:3]}"),
+    (r"^ndarray\b", "numpy.ndarray"),
+    (r"^numba:", "numba."),
+    (r"^scipy\.sparse\.(?:\w+\.)*(cs[rc])_array\b", r"scipy.sparse.\1_matrix"),
+)
+_OPERATORS = {  # NumPy's name of an operator -> Python's
+    **{"subtract": "sub", "multiply": "mul", "true_divide": "truediv", "floor_divide": "floordiv", "remainder": "mod"},
+    **{"power": "pow", "negative": "neg", "absolute": "abs", "bitwise_and": "and", "bitwise_or": "or", "bitwise_xor": "xor"},
+    **{"less": "lt", "less_equal": "le", "equal": "eq", "greater": "gt", "greater_equal": "ge", "not_equal": "ne"},
+}
+
+
+@functools.lru_cache(maxsize=4096)
+def public_parts(name: str) -> tuple[str, ...]:
+    """'pandas.core.frame.DataFrame.__getitem__' by its parts, without private modules; 'ndarray.sort' is NumPy's."""
+    for pattern, public in _PUBLIC_NAMES:
+        name = re.sub(pattern, public, name)
+    return tuple(part for part in name.split(".") if part and not re.match(r"_(?!_\w+__$)", part)) or (name or "?",)
+
+
+class Offer(NamedTuple):
+    """What a GPU library has of one call."""
+
+    standing: RouteStanding
+    name: str  # as it is listed
+    condition: str = ""
+
+
+class GpuLibrary(Model):
+    """What a GPU library has in place of other libraries' calls, as its wheel says."""
+
+    name: str
+    kind: RouteKind
+    package: str
+    version: str
+    licence: str
+    download_mb: int
+    least_compute_capability: str
+    hosts: list[str]
+    needs: str = ""
+    how: str
+    condition: str = ""
+    deep: bool = False
+    whole: bool = False
+    names: dict[str, str] = Field(default={})
+    conditions: dict[str, str] = Field(default={})
+
+    @functools.cached_property
+    def listed(self) -> dict[tuple[str, ...], frozenset[str]]:
+        """Module or class, by its parts -> the names in it."""
+        return {tuple(key.split(".")): frozenset(names.split()) for keys, names in self.names.items() for key in keys.split()}
+
+    def offer(self, name: str) -> Offer | None:
+        """Whether it has a counterpart of a call, and on what condition; None: the call is of no library that it stands in for.
+
+        Args:
+            name: as the tracer writes it, with or without private modules: 'sklearn.cluster._kmeans.KMeans.fit'.
+        """
+        parts = public_parts(name)
+        if parts[0] not in self.hosts:
+            return None
+        if self.whole:
+            return Offer("offered", ".".join(parts[-2:]), self.condition)
+        for i in range(len(parts) - 1, 0, -1):
+            part, names = parts[i], self._under(parts[:i])
+            if names is None:
+                continue
+            spoken = f"{parts[i - 1]}.{part}" if parts[i - 1][0].isupper() else part
+            if names.isdisjoint({part, f"__{_OPERATORS.get(part, part)}__"}):
+                return Offer("absent", ".".join(parts[i - 1 :]))
+            if i < len(parts) - 1 and not part[0].isupper():
+                break  # what a function has, such as numpy.add.reduceat
+            condition = self.conditions.get(spoken, self.conditions.get(part, ""))
+            condition = "; ".join(filter(None, (condition, self.condition)))
+            return Offer("offered on conditions" if condition else "offered", spoken, condition)
+        return Offer("unknown", ".".join(parts))
+
+    def _under(self, path: tuple[str, ...]) -> frozenset[str] | None:
+        """The names listed for a module or a class; a class is known by its name, wherever it is defined."""
+        if path in self.listed or path[-1][0].isupper():
+            return self.listed.get(path, self.listed.get((path[0], path[-1])))
+        if self.deep and not any(part[0].isupper() for part in path):
+            return next((self.listed[path[:i]] for i in range(len(path), 0, -1) if path[:i] in self.listed), None)
+        return None
+
+    def mentioned(self, source: str) -> set[str]:
+        """What it has of the functions and classes that a line calls, by their last names."""
+        return set(re.findall(r"(\w+)\(", source)) & frozenset().union(*self.listed.values())
+
+    def describe(self) -> str:
+        """How to switch it on, and what that takes."""
+        package = f"{self.package} {self.version}{f' (needs {self.needs})' if self.needs else ''}, {self.licence}"
+        machine = f"Linux, an NVIDIA GPU of compute capability {self.least_compute_capability} or more; not measured"
+        download = f"{self.download_mb / 1000:.1f} GB to download with all that it needs"
+        return "; ".join(filter(None, (self.condition, self.how, package, download, machine)))
+
+
+@functools.cache
+def gpu_libraries() -> dict[str, GpuLibrary]:
+    """By name, in the order of the table."""
+    entries = map(GpuLibrary.model_validate, tomllib.loads(TABLE.read_text("utf-8"))["library"])
+    return {library.name: library for library in entries}
+
+
+class Coverage(NamedTuple):
+    """Distinct operations by whether CuPy, `cupyx.scipy` included, has a counterpart."""
+
+    has: list[str]
+    lacks: list[str]
+    unknown: list[str]
+
+
+def cupy_coverage(names: Iterable[str]) -> Coverage:
+    """Which operations CuPy has; those of libraries that another GPU library stands in for, such as pandas, it lacks."""
+    coverage = Coverage([], [], [])
+    cupy, cupyx = gpu_libraries()["CuPy"], gpu_libraries()["cupyx.scipy"]
+    others = {host for library in gpu_libraries().values() for host in library.hosts} - {*cupy.hosts, *cupyx.hosts}
+    for name in dict.fromkeys(names):
+        offer = cupy.offer(name) or cupyx.offer(name)
+        if offer is None or offer.standing == "unknown":
+            (coverage.lacks if public_parts(name)[0] in others else coverage.unknown).append(name)
+        else:
+            (coverage.lacks if offer.standing == "absent" else coverage.has).append(name)
+    return coverage
+
+
+class PortCheck(NamedTuple):
+    """What a CuPy port of a function meets."""
+
+    operations: Coverage  # most time first
+    transfers: list[HiddenTransfer]  # places that would copy between GPU and host, by line
+
+
+def port_check(trace: ArrayTrace, transfers: Iterable[HiddenTransfer] = ()) -> PortCheck:
+    """Which of a function's operations CuPy has, and where a port would copy behind its back.
+
+    Args:
+        transfers: as recorded for the function, `record.calls.RecordedFunction.hidden_transfers`.
+    """
+    by_time = sorted((o for o in trace.operations if o.kind != "view"), key=lambda o: -o.time_s)
+    return PortCheck(cupy_coverage(o.name for o in by_time), sorted(transfers, key=lambda each: (each.line, each.what)))
