@@ -445,11 +445,8 @@ def _cuml(folder: Path) -> tuple[Names, dict[str, str]]:
         conditions[each] = _short(map(_as_condition, texts))
     import sklearn
 
-    others = {
-        f"sklearn.{module.name}": []
-        for module in pkgutil.iter_modules(sklearn.__path__)
-        if module.name[0] != "_" and module.name != "conftest"
-    }
+    packages = {module.name for module in pkgutil.iter_modules(sklearn.__path__) if module.name[0] != "_"} - {"conftest"}
+    others = {f"sklearn.{package}": [] for package in sorted(packages)}
     return others | names, _falls_back(conditions)
 
 
@@ -459,16 +456,14 @@ _UNSUPPORTED = r"(is|are) (un|not )?(currently |yet )*(not )?(yet )?(supported|i
 def _as_condition(message: str) -> str:
     """'`metric={model.metric!r}` is not supported' -> 'some values of metric'"""
     message = message.replace("`", "").replace(" {model.kernel!r}", "").replace(" {target_type!r}", "s")
-    message = re.sub(r"(?:with |= ?)?\{?\b(\w+)(?:=\{[^}]*\}|=!r\})", r"some values of \1", message)
+    message = re.sub(r"(?:= ?)?\{?\b(\w+)(?:=\{[^}]*\}|=!r\})", r"some values of \1", message)
     message = re.sub(r"(?i)^the | (parameter|argument|kwarg)\b|^unsupported argument |^parameter ", "", message)
     message = re.sub(rf",? (does not support|{_UNSUPPORTED}|not supported yet|not currently implemented)\.?$", "", message)
     return re.sub(r"(?i)^only ", "all but ", message)
 
 
 def _falls_back(conditions: dict[str, str]) -> dict[str, str]:
-    return {
-        name: f"falls back with {text[0].lower()}{text[1:]}" for name, text in conditions.items() if text not in ("", "level")
-    }
+    return {name: f"falls back for {text}" for name, text in conditions.items() if text not in ("", "level")}
 
 
 def _nx_cugraph(folder: Path) -> tuple[Names, dict[str, str]]:

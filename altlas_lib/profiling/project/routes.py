@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...devices import GpuSpec
-from ...results import Advice, ArrayOperation, ArrayTrace, FunctionTime, Route, RouteKind, WorkloadProfile
+from ...results import Advice, ArrayOperation, ArrayTrace, FunctionTime, Route, WorkloadProfile
 from .gpu_libraries import GpuLibrary, Offer, gpu_libraries, public_parts
 
 LEAST_SHARE = 0.1  # of a function's time, below which a way out is not worth a line
@@ -69,10 +69,9 @@ class _Evidence(NamedTuple):
     def of(cls, function: FunctionTime, trace: ArrayTrace | None, profile: WorkloadProfile) -> "_Evidence":
         seen = [_Seen.of(each) for each in trace.operations] if trace else []
         others = [_Seen.of(each) for other in profile.traces if other != trace for each in other.operations]
+        counts = (trace.n_calls, trace.n_element_accesses) if trace else (1, 0)
         now_s = profile.share(function) * profile.total.low if profile.total else function.own.value if function.own else 0.0
-        return cls(
-            function, seen, [*seen, *others], trace.n_calls if trace else 1, trace.n_element_accesses if trace else 0, now_s
-        )
+        return cls(function, seen, [*seen, *others], *counts, now_s)
 
     def share(self, seen: Iterable[_Seen]) -> float:
         """Of the function's own time."""
@@ -143,10 +142,9 @@ def _inverse_for_a_product(evidence: _Evidence) -> float:
 
 
 def _full_svd(evidence: _Evidence) -> float:
-    """The result is as large as the longer side squared."""
-    two_sides = [each for each in evidence.named("svd") if each.shapes and len(each.shapes[0]) == 2]
-    long = [each for each in two_sides if max(each.shapes[0]) > 2 * min(each.shapes[0])]
-    return evidence.share(e for e in long if e.result_bytes * min(e.shapes[0]) >= e.operand_bytes * max(e.shapes[0]))
+    """A long matrix, and a result as large as its longer side squared."""
+    matrices = [(e, max(e.shapes[0]), min(e.shapes[0])) for e in evidence.named("svd") if e.shapes and len(e.shapes[0]) == 2]
+    return evidence.share(e for e, m, n in matrices if m > 2 * n and e.result_bytes * n >= e.operand_bytes * m)
 
 
 def _growing_array(evidence: _Evidence) -> float:
@@ -163,11 +161,9 @@ def _rows_of_a_table(evidence: _Evidence) -> float:
 
 def _loop_over_arrays(evidence: _Evidence) -> float:
     computed = (each for each in evidence.seen if each.operation.kind not in ("view", "model"))
-    tiny = [
-        e for e in computed if e.operation.working_set_bytes < _TINY_BYTES and e.operation.n_calls >= _MANY * evidence.n_calls
-    ]
-    elements_s = evidence.n_elements * _ELEMENT_STEP_S
-    return min(1.0, evidence.share(tiny) + (elements_s / evidence.now_s if evidence.now_s else 0.0))
+    in_loop = (each for each in computed if each.operation.n_calls >= _MANY * evidence.n_calls)
+    tiny_s = evidence.share(each for each in in_loop if each.operation.working_set_bytes < _TINY_BYTES) * evidence.now_s
+    return min(1.0, (tiny_s + evidence.n_elements * _ELEMENT_STEP_S) / evidence.now_s) if evidence.now_s else 0.0
 
 
 def _float64(evidence: _Evidence) -> float:
@@ -199,11 +195,7 @@ _COVERS: dict[str, Callable[[_Evidence], float]] = {
 
 # Routes ------------------------------------------------------------------------------------------------------------------
 
-_ON_GPU: tuple[tuple[RouteKind, Advice], ...] = (
-    ("drop-in library", "try the drop-in"),
-    ("CuPy port", "port it"),
-    ("kernel of your own", "write a kernel"),
-)
+_ON_GPU = {"drop-in library": "try the drop-in", "CuPy port": "port it", "kernel of your own": "write a kernel"}
 
 
 def routes_of(
@@ -226,7 +218,7 @@ def routes_of(
     """
     evidence = _Evidence.of(function, trace, profile)
     found = [*_measured(alternatives), *_cheaper_calls(evidence)]
-    for kind, advice in _ON_GPU:
+    for kind, advice in _ON_GPU.items():
         of_kind = (library for library in gpu_libraries().values() if library.kind == kind)
         found += filter(None, (_on_gpu(evidence, library, advice, gpu) for library in of_kind))
     return found
@@ -235,11 +227,10 @@ def routes_of(
 def _measured(alternatives: Iterable[Any]) -> Iterator[Found]:
     says = {True: "the same answer", False: "another answer: not to be taken", None: "its answer was not compared"}
     for each in sorted(alternatives, key=lambda each: (not each.same_answer, -each.gain.value)):
+        measured = {"standing": "measured", "gain": each.gain, "same_answer": each.same_answer}
         why = f"timed in place of the workload, on the same input: {says[each.same_answer]}"
-        route = Route(
-            kind="algorithm", name=each.name, standing="measured", gain=each.gain, same_answer=each.same_answer, why=why
-        )
-        yield Found(route, "change the call" if each.same_answer and each.gain.low > 1 else None, 1.0)
+        is_better = each.same_answer is True and each.gain.low > 1
+        yield Found(Route(kind="algorithm", name=each.name, why=why, **measured), "change the call" if is_better else None, 1.0)
 
 
 def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
@@ -251,25 +242,23 @@ def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
 
 def _on_gpu(evidence: _Evidence, library: GpuLibrary, advice: Advice, gpu: GpuSpec | None) -> Found | None:
     """What a library has of the function; where that is too little, that it has nothing of it, or that nobody knows."""
-    by_standing: dict[str, list[tuple[Offer, float]]] = {"offered": [], "absent": [], "unknown": []}
+    names: dict[str, list[str]] = {"offered": [], "absent": [], "unknown": []}
+    shares, conditions = dict.fromkeys(names, 0.0), []
     for offer, share in _offers(evidence, library):
-        by_standing[offer.standing.partition(" ")[0]].append((offer, share))
-    shares = {standing: min(1.0, sum(share for _, share in offers)) for standing, offers in by_standing.items()}
-    standing = next((each for each, share in shares.items() if share >= LEAST_SHARE), None)
+        standing = offer.standing.partition(" ")[0]
+        names[standing].append(offer.name)
+        shares[standing] = min(1.0, shares[standing] + share)
+        conditions += [f"{offer.name} {offer.condition}"] if offer.condition else []
+    standing = next((each for each in names if shares[each] >= LEAST_SHARE), None)
     if standing is None:
         return None
-    conditions = [f"{offer.name}: {offer.condition}" for offer, _ in by_standing["offered"] if offer.condition]
     if standing == "offered" and (conditions or library.condition or shares["absent"] >= LEAST_SHARE):
         standing = "offered on conditions"
     if gpu and float(gpu.compute_capability) < float(library.least_compute_capability):
         standing, conditions = "absent", [f"not on {gpu.name}, of compute capability {gpu.compute_capability}"]
-    says = {
-        "offered": f"takes the place of {{}} ({shares['offered']:.0%} of its own time)",
-        "absent": "lacks {}",
-        "unknown": "{}: unknown",
-    }
-    has = [says[each].format(_some(offer.name for offer, _ in offers)) for each, offers in by_standing.items() if offers]
-    why = "; ".join(filter(None, (*has, _some(conditions), library.describe())))
+    seen = f"for {_some(names['offered'])} ({shares['offered']:.0%} of its own time)" if names["offered"] else ""
+    missing = (f"{each}: {_some(names[each])}" for each in ("absent", "unknown") if names[each])
+    why = "; ".join(filter(None, (seen, *missing, _some(conditions), library.describe())))
     route = Route(kind=library.kind, name=library.name, standing=standing, why=why)
     return Found(route, advice if "offered" in standing else None, shares["offered"])
 
