@@ -141,6 +141,20 @@ _DALI = {
     "color_twist": "torchvision.transforms.ColorJitter",
     "crop_mirror_normalize": "torchvision.transforms.Normalize",
 }
+_META = {  # estimators of scikit-learn that run others: as far as those are taken over
+    "sklearn.calibration": "CalibratedClassifierCV",
+    "sklearn.compose": "ColumnTransformer TransformedTargetRegressor",
+    "sklearn.ensemble": """AdaBoostClassifier AdaBoostRegressor BaggingClassifier BaggingRegressor StackingClassifier
+        StackingRegressor VotingClassifier VotingRegressor""",
+    "sklearn.feature_selection": "RFE RFECV SelectFromModel SequentialFeatureSelector",
+    "sklearn.inspection": "partial_dependence permutation_importance",
+    "sklearn.model_selection": """GridSearchCV RandomizedSearchCV cross_val_predict cross_val_score cross_validate
+        learning_curve permutation_test_score validation_curve""",
+    "sklearn.multiclass": "OneVsOneClassifier OneVsRestClassifier OutputCodeClassifier",
+    "sklearn.multioutput": "ClassifierChain MultiOutputClassifier MultiOutputRegressor RegressorChain",
+    "sklearn.pipeline": "FeatureUnion Pipeline",
+    "sklearn.semi_supervised": "SelfTrainingClassifier",
+}
 _NUMPY = "numpy numpy.linalg numpy.fft numpy.random numpy.lib.stride_tricks numpy.polynomial"
 _SCIPY = """fft fftpack interpolate linalg ndimage signal signal.windows sparse sparse.csgraph sparse.linalg spatial
     spatial.distance special stats"""
@@ -371,9 +385,7 @@ def _cudf(folder: Path) -> tuple[Names, dict[str, str]]:
     classes = _Classes(wheel / "core")
     import pandas
 
-    # Of a class that is not among `_PANDAS_CLASSES` nobody looks at the methods.
-    functions = [name for name in _in_host(_public(wheel), "pandas") if name[0].islower() or name in _PANDAS_CLASSES.split()]
-    names: dict[str, Iterable[str]] = {"pandas": functions}
+    names: dict[str, Iterable[str]] = {"pandas": _in_host(_public(wheel), "pandas")}
     conditions = {}
     homes = (pandas, pandas.api.typing, pandas.core.indexes.accessors, pandas.core.strings.accessor)
     for name in _PANDAS_CLASSES.split():
@@ -446,8 +458,14 @@ def _cuml(folder: Path) -> tuple[Names, dict[str, str]]:
     import sklearn
 
     packages = {module.name for module in pkgutil.iter_modules(sklearn.__path__) if module.name[0] != "_"} - {"conftest"}
-    others = {f"sklearn.{package}": [] for package in sorted(packages)}
-    return others | names, _falls_back(conditions)
+    all_names = {f"sklearn.{package}": [] for package in sorted(packages)} | names
+    conditions = _falls_back(conditions)
+    for module, meta in _META.items():
+        if gone := set(meta.split()) - set(_in_host(meta.split(), module)):
+            raise LookupError(f"{module} no longer has {sorted(gone)}; mend _META")
+        all_names[module] = [*all_names[module], *meta.split()]
+        conditions |= dict.fromkeys(meta.split(), "as far as the estimators inside are taken over")
+    return all_names, conditions
 
 
 _UNSUPPORTED = r"(is|are) (un|not )?(currently |yet )*(not )?(yet )?(supported|implemented)( yet)?( on GPU)?"

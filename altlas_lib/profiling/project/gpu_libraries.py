@@ -27,11 +27,6 @@ _PUBLIC_NAMES = (  # pattern -> what the table calls it
     (r"^numba:", "numba."),
     (r"^scipy\.sparse\.(?:\w+\.)*(cs[rc])_array\b", r"scipy.sparse.\1_matrix"),
 )
-_OPERATORS = {  # NumPy's name of an operator -> Python's
-    **{"subtract": "sub", "multiply": "mul", "true_divide": "truediv", "floor_divide": "floordiv", "remainder": "mod"},
-    **{"power": "pow", "negative": "neg", "absolute": "abs", "bitwise_and": "and", "bitwise_or": "or", "bitwise_xor": "xor"},
-    **{"less": "lt", "less_equal": "le", "equal": "eq", "greater": "gt", "greater_equal": "ge", "not_equal": "ne"},
-}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -86,14 +81,14 @@ class GpuLibrary(Model):
         if self.whole:
             return Offer("offered", ".".join(parts[-2:]), self.condition)
         for i in range(len(parts) - 1, 0, -1):
-            part, names = parts[i], self._under(parts[:i])
-            if names is None:
+            part, names, of_class = parts[i], self._under(parts[:i]), i < len(parts) - 1
+            if names is None or (of_class and not part[0].isupper()):  # such as numpy.add, of numpy.add.reduceat
                 continue
             spoken = f"{parts[i - 1]}.{part}" if parts[i - 1][0].isupper() else part
-            if names.isdisjoint({part, f"__{_OPERATORS.get(part, part)}__"}):
+            if names.isdisjoint({part, f"__{part}__"}):
                 return Offer("absent", ".".join(parts[i - 1 :]))
-            if i < len(parts) - 1 and not part[0].isupper():
-                break  # what a function has, such as numpy.add.reduceat
+            if of_class and any(key[-1][0].isupper() for key in self.listed):
+                break  # methods are listed, but not those of this class
             condition = self.conditions.get(spoken, self.conditions.get(part, ""))
             condition = "; ".join(filter(None, (condition, self.condition)))
             return Offer("offered on conditions" if condition else "offered", spoken, condition)

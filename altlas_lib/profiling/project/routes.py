@@ -81,7 +81,9 @@ class _Evidence(NamedTuple):
         return [each for each in self.seen if each.last in names.split()]
 
     def library(self, *names: str) -> float:
-        return sum(self.function.own_by_library.get(name, 0.0) for name in names)
+        """Share of the function's time in libraries, by what says more: cProfile or the trace."""
+        traced = (each for each in self.seen if public_parts(each.operation.name)[0] in names)
+        return max(sum(self.function.own_by_library.get(name, 0.0) for name in names), self.share(traced))
 
     def of_class(self, name: str) -> float:
         return self.function.own_by_class.get(name, 0.0)
@@ -93,7 +95,6 @@ _PAIRWISE = re.compile("[cp]dist|linear_kernel|(cosine|euclidean|pairwise)_(simi
 _LEAST_MATRIX_BYTES = 2**21  # of float64: more than the second-level cache of one core
 _TINY_BYTES = 2**13  # an operation on less is the call more than the work
 _ELEMENT_STEP_S = 0.2e-6  # an element in a loop, its Python included: 0.06 to 0.12 us on a 5 GHz core, twice on a server's
-_FEW = 1 / 20
 _MANY = 10  # calls of one operation in each call of the function: it stands in a loop
 
 
@@ -116,7 +117,7 @@ def _searched_matrix(evidence: _Evidence, searches: str) -> float:
 
 
 def _sort_for_a_few(evidence: _Evidence) -> float:
-    taken = [e for e in evidence.named("getitem head tail take iloc") if 0 < e.result_bytes <= _FEW * e.operand_bytes]
+    taken = [e for e in evidence.named("getitem head tail take iloc") if 0 < e.result_bytes <= e.operand_bytes / 20]
     few = {shape for each in taken for shape in each.shapes[:1]}
     return evidence.share(each for each in evidence.named("sort argsort sort_values") if few & {*each.shapes[:1]})
 
