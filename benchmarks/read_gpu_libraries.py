@@ -100,12 +100,19 @@ LIBRARIES = [
         condition="many images of one kind; pixels differ slightly from the CPU's decoder and filters",
         capability="5.0",
     ),
-    Library("PyTorch on the GPU", "torch", "torch", 'model.to("cuda"), inputs too', capability="7.5", whole=True),
+    Library(
+        "PyTorch on the GPU",
+        "torch",
+        "torch",
+        'model.to("cuda"), inputs too; with a CUDA build of torch',
+        capability="7.5",
+        whole=True,
+    ),
     Library(
         "TensorFlow on the GPU",
         "tensorflow",
         "tensorflow keras",
-        "as it stands",
+        "as it stands; for Keras, if that is its backend",
         capability="6.0",
         extra="[and-cuda]",
         whole=True,
@@ -240,7 +247,7 @@ def _public(module: Path) -> set[str]:
     """
     names: set[str] = set()
     for path in filter(Path.is_file, (module / "__init__.pyi", module / "__init__.py", module.with_suffix(".py"))):
-        for node in ast.parse(path.read_text()).body:
+        for node in _statements(ast.parse(path.read_text()).body):
             match node:
                 case ast.ImportFrom(source, aliases):
                     for alias in aliases:
@@ -255,6 +262,14 @@ def _public(module: Path) -> set[str]:
     if not names:
         raise LookupError(f"no names were found in {module}; look how it is laid out now")
     return names
+
+
+def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Those of a module, also where it looks at versions first."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If | ast.Try):
+            yield from _statements([*node.body, *node.orelse])
 
 
 def _listed(path: Path) -> set[str]:

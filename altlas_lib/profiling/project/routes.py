@@ -32,9 +32,6 @@ class Found(NamedTuple):
 # What was seen of a function ---------------------------------------------------------------------------------------------
 
 
-_OPERAND = re.compile(r"([^\d\[]*)([0-9]{0,4}).*?\[((?:[0-9]{1,18}(?:, )?)*)\]")  # 'float32[4000, 384]', 'datetime64[ns][9]'
-
-
 class _Seen(NamedTuple):
     """An operation, the last part of its name, and its operands."""
 
@@ -45,9 +42,10 @@ class _Seen(NamedTuple):
 
     @classmethod
     def of(cls, operation: ArrayOperation) -> "_Seen":
-        found = [match.groups() for text in operation.operands if (match := _OPERAND.fullmatch(text))]
-        shapes = [tuple(map(int, re.findall("[0-9]+", sizes))) for *_, sizes in found]
-        bits = [8 if kind == "bool" else int(width or 64) for kind, width, _ in found]
+        parts = [text.removesuffix("]").rpartition("[") for text in operation.operands]  # 'float32[4000, 384]'
+        found = [(dtype, sizes) for dtype, bracket, sizes in parts if bracket and re.fullmatch("[0-9, ]*", sizes)]
+        shapes = [tuple(map(int, re.findall("[0-9]{1,18}", sizes))) for _, sizes in found]
+        bits = [8 if dtype == "bool" else int((re.findall("[0-9]{1,4}", dtype) or [64])[0]) for dtype, _ in found]
         n_bytes = sum(width // 8 * math.prod(shape) for width, shape in zip(bits, shapes, strict=True))
         return cls(operation, public_parts(operation.name)[-1].strip("_"), shapes, min(n_bytes, 2**62))
 
@@ -84,9 +82,6 @@ class _Evidence(NamedTuple):
         """Share of the function's time in libraries, by what says more: cProfile or the trace."""
         traced = (each for each in self.seen if public_parts(each.operation.name)[0] in names)
         return max(sum(self.function.own_by_library.get(name, 0.0) for name in names), self.share(traced))
-
-    def of_class(self, name: str) -> float:
-        return self.function.own_by_class.get(name, 0.0)
 
 
 # Predicates of cheaper_calls.toml: the share of the function's time that a cheaper call takes the place of ----------------
@@ -189,8 +184,8 @@ _COVERS: dict[str, Callable[[_Evidence], float]] = {
     "loop_over_arrays": _loop_over_arrays,
     "float64": _float64,
     "repeated_work": _repeated_work,
-    "regular_expression": lambda evidence: max(evidence.of_class("regex"), evidence.library("re", "regex")),
-    "parsing_json": lambda evidence: max(json := evidence.library("json"), evidence.of_class("parsing") if json else 0.0),
+    "regular_expression": lambda e: max(e.function.own_by_class.get("regex", 0.0), e.library("re", "regex")),
+    "parsing_json": lambda e: max(json := e.library("json"), e.function.own_by_class.get("parsing", 0.0) if json else 0.0),
 }
 
 
@@ -274,9 +269,9 @@ def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float
     of_hosts = {name: share for name in library.hosts if (share := evidence.library(name)) >= LEAST_SHARE}
     if library.kind != "drop-in library" or not of_hosts or sum(share for _, share in offers) >= LEAST_SHARE:
         return offers
-    lines = [(name, line.share) for line in evidence.function.lines for name in library.mentioned(line.source)]
+    lines = [(", ".join(library.mentioned(line.source)), line.share) for line in evidence.function.lines]
+    of_lines = [(Offer("offered", names, "by the text of its lines"), share) for names, share in lines if names]
     condition = "" if library.whole else "as far as it calls what the library has"
-    of_lines = [(Offer("offered", name, library.conditions.get(name, "")), share) for name, share in lines]
     return of_lines or [(Offer("offered", name, condition), share) for name, share in of_hosts.items()]
 
 
