@@ -349,6 +349,9 @@ def test_a_cheaper_call_is_found_where_its_evidence_is_and_nowhere_else(name):
         [PRODUCT, op("numpy.argmax", "float32[1500, 300]", kind="reduction")],  # something else is searched
         [product(1500, 300, 1000), op("numpy.argmax", "float32[1500, 1000]", kind="reduction")],  # not all with all
         [product(90, 30, 90), op("numpy.argmax", "float32[90, 90]", kind="reduction")],  # small
+        [product(1500, 1500, 1500), op("numpy.argmax", SQUARE, kind="reduction")],  # no similarity of rows: any square matrices
+        [op("numpy.linalg.svd", "float32[900, 900]", kind="factorisation", result_bytes=4 * (2 * 900**2 + 900))],  # square
+        [op("dask.dataframe.Series.apply", "mixed[10000]", kind="unknown")],  # not pandas
         [op("numpy.argsort", "float32[1000]", kind="sort"), op("ndarray.__getitem__", "int64[1000]", result_bytes=4000)],
         [op("numpy.argsort", "float32[1000]", kind="sort")],
         [op("numpy.subtract", "float32[500, 1, 16]", "float32[400, 16]")],  # the differences themselves are wanted
@@ -375,7 +378,7 @@ def test_a_matrix_made_in_one_function_and_searched_in_another_is_found_in_both(
 def test_pairwise_measures_count_as_products_of_all_with_all(measure):
     rows = "float32[1500, 300]"
     assert "altlas_lib.similarity.top_k" in names(found(op(measure, rows, rows), op("ndarray.argsort", SQUARE, kind="sort")))
-    other = op(measure, rows, "float32[900, 300]"), op("ndarray.argsort", "float32[1500, 900]", kind="sort")
+    other = op(measure, rows, "float32[900, 300]"), op("ndarray.argsort", SQUARE, kind="sort")  # of another matrix
     assert "altlas_lib.similarity.top_k" not in names(found(*other))
 
 
