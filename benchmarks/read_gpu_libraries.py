@@ -310,8 +310,12 @@ def _cupyx(folder: Path) -> tuple[Names, dict[str, str]]:
         node.name for node in distance if isinstance(node, ast.FunctionDef) and "check_soft_dependencies()" in ast.unparse(node)
     ]
     names |= {f"scipy.{name}": none for name, none in without.items()} | _compiled_classes(wheel, "scipy")
+    by_cupy = _in_host(_public(wheel / "cupy/linalg"), "scipy.linalg")
+    by_cupy = sorted({*by_cupy} - {*names["scipy.linalg"]})
+    names["scipy.linalg"] = [*names["scipy.linalg"], *by_cupy]
+    conditions = dict.fromkeys(by_cupy, "by cupy.linalg, which has fewer options")
     needs_cuvs = _in_host(needs_cuvs, "scipy.spatial.distance")
-    return names, dict.fromkeys(needs_cuvs, "with cuVS (cuvs-cu12) installed too")
+    return names, conditions | dict.fromkeys(needs_cuvs, "with cuVS (cuvs-cu12) installed too")
 
 
 def _compiled_classes(wheel: Path, host: str) -> Names:

@@ -86,6 +86,8 @@ class GpuLibrary(Model):
                 continue
             spoken = f"{parts[i - 1]}.{part}" if parts[i - 1][0].isupper() else part
             if names.isdisjoint({part, f"__{part}__"}):
+                if (of_class or part.startswith("__")) and names and parts[:i] not in self.listed:
+                    break  # a class that is known by another name, perhaps
                 return Offer("absent", ".".join(parts[i - 1 :]))
             if of_class and any(key[-1][0].isupper() for key in self.listed):
                 break  # methods are listed, but not those of this class
