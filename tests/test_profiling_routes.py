@@ -175,7 +175,7 @@ def test_the_table_agrees_with_cupy_itself():
         ("NVIDIA DALI", "PIL.Image.open", "offered on conditions", "Image.open"),
         ("NVIDIA DALI", "PIL.Image.Image.resize", "offered on conditions", "Image.resize"),
         ("PyTorch on the GPU", "torch.nn.modules.linear.Linear.forward", "offered", None),
-        ("Numba CUDA", "numba:mandelbrot", "offered", None),
+        ("Numba CUDA", "numba:mandelbrot", "offered on conditions", None),
     ],
 )
 def test_names_are_found_in_the_table(library, name, standing, listed):
@@ -491,7 +491,7 @@ def test_a_share_too_small_for_a_line_gives_no_route():
 def test_a_compiled_loop_could_be_a_kernel():
     routes = found(op("numba:simulate", kind="unknown"))
     assert names(routes, "kernel of your own") == ["Numba CUDA", "Warp", "CUDA C++"]
-    assert "depend on each other" in route(routes, "Numba CUDA").why
+    assert route(routes, "Numba CUDA").why.count("depend on each other") == 1
 
 
 def test_an_old_gpu_has_no_library_that_needs_a_newer_one():

@@ -42,7 +42,7 @@ class Offer(NamedTuple):
 
     standing: RouteStanding
     name: str  # as it is listed
-    condition: str = ""
+    condition: str = ""  # of this call; that of all calls is the library's
 
 
 class GpuLibrary(Model):
@@ -79,7 +79,7 @@ class GpuLibrary(Model):
         if parts[0] not in self.hosts:
             return None
         if self.whole:
-            return Offer("offered", ".".join(parts[-2:]), self.condition)
+            return Offer("offered on conditions" if self.condition else "offered", ".".join(parts[-2:]))
         for i in range(len(parts) - 1, 0, -1):
             part, names, of_class = parts[i], self._under(parts[:i]), i < len(parts) - 1
             if names is None or (of_class and not part[0].isupper()):  # such as numpy.add, of numpy.add.reduceat
@@ -92,8 +92,7 @@ class GpuLibrary(Model):
             if of_class and any(key[-1][0].isupper() for key in self.listed):
                 break  # methods are listed, but not those of this class
             condition = self.conditions.get(spoken, self.conditions.get(part, ""))
-            condition = "; ".join(filter(None, (condition, self.condition)))
-            return Offer("offered on conditions" if condition else "offered", spoken, condition)
+            return Offer("offered on conditions" if condition or self.condition else "offered", spoken, condition)
         return Offer("unknown", ".".join(parts))
 
     def _under(self, path: tuple[str, ...]) -> frozenset[str] | None:
