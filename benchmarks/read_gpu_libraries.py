@@ -2,13 +2,13 @@
 
     python -m benchmarks.read_gpu_libraries FOLDER
 
-Downloads the wheels into FOLDER (500 MB), unpacks them there and installs nothing; no GPU is needed. What is compiled, such as
+Downloads the wheels into FOLDER (750 MB), unpacks them there and installs nothing; no GPU is needed. What is compiled, such as
 the methods of `cupy.ndarray`, is read by importing the unpacked CuPy; all else from sources. Besides the workbook's own
 dependencies it needs `uv`, which resolves the sizes of downloads, and `cuda-pathfinder`, which CuPy imports.
 
 What no wheel states stands in `LIBRARIES` below, with its source:
 - least compute capabilities: RAPIDS 7.0 (docs.rapids.ai/install, "Volta or newer"); what is built for CUDA 12 itself 5.0 (CUDA
-  Toolkit 12 release notes, which removed Kepler);
+  Toolkit 12 release notes, which removed Kepler); frameworks: the architectures that their installation guides name;
 - how a library is switched on: its own documentation;
 - which call of which library DALI and cuVS have a counterpart of. That the counterpart exists is read.
 """
