@@ -348,6 +348,8 @@ class ArrayOperation(Model):
 
     name: str = Field(description="as the library calls it: 'numpy.matmul' (also for @), 'ndarray.argsort'")
     kind: OperationKind
+    rate: str = Field(default="", description="class of rate, as operations.toml names it; empty: its kind's")
+    sizes: dict[str, float] = Field(default={}, description="what its rate depends on besides, such as m, n and k of a product")
     operands: list[str] = Field(description="'float32[4000, 384]' for each array among the arguments")
     dtype: str = Field(description="that it computes in")
     n_calls: int = Field(ge=1)
