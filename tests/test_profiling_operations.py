@@ -197,13 +197,15 @@ def test_passes_of_a_transform():
         return tuple(price(one).sizes.values())
 
     once = 2 * 16 * 6 * 128
-    assert sizes("numpy.fft.fft", (6, 128), (6, 128)) == (once, 0, 0, 0)
-    assert sizes("numpy.fft.fft", (6, 128), (6, 128), axis=0) == (once, 0, once, 0)
-    assert sizes("numpy.fft.fft2", (6, 128), (6, 128)) == (2 * once, 0, 0, 0)
-    assert sizes("numpy.fft.fft", (6, 121), (6, 121)) == (0, 2 * 16 * 6 * 121, 0, 0)
-    assert sizes("numpy.fft.fft", (2**20,), (2**20,)) == (2 * 2 * 16 * 2**20, 0, 0, 0)
+    assert sizes("numpy.fft.fft", (6, 128), (6, 128)) == (once, 0, once / 128, 0, 0)
+    assert sizes("numpy.fft.fft", (6, 128), (6, 128), axis=0) == (once, 0, once / 6, 0, 0)
+    assert sizes("numpy.fft.fft", (2, 6, 128), (2, 6, 128), axis=1) == (2 * once, 0, once / 3, 2 * once, 0)
+    assert sizes("numpy.fft.fft2", (6, 128), (6, 128)) == (2 * once, 0, once * (1 / 6 + 1 / 128), 0, 0)
+    assert sizes("numpy.fft.fft", (6, 119), (6, 119))[:2] == (0, 2 * 16 * 6 * 119)  # 7 * 17
+    assert sizes("numpy.fft.fft", (6, 137), (6, 137))[:2] == ((4 + 4) * 2 * 16 * 6 * 137, 0)  # prime: Bluestein
+    assert sizes("numpy.fft.fft", (2**20,), (2**20,))[0] == 4 * 2 * 16 * 2**20
     moved = 16 * 6 * 65 + 8 * 6 * 128
-    assert sizes("numpy.fft.irfft", (6, 65), (6, 128), result_dtype="float64") == (moved, 0, 0, moved)
+    assert sizes("numpy.fft.irfft", (6, 65), (6, 128), result_dtype="float64") == (moved, 0, moved / 128, 0, moved)
 
 
 def test_a_convolution_of_a_framework_is_the_product_that_it_amounts_to():
@@ -218,7 +220,7 @@ def test_a_convolution_of_a_framework_is_the_product_that_it_amounts_to():
         )
     )
     assert (found.kind, found.rate, found.flops) == ("model", "convolution", work.flops)
-    assert found.sizes == {"stack": 1, "m": n * h * w, "n": k, "k": c * 9}
+    assert found.sizes == {"stack": 1, "m": n * h * w, "n": k, "k": c * 9, "channels": c}
     dense = price(Call(name="keras.Sequential", args=(Array("float16", (8, 64)),), model_work=work))
     assert (dense.rate, dense.n_kernels, dense.sizes) == ("model", 1, {})
 

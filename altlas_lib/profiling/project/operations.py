@@ -348,37 +348,49 @@ def _qr(of: _Operands) -> Work:
 
 
 def _fft(of: _Operands, factor: float = 5, n_dimensions: int = 1) -> Work:
-    """Along `n_dimensions` axes; 0: all, or those of `axes`. Its sizes are bytes, read and written, by what moves them:
+    """Along `n_dimensions` axes; 0: all, or those of `axes`. Its sizes are bytes, read and written, by what moves them.
 
-    smooth_bytes, prime_bytes: along each axis once per 2^12 points, which fit one block's shared memory (cuFFT's documentation:
-    lengths of primes up to 7 have kernels of their own, others go by Bluestein's algorithm); strided_bytes: an input whose last
-    axis is not transformed is copied first; inverse_bytes: so is one that a transform to real numbers would destroy.
+    smooth_bytes, prime_bytes: once for each axis; 2^12 points of it fit a block's shared memory, and what is longer goes in
+    several steps with a transposition after each (Bailey, FFTs in external or hierarchical memory, 1990). cuFFT (its
+    documentation, "Accuracy and Performance") has kernels for lengths of small primes, slower ones for primes up to 127, and
+    takes Bluestein's algorithm beyond: two transforms of twice the length, and as many passes for products. short_bytes: in
+    inverse proportion to the lengths. strided_bytes: an array is copied first unless its last axis, or its first alone, is
+    transformed. inverse_bytes: so is one of complex numbers that become real, for cuFFT would destroy it.
     """
-    source, result = of.operands[0].shape, of.results[0].shape
-    longest = [max(pair) for pair in zip(source, result, strict=True)]
-    axes = of.argument(2, "axes") or (range(-n_dimensions, 0) if n_dimensions else range(len(source)))
+    source, result = of.operands[0], of.results[0]
+    longest = [max(pair) for pair in zip(source.shape, result.shape, strict=True)]
+    n_axes = len(longest)
+    axes = of.argument(2, "axes") or range(-(n_dimensions or n_axes), 0)
     if n_dimensions == 1 and isinstance(axis := of.argument(2, "axis", -1), int):
         axes = [axis]
-    axes = [axis % len(source) for axis in axes]
-    moved = of.read_bytes + of.written_bytes
-    sizes = dict.fromkeys(("smooth_bytes", "prime_bytes", "strided_bytes", "inverse_bytes"), 0.0)
-    for axis in axes:
-        sizes["prime_bytes" if _has_large_prime(longest[axis]) else "smooth_bytes"] += moved * max(
-            math.ceil(math.log2(max(longest[axis], 2)) / 12), 1
-        )
-    sizes["strided_bytes"] = 0.0 if len(source) - 1 in axes else moved
-    sizes["inverse_bytes"] = (
-        moved if of.operands[0].dtype.startswith("complex") and of.results[0].dtype.startswith("float") else 0.0
-    )
+    axes, moved = [axis % n_axes for axis in axes], of.read_bytes + of.written_bytes
+    sizes = dict.fromkeys(("smooth_bytes", "prime_bytes", "short_bytes", "strided_bytes", "inverse_bytes"), 0.0)
+    for n in (longest[axis] for axis in axes):
+        prime = _largest_prime(n)
+        if prime > 127:
+            sizes["smooth_bytes"] += moved * (2 * 2 * _passes(2 * n) + 4)
+        else:
+            sizes["prime_bytes" if prime > 13 else "smooth_bytes"] += moved * _passes(n)
+        sizes["short_bytes"] += moved / max(n, 1)
+    sizes["strided_bytes"] = 0.0 if n_axes - 1 in axes or axes == [0] else moved
+    is_inverse = source.dtype.startswith("complex") and result.dtype.startswith("float")
+    sizes["inverse_bytes"] = moved if is_inverse else 0.0
     flops = factor * math.prod(longest) * math.log2(max(math.prod(longest[axis] for axis in axes), 2))
     return Work(flops, moved * len(axes), len(axes), sizes)
 
 
-def _has_large_prime(n: int) -> bool:
-    for prime in (2, 3, 5, 7):
+def _passes(n: int) -> int:
+    n_steps = max(math.ceil(math.log2(max(n, 2)) / 12), 1)
+    return n_steps if n_steps == 1 else 2 * n_steps
+
+
+def _largest_prime(n: int) -> int:
+    """At most what is left after the primes up to 127."""
+    largest = 1
+    for prime in range(2, 128):
         while n > 1 and n % prime == 0:
-            n //= prime
-    return n > 1
+            n, largest = n // prime, prime
+    return max(largest, n)
 
 
 def _convolution(of: _Operands) -> Work:
@@ -447,7 +459,11 @@ def _model(of: _Operands) -> Work:
     if "conv" not in of.name.rpartition(".")[2].lower() or len(shape) < 3:
         return Work(work.flops, work.moved_bytes, work.n_kernels)
     n, m = shape[1], math.prod(shape) / max(shape[1], 1)
-    return Work(*work, {"stack": 1, "m": m, "n": n, "k": work.flops / max(2 * m * n, 1)}, "convolution")
+    k = work.flops / max(2 * m * n, 1)
+    sizes = {"stack": 1, "m": m, "n": n, "k": k, "channels": of.operands[0].shape[1]}
+    return Work(
+        work.flops, min(work.moved_bytes, item_bytes(of.dtype) * (m * k + k * n + m * n)), work.n_kernels, sizes, "convolution"
+    )
 
 
 # The table ---------------------------------------------------------------------------------------------------------------
