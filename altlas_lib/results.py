@@ -433,8 +433,8 @@ class ProjectionAccuracy(Model):
             return f"No published timings of {self.of} were found: its band is wide, and stands on the data sheet alone."
         timings = "1 published timing" if self.n_points == 1 else f"{self.n_points:,} published timings"
         return (
-            f"Beside {timings} of {self.of} ({', '.join(self.gpus)}) that it was not fitted on, this model was off by a factor of "
-            f"{self.median_error:.2f} in the median, and {self.inside:.0%} lay inside its bands."
+            f"Beside {timings} of {self.of} ({', '.join(self.gpus)}) that it was not fitted on, this model was off by a "
+            f"factor of {self.median_error:.2f} in the median, and {self.inside:.0%} lay inside its bands."
         )
 
 

@@ -2,11 +2,11 @@
 
     python -m benchmarks.published [FILE.csv] [--json]
 
-FILE.csv has a row for each timing: `op` (its class, in whatever words), `gpu` (any name of the catalogue, else `gpu_said`), `dtype`,
-`shapes` of the operands (JSON), `time_s`, and optionally `includes_transfer`, `trust` (3: doubtful), `core` (one of a balanced
+FILE.csv has a row for each timing: `op` (its class, in any words), `gpu` (a name of the catalogue, else `gpu_said`), `dtype`,
+`shapes` of the operands (JSON), `time_s`, and optionally `includes_transfer`, `trust` (3: doubtful), `core` (of a balanced
 choice), `id`, `source`, `expression` (JSON: {"kind", "name", "args", "kwargs", "result"}; arrays as ["float32", [1760, 1760]];
-of kind "model" flops, moved and kernels among kwargs; a name of null is one fused kernel). Without an expression the call follows
-from op, shapes and dtype.
+of kind "model" flops, moved and kernels among kwargs; a name of null is one fused kernel). Without an expression the call
+follows from op, shapes and dtype.
 
 A point that the fit has seen is judged by a fit that has not seen its group of source and GPU; the shipped table's result
 comes second. What cannot be priced, and GPUs that the catalogue lacks, are counted. Doubtful points (trust 3) count; the score

@@ -64,6 +64,7 @@ def load_catalogue() -> tuple[GpuSpec, ...]:
     return tuple(GpuSpec.model_validate(row) for row in _read()["gpu"])
 
 
+@functools.cache
 def find_multiprocessor(compute_capability: str) -> Multiprocessor:
     """The multiprocessor of `GpuSpec.compute_capability`, which the catalogue has for each of its GPUs."""
     return Multiprocessor.model_validate(_read()["multiprocessor"][compute_capability])

@@ -1,4 +1,4 @@
-"""How much of a GPU's data sheet programs reach: `gpu_efficiencies.toml`, fitted on published timings, with the error behind it."""
+"""How much of a GPU's data sheet programs reach: `gpu_efficiencies.toml`, fitted on published timings, with its errors."""
 
 import functools
 import tomllib

@@ -137,7 +137,7 @@ def _convolution(cost: Cost, rates: Rates) -> Calls:
         flops /= rates.values[f"{law}.winograd"]
     fill = rates.values[f"{law}.fill_tiles"] * 2 * 64 * 64 * k * rates.gpu.multiprocessors
     memory = rates.memory(cost.moved_bytes, law, cost.working_set_bytes)
-    return Calls(rates.start(cost, law), (flops + fill) / rates.product_flops(dtype), memory)
+    return Calls(rates.start(cost, law.replace("convolution", "product")), (flops + fill) / rates.product_flops(dtype), memory)
 
 
 def _layers(cost: Cost) -> str:
@@ -168,7 +168,7 @@ def _fft(cost: Cost, rates: Rates) -> Calls:
 def _spectral(cost: Cost, rates: Rates) -> Calls:
     """Columns one after the other, in each all pairs with it; large matrices by their arithmetic."""
     stack, n, values = cost.sizes["stack"], min(cost.sizes["m"], cost.sizes["n"]), rates.values
-    arithmetic = cost.flops / max(stack, 1) / (rates.flops(dtype_class(cost.dtype)) * values["spectral.share"])
+    arithmetic = cost.flops / max(stack, 1) / (rates.flops(dtype_class(cost.dtype)) * values["spectral large.share"])
     one = n * values["spectral.column_us"] * 1e-6 + n * n * values["spectral.pair_ns"] * 1e-9 + arithmetic
     return Calls(rates.values["spectral.start_us"] * 1e-6, one * (1 if n <= _LARGEST_STACKED else stack), 0.0)
 

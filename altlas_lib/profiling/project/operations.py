@@ -60,6 +60,7 @@ class Work(NamedTuple):
     rate: RateClass | None = None
 
 
+@functools.lru_cache(256)
 def item_bytes(dtype: str) -> float:
     """Of one element: 'complex64' 8, 'bool' 1; 8, a pointer, where the name does not tell."""
     bits = re.fullmatch(r"[a-z]+(\d+)", dtype)
