@@ -11,6 +11,8 @@ benchmark agree with each other.
 """
 
 import argparse
+import bisect
+import dataclasses
 import functools
 import math
 import re
@@ -144,6 +146,14 @@ UNPUBLISHED: dict[str, dict[str, Prior]] = {
 }
 # Bands of classes without points: a factor that covers what their sources say.
 _WITHOUT_POINTS = {"launch": 2.0, "arithmetic": 2.5, "gather": 2.5, "search": 3.0, "factorisation": 2.2, "product integer": 2.5}
+# What is fitted anew where a group's points are left out of the class before the colon.
+_STAND_ON = {
+    "stream": ("model", "scatter"),
+    "product float32": ("convolution float32", "model"),
+    "product float16": ("convolution float16", "model"),
+    "convolution float32": ("model",),
+    "convolution float16": ("model",),
+}
 _LIKE = {"product float64": "product float32", "convolution float64": "convolution float32", "model float64": "model float32"}
 Values = dict[str, float]
 Group = tuple[str, str]
@@ -252,58 +262,55 @@ def accuracies(points: Sequence[Point], values: Values) -> dict[str, Accuracy]:
 def held_out(points: Sequence[Point]) -> tuple[list[Verdict], list[Verdict], set[str]]:
     """Each point judged by a fit that has not seen its group; strictly so; and the classes that have one group only.
 
-    Points that the committed file does not hold are judged by all of it. Where a class has no other group, blocks of sizes are
-    left out within the group; strictly, its priors stand alone.
+    Points that the committed file does not hold are judged by the shipped table. Where a class has no other group, blocks of
+    sizes are left out within the group; strictly, its priors stand alone.
     """
-    learned = [point for point in read_points()[0] if point.fitted]
-    values, _ = fit(learned)
-    groups_of: dict[str, set[Group]] = {}
+    committed = read_points()[0]
+    known = {(point.gpu.name, point.op, point.time_s) for point in committed}
+    learned = [point for point in committed if point.fitted]
+    whole, _ = fit(learned)
+    by_model: dict[str, list[Point]] = {}
     for point in learned:
-        groups_of.setdefault(_model_of(point), set()).add(group_of(point))
-    known = {(point.gpu.name, point.op, point.time_s) for point in read_points()[0]}
-    folds: dict[tuple, tuple[Values, dict[str, Accuracy]]] = {}
+        by_model.setdefault(_model_of(point), []).append(point)
 
-    def verdict(point: Point, strictly: bool) -> Verdict:
-        model, left_out = _model_of(point), group_of(point)
+    @functools.cache
+    def without(group: Group) -> Values:
+        touched = {_model_of(point) for point in learned if group_of(point) == group}
+        anew = touched.union(*(_STAND_ON.get(model, ()) for model in touched))
+        return fit([point for point in learned if group_of(point) != group], anew, whole)[0]
+
+    @functools.cache
+    def fold(model: str, group: Group, block: int | None) -> tuple[Values, dict[str, Accuracy]]:
+        of_model = by_model.get(model, [])
+        if block is None:
+            return without(group), accuracies([point for point in of_model if group_of(point) != group], without(group))
+        rest = [point for point in of_model if _block(point, of_model) != block]
+        values = fit(rest, [model], without(group))[0]
+        return values, accuracies(rest, values)
+
+    def verdict(point: Point, *, strictly: bool) -> Verdict:
         if (point.gpu.name, point.op, point.time_s) not in known:
-            key, rest = ("none",), learned
-        elif groups_of.get(model, set()) - {left_out} or strictly:
-            key, rest = (model, left_out), None
-        else:
-            edges = _edges([each for each in learned if _model_of(each) == model])
-            block = int(np.searchsorted(edges, _size(point), side="right"))
-            key, rest = (model, block), None
-        if key not in folds:
-            if rest is None and isinstance(key[1], tuple):
-                rest = [each for each in learned if group_of(each) != left_out]
-            elif rest is None:
-                rest = [
-                    each
-                    for each in learned
-                    if _model_of(each) != model or np.searchsorted(edges, _size(each), side="right") != block
-                ]
-            fitted, _ = fit(rest, None if key == ("none",) else [model], values)
-            folds[key] = fitted, accuracies([each for each in rest if key == ("none",) or _model_of(each) == model], fitted)
-        return judge(point, _with_transfers(_rates(point, *folds[key])))
+            return judge(point, gpu_rates(point.gpu))
+        model, group = _model_of(point), group_of(point)
+        of_model = by_model.get(model, [])
+        alone = of_model and not strictly and all(group_of(each) == group for each in of_model)
+        values, accuracy = fold(model, group, _block(point, of_model) if alone else None)
+        return judge(point, dataclasses.replace(gpu_rates(point.gpu), values=values, accuracy=accuracy))
 
-    verdicts = [verdict(point, False) for point in points]
-    strict = [verdict(point, True) for point in points]
-    alone = {point.op for point in points if len(groups_of.get(_model_of(point), ())) == 1}
+    verdicts = [verdict(point, strictly=False) for point in points]
+    strict = [verdict(point, strictly=True) for point in points]
+    alone = {point.op for point in points if len({group_of(each) for each in by_model.get(_model_of(point), ())}) == 1}
     return verdicts, strict, alone
-
-
-def _with_transfers(rates: Rates) -> Rates:
-    whole = gpu_rates(rates.gpu)
-    return Rates(rates.gpu, rates.basis, rates.values, rates.accuracy, whole.to_device, whole.to_host)
 
 
 def _size(point: Point) -> float:
     return point.cost.flops or point.cost.moved_bytes or 0.0
 
 
-def _edges(points: Sequence[Point]) -> list[float]:
-    sizes = sorted(map(_size, points))
-    return [sizes[len(sizes) * i // _N_BLOCKS] for i in range(1, _N_BLOCKS)]
+def _block(point: Point, of_model: Sequence[Point]) -> int:
+    """In which fifth of the sizes of all points it lies."""
+    sizes = sorted(map(_size, of_model))
+    return bisect.bisect_right([sizes[len(sizes) * i // _N_BLOCKS] for i in range(1, _N_BLOCKS)], _size(point))
 
 
 # Writing -----------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import statistics
 import sys
 from collections import Counter
@@ -176,34 +177,34 @@ def _of_expression(expression: dict[str, Any]) -> Call:
 
 
 Shape = tuple[int, ...]
-# Word in op -> name of the call, keywords, and the shapes of the results from those of the operands.
+# What op must hold -> name of the call, keywords, and the shapes of the results from those of the operands.
 _DERIVED: tuple[tuple[str, str, dict[str, Any], Callable[..., list[Shape]]], ...] = (
-    ("gemm|matmul|mm", "numpy.matmul", {}, lambda a, b: [(*a[:-1], b[-1])]),
-    ("rfft", "numpy.fft.rfft", {}, lambda a: [(*a[:-1], a[-1] // 2 + 1)]),
-    ("fft", "numpy.fft.fft", {}, lambda a: [a]),
-    ("svd", "numpy.linalg.svd", {"full_matrices": False}, lambda a: [a, a[:-1], a]),
-    ("cholesky", "numpy.linalg.cholesky", {}, lambda a: [a]),
-    ("lu solve|solve", "numpy.linalg.solve", {}, lambda a, b=None: [b or a[:-1]]),
-    ("lu", "scipy.linalg.lu_factor", {}, lambda a: [a, a[:-1]]),
-    ("qr", "numpy.linalg.qr", {}, lambda a: [a, (*a[:-2], a[-1], a[-1])]),
-    ("inv", "numpy.linalg.inv", {}, lambda a: [a]),
-    ("eigh", "numpy.linalg.eigh", {}, lambda a: [a[:-1], a]),
-    ("argsort", "numpy.argsort", {}, lambda a: [a]),
-    ("sort", "numpy.sort", {}, lambda a, *_: [a]),
-    ("cumsum|scan", "numpy.cumsum", {}, lambda a: [a]),
-    ("histogram", "numpy.histogram", {}, lambda a, b=(): [b]),
-    ("bincount", "numpy.bincount", {}, lambda a: [(256,)]),
-    ("copy", "ndarray.copy", {}, lambda a: [a]),
-    ("fill", "numpy.full", {}, lambda a: [a]),
-    ("reduction|sum", "numpy.sum", {}, lambda a: [()]),
-    ("exp", "numpy.exp", {}, lambda a: [a]),
-    ("element|fused|add|triad", "cupy.fuse", {}, lambda a, *_: [a]),
+    (r"gemm|matmul|\bmm\b", "numpy.matmul", {}, lambda a, b: [(*a[:-1], b[-1])]),
+    (r"rfft", "numpy.fft.rfft", {}, lambda a: [(*a[:-1], a[-1] // 2 + 1)]),
+    (r"fft", "numpy.fft.fft", {}, lambda a: [a]),
+    (r"svd", "numpy.linalg.svd", {"full_matrices": False}, lambda a: [a, a[:-1], a]),
+    (r"cholesky", "numpy.linalg.cholesky", {}, lambda a: [a]),
+    (r"solve", "numpy.linalg.solve", {}, lambda a, b=None: [b or a[:-1]]),
+    (r"\blu\b|getrf", "scipy.linalg.lu_factor", {}, lambda a: [a, a[:-1]]),
+    (r"\bqr\b", "numpy.linalg.qr", {}, lambda a: [a, (*a[:-2], a[-1], a[-1])]),
+    (r"\binv", "numpy.linalg.inv", {}, lambda a: [a]),
+    (r"eigh", "numpy.linalg.eigh", {}, lambda a: [a[:-1], a]),
+    (r"argsort|sort.*pairs", "numpy.argsort", {}, lambda a: [a]),
+    (r"sort", "numpy.sort", {}, lambda a, *_: [a]),
+    (r"cumsum|\bscan", "numpy.cumsum", {}, lambda a: [a]),
+    (r"histogram", "numpy.histogram", {}, lambda a, b=(): [b]),
+    (r"bincount", "numpy.bincount", {}, lambda a: [(256,)]),
+    (r"copy", "ndarray.copy", {}, lambda a: [a]),
+    (r"fill", "numpy.full", {}, lambda a: [a]),
+    (r"reduc|\bsum\b", "numpy.sum", {}, lambda a: [()]),
+    (r"\bexp\b", "numpy.exp", {}, lambda a: [a]),
+    (r"element|fused|\badd\b|triad", "cupy.fuse", {}, lambda a, *_: [a]),
 )
 
 
 def _derived(op: str, dtype: str, shapes: list[Shape]) -> Call:
-    for words, name, kwargs, result in _DERIVED:
-        if any(word in op for word in words.split("|")):
+    for pattern, name, kwargs, result in _DERIVED:
+        if re.search(pattern, op):
             results = tuple(Array(dtype, shape) for shape in result(*shapes))
             args = () if name == "numpy.full" else tuple(Array(dtype, shape) for shape in shapes)
             return Call(name=name, args=args, kwargs=kwargs, results=results)

@@ -31,7 +31,7 @@ def described(value):
     if isinstance(value, np.ndarray):
         return Array(value.dtype.name, value.shape, None, int(value.sum()) if value.dtype == bool else None)
     if isinstance(value, slice):
-        return {"slice": [value.start, value.stop, value.step]}
+        return ":".join("" if each is None else str(each) for each in (value.start, value.stop, value.step)).removesuffix(":")
     if isinstance(value, list | tuple):
         return [described(each) for each in value]
     return value
@@ -84,6 +84,9 @@ def call(name, args=(), result=None, is_view=False, **kwargs) -> Call:
         ("ndarray.__setitem__", (A, 0, 0), None, "copy", 0, 30 * 4),
         ("ndarray.__setitem__", (A, slice(None), 0), None, "copy", 0, 1200 * 4),
         ("ndarray.__setitem__", (A, (slice(None), 3), 0), None, "copy", 0, 40 * 4),
+        ("ndarray.__setitem__", (A, slice(1, 10, 2), 0), None, "copy", 0, 5 * 30 * 4),
+        ("ndarray.__setitem__", (A, "...", 0), None, "copy", 0, 1200 * 4),
+        ("ndarray.__setitem__", (A, None, 0), A[:2], "copy", 0, 2 * 30 * 4),  # the region as the tracer describes it
         ("numpy.searchsorted", (np.sort(V), A), np.zeros((40, 30), int), "gather", 1200 * LOG2_1000, None),
         ("numpy.where", (MASK, A, 0), A, "elementwise", 1200, None),
         ("numpy.where", (MASK,), np.where(MASK), "gather", 1200, None),
@@ -248,7 +251,7 @@ def test_a_sparse_matrix_reads_a_row_of_the_dense_one_for_each_stored_value():
         call("numpy.asarray", ([1, 2],), A),
         call("scipy.stats.norm", (A,), A),
         call("scipy.ndimage.median_filter", (S, "wide"), S),
-        call("ndarray.__setitem__", (A, {"slice": ["x"]}, 0)),
+        call("ndarray.__setitem__", (A, "x:y", 0)),
         Call(name="numpy.add", args=(Array("float32", (-5,)),), results=(Array("float32", (-5,)),)),
         Call(name="numpy.add", args=(Array("float32", (10**400,)),), results=(Array("float32", (10**400,)),)),
         Call(name="numpy.sum", args=(Array("float32", (3,), -7),)),

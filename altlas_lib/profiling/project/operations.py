@@ -63,7 +63,7 @@ class Work(NamedTuple):
 @functools.lru_cache(256)
 def item_bytes(dtype: str) -> float:
     """Of one element: 'complex64' 8, 'bool' 1; 8, a pointer, where the name does not tell."""
-    bits = re.fullmatch(r"[a-z]+(\d+)", dtype)
+    bits = re.match(r"(?:float|bfloat|u?int|complex|str|bytes)(\d+)", dtype)
     return int(bits[1]) / 8 if bits else 1 if dtype == "bool" else 8
 
 
@@ -224,7 +224,8 @@ def _set(of: _Operands) -> Work:
     indices = [part for part in index if isinstance(part, Array)]
     taken = array_bytes(value) if isinstance(value, Array) else 0
     if not indices:
-        return Work(0, array_bytes(array) * _share_of_slices(array.shape, index) + taken, rate="copy")
+        written = of.result_bytes or array_bytes(array) * _share_of_slices(array.shape, index)  # the tracer gives the region
+        return Work(0, written + taken, rate="copy")
     mask = [part for part in indices if part.dtype == "bool"]
     n = mask[0].n_stored or 0 if mask else max(part.n for part in indices)
     rows = math.prod(array.shape[1:]) if len(index) == 1 and not mask else 1  # whole rows
@@ -232,13 +233,16 @@ def _set(of: _Operands) -> Work:
 
 
 def _share_of_slices(shape: tuple[int, ...], index: list) -> float:
-    """Of an array what integers and slices select; {"slice": [start, stop, step]}, and None for all of an axis."""
+    """Of an array what integers and slices ('1:10:2') select; anything else stands for all of an axis."""
     share = 1.0
     for n, part in zip(shape, index, strict=False):
-        if isinstance(part, dict):
-            share *= len(range(*slice(*part["slice"]).indices(n))) / max(n, 1)
+        if isinstance(part, str) and ":" in part:
+            bounds = (int(bound) if bound else None for bound in part.split(":"))
+            share *= len(range(*slice(*bounds).indices(n))) / max(n, 1)
         elif isinstance(part, int):
             share /= max(n, 1)
+        elif part == "...":
+            break
     return share
 
 
