@@ -86,7 +86,7 @@ def test_a_network_on_few_rows_is_batched_and_on_many_ported(gpu):
 
 
 def test_a_frameworks_own_set_up_is_nothing_that_a_gpu_takes_over():
-    """Keras' predict on 64 rows: 30 ms, of which the kernels of 86 MFLOP take less than 9 on any core."""
+    """Keras' predict on 64 rows: 30 ms, of which the kernels of 86 MFLOP take less than 11 on any core."""
     few, many = (
         operation("Sequential.predict", kind="model", operands=[], time_s=s, flops=flops, moved_bytes=1e6)
         for s, flops in ((0.030, 86e6), (1.5, 88e9))
@@ -148,7 +148,7 @@ def test_without_a_gpu_nothing_is_projected():
 
 def test_a_band_from_loss_to_gain_holds_no_decision():
     n = 4096
-    candidate = judged(workload([product(n, n, n, 0.03)], 0.0301, {"arrays": 1.0}))
+    candidate = judged(workload([product(n, n, n, 0.04)], 0.0401, {"arrays": 1.0}))
     assert candidate.gain.low < 1.5 < candidate.gain.high
     assert candidate.advice == "unknown"
     assert "measure before a port" in candidate.reason

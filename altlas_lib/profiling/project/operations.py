@@ -224,26 +224,11 @@ def _set(of: _Operands) -> Work:
     indices = [part for part in index if isinstance(part, Array)]
     taken = array_bytes(value) if isinstance(value, Array) else 0
     if not indices:
-        written = of.result_bytes or array_bytes(array) * _share_of_slices(array.shape, index)  # the tracer gives the region
-        return Work(0, written + taken, rate="copy")
+        return Work(0, (of.result_bytes or array_bytes(array)) + taken, rate="copy")  # the tracer gives the region as result
     mask = [part for part in indices if part.dtype == "bool"]
     n = mask[0].n_stored or 0 if mask else max(part.n for part in indices)
     rows = math.prod(array.shape[1:]) if len(index) == 1 and not mask else 1  # whole rows
     return _gathered(array, indices, item_bytes(array.dtype) * n * rows)
-
-
-def _share_of_slices(shape: tuple[int, ...], index: list) -> float:
-    """Of an array what integers and slices ('1:10:2') select; anything else stands for all of an axis."""
-    share = 1.0
-    for n, part in zip(shape, index, strict=False):
-        if isinstance(part, str) and ":" in part:
-            bounds = (int(bound) if bound else None for bound in part.split(":"))
-            share *= len(range(*slice(*bounds).indices(n))) / max(n, 1)
-        elif isinstance(part, int):
-            share /= max(n, 1)
-        elif part == "...":
-            break
-    return share
 
 
 def _gathered(array: Array, indices: list[Array], moved_bytes: float) -> Work:
@@ -280,12 +265,12 @@ def _where(of: _Operands) -> Work:
     return _elementwise(of) if len(of.args) + len(of.kwargs) > 1 else _scan_and_gather(of)._replace(rate="gather")
 
 
-def _sort(of: _Operands, payload_bytes: float = 0, per_key: float | None = None, factor: float = 1) -> Work:
+def _sort(of: _Operands, payload_bytes: float = 0, per_key: float | None = None) -> Work:
     """`per_key` comparisons, else log2 n, for each of all keys; an index (`payload_bytes`) may move with each key."""
     n, shape = sum(array.n for array in of.read), of.operands[0].shape
     axis = of.argument(2 if per_key else 1, "axis", -1)
     length = shape[axis] if isinstance(axis, int) and -len(shape) <= axis < len(shape) else n
-    comparisons = factor * n * (per_key or max(math.log2(max(length, 2)), 1))
+    comparisons = n * (per_key or max(math.log2(max(length, 2)), 1))
     sizes = {"n": n, "length": length, "key_bytes": item_bytes(of.operands[0].dtype), "payload_bytes": payload_bytes}
     return Work(comparisons, of.read_bytes + of.written_bytes, 4, sizes)
 
@@ -309,8 +294,8 @@ def _product(of: _Operands) -> Work:
 
 
 def _einsum(of: _Operands) -> Work:
-    """NumPy's own count, of the order of contraction that it takes; on arrays without values."""
-    how = of.kwargs.get("optimize", False)
+    """NumPy's own count, on arrays without values, of the order of contraction that it takes or, told "optimal", nearly takes."""
+    how = "greedy" if of.kwargs.get("optimize", False) else False  # looking for the best takes for ever
     empty = [np.broadcast_to(np.int8(0), each.shape) if isinstance(each, Array) else each for each in of.args]
     path, report = np.einsum_path(*empty, optimize=how)
     count = re.search(rf"{'Optimized' if how else 'Naive'} FLOP count:\s*(\S+)", report)

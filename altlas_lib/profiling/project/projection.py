@@ -24,10 +24,10 @@ _MORE_THAN_TRACED = 1.5
 _UNSEEN_AT_BEST = 0.1
 _CALL_S = 0.05e-6  # of the function itself, whatever it does
 TRANSFER_START_S = (10e-6, 30e-6)  # the call, the driver, and waiting for the end
-# Below the clock of any CPU that TensorFlow and PyTorch run on, with one scalar multiply-add and one 8-byte load a cycle:
-# slower than that, a framework's call is not busy with its kernels.
+# Below the clock of any CPU that TensorFlow and PyTorch run on, one operation a cycle on the eight float32 numbers of AVX, that
+# their wheels ask for, and one load of 8 bytes: slower than that, a framework's call is not busy with its kernels.
 _LOWEST_CLOCK_HZ = 1e9
-_LEAST_FLOPS_PER_S, _LEAST_BYTES_PER_S = 2 * _LOWEST_CLOCK_HZ, 8 * _LOWEST_CLOCK_HZ
+_LEAST_FLOPS_PER_S = _LEAST_BYTES_PER_S = 8 * _LOWEST_CLOCK_HZ
 _PYTHON_SPREAD = 1.05  # from one run of the same code to the next; never faster than now
 
 
