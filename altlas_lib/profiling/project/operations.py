@@ -294,7 +294,7 @@ def _product(of: _Operands) -> Work:
 
 
 def _einsum(of: _Operands) -> Work:
-    """NumPy's own count, on arrays without values, of the order of contraction that it takes or, told "optimal", nearly takes."""
+    """NumPy's own count, on arrays without values, of the order of contraction that it takes (of "optimal", nearly)."""
     how = "greedy" if of.kwargs.get("optimize", False) else False  # looking for the best takes for ever
     empty = [np.broadcast_to(np.int8(0), each.shape) if isinstance(each, Array) else each for each in of.args]
     path, report = np.einsum_path(*empty, optimize=how)
