@@ -358,6 +358,8 @@ class ArrayOperation(Model):
 
     name: str = Field(description="as the library calls it: 'numpy.matmul' (also for @), 'ndarray.argsort'")
     kind: OperationKind
+    rate: str = Field(default="", description="class of rate, as operations.toml names it; empty: its kind's")
+    sizes: dict[str, float] = Field(default={}, description="what its rate depends on besides, such as m, n and k of a product")
     operands: list[str] = Field(description="'float32[4000, 384]' for each array among the arguments")
     dtype: str = Field(description="that it computes in")
     n_calls: int = Field(ge=1)
@@ -425,20 +427,42 @@ class WorkloadProfile(Model):
         return self.cprofile_share(function) if function.sampled_own_share is None else function.sampled_own_share
 
 
+class ProjectionAccuracy(Model):
+    """How far projections of a class of operations were from published timings that their fit had not seen."""
+
+    of: str = Field(description="the class that takes longest on the GPU: 'product float32', 'fft'")
+    n_points: int = Field(ge=0)
+    n_sources: int = Field(default=0, ge=0)
+    gpus: tuple[str, ...] = ()
+    median_error: float | None = Field(default=None, ge=1, description="factor; None: no points")
+    inside: float | None = Field(default=None, ge=0, le=1, description="share of them that lay in their bands")
+
+    def __str__(self) -> str:
+        """A sentence for reports."""
+        if not self.n_points or self.median_error is None or self.inside is None:
+            return f"No published timings of {self.of} were found: its band is wide, and stands on the data sheet alone."
+        timings = "1 published timing" if self.n_points == 1 else f"{self.n_points:,} published timings"
+        return (
+            f"Beside {timings} of {self.of} ({', '.join(self.gpus)}) that it was not fitted on, this model was off by a "
+            f"factor of {self.median_error:.2f} in the median, and {self.inside:.0%} lay inside its bands."
+        )
+
+
 class Projection(Model):
     """What a function's own work would take on a GPU that need not be there. Nothing ran: every time is a band."""
 
     gpu: str
-    basis: Literal["data sheet", "measured ceilings"] = Field(description="where the GPU's rates come from")
+    basis: Literal["data sheet", "measured ceilings", "calibration"] = Field(description="where the GPU's rates come from")
     now: Quantity = Field(description="measured on this CPU: one run, the function's own time")
     on_gpu: Quantity = Field(description="s, all data brought in and back in each run")
     on_gpu_resident: Quantity = Field(description="s, data already on the GPU and left there")
     by_cause: dict[str, float] = Field(
-        description="compute, memory, launches, transfers, Python, unseen -> s, middle of the band"
+        description="compute, memory, launches, transfers, Python, unseen -> s, mean of the band's ends"
     )
     coverage: float = Field(
         ge=0, le=1, description="share of `now` that is accounted for: array operations of known cost, Python"
     )
+    accuracy: ProjectionAccuracy | None = Field(default=None, description="None: nothing of known cost was seen")
 
     @property
     def bound_by(self) -> str:

@@ -27,6 +27,7 @@ class Found(NamedTuple):
     route: Route
     advice: Advice | None  # what it makes of the function where it is taken; None: it is not to be taken
     covers: float  # share of the function's own time that it takes the place of
+    comes_first: bool = False  # before any GPU is thought of: it is right whatever the data
 
 
 # What was seen of a function ---------------------------------------------------------------------------------------------
@@ -233,7 +234,8 @@ def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
     for name, entry in tomllib.loads(_CHEAPER_CALLS.read_text("utf-8")).items():
         if (covers := _COVERS[name](evidence)) >= entry.get("least", LEAST_SHARE):
             why = f"{entry['why']} ({covers:.0%} of its own time; not measured)"
-            yield Found(Route(kind="algorithm", name=entry["route"], standing="offered", why=why), entry["advice"], covers)
+            route = Route(kind="algorithm", name=entry["route"], standing="offered", why=why)
+            yield Found(route, entry["advice"], covers, comes_first=not entry.get("conditional", False))
 
 
 def _on_gpu(evidence: _Evidence, library: GpuLibrary, advice: Advice, gpu: GpuSpec | None) -> Found | None:
