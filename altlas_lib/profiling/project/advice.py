@@ -279,13 +279,14 @@ def _no_gain(case: _Case) -> _Answer:
         return None
     return (
         "leave it",
-        f"No gain: {case.on_gpu}, bound by {case.projection.bound_by}, and no better with the data already there.",
+        f"No gain: {case.on_gpu}, bound by {case.projection.bound_by}; no better with the data already there.",
     )
 
 
 def _undecided(case: _Case) -> _Answer:
     return "unknown", (
-        f"{case.on_gpu}: {case.moved}, bound by {case.projection.bound_by}; the band holds no decision, so measure before a port."
+        f"{case.on_gpu}: {case.moved}, bound by {case.projection.bound_by}; "
+        "the band holds no decision, so measure before a port."
     )
 
 
