@@ -318,6 +318,11 @@ RouteKind = Literal["algorithm", "drop-in library", "CuPy port", "kernel of your
 RouteStanding = Literal["measured", "projected", "offered", "offered on conditions", "absent", "unknown"]
 
 
+# Of the processors. A program that wants them all takes 1 / (1 - 0.2) = 1.25 times as long, less than a projection's own error.
+LARGEST_OTHER_LOAD = 0.2
+Origin = Literal["the calling thread", "another thread", "another process"]
+
+
 class LineTime(Model):
     """A line of one of the hottest functions, under line_profiler."""
 
@@ -330,8 +335,9 @@ class LineTime(Model):
 class FunctionTime(Model):
     """Where a workload's time went, for one of the user's functions; library code is charged to the function that called it.
 
-    Times are of one run under cProfile, which makes every call dearer: compare them with each other, not with the total. It
-    sees the calling thread only: of a function that ran in another one, or in a process attached to, they are None.
+    Times are of one run under cProfile, which makes every call more expensive: compare them with each other, not with the
+    total. It sees the calling thread only: of a function that ran elsewhere, as `ran_in` says, they are None, and the samples
+    tell its share.
     """
 
     name: str = Field(description="qualified name")
@@ -350,7 +356,8 @@ class FunctionTime(Model):
     own_by_class: dict[TimeClass, float] = Field(
         default={}, description="share of its own stacks, by what the innermost native frame does; empty: not known"
     )
-    lines: list[LineTime] = Field(default=[], description="of the hottest functions: their lines, dearest first")
+    lines: list[LineTime] = Field(default=[], description="of the hottest functions: their lines, most expensive first")
+    ran_in: Origin = Field(default="the calling thread", description="where most of its samples were taken")
 
 
 class ArrayOperation(Model):
@@ -404,10 +411,38 @@ class Overhead(Model):
     )
 
 
+class Alternative(Model):
+    """Another function on the same input, measured in turns with the target, each with the thread count that suits it."""
+
+    name: str
+    time: Quantity = Field(description="seconds of one warm run, as on a machine with nothing else to do (`quiet_s`)")
+    gain: Quantity = Field(
+        description="times as fast as the target, by medians; low and high: the slowest run of one, the fastest of the other"
+    )
+    same_answer: bool | None = Field(description="None: the answers cannot be compared")
+    largest_difference: float | None = Field(
+        default=None, description="of two numbers that should be equal, absolute; None: no numbers, or not of the same shape"
+    )
+
+
 class WorkloadProfile(Model):
     workload: str
     target: str = Field(description="what ran: module:function, a script with its arguments, a process")
     total: Quantity | None = Field(description="one run without any profiler, the best thread count; None: attached to")
+    cpu: Quantity | None = Field(
+        default=None,
+        description="processor seconds of those runs: of all threads, and of the processes that the target started",
+    )
+    quiet: Quantity | None = Field(
+        default=None,
+        description="seconds of those runs as they would be if nobody else wanted a processor: at most the processor time and "
+        "what the calling thread waited of its own accord, for time, files, locks, other threads. None: not known here",
+    )
+    other_load: float | None = Field(
+        default=None, ge=0, le=1, description="share of the processors that other programs took while it was measured"
+    )
+    is_parallel: bool = Field(default=False, description="other threads or processes than the calling one did a tenth or more")
+    n_runs: int = Field(default=0, ge=0, description="runs of the target in all, the first one and those under each tool")
     seconds_by_n_threads: dict[int, float] = Field(default={}, description="BLAS threads -> fastest run: the baseline's sweep")
     functions: list[FunctionTime] = Field(description="greatest share first")
     tools: list[Overhead] = []
@@ -415,7 +450,21 @@ class WorkloadProfile(Model):
     stacks: dict[str, int] = Field(default={}, description="'outer;inner' -> samples, the most frequent: the flame graph")
     traces: list[ArrayTrace] = []
     peak_memory: Quantity | None = Field(default=None, description="of the process, beyond what it held before the first run")
+    alternatives: list[Alternative] = []
     notes: list[str] = Field(default=[], description="what a tool could not do, and why")
+
+    @property
+    def quiet_s(self) -> float | None:
+        """Seconds of the fastest run by which a gain is judged: a busy machine cannot inflate them for a target of one thread.
+
+        One of several threads waits for the slowest of them, and `is_too_busy` says when that is no measure.
+        """
+        return (self.quiet or self.total).low if self.total else None
+
+    @property
+    def is_too_busy(self) -> bool:
+        """Whether other programs took so much of the machine that no gain can be priced: profile again when it is quiet."""
+        return (self.other_load or 0) > LARGEST_OTHER_LOAD and (self.is_parallel or self.quiet is None)
 
     def cprofile_share(self, function: FunctionTime) -> float | None:
         """A function's own time over that of all functions, under cProfile; None where it was not seen there."""

@@ -1,5 +1,8 @@
 """Every test writes into a folder of its own, and `gpu` tests are skipped, and counted as skipped, without a GPU."""
 
+import random
+import textwrap
+
 import pytest
 
 from altlas_lib import devices, paths, profiling
@@ -15,6 +18,25 @@ def outputs(tmp_path, monkeypatch):
 @pytest.fixture
 def run(outputs) -> paths.RunFolder:
     return paths.run_folder("test")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, where targets are written and found."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def write(folder):
+    """Writes a Python file and returns its module's name, another one each time."""
+
+    def write_module(source: str, suffix: str = ".py") -> str:
+        name = f"user_{random.getrandbits(64):x}"
+        (folder / f"{name}{suffix}").write_text(textwrap.dedent(source))
+        return name
+
+    return write_module
 
 
 @pytest.fixture(scope="session")

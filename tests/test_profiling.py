@@ -7,31 +7,24 @@ import importlib
 import json
 import os
 import random
-import selectors
-import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections import Counter, defaultdict
 
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from profiling_helpers import QUICK, alive, notes
 from threadpoolctl import threadpool_limits
 
 from altlas_lib import profiling
-from altlas_lib.profiling.profiler import _BUSY_NOTE
-from altlas_lib.profiling.record import py_spy, sampling
+from altlas_lib.profiling.record import py_spy
 from altlas_lib.profiling.record.folding import OWN_LINES, CallGraph, Project, Time, fold
 from altlas_lib.profiling.run.runnable import FunctionKey
 from altlas_lib.profiling.run.targets import prepare
-from altlas_lib.results import WorkloadProfile
 from altlas_lib.workloads import segmentation
-
-QUICK = {"n_repeats": 1, "sampling_s": 0.3, "time_limit_s": 60, "n_line_functions": 0, "trace_arrays": False}
 
 
 @pytest.fixture
@@ -47,11 +40,6 @@ def module(tmp_path, monkeypatch):
         return name
 
     return write
-
-
-def notes(profile: WorkloadProfile) -> list[str]:
-    """Without the one that says that the machine is busy."""
-    return [note for note in profile.notes if not note.startswith(_BUSY_NOTE)]
 
 
 # The split of time ------------------------------------------------------------------------------------------------------
@@ -162,71 +150,13 @@ def test_a_class_and_an_instance_can_be_the_target(target, name):
     assert (function.name, function.n_calls) == (name, 1)
 
 
-def recorded(threads: dict[str, list[list[tuple[str, str]]]]) -> dict:
-    """A speedscope file of stacks of (function, file), outermost first."""
-    frames = list(dict.fromkeys(frame for stacks in threads.values() for stack in stacks for frame in stack))
-    return {
-        "shared": {"frames": [{"name": name, "file": file, "line": 1, "col": None} for name, file in frames]},
-        "profiles": [
-            {"name": name, "samples": [[frames.index(frame) for frame in stack] for stack in stacks]}
-            for name, stacks in threads.items()
-        ],
-    }
-
-
-CALL = [("<module>", "child.py"), ("sampled_call", "/x/altlas_lib/profiling/child.py")]
-MAIN, LOADS, LOOP = ("main", "/app.py"), ("loads", json.__file__), ("EpollSelector.select", selectors.__file__)
-ROOT = FunctionKey("/app.py", 9, "root")
-
-
-def shares(recording: dict, native: bool = False) -> dict[str, tuple[int, int]]:
-    project = Project("/app.py")
-    stacks = sampling._samples(recording, None, native).counted(project)
-    by_function = sampling.by_function(stacks, project, ROOT)
-    return {function.name: (each.own.total(), each.n_on_stack) for function, each in by_function.items()}
-
-
-def test_only_stacks_below_the_call_of_the_target_count():
-    comprehension = ("main.<locals>.<genexpr>", "/app.py")
-    not_ours = [[("<module>", "child.py")], [("<module>", "child.py"), ("prepare", "app.py")], [("sampled_call", "/app.py")]]
-    stacks = [CALL, [*CALL, MAIN], [*CALL, MAIN, comprehension, LOADS], [*CALL, MAIN, comprehension, MAIN]]
-    assert shares(recorded({"main": [*not_ours, *stacks]})) == {"root": (1, 1), "main": (3, 3)}
-
-
-def test_a_wait_for_other_threads_is_theirs():
-    """The calling thread waits in 6 of 10 stacks, in 4 of them for the work of another: 10 stacks are counted, not 14."""
-    thread = ("Thread.run", threading.__file__)
-    work, lock = ("work", "/app.py"), ("Condition.wait", threading.__file__)
-    threads = {
-        "main": [[*CALL, LOOP]] * 6 + [[*CALL, MAIN]] * 4,
-        "works": [[thread, work]] * 4 + [[thread]] * 6,
-        "waits": [[thread, work, lock]] * 10,
-    }
-    assert shares(recorded(threads)) == {"main": (4, 4), "work": (4, 4), "root": (2, 2)}
-    threads["works"] = [[thread, work]] * 10  # also while the calling thread works: nothing of that is left out
-    assert shares(recorded(threads)) == {"main": (4, 4), "work": (10, 10)}
-
-
-def test_a_flame_graph_has_the_users_functions_and_the_libraries_that_they_enter():
-    numpy = [("sum", "/x/site-packages/numpy/core.py"), ("wrap", "/x/site-packages/scipy/y.py")]
-    leaf = ("DOUBLE_add", "/x/site-packages/numpy/_core/_multiarray_umath.cpython-311.so")
-    stacks = [[*CALL, LOOP, MAIN, *numpy, leaf]] * 3 + [[*CALL, LOOP, MAIN, LOADS, ("a;b", "/app.py")], [*CALL, LOOP]]
-    project = Project("/app.py")
-    counted = sampling._samples(recorded({"main": stacks}), None, True).counted(project)
-    assert sampling.flame_stacks(counted, project, ROOT) == {
-        "root;main;numpy;[arrays]": 3,
-        "root;main;json;a,b;[interpreter]": 1,
-        "root;selectors;[interpreter]": 1,
-    }
-
-
 class Tree:
     """A made-up run, recorded as cProfile records, and with the truth: own time by the user's function that is above."""
 
     def __init__(self, seed: int, *, callbacks: bool):
         self.random = random.Random(seed)
         self.callbacks = callbacks
-        self.graph = CallGraph()
+        self.functions, self.calls = {}, {}
         self.truth = defaultdict(float)
         self.active = Counter()
         self.root = key("user-0")
@@ -242,9 +172,9 @@ class Tree:
             cumulative += self.call(self.choose(function), function, user, depth + 1)
         self.active[function] -= 1
         self.active[caller, function] -= 1
-        self.add(self.graph.functions, function, own, 0 if self.active[function] else cumulative)
+        self.add(self.functions, function, own, 0 if self.active[function] else cumulative)
         if caller:
-            self.add(self.graph.calls, (caller, function), own, 0 if self.active[caller, function] else cumulative)
+            self.add(self.calls, (caller, function), own, 0 if self.active[caller, function] else cumulative)
         return cumulative
 
     def choose(self, caller: FunctionKey) -> FunctionKey:
@@ -269,7 +199,8 @@ def is_user(function: FunctionKey) -> bool:
 
 
 def folded(tree: Tree) -> dict[FunctionKey, float]:
-    own = fold(tree.graph, lambda function: None if is_user(function) else function.name, tree.root)
+    graph = CallGraph(functions=[*tree.functions.items()], calls=[(*pair, time) for pair, time in tree.calls.items()])
+    own = fold(graph, lambda function: None if is_user(function) else function.name, tree.root)
     return {function: sum(by_library.values()) for function, by_library in own.items()}
 
 
@@ -297,7 +228,7 @@ def test_folding_loses_no_time_of_recursive_libraries():
     root = FunctionKey.of(encode.__code__)
     own = fold(graph, Project(__file__).library, root)
     assert set(own) == {root}
-    assert sum(own[root].values()) == pytest.approx(sum(time.own_s for time in graph.functions.values()))
+    assert sum(own[root].values()) == pytest.approx(sum(time.own_s for _, time in graph.functions))
     assert {"copy", "json", OWN_LINES} <= set(own[root])
 
 
@@ -462,15 +393,6 @@ def test_what_a_target_leaves_behind_is_ended_and_what_it_prints_is_dropped(modu
     assert capfd.readouterr() == ("", "")
 
 
-def alive(pid: int) -> bool:
-    for _ in range(50):  # who has been killed takes a moment to go
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return False
-        time.sleep(0.1)
-    os.kill(pid, signal.SIGKILL)
-    return True
-
-
 def test_a_callable_is_stopped_between_runs():
     with pytest.raises(profiling.ProfilingError, match=r"time_limit_s=0\.05"):
         profiling.profile(functools.partial(time.sleep, 0.06), time_limit_s=0.05)
@@ -503,13 +425,6 @@ def test_a_second_profiler_is_refused():
         profiler.disable()
 
 
-@pytest.mark.parametrize(("load", "is_noted"), [(0.5, False), (100.0, True)])
-def test_a_busy_machine_is_noted(monkeypatch, load, is_noted):
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0, 0))
-    profile = profiling.profile(sum, setup=lambda: [1, 2], n_repeats=1, trace_arrays=False)
-    assert any(note.startswith(_BUSY_NOTE) for note in profile.notes) == is_noted
-
-
 @pytest.mark.parametrize("which", ["absent", "refused"])
 def test_without_py_spy_the_profile_says_so(monkeypatch, tmp_path, which):
     refusing = tmp_path / "py-spy"
@@ -523,6 +438,7 @@ def test_without_py_spy_the_profile_says_so(monkeypatch, tmp_path, which):
     assert [tool.tool for tool in profile.tools] == ["cProfile"]
     assert profile.functions[0].own.value > 0
     (note,) = notes(profile)
+    assert note.startswith("py-spy gave no shares")
     assert ("not installed" if which == "absent" else "Permission Denied") in note
 
 

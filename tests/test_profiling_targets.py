@@ -3,61 +3,27 @@
 import functools
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from profiling_helpers import QUICK, alive, by_name
 from typer.testing import CliRunner
 
 from altlas_lib import cli, profiling
-from altlas_lib.profiling.record import py_spy, sampling
-from altlas_lib.profiling.record.folding import Project
-from altlas_lib.profiling.record.functions import function_times
+from altlas_lib.profiling.record import py_spy
 from altlas_lib.profiling.record.lines import time_lines
-from altlas_lib.profiling.record.measure import measure
-from altlas_lib.profiling.record.native import NativeFrame, is_native, time_class
 from altlas_lib.profiling.run.asgi import application, load_requests
-from altlas_lib.profiling.run.process import Child, Request
 from altlas_lib.profiling.run.runnable import FunctionKey, Runnable
 from altlas_lib.profiling.run.targets import prepare, target_kind
 from altlas_lib.profiling.show import terminal
 from altlas_lib.results import FunctionTime, LineTime, Quantity, WorkloadProfile
-
-QUICK = {"n_repeats": 1, "sampling_s": 0.3, "time_limit_s": 60, "n_line_functions": 0, "trace_arrays": False}
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The current folder, where targets are written and found."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def write(folder):
-    """Writes a Python file and returns its module's name, another one each time."""
-
-    def write_module(source: str, suffix: str = ".py") -> str:
-        name = f"user_{random.getrandbits(64):x}"
-        (folder / f"{name}{suffix}").write_text(textwrap.dedent(source))
-        return name
-
-    return write_module
-
-
-def by_name(profile: WorkloadProfile) -> dict[str, FunctionTime]:
-    return {function.name: function for function in profile.functions}
-
 
 # Scripts ----------------------------------------------------------------------------------------------------------------
 
@@ -147,21 +113,12 @@ def test_a_script_that_changes_its_process_forks_and_leaves_processes_behind(wri
     assert Path.cwd() == folder
 
 
-def alive(pid: int) -> bool:
-    for _ in range(50):  # who has been killed takes a moment to go
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return False
-        time.sleep(0.1)
-    os.kill(pid, signal.SIGKILL)
-    return True
-
-
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ("import sys; sys.exit(3)", r"ended by sys.exit\(3\): expected an end without a failure"),
         ("1 / 0", "raised ZeroDivisionError: division by zero at .*without the profiler first"),
-        ("import os; os.mkdir('made')", "raised FileExistsError: .* in run 2; it must bear being run repeatedly"),
+        ("import os; os.mkdir('made')", "raised FileExistsError: .* in run 2; it must be safe to run repeatedly"),
         ("input('name? ')", "raised EOFError: .*standard input is empty"),
         ("import os; os._exit(7)", "with status 7 before it returned"),
         ("def f(:\n    pass", r"invalid syntax in .*user_.*\.py, line 1"),
@@ -194,7 +151,7 @@ def test_files_that_are_no_scripts(folder):
         ("script.py", {"setup": "json:dumps"}, "is a script, for which setup mean"),
         ("script.py", {"arguments": {"n": 1}}, "it takes argv"),
         ("json:dumps", {"argv": ["1"]}, "is a function, for which argv mean"),
-        ("json:dumps", {"requests": [], "arguments": {"n": 1}}, "gets requests: leave out setup and arguments"),
+        ("json:dumps", {"requests": [], "arguments": {"n": 1}}, "gets requests: leave out setup, arguments and alternatives"),
         ("pid:1", {"argv": ["1"]}, "it takes none of them"),
     ],
 )
@@ -202,56 +159,6 @@ def test_options_that_do_not_fit_the_target(folder, target, options, message):
     (folder / "script.py").touch()
     with pytest.raises(profiling.ProfilingError, match=message):
         profiling.profile(target, **options)
-
-
-def test_a_target_that_hangs_in_a_later_run_keeps_what_was_found(write, py_spy_permitted):
-    """1 run to warm up, 10 without a profiler, 1 under cProfile, 1 to warm up for py-spy; the next never ends."""
-    source = """
-        import pathlib
-
-        def count():
-            counter = pathlib.Path("runs")
-            n = int(counter.read_text()) + 1 if counter.exists() else 1
-            counter.write_text(str(n))
-            return n
-
-        def stuck():
-            while True:
-                pass
-
-        def main():
-            if count() > {last}:
-                stuck()
-    """
-    options = {**QUICK, "n_line_functions": 1, "trace_arrays": True, "time_limit_s": 6}
-    profile = profiling.profile(f"{write(source.format(last=13))}:main", **options)
-    functions = by_name(profile)
-    assert functions["stuck"].sampled_own_share > 0.9
-    assert functions["stuck"].own is None
-    assert functions["count"].n_calls == 1
-    assert profile.total.value < 1
-    assert [tool.tool for tool in profile.tools] == ["cProfile", "py-spy"]
-    assert any(note.startswith("not finished:") for note in profile.notes)
-    assert any(note.startswith("no trace of arrays: time_limit_s=6 is over") for note in profile.notes)
-
-    Path("runs").unlink()
-    profile = profiling.profile(f"{write(source.format(last=2))}:main", **{**options, "time_limit_s": 3})
-    assert (profile.functions, profile.total.n_runs) == ([], 1)
-    assert {note.partition(":")[0] for note in profile.notes} >= {"not finished", "py-spy gave no shares"}
-
-
-def test_threads_and_exit_functions_that_never_end_do_not_hold_up_the_answer(write, monkeypatch):
-    monkeypatch.setattr("altlas_lib.profiling.run.process._TO_END_S", 0.5)
-    user = write("""
-        import atexit, threading, time
-
-        def main():
-            atexit.register(time.sleep, 600)
-            threading.Thread(target=time.sleep, args=[600]).start()
-    """)
-    with Child(Request(target=f"{user}:main", time_limit_s=60)) as child:
-        assert child.wait(60).measurement.first_s < 1
-    assert not alive(child.pid)
 
 
 # Coroutines and applications ----------------------------------------------------------------------------------------------
@@ -346,18 +253,22 @@ def test_an_application_is_charged_by_coroutine_and_worker_thread(write, folder,
     assert sum(shares) > 0.65  # the loop's wait for the thread is the thread's, not the application's
     assert any(stack.endswith("in_thread;burn;[interpreter]") for stack in profile.stacks)
     assert profile.target == f"{user}:create_app() under 4 requests"
-    assert "request 3 (GET /none) was answered with 404" in profile.notes
+    assert "request 3 (GET /none) was answered with 404: 'what?'" in profile.notes
     answers = {tuple(json.loads(line)) for line in Path("answers").read_text().splitlines()}
     assert ("PUT", "/echo", 200, '{"a":[1]}') in answers
     assert len(answers) == 4
-    assert Path("lifespan").read_text() == "started stopped " * 2  # once for each of the two tools, outside of their runs
+    assert Path("lifespan").read_text() == "started stopped "  # once, for all tools
 
 
 @pytest.mark.parametrize(
     ("name", "requests", "message"),
     [
-        ("app", [{"path": "/raise"}], r"request 1 \(GET /raise\) raised KeyError: 'boom' at .*; make it answer"),
-        ("app", [{"path": "/echo"}, {"path": "/fail"}], r"request 2 \(GET /fail\) was answered with 503: 'down'"),
+        (
+            "app",
+            [{"path": "/raise"}],
+            r"none of 1 requests: request 1 \(GET /raise\) raised KeyError: 'boom' at .*make it answer",
+        ),
+        ("app", [{"path": "/fail"}] * 2, r"none of 2 requests: request [12] \(GET /fail\) was answered with 503: 'down'"),
         ("broken_start", [{"path": "/"}], "its startup failed: no database"),
         ("no_app", [{"path": "/"}], "has no 'no_app'; did you mean"),
     ],
@@ -393,6 +304,8 @@ def test_an_application_without_lifespan_and_a_callable_one(write, monkeypatch, 
         ('{"method": "GET"}', "line 1, path: "),
         ('{"path": "/", "json": 1, "body": "1"}', "json and body exclude each other"),
         ("[]", r'line 1: .*expected \{"method": "POST"'),
+        ('{"path": "/a"}\n{"path": "/b", "headers": {"x-name": "Zoë"}}', r"line 2: .*header 'x-name': 'Zoë' is not ASCII"),
+        ('{"path": "//[::1/a"}', r"line 1: .*path '//\[::1/a': Invalid IPv6 URL; a path begins with one slash"),
         (b"\xff\xfe", "cannot be read"),
     ],
 )
@@ -463,170 +376,7 @@ def test_processes_that_cannot_be_sampled(monkeypatch, tmp_path):
             process.kill()
 
 
-def test_py_spy_that_cannot_follow_native_frames_goes_on_without(monkeypatch, py_spy_permitted):
-    """A process with many threads and large libraries takes too long for each sample; some systems offer none at all."""
-    attempts = []
-
-    def record(way: sampling._Way) -> sampling.Samples:
-        attempts.append((way.rate_hz, way.native))
-        if way.native and not way.is_slow:
-            raise py_spy.FellBehind
-        return sampling.Samples(Counter({stacks[way.native]: 10}))
-
-    main = (FunctionKey("/app.py", 1, "main"),)
-    stacks = {native: sampling.Stack(main, "arrays" if native else None, False) for native in (True, False)}
-    samples = sampling._native_if_possible(record, 200, 2)
-    assert attempts == [(200, True), (200, False), (20, True)]
-    assert "from 10 samples of their own, 20 a second" in samples.notes[0]
-    (function,) = function_times(Project("/app.py"), main[0], samples, [], [])
-    assert (function.sampled_own_share, function.own_by_class) == (1, {"arrays": 1})
-
-    real = py_spy.PySpy.__init__
-
-    def without_native(self, pid: int, rate_hz: int, native: bool) -> None:
-        if native:
-            raise profiling.ProfilingError("--native is not supported on your platform")
-        real(self, pid, rate_hz, native)
-
-    monkeypatch.setattr(py_spy.PySpy, "__init__", without_native)
-    profile = profiling.profile("json:dumps", arguments={"obj": list(range(300_000)), "indent": 1}, **QUICK)
-    assert "not supported on your platform" in profile.notes[0]
-    assert profile.n_samples > 10
-    assert not any(function.own_by_class for function in profile.functions)
-    assert not any("[" in stack for stack in profile.stacks)
-
-
-# Classes of time ------------------------------------------------------------------------------------------------------------
-
-LIBC, PYTHON = "/usr/lib/x86_64-linux-gnu/libc.so.6", "/usr/lib/libpython3.11.so.1.0"
-NUMPY = "/v/site-packages/numpy/_core/_multiarray_umath.cpython-311-x86_64-linux-gnu.so"
-BLAS = "/v/site-packages/numpy.libs/libscipy_openblas64_-32a4b2a6.so"
-TORCH = "/v/site-packages/torch/lib/libtorch_cpu.so"
-
-
-@pytest.mark.parametrize(
-    ("frames", "expected"),
-    [
-        ([], "interpreter"),
-        ([("dict_insert", PYTHON)], "interpreter"),
-        ([("malloc", LIBC), ("0x7f12", LIBC), ("PyObject_Malloc", PYTHON)], "interpreter"),
-        ([("sre_ucs1_match", PYTHON), ("sre_search", PYTHON)], "regex"),
-        ([("malloc", LIBC), ("sre_ucs1_match", PYTHON)], "regex"),
-        ([("match_class", PYTHON)], "interpreter"),
-        ([("0x1", "/v/site-packages/regex/_regex.cpython-311-x86_64-linux-gnu.so")], "regex"),
-        ([("sgemm_kernel_SKYLAKEX", BLAS)], "arrays"),
-        ([("0x7f12", LIBC), ("_contig_to_contig", NUMPY), ("array_subscript", NUMPY)], "arrays"),
-        ([("double_richcompare", NUMPY)], "interpreter"),
-        ([("DOUBLE_add_X86_V3", NUMPY)], "arrays"),
-        ([("sched_yield", LIBC), ("exec_blas", BLAS)], "arrays"),
-        ([("GOMP_parallel", "/v/scikit_learn.libs/libgomp-a49a47f9.so.1.0.0")], "arrays"),
-        ([("__futex_abstimed_wait_common", LIBC), ("pthread_cond_wait", LIBC), ("at::launch", TORCH)], "framework"),
-        ([("GOMP_barrier", "/v/site-packages/torch/lib/libgomp-98b21ff3.so.1")], "framework"),
-        ([("0x1", "/v/site-packages/tensorflow/libtensorflow_cc.so.2")], "framework"),
-        ([("gc_collect_main", PYTHON), ("parse_reset", "/b/Python-3.11.7/Modules/_csv.c")], "parsing"),
-        ([("scan_once_unicode", "/b/Modules/_json.c")], "parsing"),
-        ([("0x1", "/v/site-packages/orjson/orjson.cpython-311-x86_64-linux-gnu.so")], "parsing"),
-        ([("tokenize", "/v/site-packages/pandas/_libs/parsers.cpython-311-x86_64-linux-gnu.so")], "parsing"),
-        ([("deflate", "/usr/lib/libz.so.1.2.13")], "parsing"),
-        ([("crc32_z", "/usr/lib/libz.so.1.2.13")], "other native"),
-        ([("sha256_block", "/usr/lib/libcrypto.so.3")], "other native"),
-        ([("clock_nanosleep", LIBC), ("time_sleep", PYTHON)], "waiting"),
-        ([("epoll_wait", LIBC), ("select_epoll_poll", PYTHON)], "waiting"),
-        ([("read", LIBC), ("_io_FileIO_readall", PYTHON)], "waiting"),
-        ([("recv", LIBC), ("0x3", "/v/site-packages/psycopg2/_psycopg.so")], "waiting"),
-        ([("0x7f00", "")], "other native"),
-    ],
-)
-def test_the_class_of_innermost_native_frames(frames, expected):
-    assert all(is_native(file) for _, file in frames)
-    assert time_class([NativeFrame(*frame) for frame in frames]) == expected
-
-
-@pytest.mark.parametrize("file", ["/app/main.py", "<string>", "<frozen os>", "/usr/bin/tool", "/tmp/ipykernel_1/2.py", "x.pyw"])
-def test_a_python_file_is_not_native(file):
-    assert not is_native(file)
-
-
-def test_where_a_program_really_is(write, py_spy_permitted):
-    """Eight functions of about the same time, each in another kind of code."""
-    user = write("""
-        import csv, hashlib, io, re, time, zlib
-        import numpy as np
-
-        def regex(): re.findall(r"(\\\\w+) (?=\\\\w)", "hello world foo bar " * 2000)
-        def product(a=np.ones((300, 300))): a @ a
-        def gather(a=np.ones(10**6), i=np.random.default_rng(0).integers(10**6, size=10**5)): a[i]
-        def parse(text="a,b,1.5\\\\n" * 3000): list(csv.reader(io.StringIO(text)))
-        def loop(): sum(i * i for i in range(10000))
-        def boxes(numbers=list(np.random.default_rng(0).random(5000))): sorted(numbers)
-        def wait(): time.sleep(0.005)
-        def digest(data=bytes(10**6)): hashlib.sha256(data).digest()
-
-        def repeat(function):
-            stop = time.perf_counter() + 0.04
-            while time.perf_counter() < stop:
-                function()
-
-        def main():
-            for function in (regex, product, gather, parse, loop, boxes, wait, digest):
-                repeat(function)
-    """)
-    profile = profiling.profile(f"{user}:main", **{**QUICK, "sampling_s": 2})
-    expected = {
-        **{"regex": "regex", "product": "arrays", "gather": "arrays", "parse": "parsing"},
-        **{"loop": "interpreter", "boxes": "interpreter", "wait": "waiting", "digest": "other native"},
-    }
-    functions = by_name(profile)
-    if not functions["regex"].own_by_class:
-        pytest.skip(f"no native frames here: {profile.notes}")
-    assert {name: max(functions[name].own_by_class, key=functions[name].own_by_class.get) for name in expected} == expected
-    for name in expected:
-        assert sum(functions[name].own_by_class.values()) == pytest.approx(1)
-    assert any(stack.endswith("main;repeat;regex;re;[regex]") for stack in profile.stacks)
-    assert sum(profile.stacks.values()) == profile.n_samples
-    counts = sorted(profile.seconds_by_n_threads)
-    assert counts[0] == 1  # the sweep over BLAS threads
-    assert len(counts) == min(2, os.cpu_count())
-    assert profile.total.low == min(profile.seconds_by_n_threads.values())
-
-
 # Measurements ---------------------------------------------------------------------------------------------------------------
-
-
-def test_peak_memory_is_what_each_run_adds(write):
-    user = write("""
-        sizes = iter([100 << 20, 40 << 20])
-
-        def prepare(): return bytearray(b"x") * (150 << 20)  # held before the first run
-        def main(held): return sum(bytearray(b"x") * next(sizes, 1) == held for _ in range(1))
-    """)
-    with Child(Request(target=f"{user}:main", setup=f"{user}:prepare", time_limit_s=60)) as child:
-        first, second, *others = child.wait(60).measurement.peak_bytes
-    assert first == pytest.approx(100 << 20, rel=0.2)
-    if sys.platform == "linux":  # elsewhere the peak cannot be set back between runs
-        assert second == pytest.approx(40 << 20, rel=0.4)
-        assert max(others, default=0) < 20 << 20
-
-
-def test_the_best_thread_count_is_the_baseline():
-    """Two counts are tried in turns; the target says which of them is fast."""
-    from threadpoolctl import threadpool_info
-
-    def target():
-        np.ones((8, 8)) @ np.ones((8, 8))
-        seen.append(max(pool["num_threads"] for pool in threadpool_info()))
-        time.sleep(0.01 if seen[-1] == 1 else 0.05)
-
-    seen = []
-    runnable = Runnable("target", target, FunctionKey.of(target.__code__))
-    measurement = measure(runnable, 3, 60)
-    own = os.cpu_count() if max(seen) > 1 else 1
-    assert measurement.n_threads == 1
-    assert set(measurement.plain_s) == {1, max(seen)}
-    assert measurement.best_s == measurement.plain_s[1]
-    if own > 1:
-        assert seen[:4] == [max(seen), max(seen), 1, 1]  # warm-up, both counts, cProfile under the better one
-    assert seen[-1] == 1 or seen.count(1) == seen.count(max(seen))
 
 
 def test_lines_of_nested_decorated_and_recursive_functions_and_the_code_afterwards():
@@ -776,7 +526,10 @@ def test_a_limit_of_no_time_is_refused_by_its_option():
 def test_an_application_that_answers_nothing_is_no_profile(write, folder):
     user = write(APP)
     requests = [{"path": "/none"}, {"path": "/none?a=b"}]
-    with pytest.raises(profiling.ProfilingError, match="answered no request: all 2 with 404; mend the paths"):
+    with pytest.raises(
+        profiling.ProfilingError,
+        match=r"none of 2 requests: request 1 \(GET /none\) was answered with 404: .*mend",
+    ):
         profiling.profile(f"{user}:create_app()", requests=requests, **QUICK)
 
 

@@ -5,6 +5,7 @@ from .catalogue import GpuSpec, Multiprocessor, find_gpu, find_multiprocessor, l
 from .host import (
     Cpu,
     Gpu,
+    OtherLoad,
     describe_cpu,
     describe_gpus,
     device_names,
@@ -19,6 +20,7 @@ __all__ = [
     "GpuSpec",
     "MemoryStats",
     "Multiprocessor",
+    "OtherLoad",
     "describe_cpu",
     "describe_gpus",
     "device_names",

@@ -1,5 +1,6 @@
 """What processors and how much memory this machine really gives us."""
 
+import contextlib
 import functools
 import os
 import platform
@@ -109,6 +110,45 @@ def memory_limit_bytes() -> int:
 def memory_available_bytes() -> int:
     """Host memory that this process can still get before something is swapped out or killed."""
     return min([psutil.virtual_memory().available, *(max(0, limit - used) for limit, used in _memory_groups())])
+
+
+class OtherLoad:
+    """How much of the processors other programs take while a `with` block runs.
+
+    Of the processors that this process may use, from the system's counters, less what this process and those that it started
+    take. Time that a hypervisor gives to other machines counts as theirs.
+
+    Attributes:
+        share: in [0, 1], known after the block; None where the block was too short for the system's clock ticks, of 10 ms.
+    """
+
+    share: float | None = None
+
+    def __enter__(self) -> "OtherLoad":
+        self._before = self._read()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        busy_s, own_s, all_s = (after - before for after, before in zip(self._read(), self._before, strict=True))
+        if all_s > 0.2:
+            self.share = min(max((busy_s - own_s) / all_s, 0.0), 1.0)
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        """Seconds on all processors: busy, busy for this process and those below it, and passed."""
+        of_cpu = psutil.cpu_times(percpu=True)
+        usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(of_cpu))
+        times = [times for cpu, times in enumerate(of_cpu) if cpu in usable]
+        idle_s = sum(each.idle + getattr(each, "iowait", 0) for each in times)
+        guests_s = sum(getattr(each, "guest", 0) + getattr(each, "guest_nice", 0) for each in times)  # in user and nice already
+        all_s = sum(map(sum, times)) - guests_s
+        this = psutil.Process()
+        own_s = 0.0
+        for process in (this, *this.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):  # it has ended; its parent's times hold what it took
+                used = process.cpu_times()
+                own_s += used.user + used.system + getattr(used, "children_user", 0) + getattr(used, "children_system", 0)
+        return all_s - idle_s, own_s, all_s
 
 
 def last_level_cache_bytes() -> int | None:

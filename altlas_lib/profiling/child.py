@@ -1,39 +1,111 @@
 """What runs in the child process; what the target does to it (exit, crash, never end, print megabytes) stays in it.
 
-Nothing here imports NumPy: the target shall find the process as Python would have started it.
+The target is imported, set up and warmed up once; then the child does one job after the other and says what it finds as it
+goes, so that a crash leaves what was found before. Nothing here imports NumPy: the target shall find the process as Python
+would have started it.
 """
 
 import contextlib
-import ctypes
-import operator
-import sys
+import copy
+import functools
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
-from ..paths import write_atomically
-from .record.lines import time_lines
-from .record.measure import Measurement, blas_threads, measure
-from .run.asgi import application
-from .run.process import Answer, Request
-from .run.runnable import ProfilingError, Runnable, Script, process_state_restored
-from .run.targets import prepare
+from pydantic import BaseModel, JsonValue
 
-_PR_SET_PTRACER, _ANY_PROCESS = 0x59616D61, -1
+from .record.alternatives import Comparison, race
+from .record.lines import FunctionLines, time_lines
+from .record.measure import Run, blas_threads, measure, timed_run
+from .record.py_spy import allow_sampling, settle
+from .run.asgi import AsgiRequest, application
+from .run.process import Channel
+from .run.runnable import FunctionKey, ProfilingError, Runnable, Script, describe, process_state_restored
+from .run.targets import Target, prepare
+
 _MOST_TRACED_RUNS, _SHORT_S = 3, 0.5
-_ON_TIME_S, _N_ON_TIME, _NEVER_ON_TIME_S = 0.05, 20, 5.0
+_TOLD_AFTER_S = 0.1  # runs of a millisecond are told of together
 
 
-def main(folder: str) -> None:
-    request = Request.model_validate_json(Path(folder, "request.json").read_bytes())
-    try:
-        with _prepared(request) as runnable:
+class TargetSpec(BaseModel, ser_json_inf_nan="constants"):
+    """The first message: what is profiled."""
+
+    target: str
+    setup: str | None = None
+    arguments: dict[str, JsonValue] = {}
+    argv: list[str] = []
+    requests: list[AsgiRequest] | None = None
+    concurrency: int = 1
+
+
+class ChildJob(BaseModel):
+    """Measure the target, repeat it while a sampler watches, time its lines, trace its arrays, or race another function."""
+
+    mode: Literal["warm up", "measure", "sample", "lines", "trace", "race"]
+    time_limit_s: float = 0  # to plan with
+    n_repeats: int = 1
+    n_threads: int | None = None  # of BLAS and OpenMP: 1, or as the program has them
+    first_s: float = 0
+    for_s: float = 0
+    is_patient: bool = False  # sampled, however much the sampler slows it down
+    functions: list[FunctionKey] = []  # whose lines are timed
+    target: str = ""
+    alternative: str = ""  # that races the target
+
+
+class ChildResult(BaseModel):
+    """What was found since the last message."""
+
+    root: FunctionKey | None = None
+    runs: list[Run] = []
+    lines: list[FunctionLines] = []
+    traces: list[JsonValue] = []
+    comparison: Comparison | None = None
+    notes: list[str] = []
+    awaits: Literal["target", "sampler"] | None = None  # a message that tells of the one, or that the other is there
+    fell_behind: bool = False  # it was not run, for the sampler takes too long
+    error: str | None = None
+    is_last: bool = False
+
+
+def main(address: str) -> None:
+    allow_sampling()
+    channel = Channel(address)
+
+    def send_all(results: Iterable[ChildResult]) -> None:
+        last = ChildResult(is_last=True)
+        try:
+            for result in results:
+                channel.send(result.model_dump_json())
+                if result.awaits:
+                    channel.receive()
+        except ProfilingError as error:
+            last.error = str(error)
+        except Exception as error:  # the profiler's own, among objects that the target has changed
+            last.error = f"the profiler itself raised {describe(error)}"
+        channel.send(last.model_dump_json())
+
+    with contextlib.ExitStack() as stack:
+        channel.send(ChildResult(awaits="target").model_dump_json())
+        spec = TargetSpec.model_validate_json(channel.receive())
+
+        def prepared(target: Target) -> Runnable:
+            if spec.requests is not None:
+                runnable = stack.enter_context(application(spec.target, spec.requests, spec.concurrency))
+            else:
+                runnable = prepare(target, spec.setup, copy.deepcopy(spec.arguments), spec.argv)
             runnable.around = process_state_restored
-            found = answer(request, runnable, Path(folder))
-    except ProfilingError as error:
-        found = Answer(error=str(error))
-    write_atomically(Path(folder, "answer.json"), found.model_dump_json())
+            return runnable
+
+        def start() -> Iterator[ChildResult]:
+            runnables.append(prepared(spec.target))
+            yield from answer(ChildJob(mode="warm up"), runnables[0], prepared)
+
+        runnables: list[Runnable] = []
+        send_all(start())
+        while line := channel.receive():
+            send_all(answer(ChildJob.model_validate_json(line), runnables[0], prepared))
+    channel.send(ChildResult(notes=runnables[0].notes).model_dump_json())  # of an application's end
 
 
 def sampled_call(call: Callable[[], Any]) -> None:
@@ -41,84 +113,58 @@ def sampled_call(call: Callable[[], Any]) -> None:
     call()
 
 
-def answer(request: Request, runnable: Runnable, folder: Path | None = None) -> Answer:
-    """What one tool finds out about a target; in `folder` the child and the process that started it exchange files."""
-
-    def report(measurement: Measurement) -> None:
-        if folder:
-            write_atomically(folder / "partial.json", Answer(measurement=measurement).model_dump_json())
-
-    if request.mode == "measure":
-        measurement = measure(runnable, request.n_repeats, request.time_limit_s, report)
-        return Answer(measurement=measurement, notes=runnable.notes)
-    if request.warm_up and not runnable.n_finished:
-        runnable.timed()
-    with blas_threads(request.n_threads):
-        match request.mode:
-            case "sample":
-                return Answer(seconds=_repeat_while_watched(runnable, request.sample_for_s, folder))
-            case "lines":
-                seconds, lines = time_lines(runnable, request.functions)
-                return Answer(seconds=[seconds], lines=lines)
-            case "trace":
-                return _trace(runnable)
-
-
-@contextlib.contextmanager
-def _prepared(request: Request) -> Iterator[Runnable]:
-    if request.requests is not None:
-        with application(request.target, request.requests, request.concurrency) as runnable:
-            yield runnable
-    else:
-        yield prepare(request.target, request.setup, request.arguments, request.argv)
+def answer(job: ChildJob, runnable: Runnable, prepared: Callable[[Target], Runnable]) -> Iterator[ChildResult]:
+    """What one tool finds out about a target; `prepared` makes another function ready to run on an input of its own."""
+    match job.mode:
+        case "warm up":
+            yield ChildResult(root=runnable.root)
+            yield ChildResult(runs=[timed_run(runnable, "warm-up")])
+        case "measure":
+            for found in measure(runnable, job.first_s, job.n_repeats, job.time_limit_s):
+                yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(notes=[found])
+        case "race":
+            for found in race(prepared(job.target), prepared(job.alternative), job.n_repeats, job.time_limit_s):
+                yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(comparison=found)
+        case "sample":
+            yield ChildResult(awaits="sampler")
+            if settle() or job.is_patient:
+                yield from _repeat(runnable, job)
+            else:
+                yield ChildResult(fell_behind=True)
+        case "lines":
+            with blas_threads(job.n_threads):
+                run, lines = time_lines(runnable, job.functions)
+            yield ChildResult(runs=[run], lines=lines)
+        case "trace":
+            with blas_threads(job.n_threads):
+                yield _trace(runnable)
+    yield ChildResult(notes=runnable.notes)
 
 
-def _repeat_while_watched(runnable: Runnable, for_s: float, folder: Path) -> list[float]:
-    """Run the target again and again for `for_s` seconds, at least once, as soon as the sampler has found its pace."""
-    if sys.platform == "linux":  # where only a process' ancestors may look into it, let the sampler, its sibling, do so too
-        ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(_ANY_PROCESS), 0, 0, 0)
-    (folder / "ready").touch()
-    while not (folder / "go").exists():
-        time.sleep(0.005)
-    _settle()
-    stop = time.perf_counter() + for_s
-    seconds = []
-    while not seconds or time.perf_counter() < stop:
-        seconds.append(runnable.timed(sampled_call))
-    return seconds
+def _repeat(runnable: Runnable, job: ChildJob) -> Iterator[ChildResult]:
+    """Run the target again and again for a while, at least once."""
+    stop = time.perf_counter() + job.for_s
+    while True:
+        runs, tell = [], time.perf_counter() + _TOLD_AFTER_S
+        with blas_threads(job.n_threads):
+            while not runs or time.perf_counter() < min(tell, stop):
+                runs.append(timed_run(runnable, "py-spy", under=sampled_call))
+        yield ChildResult(runs=runs)
+        if time.perf_counter() >= stop:
+            break
 
 
-def _settle() -> None:
-    """Wait until sleeps end on time again: a sampler reads symbols at first, and takes the samples that it missed at once."""
-    stop, n_on_time = time.perf_counter() + _NEVER_ON_TIME_S, 0
-    while n_on_time < _N_ON_TIME and (start := time.perf_counter()) < stop:
-        time.sleep(0.01)
-        n_on_time = n_on_time + 1 if time.perf_counter() - start < _ON_TIME_S else 0
-
-
-def _trace(runnable: Runnable) -> Answer:
+def _trace(runnable: Runnable) -> ChildResult:
     """Of a short target the fastest of a few traced runs: what else the machine does only ever adds time."""
     from .record.folding import Project
     from .record.tracing import instrument_source, trace
 
     if isinstance(script := runnable.call, Script):
         script.code = instrument_source(script.source, script.path)
-    project = Project(runnable.root.file)
-    runs = []
-
-    def traced(call: Callable[[], Any]) -> None:
-        seconds = []
-
-        def timed() -> None:  # without the rewriting of the source, before and after
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
-
-        _, traces, notes = trace(timed, project, runnable.root)
-        runs.append((seconds[0], traces, notes))
-
-    runnable.timed(traced)
-    while len(runs) < _MOST_TRACED_RUNS and sum(seconds for seconds, *_ in runs) < _SHORT_S:
-        runnable.timed(traced)
-    seconds, traces, notes = min(runs, key=operator.itemgetter(0))
-    return Answer(seconds=[seconds], traces=[each.model_dump(mode="json") for each in traces], notes=notes)
+    run = functools.partial(timed_run, runnable, "array trace")
+    found = []
+    while not found or (len(found) < _MOST_TRACED_RUNS and sum(run.wall_s for run, *_ in found) < _SHORT_S):
+        found.append(trace(run, Project(runnable.root.file), runnable.root))
+    _, traces, notes = min(found, key=lambda each: each[0].wall_s)
+    runs = [run for run, *_ in found]
+    return ChildResult(runs=runs, traces=[each.model_dump(mode="json") for each in traces], notes=notes)

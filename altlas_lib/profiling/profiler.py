@@ -4,32 +4,30 @@ import contextlib
 import os
 import platform
 import re
-import reprlib
 import shlex
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from ..devices import describe_cpu
-from ..results import ArrayTrace, Overhead, Quantity, WorkloadProfile
-from .child import answer
-from .record.folding import Project
+from ..devices import OtherLoad, describe_cpu
+from ..results import LARGEST_OTHER_LOAD, Alternative, ArrayTrace, Overhead, Quantity, WorkloadProfile
+from .child import ChildJob, ChildResult
+from .record.folding import CallGraph, Project
 from .record.functions import function_times, hottest
-from .record.measure import Measurement
-from .record.sampling import Samples, flame_stacks, sample, sample_process
-from .run.asgi import AsgiRequest, application, load_requests
-from .run.process import Answer, Request, run_child
+from .record.measure import Run
+from .record.py_spy import FellBehind
+from .record.sampling import Samples, Stack, flame_stacks, sample, sample_process
+from .run.asgi import load_requests
 from .run.runnable import FunctionKey, ProfilingError
-from .run.targets import Target, prepare, target_kind, target_name
+from .run.targets import Target, target_kind, target_name
+from .worker import InChild, InThisProcess, time_limit_error
 
-Run = Callable[[Request, float], Answer]  # within a time limit in seconds
-
-_BUSY = 1.5  # programs for each processor
-_BUSY_NOTE = "other programs kept the processors busy"
+_BUSY_NOTE = "other programs took"
+_PROCESSES_WORTH_A_NOTE = 0.1  # of the processor time
 
 
 def profile(
@@ -47,22 +45,26 @@ def profile(
     time_limit_s: float = 120.0,
     n_line_functions: int = 3,
     trace_arrays: bool = True,
+    alternatives: Sequence[Target] = (),
 ) -> WorkloadProfile:
     """Where the time of a program goes, and what its functions do with arrays.
 
-    A target runs many times with the same input and must bear it: once to warm up; `n_repeats` times without a profiler for
-    each of two BLAS thread counts, and as often under cProfile; for `sampling_s` seconds under py-spy; once or twice under
-    line_profiler, and under the array tracer. Its results stay as they are, but for the rounding that a thread count decides.
-    Imports and caches of the first run serve the later ones. A tool that fails, or for which no time is left, leaves a note.
+    A target runs many times with the same input and must be safe to run repeatedly: once to warm up; `n_repeats` times without
+    a profiler for each of two BLAS thread counts, up to 10 times if that takes less than a second, and `n_repeats` times under
+    cProfile; as often as `sampling_s` seconds allow under py-spy; once under line_profiler, and up to three times under the
+    array tracer. `WorkloadProfile.n_runs` is the number that it came to. Its results stay as they are, but for the rounding
+    that a thread count decides. Imports and caches of the first run serve the later ones. A tool that fails, or for which no
+    time is left, leaves a note; of a long run see `record.measure.measure`.
 
     Code outside the user's project is folded into the function that called it: see `folding`, and `sampling.Samples.counted`
     for threads. Each resumption of a coroutine or generator is one of its calls.
 
     Args:
         target: `"module:function"`, plain or `async def`; `"path/to/script.py"`, run as `__main__`; with `requests` an ASGI
-            application `"module:app"` or its factory `"module:create_app()"`. These run in child processes. A callable runs in
-            this process: it is not sampled, its memory not measured, and `time_limit_s` is looked at between runs only.
-            `"pid:1234"` is a running process, which is sampled for `sampling_s` seconds, and nothing else.
+            application `"module:app"` or its factory `"module:create_app()"`. These run in one child process, another one only
+            after a crash. A callable runs in this process: it is not sampled, its memory not measured, and `time_limit_s` is
+            looked at between runs only. `"pid:1234"` is a running process, which is sampled for `sampling_s` seconds, and
+            nothing else.
         setup: as `target`; what it returns is the function's one argument. Not timed.
         arguments: of the function, or of its set-up, by name; JSON values where the target is a name.
         argv: arguments of a script.
@@ -70,6 +72,8 @@ def profile(
         concurrency: requests under way at a time.
         workload: what results call it; the module's or script's last name by default.
         n_line_functions: whose lines are timed, those with the greatest shares.
+        alternatives: functions, as `target`, that are run in turns with it, each on a set-up value or arguments of its own;
+            their answers are compared with the target's.
 
     Raises:
         ProfilingError: the target cannot be found, called or finished; the message says why and what to do.
@@ -83,17 +87,15 @@ def profile(
             )
     name = target_name(target)
     kind = "callable" if callable(target) else target_kind(name)
-    _check_options(name, kind, setup=setup, arguments=arguments, argv=argv, requests=requests)
+    options = {"setup": setup, "arguments": arguments, "argv": argv, "requests": requests, "alternatives": alternatives}
+    _check_options(name, kind, options)
     if kind == "process":
         return _profile_process(name, workload, sampling_s, sampling_rate_hz)
-    script = load_requests(requests) if requests is not None else None
-    request = _request(kind != "callable", name, setup, arguments, argv, script, concurrency, n_repeats, time_limit_s)
-    with contextlib.ExitStack() as stack:
-        if kind == "callable":
-            run = stack.enter_context(_in_this_process(target, setup, arguments, script, concurrency))
-        else:
-            run = run_child
-        session = _Session(run, request, time.monotonic() + time_limit_s)
+    requests = load_requests(requests) if requests is not None else None
+    spec = {"setup": setup, "arguments": arguments or {}, "argv": [*map(str, argv)], "requests": requests}
+    with (InThisProcess if kind == "callable" else InChild)(target, time_limit_s, concurrency=concurrency, **spec) as worker:
+        session = _Session(worker)
+        session.measure(n_repeats)
         if kind == "callable":
             session.notes.append(
                 "py-spy gave no shares: a callable runs in this process; name it as 'module:function' to have it sampled"
@@ -103,68 +105,91 @@ def profile(
         session.time_lines(n_line_functions)
         if trace_arrays:
             session.trace()
+        for alternative in alternatives:
+            session.race(alternative, n_repeats)
+    session.notes += worker.notes
     if kind == "script":
-        name = shlex.join([name, *request.argv])
+        name = shlex.join([name, *map(str, argv)])
         session.notes.append("a script's imports are made in its first run, which is not counted, and kept for the later ones")
-    elif script:
-        name = f"{name} under {len(script)} requests" + (f", {concurrency} at a time" if concurrency > 1 else "")
+    elif requests:
+        name = f"{name} under {len(requests)} requests" + (f", {concurrency} at a time" if concurrency > 1 else "")
     return session.profile(name, workload or _short_name(target_name(target), kind))
 
 
 class _Session:
     """The tools on one target, one after the other; what one finds stays, whatever becomes of the others."""
 
-    def __init__(self, run: Run, request: Request, stop: float):
-        self._run, self._request, self._stop = run, request, stop
-        answered = run(request, request.time_limit_s)
-        self.measurement: Measurement = answered.measurement
-        self.notes = [*answered.notes, *self.measurement.notes]
-        self.project = Project(self.measurement.root.file)
-        self.samples: Samples | None = None
-        self.lines, self.traces = [], []
-        self.tools = [_overhead("cProfile", "own and cumulative time, calls", self.measurement.profiled_s, self._plain_s)]
-        if not self.measurement.plain_s:
-            self.notes.append("the total is that of the first run, nothing warm: there was no time for another")
-        if not self.measurement.recordings:
-            self.notes.append("cProfile gave no times: there was no time for a run under it")
+    def __init__(self, worker: InChild | InThisProcess):
+        self._worker, self._stop = worker, time.monotonic() + worker.time_limit_s
+        self._root = FunctionKey("", 0, "")
+        self._runs: list[Run] = []
+        self._lines, self._traces, self._alternatives = [], [], []
+        self.notes: list[str] = []
+        self._samples: Samples | None = None
+        self._load, self._cpu = OtherLoad(), str(describe_cpu())
 
-    @property
-    def _plain_s(self) -> float:
-        return min(self.measurement.best_s)  # the fastest runs are compared: what else the machine does only ever adds time
+    def _answers(self, mode: str, **options: Any) -> Iterator[ChildResult]:
+        """What a job finds. Measuring and sampling may take all the time that is left, the other tools half of it each."""
+        left_s = self._stop - time.monotonic()
+        if left_s < min((run.wall_s for run in self._runs[1:]), default=0):
+            raise ProfilingError(f"time_limit_s={self._worker.time_limit_s:g} is over; raise it")
+        limit_s = left_s if mode in ("warm up", "measure", "sample") else left_s / 2
+        for result in self._worker.answers(ChildJob(mode=mode, time_limit_s=limit_s, n_threads=self._n_threads, **options)):
+            self._root = result.root or self._root
+            self._runs += result.runs
+            self._lines += result.lines
+            self._traces += result.traces
+            self.notes += [note for note in result.notes if note not in self.notes]
+            yield result
+
+    def measure(self, n_repeats: int) -> None:
+        list(self._answers("warm up"))
+        if time.monotonic() > self._stop:
+            raise time_limit_error(target_name(self._worker.target), self._worker.time_limit_s)
+        try:
+            with self._load:
+                list(self._answers("measure", n_repeats=n_repeats, first_s=self._runs[0].wall_s))
+        except ProfilingError as error:
+            if self._worker.pid and not self._under("none"):  # it raised where it should have run again
+                raise
+            self.notes.append(f"not finished: {error}")
 
     def sample(self, for_s: float, rate_hz: int) -> None:
+        def repeat(for_s: float, is_patient: bool) -> Iterator[int | None]:
+            fell_behind = False
+            for result in self._answers("sample", for_s=for_s, is_patient=is_patient):
+                fell_behind = fell_behind or result.fell_behind
+                yield self._worker.pid if result.awaits else None
+            if fell_behind:
+                raise FellBehind
+
         with self._noting("py-spy gave no shares"):
-            # A long run is its own warm-up, and there may be no time for two.
-            request = self._next("sample", sample_for_s=for_s, warm_up=self.measurement.first_s < for_s)
-            self.samples = sample(request, rate_hz=rate_hz, time_limit_s=self._left_s)
-            self.notes += self.samples.notes
-            sources = (self.samples, self.samples.classified or self.samples)
-            classes = any(stack.time_class for source in sources for stack in source.calling)
-            gave = "shares, stacks" + (", classes of time" if classes else "")
-            self.tools.append(_overhead("py-spy", gave, self.samples.seconds, self._plain_s))
+            self._samples = sample(repeat, rate_hz=rate_hz, for_s=for_s)
+            self.notes += self._samples.notes
 
     def time_lines(self, n_functions: int) -> None:
-        if functions := hottest(self.measurement, self.samples, self.project, n_functions):
+        if functions := hottest(self._project, self._root, self._samples, self._recordings, n_functions):
             with self._noting("line_profiler gave no lines"):
-                answered = self._run(self._next("lines", functions=functions), self._left_s)
-                self.lines = answered.lines
-                self.tools.append(_overhead("line_profiler", "lines of the hottest functions", answered.seconds, self._plain_s))
+                list(self._answers("lines", functions=functions))
 
     def trace(self) -> None:
         with self._noting("no trace of arrays"):
-            answered = self._run(self._next("trace"), self._left_s)
-            self.traces = [ArrayTrace.model_validate(each) for each in answered.traces]
-            self.notes += answered.notes
-            self.tools.append(_overhead("array trace", "operations on arrays", answered.seconds, self._plain_s))
+            list(self._answers("trace"))
 
-    @property
-    def _left_s(self) -> float:
-        return self._stop - time.monotonic()
-
-    def _next(self, mode: str, **changes: Any) -> Request:
-        if self._left_s < self.measurement.first_s:
-            raise ProfilingError(f"time_limit_s={self._request.time_limit_s:g} is over; raise it")
-        return self._request.model_copy(update={"mode": mode, "n_threads": self.measurement.n_threads, **changes})
+    def race(self, alternative: Target, n_repeats: int) -> None:
+        """The target and another function."""
+        before, comparison, name = len(self._runs), None, target_name(alternative)
+        with self._noting(f"alternative {name!r}"):
+            for result in self._answers("race", n_repeats=n_repeats, target=self._worker.target, alternative=alternative):
+                comparison = result.comparison or comparison
+        now_s, then_s = (
+            [run.quiet_s or run.wall_s for run in self._best(tool, before)] for tool in ("comparison", "alternative")
+        )
+        if comparison and now_s and then_s:
+            gains = min(now_s) / max(then_s), statistics.median(now_s) / statistics.median(then_s), max(now_s) / min(then_s)
+            gain = Quantity.measured(gains, "x", self._cpu).model_copy(update={"n_runs": len(then_s)})
+            seconds = Quantity.measured(then_s, "s", self._cpu)
+            self._alternatives.append(Alternative(name=name, time=seconds, gain=gain, **comparison.model_dump()))
 
     @contextlib.contextmanager
     def _noting(self, what: str) -> Iterator[None]:
@@ -173,32 +198,99 @@ class _Session:
         except ProfilingError as error:
             self.notes.append(f"{what}: {error}")
 
-    def _note_other_work(self) -> None:
-        """Shares are of the time that passes: where others take turns on the processors, they can be far from the truth."""
-        load, n_processors = os.getloadavg()[0], os.cpu_count() or 1
-        if load > _BUSY * n_processors:
-            self.notes.append(
-                f"{_BUSY_NOTE} ({load:.1f} programs wanted {n_processors} of them in the last minute): "
-                "times and shares are rough; profile again when it is quiet"
-            )
+    # What is known so far.
+
+    @property
+    def _project(self) -> Project:
+        return Project(self._root.file)
+
+    @property
+    def _recordings(self) -> list[CallGraph]:
+        return [run.recording for run in self._runs if run.recording]
+
+    def _under(self, tool: str) -> list[Run]:
+        return [run for run in self._runs if run.tool == tool]
+
+    def _best(self, tool: str = "none", since: int = 0) -> list[Run]:
+        """The runs under a tool with the thread count that suits the function best."""
+        runs = [run for run in self._runs[since:] if run.tool == tool]
+        fastest = min(runs, key=lambda run: run.wall_s, default=None)
+        return [run for run in runs if run.n_threads == fastest.n_threads]
+
+    @property
+    def _n_threads(self) -> int | None:
+        return self._best()[0].n_threads if self._best() else None
+
+    def _tools(self, baseline: Sequence[Run]) -> list[Overhead]:
+        """Factors are of fastest runs: what else the machine does only ever adds time."""
+        plain_s = min((run.wall_s for run in baseline if run.tool == "none"), default=None)
+        sources = [self._samples, self._samples.classified] if self._samples else []
+        classes = any(stack.time_class for source in sources if source for stack in source.stacks)
+        gave = {
+            "cProfile": "own and cumulative time, calls",
+            "py-spy": "shares, stacks" + (", classes of time" if classes else ""),
+            "line_profiler": "lines of the hottest functions",
+            "array trace": "operations on arrays",
+        }
+        used = {tool: [run.wall_s for run in self._under(tool)] for tool in gave if tool != "py-spy" or self._samples}
+        return [_overhead(tool, gave[tool], seconds, plain_s) for tool, seconds in used.items() if seconds]
 
     def profile(self, target: str, workload: str) -> WorkloadProfile:
-        self._note_other_work()
-        measurement, cpu = self.measurement, str(describe_cpu())
-        stacks = self.samples.counted(self.project) if self.samples else {}
+        baseline = self._best() or self._under("py-spy") or self._runs[:1]
+        stacks = self._samples.counted(self._project) if self._samples else Counter()
+        plain = self._under("none")
+        counts = sorted({run.n_threads for run in plain})
+        if not plain:
+            what = "runs under py-spy" if len(baseline) > 1 else "the first run, nothing warm"
+            self.notes.append(f"the total is that of {what}: there was no time for another")
+        if not self._recordings:
+            self.notes.append("cProfile gave no times: there was no time for a run under it")
+        self._note_others(baseline, stacks)
         return WorkloadProfile(
             workload=workload,
             target=target,
-            total=Quantity.measured(measurement.best_s, "s", cpu),
-            seconds_by_n_threads={n: min(seconds) for n, seconds in sorted(measurement.plain_s.items())},
-            functions=function_times(self.project, measurement.root, self.samples, measurement.recordings, self.lines),
-            tools=self.tools,
-            n_samples=sum(stacks.values()),
-            stacks=flame_stacks(stacks, self.project, measurement.root),
-            traces=self.traces,
-            peak_memory=Quantity.measured(measurement.peak_bytes, "bytes", cpu) if self._run is run_child else None,
+            total=self._measured([run.wall_s for run in baseline]),
+            cpu=self._measured([run.cpu_s for run in baseline]),
+            quiet=self._measured([run.quiet_s for run in baseline]),
+            other_load=self._load.share,
+            is_parallel=any(run.is_parallel for run in plain or baseline),
+            n_runs=sum(not run.tool.startswith("alternative") for run in self._runs),
+            seconds_by_n_threads={n: min(run.wall_s for run in plain if run.n_threads == n) for n in counts},
+            functions=function_times(self._project, self._root, self._samples, self._recordings, self._lines),
+            tools=self._tools(baseline),
+            n_samples=stacks.total(),
+            stacks=flame_stacks(stacks, self._project, self._root),
+            traces=[ArrayTrace.model_validate(each) for each in self._traces],
+            peak_memory=self._peak_memory(),
+            alternatives=self._alternatives,
             notes=self.notes,
         )
+
+    def _measured(self, values: Sequence[float | None]) -> Quantity | None:
+        return None if None in values else Quantity.measured(values, "s", self._cpu)
+
+    def _peak_memory(self) -> Quantity | None:
+        """Beyond what the child process held before the first run."""
+        if isinstance(self._worker, InThisProcess):
+            return None
+        peaks = [run.peak_bytes - self._runs[0].held_bytes for run in self._runs if run.tool in ("warm-up", "none")]
+        return Quantity.measured([max(peak, 0) for peak in peaks], "bytes", self._cpu)
+
+    def _note_others(self, baseline: Sequence[Run], stacks: Counter[Stack]) -> None:
+        """Processes that the target started, and other programs."""
+        share = sum(run.processes_s for run in baseline) / (sum(run.cpu_s for run in baseline) or 1)
+        if share > _PROCESSES_WORTH_A_NOTE:
+            n_samples = sum(n for stack, n in stacks.items() if stack.origin == "another process")
+            looks = f"py-spy took {n_samples} samples in them" if n_samples else "py-spy found no Python function in them"
+            self.notes.append(
+                f"{share:.0%} of the processor time went to processes that the target started: {looks}, "
+                "cProfile, line_profiler and the array trace do not look into them"
+            )
+        if self._load.share is not None and self._load.share > LARGEST_OTHER_LOAD:
+            self.notes.append(
+                f"{_BUSY_NOTE} {self._load.share:.0%} of the processors while it was measured: "
+                "times and shares are rough; profile again when it is quiet"
+            )
 
 
 def _overhead(tool: str, gave: str, seconds: Sequence[float], plain_s: float | None) -> Overhead:
@@ -211,50 +303,28 @@ def _overhead(tool: str, gave: str, seconds: Sequence[float], plain_s: float | N
     return Overhead(tool=tool, version=version, gave=gave, factor=min(seconds) / plain_s if seconds and plain_s else None)
 
 
-def _check_options(name: str, kind: str, **options: Any) -> None:
+def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
     taken = {
-        "callable": {"setup", "arguments", "requests"},
-        "function": {"setup", "arguments", "requests"},
+        "callable": {"setup", "arguments", "requests", "alternatives"},
+        "function": {"setup", "arguments", "requests", "alternatives"},
         "script": {"argv"},
         "process": set(),
     }[kind]
     given = {option for option, value in options.items() if value}
-    if options["requests"] is not None and given & {"setup", "arguments"}:
-        raise ProfilingError(f"target {name!r} gets requests: leave out setup and arguments; give what it needs by its factory")
+    if options["requests"] is not None and given & {"setup", "arguments", "alternatives"}:
+        raise ProfilingError(
+            f"target {name!r} gets requests: leave out setup, arguments and alternatives; give what it needs by its factory"
+        )
     if refused := sorted(given - taken):
         takes = ", ".join(sorted(taken)) or "none of them"
         hint = "; in a terminal, options go before the target" if "argv" in refused else ""
         raise ProfilingError(
             f"target {name!r} is a {kind}, for which {' and '.join(refused)} mean nothing; it takes {takes}{hint}"
         )
-
-
-def _request(in_child: bool, name: str, setup, arguments, argv, requests, concurrency, n_repeats, time_limit_s) -> Request:
-    try:
-        return Request(
-            target=name,
-            setup=setup if in_child else None,
-            arguments=(arguments or {}) if in_child else {},
-            argv=[str(argument) for argument in argv],
-            requests=requests,
-            concurrency=concurrency,
-            n_repeats=n_repeats,
-            time_limit_s=time_limit_s,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = f"{'.'.join(map(str, first['loc']))}={reprlib.repr(first['input'])}"
+    if kind == "function" and any(map(callable, options["alternatives"])):
         raise ProfilingError(
-            f"{what} cannot reach the child process that runs {name!r} ({first['msg']}); "
-            "use JSON values as arguments, or make them in setup; name setup as 'module:function'"
-        ) from None
-
-
-@contextlib.contextmanager
-def _in_this_process(target: Target, setup, arguments, requests: list[AsgiRequest] | None, concurrency: int) -> Iterator[Run]:
-    with application(target, requests, concurrency) if requests else contextlib.nullcontext() as runnable:
-        runnable = runnable or prepare(target, setup, arguments)
-        yield lambda request, time_limit_s: answer(request, runnable)
+            f"alternatives of target {name!r} run in its child process, which no callable reaches; name them 'module:function'"
+        )
 
 
 def _short_name(name: str, kind: str) -> str:

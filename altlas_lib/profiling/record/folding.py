@@ -6,13 +6,17 @@ time of each caller's calls. For library code that neither recurses nor calls ba
 it is gprof's assumption (Graham, Kessler, McKusick 1982) that such calls cost every caller alike. No time is lost either way.
 """
 
+import gc
 import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from types import CodeType
+from typing import NamedTuple, Self
+
+from pydantic import BaseModel
 
 from ..run.runnable import FunctionKey
 
@@ -40,23 +44,31 @@ class Time(NamedTuple):
         return Time(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-@dataclass
-class CallGraph:
+class CallGraph(BaseModel):
     """What cProfile recorded. A call from outside of the recording has no caller."""
 
-    functions: dict[FunctionKey, Time] = field(default_factory=lambda: defaultdict(Time))
-    calls: dict[tuple[FunctionKey, FunctionKey], Time] = field(default_factory=lambda: defaultdict(Time))  # (caller, callee)
+    functions: list[tuple[FunctionKey, Time]]
+    calls: list[tuple[FunctionKey, FunctionKey, Time]]  # caller, callee
 
     @classmethod
-    def of(cls, entries: Iterable) -> "CallGraph":
-        """From `cProfile.Profile.getstats()`. (`pstats` would drop all but one of the functions with equal keys.)"""
-        graph = cls()
+    def of(cls, entries: Iterable) -> Self:
+        """From `cProfile.Profile.getstats()`. (`pstats` would drop all but one of the functions with equal keys.)
+
+        A function that Numba has compiled is Numba's: only some Pythons show it, and py-spy sees its caller.
+        """
+        numba = sys.modules.get("numba.core.dispatcher")
+        dispatchers = [each for each in gc.get_objects() if type(each).__module__ == numba.__name__] if numba else []
+        compiled = {each.py_func.__code__ for each in dispatchers if hasattr(each, "py_func")}
+
+        def key(code: CodeType | str) -> FunctionKey:
+            return FunctionKey.of(f"<built-in method numba.{code.co_name}>" if code in compiled else code)
+
+        functions, calls = defaultdict(Time), defaultdict(Time)
         for entry in entries:
-            caller = FunctionKey.of(entry.code)
-            graph.functions[caller] += Time(entry.callcount, entry.inlinetime, entry.totaltime)
+            functions[key(entry.code)] += Time(entry.callcount, entry.inlinetime, entry.totaltime)
             for call in entry.calls or ():
-                graph.calls[caller, FunctionKey.of(call.code)] += Time(call.callcount, call.inlinetime, call.totaltime)
-        return graph
+                calls[key(entry.code), key(call.code)] += Time(call.callcount, call.inlinetime, call.totaltime)
+        return cls(functions=list(functions.items()), calls=[(*pair, time) for pair, time in calls.items()])
 
 
 class Project:
@@ -103,8 +115,9 @@ def fold(graph: CallGraph, library: Callable[[FunctionKey], str | None], root: F
     from scipy import sparse
     from scipy.sparse.linalg import splu
 
-    folded = {function: name for function in graph.functions if (name := library(function)) is not None}
-    users = list(dict.fromkeys([*(function for function in graph.functions if function not in folded), root]))
+    times = dict(graph.functions)
+    folded = {function: name for function in times if (name := library(function)) is not None}
+    users = list(dict.fromkeys([*(function for function in times if function not in folded), root]))
     row = {function: i for i, function in enumerate([*folded, *users])}
     column = {name: j for j, name in enumerate(dict.fromkeys([OWN_LINES, *folded.values()]))}
 
@@ -112,7 +125,7 @@ def fold(graph: CallGraph, library: Callable[[FunctionKey], str | None], root: F
     received = np.zeros((len(row), len(column)))
     shares = sparse.lil_array((len(row), len(folded)))  # [caller, callee]
     for user in users:
-        received[row[user], column[OWN_LINES]] = graph.functions.get(user, Time()).own_s
+        received[row[user], column[OWN_LINES]] = times.get(user, Time()).own_s
     for callee, calls in _calls_of(graph, folded, root).items():
         # A nanosecond per call, so that no call weighs nothing and every share adds up to one.
         weights = {caller: max(time.cumulative_s - time.own_s, 0) + 1e-9 * time.n_calls for caller, time in calls.items()}
@@ -128,12 +141,13 @@ def fold(graph: CallGraph, library: Callable[[FunctionKey], str | None], root: F
 def _calls_of(graph: CallGraph, folded: Iterable[FunctionKey], root: FunctionKey) -> dict[FunctionKey, dict[FunctionKey, Time]]:
     """The calls of each folded function by caller; those from outside are the root's."""
     calls: dict[FunctionKey, dict[FunctionKey, Time]] = {function: {} for function in folded}
-    for (caller, callee), time in graph.calls.items():
+    for caller, callee, time in graph.calls:
         if callee in calls:
             calls[callee][caller] = time
+    times = dict(graph.functions)
     for callee, by_caller in calls.items():
         n_calls, own_s, cumulative_s = (
-            whole - sum(part) for whole, *part in zip(graph.functions[callee], *by_caller.values(), strict=True)
+            whole - sum(part) for whole, *part in zip(times[callee], *by_caller.values(), strict=True)
         )
         if n_calls > 0:
             outside = Time(n_calls, own_s, max(own_s, cumulative_s))

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from ...devices import describe_cpu
 from ...results import FunctionTime, LineTime, Quantity
 from ..run.runnable import FunctionKey
-from .folding import Project, Time, fold
+from .folding import CallGraph, Project, Time, fold
 from .lines import FunctionLines
-from .measure import Measurement, Recording
 from .sampling import FunctionSamples, Samples, by_function, display_name
 
 _N_LINES = 8
@@ -21,7 +20,7 @@ def function_times(
     project: Project,
     root: FunctionKey,
     samples: Samples | None,
-    recordings: Sequence[Recording],
+    recordings: Sequence[CallGraph],
     lines: Sequence[FunctionLines],
 ) -> list[FunctionTime]:
     """Every user's function, greatest share first; times are medians over the runs, 0 for a run in which it was not called."""
@@ -52,36 +51,39 @@ def function_times(
                 sampled_share=of_stacks.n_on_stack / n_samples if n_samples else None,
                 own_by_class={kind: n / by_class.total() for kind, n in by_class.most_common() if kind},
                 lines=_line_times(lines_of[key]) if key in lines_of else [],
+                ran_in="the calling thread" if seen else of_stacks.origins.most_common(1)[0][0],
             )
         )
     return sorted(functions, key=lambda each: (-(each.sampled_own_share or 0), -(each.own.value if each.own else 0)))
 
 
-def _folded(recording: Recording, project: Project, root: FunctionKey) -> dict[FunctionKey, tuple[Time, Mapping[str, float]]]:
-    graph = recording.graph()
-    own = fold(graph, project.library, root)
-    if root not in graph.functions:  # no Python function: a built-in, which cProfile has by another name, or an application
-        graph.functions[root] = Time(1, 0.0, sum(time.own_s for time in graph.functions.values()))
-    return {key: (graph.functions[key], own[key]) for key in own}
+def _folded(graph: CallGraph, project: Project, root: FunctionKey) -> dict[FunctionKey, tuple[Time, Mapping[str, float]]]:
+    own, times = fold(graph, project.library, root), dict(graph.functions)
+    if root not in times:  # no Python function: a built-in, which cProfile has by another name, or an application
+        times[root] = Time(1, 0.0, sum(time.own_s for time in times.values()))
+    return {key: (times[key], own[key]) for key in own}
 
 
-def hottest(measurement: Measurement, samples: Samples | None, project: Project, n: int) -> list[FunctionKey]:
-    """The `n` functions with the greatest own shares, among those that cProfile saw: Python functions of the calling thread."""
+def hottest(
+    project: Project, root: FunctionKey, samples: Samples | None, recordings: Sequence[CallGraph], n: int
+) -> list[FunctionKey]:
+    """The `n` functions with the greatest own shares, among the Python functions of the calling thread."""
     own = Counter()
-    for recording in measurement.recordings:
-        for key, (time, seconds) in _folded(recording, project, measurement.root).items():
+    for recording in recordings:
+        for key, (time, seconds) in _folded(recording, project, root).items():
             if time.n_calls and key.line:
                 own[key] += sum(seconds.values())
     if samples:
-        sampled = by_function(samples.counted(project), project, measurement.root)
-        own = Counter({key: sampled[key].own.total() for key in own if key in sampled})
+        sampled = by_function(samples.counted(project), project, root)
+        in_thread = {key for key, each in sampled.items() if each.origins["the calling thread"]}
+        own = Counter({key: sampled[key].own.total() for key in in_thread if key in own or not recordings})
     return [key for key, share in own.most_common(n) if share > 0]
 
 
 def _line_times(timed: FunctionLines) -> list[LineTime]:
-    """The dearest lines, in shares of the function's time."""
+    """The most expensive lines, in shares of the function's time."""
     total_s = sum(timed.seconds.values()) or 1
-    dearest = sorted(timed.seconds, key=timed.seconds.get, reverse=True)[:_N_LINES]
+    longest = sorted(timed.seconds, key=timed.seconds.get, reverse=True)[:_N_LINES]
     return [
         LineTime(
             line=line,
@@ -89,5 +91,5 @@ def _line_times(timed: FunctionLines) -> list[LineTime]:
             n_hits=timed.hits[line],
             share=timed.seconds[line] / total_s,
         )
-        for line in dearest
+        for line in longest
     ]

@@ -8,6 +8,7 @@ from types import CellType, CodeType, FunctionType
 from pydantic import BaseModel
 
 from ..run.runnable import FunctionKey, ProfilingError, Runnable, Script
+from .measure import Run, timed_run
 
 
 class FunctionLines(BaseModel):
@@ -16,8 +17,8 @@ class FunctionLines(BaseModel):
     seconds: dict[int, float]
 
 
-def time_lines(runnable: Runnable, functions: Sequence[FunctionKey]) -> tuple[float, list[FunctionLines]]:
-    """Seconds of one run of the target under line_profiler, and the lines of those of `functions` that ran in it.
+def time_lines(runnable: Runnable, functions: Sequence[FunctionKey]) -> tuple[Run, list[FunctionLines]]:
+    """One run of the target under line_profiler, and the lines of those of `functions` that ran in it.
 
     line_profiler knows a function by its bytecode and marks the bytecode of those that it watches. Functions that are made
     anew in each run (nested ones, those of a script) get theirs from the code around them, so that is marked all the way out.
@@ -53,11 +54,12 @@ def time_lines(runnable: Runnable, functions: Sequence[FunctionKey]) -> tuple[fl
                 function.__code__ = code
         if isinstance(runnable.call, Script):
             runnable.call.code = marked(runnable.call.code)
-        seconds = runnable.timed(profiler.runcall)
+        run = timed_run(runnable, "line_profiler", under=profiler.runcall)
     finally:
         for function, code in originals:
             function.__code__ = code
-    return seconds, list(_lines(profiler, wanted))
+        profiler.functions.clear()  # the watched ones, else found as the user's by whoever looks for those
+    return run, list(_lines(profiler, wanted))
 
 
 def _functions_from(files: Iterable[str]) -> list[FunctionType]:

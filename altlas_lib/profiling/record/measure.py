@@ -2,122 +2,208 @@
 
 import contextlib
 import cProfile
+import math
+import operator
 import os
 import resource
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pydantic import BaseModel
 
-from ..run.runnable import FunctionKey, ProfilingError, Runnable
-from .folding import CallGraph, Time
+from ..run.runnable import ProfilingError, Runnable
+from .folding import CallGraph
 
-_SHARE_OF_THE_LIMIT = 1 / 3  # for this tool; the others need the rest
+_SHARE_OF_THE_LIMIT = 1 / 2  # for this tool; the others need the rest
+_SHARE_OF_REPEATS = 1 / 3  # after which no repeat begins
+_SWEPT = 1 / 10  # of the limit: a longer run is not tried with another thread count
 _SHORT_S, _MOST_RUNS = 1.0, 10  # a target that takes milliseconds is repeated, up to a second
-_CHILDREN_WORTH_A_NOTE = 0.1  # of the time that passed
+_PARALLEL = 0.1  # processor time of others than the calling thread over the time of a run, of a parallel target
 
 
-class Recording(BaseModel):
-    """A `CallGraph` in a form that travels."""
+class Run(BaseModel):
+    """One run of a function, and what it took.
 
-    keys: list[FunctionKey]
-    functions: list[tuple[int, Time]]
-    calls: list[tuple[int, int, Time]]  # caller, callee
+    Attributes:
+        tool: that it ran under: "warm-up", "none", "comparison", or a profiler.
+        n_threads: of the BLAS and OpenMP pools.
+        cpu_s: processor time of all threads of this process, and of the processes that it started.
+        calling_s, processes_s: of that, the calling thread's and those processes'.
+        delayed_s: for which the calling thread was ready to run while others had the processors; None: not known.
+        held_bytes, peak_bytes: resident memory of the process before the run, and the most during it.
+    """
 
-    @classmethod
-    def of(cls, graph: CallGraph) -> "Recording":
-        number = {key: i for i, key in enumerate(graph.functions)}
-        return cls(
-            keys=list(number),
-            functions=[(number[key], time) for key, time in graph.functions.items()],
-            calls=[(number[caller], number[callee], time) for (caller, callee), time in graph.calls.items()],
-        )
-
-    def graph(self) -> CallGraph:
-        graph = CallGraph()
-        graph.functions.update((self.keys[i], time) for i, time in self.functions)
-        graph.calls.update(((self.keys[i], self.keys[j]), time) for i, j, time in self.calls)
-        return graph
-
-
-class Measurement(BaseModel):
-    root: FunctionKey
-    first_s: float  # the first run, which warms up
-    plain_s: dict[int, list[float]] = {}  # threads of the BLAS and OpenMP pools -> seconds of each run
-    profiled_s: list[float] = []
-    recordings: list[Recording] = []  # of each run under cProfile
-    peak_bytes: list[int] = []  # of each run without a profiler, beyond what the process held before the first
-    notes: list[str] = []
+    tool: str
+    n_threads: int | None = None
+    wall_s: float
+    cpu_s: float
+    calling_s: float
+    processes_s: float
+    delayed_s: float | None
+    held_bytes: int
+    peak_bytes: int
+    recording: CallGraph | None = None
 
     @property
-    def n_threads(self) -> int | None:
-        """The thread count that suits the target best; None: no run beyond the first."""
-        return min(self.plain_s, key=lambda n: min(self.plain_s[n]), default=None)
+    def quiet_s(self) -> float | None:
+        """What the run would take if nobody else wanted a processor: see `WorkloadProfile.quiet`."""
+        if self.delayed_s is None:
+            return None
+        waiting_s = max(self.wall_s - self.calling_s - self.delayed_s, 0.0)
+        return min(self.wall_s, self.cpu_s + waiting_s)
 
     @property
-    def best_s(self) -> list[float]:
-        """Runs with the best thread count."""
-        return self.plain_s[self.n_threads] if self.plain_s else [self.first_s]
+    def is_parallel(self) -> bool:
+        return self.cpu_s - self.calling_s > _PARALLEL * (self.quiet_s or self.wall_s)
 
 
-def measure(
-    runnable: Runnable, n_repeats: int, time_limit_s: float, report: Callable[[Measurement], None] = lambda _: None
-) -> Measurement:
-    """Run the target once to warm up, then at least `n_repeats` times with each thread count and as often under cProfile.
+def timed_run(
+    runnable: Runnable, tool: str, n_threads: int | None = None, under: Callable[[Callable[[], Any]], Any] = operator.call
+) -> Run:
+    """One run of the target; `under` calls it, in its own way. Raises as `Runnable.timed`."""
+    start, end, memory = [], [], []
+
+    def between_clocks(call: Callable[[], Any]) -> None:
+        memory.append(_peak_bytes(begin_anew=True))
+        start.extend(clock() for clock in reversed(_CLOCKS))
+        try:
+            under(call)
+        finally:
+            end.extend(clock() for clock in _CLOCKS)
+            memory.append(_peak_bytes())
+
+    runnable.timed(between_clocks)
+    wall_s, calling_s, cpu_s, delayed_s, processes_s = (
+        after - before for after, before in zip(end, reversed(start), strict=True)
+    )
+    return Run(
+        tool=tool,
+        n_threads=n_threads,
+        wall_s=wall_s,
+        cpu_s=cpu_s + processes_s,
+        calling_s=calling_s,
+        processes_s=processes_s,
+        delayed_s=None if math.isnan(delayed_s) else delayed_s,
+        held_bytes=memory[0],
+        peak_bytes=memory[1],
+    )
+
+
+def _delayed_s() -> float:
+    """For which this thread has been ready to run while others had the processors; NaN where the system does not tell."""
+    try:  # time on a processor, time ready to run, in ns (https://docs.kernel.org/scheduler/sched-stats.html)
+        return 1e-9 * int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+    except (OSError, IndexError):
+        return math.nan
+
+
+def _processes_s() -> float:
+    """Processor time of the processes that this one started: of those that have ended and, on Linux, those that still run."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ticks, parents = 0, [os.getpid()]
+    while parents:
+        for children in Path("/proc", str(parents.pop()), "task").glob("*/children"):
+            with contextlib.suppress(OSError, ValueError):  # it has ended meanwhile
+                for child in children.read_text().split():
+                    ticks += sum(map(int, Path("/proc", child, "stat").read_text().rpartition(") ")[2].split()[11:15]))
+                    parents.append(int(child))
+    return usage.ru_utime + usage.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
+
+
+_CLOCKS = (time.perf_counter, time.thread_time, time.process_time, _delayed_s, _processes_s)  # the slow ones outside
+
+
+def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: float) -> Iterator[Run | str]:
+    """Run a warm target at least `n_repeats` times with each thread count and as often under cProfile; runs, and notes.
 
     The counts are the program's own, and 1: contention between threads must not pass for the cost of the work. cProfile
     records under the count that was best until then, and sees the calling thread only.
 
+    A long run is not repeated needlessly. No run begins that would not end within half of the time limit, going by the one
+    before it; none is repeated once a third is over; other thread counts are tried if a run takes less than a tenth.
+
     Args:
-        report: gets what was measured until then, after each run.
+        first_s: of the run that warmed up.
     """
     _refuse_a_second_profiler()
-    stop = (start := time.perf_counter()) + time_limit_s
-    memory, children_s = _Memory(), _children_s()
-    measurement = Measurement(root=runnable.root, first_s=runnable.timed())
-    measurement.peak_bytes.append(memory.peak_bytes())
-    if time.perf_counter() > stop:
-        raise time_limit_error(runnable.name, time_limit_s)
-    report(measurement)
-    counts = blas_thread_counts()
-    if len(counts) > 1 and measurement.first_s > time_limit_s / 10:
-        measurement.notes.append(f"no sweep over BLAS threads: one run took {measurement.first_s:.3g} s; raise the time limit")
-        counts = counts[:1]
+    start, latest_s, counts = time.perf_counter(), first_s, blas_thread_counts()
+    plain_s: dict[int, list[float]] = {n: [] for n in counts}
+    is_threaded = False
 
-    def plain_runs() -> None:
+    def has_time() -> bool:
+        return time.perf_counter() - start + latest_s <= _SHARE_OF_THE_LIMIT * time_limit_s
+
+    def plain_runs() -> Iterator[Run]:
+        nonlocal latest_s
         for n in counts:
-            memory.reset_peak()
             with blas_threads(n):
-                measurement.plain_s.setdefault(n, []).append(runnable.timed())
-            measurement.peak_bytes.append(memory.peak_bytes())
-            report(measurement)
+                yield (run := timed_run(runnable, "none", n))
+            plain_s[n].append(latest_s := run.wall_s)
+            if latest_s > _SWEPT * time_limit_s:
+                break
 
     for repeat in range(n_repeats):
-        if repeat and time.perf_counter() - start > _SHARE_OF_THE_LIMIT * time_limit_s:
-            measurement.notes.append(f"{repeat} of {n_repeats} repeats: a third of time_limit_s={time_limit_s:g} was over")
+        if not has_time():
+            yield f"{repeat} of {n_repeats} repeats: half of time_limit_s={time_limit_s:g} would not be enough for another"
             break
-        plain_runs()
+        if repeat and time.perf_counter() - start > _SHARE_OF_REPEATS * time_limit_s:
+            yield f"{repeat} of {n_repeats} repeats: a third of time_limit_s={time_limit_s:g} was over"
+            break
+        yield from plain_runs()
+        if len(counts) > 1 and latest_s > _SWEPT * time_limit_s:
+            yield f"no sweep over BLAS threads: one run took {latest_s:.3g} s; raise the time limit"
+            counts = counts[:1]
+        if has_time():
+            with blas_threads(min(filter(plain_s.get, counts), key=lambda n: min(plain_s[n]))):
+                run, is_threaded = _profiled_run(runnable, is_threaded)
+            yield run
+    while has_time() and 0 < len(plain_s[counts[0]]) < _MOST_RUNS and sum(map(sum, plain_s.values())) < _SHORT_S:
+        yield from plain_runs()
+
+
+def _profiled_run(runnable: Runnable, is_threaded: bool) -> tuple[Run, bool]:
+    """A run under cProfile, and whether Python code ran in other threads.
+
+    From Python 3.12 on cProfile is told of all threads' calls, and takes them for the calling thread's. Where others run, a
+    second run keeps theirs away from it.
+    """
+    monitoring = getattr(sys, "monitoring", None)
+
+    def under(call: Callable[[], Any]) -> None:
+        profiler.enable()
+        try:
+            if is_threaded and monitoring:
+                _hear_only_this_thread(monitoring)
+            call()
+        finally:
+            profiler.disable()
+
+    is_threaded = is_threaded or len(sys._current_frames()) > 1
+    while True:
         profiler = cProfile.Profile()
-        with blas_threads(measurement.n_threads):
-            measurement.profiled_s.append(runnable.timed(profiler.runcall))
-        measurement.recordings.append(Recording.of(CallGraph.of(profiler.getstats())))
-        report(measurement)
-    while len(measurement.best_s) < _MOST_RUNS and sum(map(sum, measurement.plain_s.values())) < _SHORT_S:
-        plain_runs()
-    children_s = _children_s() - children_s
-    if children_s > _CHILDREN_WORTH_A_NOTE * (time.perf_counter() - start):
-        measurement.notes.append(
-            f"{children_s:.3g} s of processor time went to processes that the target started; no tool looks into them"
-        )
-    return measurement
+        run = timed_run(runnable, "cProfile", under=under)
+        graph = CallGraph.of(profiler.getstats())
+        if is_threaded or not monitoring or all(key.name != "Thread._bootstrap" for key, _ in graph.functions):
+            run.recording = graph
+            return run, is_threaded
+        is_threaded = True
 
 
-def _children_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def _hear_only_this_thread(monitoring: Any) -> None:
+    get_ident, this_thread = threading.get_ident, threading.get_ident()
+
+    def of_this_thread(callback: Callable) -> Callable:
+        return lambda *event: callback(*event) if get_ident() == this_thread else None
+
+    for event in vars(monitoring.events).values():
+        with contextlib.suppress(ValueError, TypeError):  # not one event
+            if callback := monitoring.register_callback(monitoring.PROFILER_ID, event, None):
+                monitoring.register_callback(monitoring.PROFILER_ID, event, of_this_thread(callback))
 
 
 def _refuse_a_second_profiler() -> None:
@@ -150,35 +236,15 @@ def _threadpoolctl() -> ModuleType:
     return threadpoolctl
 
 
-class _Memory:
-    """Peak of this process' resident memory, beyond what it held at first.
+def _peak_bytes(*, begin_anew: bool = False) -> int:
+    """The most resident memory that this process has had, since the last time that it began anew.
 
-    Linux: VmHWM, which can be set back before each run. Elsewhere `ru_maxrss`, which cannot, and which counts the set-up too.
-    (On Linux that figure starts from the memory of the process that started this one.)
+    Linux: VmHWM. Elsewhere `ru_maxrss`, which cannot begin anew, and which counts the set-up too. (On Linux that figure starts
+    from the memory of the process that started this one.)
     """
-
-    def __init__(self):
-        self.reset_peak()
-        self._held = self._peak()
-
-    def reset_peak(self) -> None:
-        with contextlib.suppress(OSError):
+    try:
+        if begin_anew:
             Path("/proc/self/clear_refs").write_text("5")
-
-    def peak_bytes(self) -> int:
-        return max(self._peak() - self._held, 0)
-
-    def _peak(self) -> int:
-        try:
-            status = Path("/proc/self/status").read_text()
-        except OSError:
-            unit = 1 if sys.platform == "darwin" else 1024
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-
-
-def time_limit_error(name: str, time_limit_s: float) -> ProfilingError:
-    return ProfilingError(
-        f"target {name!r} did not finish within time_limit_s={time_limit_s:g}; give it a smaller input by its arguments, "
-        "more time (time_limit_s, --time-limit), or start it by itself and profile it as pid:NUMBER"
-    )
+        return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

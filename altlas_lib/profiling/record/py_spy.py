@@ -1,11 +1,13 @@
 """py-spy, attached to a process: it asks for the stacks at a fixed rate, from outside, without a cost for each call."""
 
 import contextlib
+import ctypes
 import json
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
@@ -16,6 +18,27 @@ from ..run.runnable import ProfilingError
 _TO_ATTACH_S = 30.0
 _TO_WRITE_S = 30.0
 _TOO_FAR_BEHIND_S = 2.0
+_ON_TIME_S, _N_ON_TIME, _NEVER_ON_TIME_S = 0.05, 20, 3.0
+_PR_SET_PTRACER, _ANY_PROCESS = 0x59616D61, -1
+
+
+def allow_sampling() -> None:
+    """In the process to be sampled: where only its ancestors may look into a process, let the sampler, its sibling, do so."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(_ANY_PROCESS), 0, 0, 0)
+
+
+def settle() -> bool:
+    """In the process to be sampled: wait until sleeps end on time; whether they do.
+
+    A sampler reads symbols at first, and takes the samples that it missed at once. Where a sample takes longer than the time
+    between two, it stays late.
+    """
+    stop, n_on_time = time.perf_counter() + _NEVER_ON_TIME_S, 0
+    while n_on_time < _N_ON_TIME and (start := time.perf_counter()) < stop:
+        time.sleep(0.01)
+        n_on_time = n_on_time + 1 if time.perf_counter() - start < _ON_TIME_S else 0
+    return n_on_time == _N_ON_TIME
 
 
 class FellBehind(Exception):
@@ -23,45 +46,43 @@ class FellBehind(Exception):
 
 
 class PySpy:
-    """`py-spy record` at work on a process, which may end meanwhile."""
+    """`py-spy record`, to be attached to a process, which may end meanwhile."""
 
-    def __init__(self, pid: int, rate_hz: int, native: bool):
+    def __init__(self, rate_hz: int, native: bool):
         program = shutil.which("py-spy", path=sysconfig.get_path("scripts")) or shutil.which("py-spy")
         if program is None:
             raise ProfilingError("it is not installed; pip install py-spy")
         # Idle stacks too: waiting is part of the time, and a thread that waits for BLAS's own threads passes for idle.
-        options = ["--format", "speedscope", "--full-filenames", "--function", "--idle", *(["--native"] if native else [])]
-        self._command = [program, "record", *options, "--rate", str(rate_hz), "--pid", str(pid), "--output"]
+        options = ["--format", "speedscope", "--full-filenames", "--function", "--idle", "--subprocesses"]
+        self._command = [program, "record", *options, *(["--native"] if native else []), "--rate", str(rate_hz)]
+        self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> "PySpy":
         self._folder = tempfile.TemporaryDirectory(prefix="altlas-")
         self._recording, self._messages = (Path(self._folder.name, name) for name in ("recording.json", "messages.txt"))
+        return self
+
+    def attach(self, pid: int) -> None:
+        """Begin to sample a process, and those that it starts."""
         with open(self._messages, "wb") as messages:
             self._process = subprocess.Popen(
-                [*self._command, str(self._recording)],
+                [*self._command, "--pid", str(pid), "--output", str(self._recording)],
                 stdin=subprocess.DEVNULL,
                 stdout=messages,
                 stderr=messages,
                 start_new_session=True,  # Ctrl-C reaches this process only, which ends it
             )
         stop = time.monotonic() + _TO_ATTACH_S
-        try:
-            while "Sampling process" not in self._said():
-                if self._process.poll() is not None or time.monotonic() > stop:
-                    raise ProfilingError(self._error())
-                time.sleep(0.01)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+        while "Sampling process" not in self._said():
+            if self._process.poll() is not None or time.monotonic() > stop:
+                raise ProfilingError(self._error())
+            time.sleep(0.01)
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        if self._process:
+            self._process.kill()
+            self._process.wait()
         self._folder.cleanup()
-
-    def is_recording(self) -> bool:
-        return self._process.poll() is None
 
     def check(self) -> None:
         """Raises if it takes samples later than it should, one directly after the other: the process hardly runs then."""

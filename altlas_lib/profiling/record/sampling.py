@@ -1,29 +1,44 @@
 """Which functions were on the stacks that py-spy took of the target, and in what kind of code they were."""
 
+import contextlib
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from ...results import TimeClass
-from ..run.process import Child, Request
+import psutil
+
+from ...results import Origin, TimeClass
 from ..run.runnable import FunctionKey, ProfilingError
 from .folding import OWN_LINES, Project
-from .native import NativeFrame, is_native, time_class, waits_for_threads
+from .native import CodeMaps, NativeFrame, is_native, time_class, waits_for_threads
 from .py_spy import FellBehind, PySpy
+
+# (for so many seconds, also if a sampler slows it down) -> the number of a process that waits for a sampler, then None as long
+# as the target runs in it again and again.
+Repeat = Callable[[float, bool], Iterator[int | None]]
 
 _FEWER, _LONGEST = 10, 5  # times fewer samples a second, for at most so many times as long, where py-spy cannot keep up
 _LARGEST_N_STACKS = 300
-_WAITS_IN_PYTHON = {"threading.py": ("wait", "join", "acquire", "_wait_for_tstate_lock"), "selectors.py": ("select",)}
+_PROCESS = re.compile(r"process \d+:")
+_WAITS_IN_PYTHON = {
+    "threading.py": ("wait", "join", "acquire", "_wait_for_tstate_lock"),
+    "selectors.py": ("select",),
+    "connection.py": ("_recv", "wait"),  # of multiprocessing
+    "popen_fork.py": ("poll",),
+    "parallel.py": ("_retrieve", "retrieve"),  # of joblib, which sleeps until its workers are done
+}
 
 
 class Stack(NamedTuple):
     functions: tuple[FunctionKey, ...]  # Python frames, outermost call first
     time_class: TimeClass | None  # None: sampled without native frames
-    waits_for_threads: bool
+    waits_for_threads: bool  # or for processes that the target has started
+    origin: Origin = "the calling thread"
 
 
 @dataclass
@@ -32,15 +47,14 @@ class FunctionSamples:
 
     own: Counter[TimeClass | None] = field(default_factory=Counter)
     n_on_stack: int = 0
+    origins: Counter[Origin] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Stacks of the thread that called the target, below the call; and of the other threads, whole."""
+    """Stacks of the thread that called the target, below the call; of other threads, and processes that it started, whole."""
 
-    calling: Counter[Stack]
-    others: Counter[Stack] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)  # of each run of the target, while it was sampled
+    stacks: Counter[Stack]
     notes: list[str] = field(default_factory=list)
     classified: "Samples | None" = None  # others, taken for the classes of time only, where these have none
 
@@ -51,17 +65,15 @@ class Samples:
         the calling thread count, except that of its own waits for other threads (at a lock, in an event loop without work)
         as many are left out as the others' stacks are: while it waited for them, the time was theirs.
         """
-        others = Counter(
-            {
-                stack: n
-                for stack, n in self.others.items()
-                if not stack.waits_for_threads and any(project.library(function) is None for function in stack.functions)
-            }
-        )
-        n_waits = sum(n for stack, n in self.calling.items() if stack.waits_for_threads)
+        calling, others = Counter(), Counter()
+        for stack, n in self.stacks.items():
+            if stack.origin == "the calling thread":
+                calling[stack] = n
+            elif not stack.waits_for_threads and any(project.library(function) is None for function in stack.functions):
+                others[stack] = n
+        n_waits = sum(n for stack, n in calling.items() if stack.waits_for_threads)
         kept = max(1 - others.total() / n_waits, 0) if n_waits else 1
-        calling = Counter({stack: round(n * kept) if stack.waits_for_threads else n for stack, n in self.calling.items()})
-        return +(calling + others)
+        return +(others + Counter({stack: round(n * kept) if stack.waits_for_threads else n for stack, n in calling.items()}))
 
 
 def by_function(stacks: Counter[Stack], project: Project, root: FunctionKey) -> dict[FunctionKey, FunctionSamples]:
@@ -70,7 +82,9 @@ def by_function(stacks: Counter[Stack], project: Project, root: FunctionKey) -> 
     for stack, n in stacks.items():
         users = [function for function in stack.functions if project.library(function) is None] or [root]
         for function in dict.fromkeys(users):  # once per stack, also in recursion
-            samples.setdefault(function, FunctionSamples()).n_on_stack += n
+            of_function = samples.setdefault(function, FunctionSamples())
+            of_function.n_on_stack += n
+            of_function.origins[stack.origin] += n
         samples[users[-1]].own[stack.time_class] += n
     return samples
 
@@ -103,36 +117,56 @@ def display_name(function: FunctionKey) -> str:
     return function.name.replace(".<locals>", "")
 
 
-def sample(request: Request, *, rate_hz: int, time_limit_s: float) -> Samples:
-    """Stacks of the target while a child process repeats it for `request.sample_for_s` seconds.
+def sample(repeat: Repeat, *, rate_hz: int, for_s: float, below_call: bool = True) -> Samples:
+    """Stacks of a process while it runs, with native frames where py-spy can follow them.
 
-    py-spy attaches once the target is warm, so that it reads the symbols of all libraries once.
+    py-spy stops every thread for each sample. In a process with many threads and large libraries that takes longer than the
+    time between samples, and then waits look longer than they are. So the shares come from samples without native frames
+    there, and only the classes of each function's time from fewer samples with them.
+
+    Args:
+        below_call: of the thread that called the target count the frames below `child.sampled_call`; else the main thread
+            takes its place.
 
     Raises:
         ProfilingError: the target did not run, or py-spy saw nothing of it.
     """
-    stop = time.monotonic() + time_limit_s
 
-    def record(way: _Way) -> Samples:
-        with Child(request.model_copy(update={"sample_for_s": way.for_s})) as child:
-            while not child.is_ready() and not child.has_ended() and time.monotonic() < stop:
-                time.sleep(0.01)
-            if not child.is_ready():
-                child.wait(stop - time.monotonic())
-            with PySpy(child.pid, way.rate_hz, way.native) as py_spy:
-                child.go()
-                left_s = stop - time.monotonic()
-                try:
-                    answer = child.wait(min(left_s, _LONGEST * way.for_s) if way.is_slow else left_s, lambda: way.check(py_spy))
-                    seconds, notes = answer.seconds, []
-                except ProfilingError as error:
-                    seconds, notes = [], [f"not finished: {error}"]
-                samples = _samples(py_spy.recording(), None, way.native)
-        if not samples.calling:
-            raise ProfilingError(notes[0] if notes else f"it saw nothing of the target at {way.rate_hz} Hz; raise sampling_s")
-        return Samples(samples.calling, samples.others, seconds, notes)
+    def record(at_hz: int, native: bool, is_slow: bool) -> Samples:
+        notes, stop = [], time.monotonic() + _LONGEST * for_s
+        py_spy = PySpy(at_hz, native)
+        with _to_the_end(repeat(for_s, is_slow)) as running, py_spy:
+            pid = next(filter(None, running))
+            py_spy.attach(pid)
+            with _noting("not finished", notes):
+                for _ in running:
+                    if native and not is_slow:
+                        py_spy.check()
+                    elif native and time.monotonic() > stop:
+                        break
+            stacks = _stacks(py_spy.recording(), pid, native, below_call)
+        if not any(stack.origin == "the calling thread" for stack in stacks):
+            raise ProfilingError(notes[0] if notes else f"it saw nothing of the target at {at_hz} Hz; raise sampling_s")
+        return Samples(stacks, notes)
 
-    return _native_if_possible(record, rate_hz, request.sample_for_s)
+    try:
+        return record(rate_hz, native=True, is_slow=False)
+    except FellBehind:
+        reason, slower_hz = f"{rate_hz} times a second", max(rate_hz // _FEWER, 1)
+    except ProfilingError as error:
+        reason, slower_hz = f"({error})", 0
+    samples = record(rate_hz, native=False, is_slow=True)
+    if not slower_hz:
+        samples.notes.append(f"no classes of time: py-spy cannot follow native frames here {reason}")
+        return samples
+    with _noting("no classes of time", samples.notes):
+        classified = record(slower_hz, native=True, is_slow=True)
+        samples.notes.append(
+            f"classes of time are from {classified.stacks.total()} samples of their own, {slower_hz} a second: "
+            f"py-spy cannot follow native frames here {reason}"
+        )
+        return replace(samples, classified=classified)
+    return samples
 
 
 def sample_process(pid: int, *, rate_hz: int, for_s: float) -> Samples:
@@ -142,93 +176,71 @@ def sample_process(pid: int, *, rate_hz: int, for_s: float) -> Samples:
         ProfilingError: there is none, py-spy may not look into it, or it is no Python process.
     """
 
-    def record(way: _Way) -> Samples:
-        with PySpy(pid, way.rate_hz, way.native) as py_spy:
-            stop = time.monotonic() + way.for_s
-            while time.monotonic() < stop and py_spy.is_recording():
-                way.check(py_spy)
-                time.sleep(0.02)
-            samples = _samples(py_spy.recording(), pid, way.native)
-        if not samples.calling and not samples.others:
-            raise ProfilingError(f"it saw no stack at {way.rate_hz} Hz in {way.for_s:g} s; sample for longer")
-        return samples
+    def let_run(for_s: float, is_slow: bool) -> Iterator[int | None]:
+        yield pid
+        stop = time.monotonic() + for_s
+        while time.monotonic() < stop and psutil.pid_exists(pid):
+            time.sleep(0.02)
+            yield None
 
-    return _native_if_possible(record, rate_hz, for_s)
+    return sample(let_run, rate_hz=rate_hz, for_s=for_s, below_call=False)
 
 
-@dataclass(frozen=True)
-class _Way:
-    """How py-spy is used."""
-
-    rate_hz: int
-    for_s: float
-    native: bool
-    is_slow: bool = False  # it may be late, however slowly the process runs then
-
-    def check(self, py_spy: PySpy) -> None:
-        if self.native and not self.is_slow:
-            py_spy.check()
-
-
-def _native_if_possible(record: Callable[[_Way], Samples], rate_hz: int, for_s: float) -> Samples:
-    """With native frames where py-spy can follow them.
-
-    It stops every thread for each sample. In a process with many threads and large libraries that takes longer than the time
-    between samples, and then waits look longer than they are. So the shares come from samples without native frames there, and
-    only the classes of each function's time from fewer samples with them.
-    """
-    without = _Way(rate_hz, for_s, native=False)
+@contextlib.contextmanager
+def _to_the_end(running: Iterator[int | None]) -> Iterator[Iterator[int | None]]:
+    """What the sampler leaves of a job goes on without it."""
     try:
-        return record(_Way(rate_hz, for_s, native=True))
-    except FellBehind:
-        samples = record(without)
-        slower_hz = max(rate_hz // _FEWER, 1)
-        try:
-            classified = record(_Way(slower_hz, for_s, native=True, is_slow=True))
-        except ProfilingError as error:
-            samples.notes.append(f"no classes of time: {error}")
-            return samples
-        samples.notes.append(
-            f"classes of time are from {classified.calling.total()} samples of their own, {slower_hz} a second: "
-            f"py-spy cannot follow native frames here {rate_hz} times a second"
-        )
-        return replace(samples, classified=classified)
+        yield running
+    except (FellBehind, ProfilingError):
+        with _noting("", []):
+            list(running)
+        raise
+    with _noting("", []):
+        list(running)
+
+
+@contextlib.contextmanager
+def _noting(what: str, notes: list[str]) -> Iterator[None]:
+    try:
+        yield
     except ProfilingError as error:
-        samples = record(without)
-        samples.notes.append(f"no classes of time: py-spy cannot follow native frames here ({error})")
-        return samples
+        notes.append(f"{what}: {error}")
 
 
-def _samples(recording: dict, main_thread: int | None, native: bool) -> Samples:
-    """From a speedscope file: the calling thread is the one below `child.sampled_call`, else that of the process' number."""
+def _stacks(recording: dict, pid: int, native: bool, below_call: bool) -> Counter[Stack]:
+    """From a speedscope file of a process and of those that it started."""
     frames = [
         FunctionKey("" if frame["file"] in (None, "?") else frame["file"], frame["line"] or 0, frame["name"])
         for frame in recording["shared"]["frames"]
     ]
-    marker = {i for i, frame in enumerate(frames) if frame.name == "sampled_call" and Path(frame.file).name == "child.py"}
-    calling, others = Counter(), Counter()
-    for thread in recording["profiles"]:
-        indices = [tuple(each) for each in thread["samples"]]
-        if main_thread is not None:
-            is_main = f"Thread {main_thread} " in thread["name"] or "MainThread" in thread["name"]
-            (calling if is_main else others).update(indices)
-        elif any(not marker.isdisjoint(each) for each in indices):
-            depths = ((each, next((depth for depth, i in enumerate(each) if i in marker), None)) for each in indices)
-            calling.update(each[depth + 1 :] for each, depth in depths if depth is not None)
-        else:
-            others.update(indices)
+    is_call = [frame.name == "sampled_call" and Path(frame.file).name == "child.py" for frame in frames]
+    is_process = [not frame.file and bool(_PROCESS.match(frame.name)) for frame in frames]  # py-spy's own, the outermost
     is_native_frame = [native and is_native(frame.file) for frame in frames]
-    return Samples(*(_stacks(counts, frames, is_native_frame, native) for counts in (calling, others)))
-
-
-def _stacks(counts: Counter[tuple[int, ...]], frames: list[FunctionKey], is_native: list[bool], native: bool) -> Counter[Stack]:
+    maps = CodeMaps({pid, *map(int, re.findall(r"Process (\d+)", " ".join(each["name"] for each in recording["profiles"])))})
+    native_frames = [NativeFrame(maps.name_of(frame.name, frame.file), frame.file) for frame in frames]
     stacks = Counter()
-    for indices, n in counts.items():
-        functions = tuple(frames[i] for i in indices if not is_native[i])
-        innermost = [NativeFrame(frames[i].name, frames[i].file) for i in takewhile(is_native.__getitem__, reversed(indices))]
-        kind = time_class(innermost) if native else None
-        waits = kind in ("waiting", None) and (_waits_in_python(functions) or waits_for_threads(innermost))
-        stacks[Stack(functions, kind, waits)] += n
+    for thread in recording["profiles"]:
+        counts = Counter(tuple(each) for each in thread["samples"])
+        origin: Origin = "another thread" if f"Process {pid} " in thread["name"] else "another process"
+        if below_call:
+            is_calling = any(is_call[i] for indices in counts for i in indices)
+        else:
+            is_calling = f"Thread {pid} " in thread["name"] or "MainThread" in thread["name"]
+        if origin == "another thread" and is_calling:
+            origin = "the calling thread"
+        for indices, n in counts.items():
+            depth = next((depth for depth, i in enumerate(indices) if is_call[i]), None)
+            if depth is None and origin == "the calling thread" and below_call:
+                continue
+            indices = [i for i in indices[0 if depth is None else depth + 1 :] if not is_process[i]]
+            functions = tuple(frames[i] for i in indices if not is_native_frame[i])
+            innermost = [native_frames[i] for i in takewhile(is_native_frame.__getitem__, reversed(indices))]
+            kind = time_class(innermost, functions[-1].file if functions else "") if native else None
+            in_python = _waits_in_python(functions)
+            if kind == "interpreter" and in_python:
+                kind = "waiting"
+            waits = kind in ("waiting", None) and (in_python or waits_for_threads(innermost))
+            stacks[Stack(functions, kind, waits, origin)] += n
     return stacks
 
 

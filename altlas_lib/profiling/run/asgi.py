@@ -36,6 +36,13 @@ class AsgiRequest:
     def __post_init__(self) -> None:
         if self.json is not None and self.body is not None:
             raise ValueError("json and body exclude each other")
+        for name, value in (self.headers or {}).items():
+            if not f"{name}{value}".isascii():
+                raise ValueError(f"header {name!r}: {value!r} is not ASCII; a header holds ASCII only, percent-encode the rest")
+        try:
+            urlsplit(self.path)
+        except ValueError as error:  # '//[::1': what follows two slashes is read as a host
+            raise ValueError(f"path {self.path!r}: {error}; a path begins with one slash") from None
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -63,7 +70,7 @@ class AsgiRequest:
             "raw_path": quote(parts.path, safe="/%~").encode(),
             "query_string": quote(parts.query, safe="=&;%+,/:?@!$'()*~[]-._").encode(),
             "root_path": "",
-            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
             "client": ("127.0.0.1", 50000),
             "server": ("localhost", 80),
         }
@@ -77,7 +84,7 @@ def load_requests(requests: str | os.PathLike | Sequence[Mapping[str, Any]]) -> 
     """
     if isinstance(requests, str | os.PathLike):
         try:
-            lines = Path(requests).read_text(encoding="utf-8").splitlines()
+            lines = Path(requests).read_text(encoding="utf-8-sig").split("\n")  # U+2028 is a character of JSON's strings
         except (OSError, UnicodeDecodeError) as error:
             raise ProfilingError(f"requests {str(requests)!r} cannot be read ({error}); name a JSON Lines file") from None
         named = {f"{requests}, line {number}": line for number, line in enumerate(lines, 1) if line.strip()}
@@ -142,49 +149,51 @@ class _Service:
         self._from_app: asyncio.Queue = asyncio.Queue()
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self._state}
         self._lifespan = asyncio.create_task(self._app(scope, self._to_app.get, self._from_app.put))
-        await self._tell_lifespan("startup")
+        if (failure := await self._tell_lifespan("startup", None)) is not None:  # the time limit ends one that hangs
+            raise ProfilingError(f"application {self.name!r}: its startup failed: {failure}")
 
     async def stop(self) -> None:
-        if not self._lifespan.done():
-            await self._tell_lifespan("shutdown")
+        if not self._lifespan.done() and (failure := await self._tell_lifespan("shutdown", _LONGEST_SHUTDOWN_S)) is not None:
+            self.notes.append(f"the application's shutdown failed: {failure}")
 
-    async def _tell_lifespan(self, phase: str) -> None:
+    async def _tell_lifespan(self, phase: str, timeout_s: float | None) -> str | None:
+        """Why it failed; None: it did not, as far as the application says."""
         await self._to_app.put({"type": f"lifespan.{phase}"})
         answer = asyncio.create_task(self._from_app.get())
-        timeout = _LONGEST_SHUTDOWN_S if phase == "shutdown" else None  # the time limit ends a start-up
-        await asyncio.wait({answer, self._lifespan}, return_when=asyncio.FIRST_COMPLETED, timeout=timeout)
-        if self._lifespan.done():
-            self._lifespan.exception()  # has been looked at
-        if answer.done() and answer.result()["type"] == f"lifespan.{phase}.failed":
-            raise ProfilingError(f"application {self.name!r}: its {phase} failed: {answer.result().get('message', '')}")
+        await asyncio.wait({answer, self._lifespan}, return_when=asyncio.FIRST_COMPLETED, timeout=timeout_s)
+        if answer.done():
+            message = answer.result()
+            return message.get("message", "") if message["type"] == f"lifespan.{phase}.failed" else None
         answer.cancel()
+        error = self._lifespan.exception() if self._lifespan.done() else None
+        return describe(error) if error and phase == "shutdown" else None
 
     async def send_all(self) -> None:
-        """All requests, `concurrency` at a time.
+        """All requests, `concurrency` at a time; what failed is noted, as a server would log it.
 
         Raises:
-            ProfilingError: the application raised, or answered with a status of 500 or more.
+            ProfilingError: none was answered with a status below 400.
         """
         pending = iter(enumerate(self.requests, 1))  # shared
 
         async def send() -> None:
             for number, request in pending:
-                await self._send(number, request)
+                if failure := await self._send(request):
+                    failures.append(f"request {number} ({request}) {failure}")
 
-        self._statuses: list[int] = []
+        failures: list[str] = []
         await asyncio.gather(*(send() for _ in range(self.concurrency)))
-        if min(self._statuses) >= 400:
+        if len(failures) == len(self.requests):
             raise ProfilingError(
-                f"application {self.name!r} answered no request: all {len(self._statuses)} with "
-                f"{', '.join(map(str, sorted(set(self._statuses))))}; mend the paths and methods of the requests"
+                f"application {self.name!r} answered none of {len(failures)} requests: {failures[0]}; "
+                "mend the requests, or make it answer without the profiler first"
             )
+        self.notes += [failure for failure in failures if failure not in self.notes]
 
-    async def _send(self, number: int, request: AsgiRequest) -> None:
-        """One request as a server would pass it on (https://asgi.readthedocs.io/en/latest/specs/www.html)."""
-        what = f"application {self.name!r}: request {number} ({request})"
-        body = request.content
-        incoming = iter([{"type": "http.request", "body": body, "more_body": False}])
-        status, answer, answered = 0, bytearray(), asyncio.Event()
+    async def _send(self, request: AsgiRequest) -> str | None:
+        """One request as a server would pass it on (https://asgi.readthedocs.io/en/latest/specs/www.html); how it failed."""
+        incoming = iter([{"type": "http.request", "body": request.content, "more_body": False}])
+        status, text, answered = 0, bytearray(), asyncio.Event()
 
         async def receive() -> dict[str, Any]:
             if message := next(incoming, None):
@@ -197,21 +206,14 @@ class _Service:
             if message["type"] == "http.response.start":
                 status = message["status"]
             elif message["type"] == "http.response.body":
-                answer.extend(message.get("body", b"")[:200])
+                text.extend(message.get("body", b"")[:200])
                 if not message.get("more_body", False):
                     answered.set()
 
         try:
             await self._app({**request.scope(), "state": dict(self._state)}, receive, send)
         except Exception as error:
-            raise ProfilingError(f"{what} raised {describe(error)}; make it answer without the profiler first") from error
+            return f"raised {describe(error)}"
         if not answered.is_set():
-            raise ProfilingError(f"{what} returned without a whole answer; make it answer without the profiler first")
-        if status >= 500:
-            text = bytes(answer[:200]).decode(errors="replace")
-            raise ProfilingError(f"{what} was answered with {status}: {text!r}; make it answer without the profiler")
-        self._statuses.append(status)
-        if status >= 400:
-            note = f"request {number} ({request}) was answered with {status}"
-            if note not in self.notes:
-                self.notes.append(note)
+            return "got no whole answer"
+        return f"was answered with {status}: {bytes(text[:200]).decode(errors='replace')!r}" if status >= 400 else None

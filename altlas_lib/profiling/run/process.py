@@ -1,105 +1,92 @@
-"""The child process that a target runs in: started, waited for within a time limit, and ended with all that it started."""
+"""A child process that answers jobs: started, spoken to by one socket, and ended with all that it started.
+
+Messages are lines of text, both ways. A target may close every descriptor of its process, the socket's among them: then the
+child connects anew, to the same address.
+"""
 
 import contextlib
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Literal, Self
+from collections.abc import Iterator
+from multiprocessing.connection import wait
+from typing import Self
 
-from pydantic import BaseModel, JsonValue
+from . import guardian
+from .runnable import file_identity
 
-from ..record.lines import FunctionLines
-from ..record.measure import Measurement, time_limit_error
-from .asgi import AsgiRequest
-from .runnable import FunctionKey, ProfilingError
-
-_MARK = "ALTLAS_PROFILING"  # in the environment of all that a child starts, by which what left its process group is found
-_TO_END_S = 5.0  # for a target's own atexit functions and threads, once the answer is there
-_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from {module} import main; main({folder!r})"
+_TO_END_S = 5.0  # for a target's own atexit functions and threads, once it has nothing left to do
+_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from {module} import main; main({address!r})"
 
 
-class Request(BaseModel, ser_json_inf_nan="constants"):
-    """What the child shall do: measure the target, repeat it while a sampler watches, time its lines or trace its arrays."""
-
-    mode: Literal["measure", "sample", "lines", "trace"] = "measure"
-    target: str
-    setup: str | None = None
-    arguments: dict[str, JsonValue] = {}
-    argv: list[str] = []
-    requests: list[AsgiRequest] | None = None
-    concurrency: int = 1
-    n_repeats: int = 1
-    n_threads: int | None = None  # of BLAS and OpenMP: 1, or as the program has them
-    warm_up: bool = True
-    sample_for_s: float = 0
-    functions: list[FunctionKey] = []  # whose lines are timed
-    time_limit_s: float
+class ChildEnded(Exception):
+    """The process ended by itself; the text says how, to follow the name of what ran in it."""
 
 
-class Answer(BaseModel):
-    """The error, or what the mode gives; `seconds` of each run under the tool."""
+class Channel:
+    """The child's end."""
 
-    error: str | None = None
-    notes: list[str] = []
-    measurement: Measurement | None = None
-    seconds: list[float] = []
-    lines: list[FunctionLines] = []
-    traces: list[JsonValue] = []
+    def __init__(self, address: str):
+        self._address = address
+        self._connect()
+
+    def _connect(self) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(None)  # a target may have set another default
+        self._socket.connect(self._address)
+        self._lines = self._socket.makefile("rb")
+        self._identity = file_identity(self._socket.fileno())
+
+    def send(self, line: str) -> None:
+        if file_identity(self._socket.fileno()) != self._identity:  # closed; its number may stand for a file of the target
+            self._socket.detach()
+            self._connect()
+        self._socket.sendall(line.encode() + b"\n")
+
+    def receive(self) -> bytes:
+        """The next line; empty: there will be none."""
+        return self._lines.readline()
 
 
 class Child:
-    """A child process at work on a request. On leaving the `with` block it is ended, and so is all that it started."""
+    """`main(address)` of a module in a process of its own; `end` ends it with all that it started."""
 
-    def __init__(self, request: Request):
-        self.request = request
+    def __init__(self, module: str):
+        self._folder = tempfile.mkdtemp(prefix="altlas-", dir="/tmp")  # a socket's path has at most 100 characters or so
+        address = os.path.join(self._folder, "jobs")
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(address)
+        self._listener.listen()
+        self._connection: socket.socket | None = None
+        self._received = self._last_on_stderr = b""
         self._mark = uuid.uuid4().hex
-
-    def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="altlas-")
-        folder = Path(self._folder.name)
-        (folder / "request.json").write_text(self.request.model_dump_json())
-        self._answer, self._partial, self._ready, self._go = (
-            folder / name for name in ("answer.json", "partial.json", "ready", "go")
-        )
+        apart = {"start_new_session": True}  # a process group of its own: Ctrl-C reaches this process only, which ends it
+        guard = [sys.executable, "-P", guardian.__file__, self._mark]
+        self._guardian = subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, **apart)
         path = [os.getcwd(), *sys.path]  # as `python -m` has it; the child imports what this process can
-        program = _BOOTSTRAP.format(path=path, module="altlas_lib.profiling.child", folder=str(folder))
+        self._command = [sys.executable, "-c", _BOOTSTRAP.format(path=path, module=module, address=address)]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program],
+            self._command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**os.environ, _MARK: self._mark},
-            start_new_session=True,  # a process group of its own; Ctrl-C reaches this process only, which ends the group
+            env={**os.environ, guardian.MARK: self._mark},
+            **apart,
         )
-        self._last_on_stderr = b""
         threading.Thread(target=self._drain, args=[self._process.stderr], daemon=True).start()
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        while left := list(self._left_behind()):  # until none is found: one may have started another meanwhile
-            for process in left:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    process.kill()
-            time.sleep(0.01)
-        self._folder.cleanup()
-
-    def _left_behind(self) -> Iterator:
-        import psutil
-
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(_MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
-                    yield process
+        self.end()
 
     def _drain(self, stream) -> None:
         """Keep the end of what the target writes to stderr, which may be gigabytes."""
@@ -111,58 +98,83 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def is_ready(self) -> bool:
-        """Whether the target has been prepared and warmed up; the child then waits for `go`."""
-        return self._ready.exists()
+    def send(self, line: str) -> None:
+        """To be called when the child waits for it; whether it got there, the next `receive` says."""
+        with contextlib.suppress(OSError, AttributeError):
+            self._connection.sendall(line.encode() + b"\n")
 
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def go(self) -> None:
-        self._go.touch()
-
-    def wait(self, time_limit_s: float, meanwhile: Callable[[], None] = lambda: None) -> Answer:
-        """The child's answer; what it had found until then where the time is over or its process ends too early.
+    def receive(self, within_s: float) -> bytes | None:
+        """The next message; None: there was none in time.
 
         Raises:
-            ProfilingError: the target's own, or it had found nothing.
+            ChildEnded: the process has ended, or another program runs in it, and all that it sent has been received.
         """
-        stop = time.monotonic() + time_limit_s
-        answered = False
-        while not self.has_ended() and time.monotonic() < stop:
-            if not answered and (answered := self._answer.exists()):
-                stop = min(stop, time.monotonic() + _TO_END_S)
-            meanwhile()
-            time.sleep(0.01)
-        if self._answer.exists():
-            answer = Answer.model_validate_json(self._answer.read_bytes())
-            if answer.error:
-                raise ProfilingError(answer.error)
-            return answer
-        error = self._too_early() if self.has_ended() else time_limit_error(self.request.target, self.request.time_limit_s)
-        if not self._partial.exists():
-            raise error
-        answer = Answer.model_validate_json(self._partial.read_bytes())
-        answer.notes.append(f"not finished: {error}")
-        return answer
+        stop = time.monotonic() + within_s
+        while b"\n" not in self._received:
+            has_ended = self._process.poll() is not None  # so what it sent before is there now
+            left_s = 0 if has_ended else min(max(stop - time.monotonic(), 0), 0.05)
+            ready = wait([each for each in (self._listener, self._connection) if each], left_s)
+            if self._listener in ready:
+                self._connection, self._received = self._listener.accept()[0], b""
+            elif ready:
+                self._take()
+            elif has_ended or (not self._connection and self._runs_another_program()):
+                raise ChildEnded(self._describe_end())
+            elif time.monotonic() >= stop:
+                return None
+        line, _, self._received = self._received.partition(b"\n")
+        return line
 
-    def _too_early(self) -> ProfilingError:
+    def _take(self) -> None:
+        block = b""
+        with contextlib.suppress(ConnectionError):
+            block = self._connection.recv(1 << 20)
+        self._received += block
+        if not block:
+            self._connection = None
+
+    def _runs_another_program(self) -> bool:
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            return psutil.Process(self.pid).cmdline()[1:] != self._command[1:]
+        return False
+
+    def _describe_end(self) -> str:
         last_message = self._last_on_stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        return ProfilingError(
-            f"target {self.request.target!r} ended its process {_ended(self._process.returncode)} before it returned "
+        return (
+            f"ended its process {_status_in_words(self._process.returncode)} before it returned "
             f"(last on stderr: {last_message or 'nothing'}); make it return without ending the interpreter"
         )
 
+    def finish(self) -> Iterator[bytes]:
+        """Let it end as Python ends, within bounds; what it still says meanwhile."""
+        stop = time.monotonic() + _TO_END_S
+        with contextlib.suppress(ChildEnded, OSError, AttributeError):
+            self._connection.shutdown(socket.SHUT_WR)
+            while line := self.receive(stop - time.monotonic()):
+                yield line
 
-def _ended(status: int) -> str:
+    def end(self) -> list[str]:
+        """Kill it and all that it started; the names of processes that would not end."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        left = guardian.end_marked(self._mark)
+        for process in (self._guardian, self._process):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.kill()
+                process.wait(guardian.TO_DIE_S)
+        self._guardian.stdin.close()
+        self._listener.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return left
+
+
+def _status_in_words(status: int | None) -> str:
+    if status is None:
+        return "by starting another program in it"
     if status >= 0:
         return f"with status {status}"
     with contextlib.suppress(ValueError):
         return f"by {signal.Signals(-status).name}{' (a segmentation fault)' if -status == signal.SIGSEGV else ''}"
     return f"by signal {-status}"
-
-
-def run_child(request: Request, time_limit_s: float) -> Answer:
-    """The answer of a child process to `request`; see `Child.wait`."""
-    with Child(request) as child:
-        return child.wait(time_limit_s)

@@ -42,6 +42,7 @@ class Runnable:
     call: Callable[[], Any]
     root: FunctionKey  # gets the time of library code that no function of the user called
     around: Callable[[], AbstractContextManager] = nullcontext  # entered for each run, not timed
+    inputs: tuple = ()  # values and named arguments that `call` passes on
     notes: list[str] = field(default_factory=list)
     n_finished: int = 0
 
@@ -106,7 +107,7 @@ def call_user_code(function: Callable[[], Any], what: str, *, after: int = 0) ->
             raise ProfilingError(
                 f"{what} ended{when} by sys.exit({error.code!r}): expected an end without a failure"
             ) from error
-        what_next = "it must bear being run repeatedly" if after else "make it run without the profiler first"
+        what_next = "it must be safe to run repeatedly" if after else "make it run without the profiler first"
         raise ProfilingError(f"{what} raised {describe(error)}{when}; {what_next}") from error
 
 
@@ -117,15 +118,26 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:500]}{place}{hint}"
 
 
+def file_identity(descriptor: int) -> tuple[int, int] | None:
+    """What a descriptor stands for; None: it is closed."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 @contextlib.contextmanager
 def process_state_restored() -> Iterator[None]:
     """The next run finds the folder, `sys.path`, arguments, environment and standard streams that this one found."""
     folder, path, argv, environment = os.getcwd(), [*sys.path], [*sys.argv], dict(os.environ)
-    copies = [os.dup(descriptor) for descriptor in range(3)]
+    copies = [(copy := os.dup(descriptor), file_identity(copy)) for descriptor in range(3)]
     try:
         yield
     finally:
-        for descriptor, copy in enumerate(copies):
+        for descriptor, (copy, identity) in enumerate(copies):
+            if file_identity(copy) != identity:  # the target closed it, with all others
+                copy = os.open(os.devnull, os.O_RDWR)
             os.dup2(copy, descriptor)
             os.close(copy)
         for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):

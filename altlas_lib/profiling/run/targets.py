@@ -99,13 +99,14 @@ def prepare(
             f"target {name!r} is a generator, whose call does nothing yet; name a function that runs through it (list(...))"
         )
     if setup is None:
-        call = _bind(function, target, (), arguments)
+        values, named = (), arguments
     else:
-        value = call_user_code(_bind(resolve(setup), setup, (), arguments), f"setup {target_name(setup)!r}")
-        call = _bind(function, target, (value,), {})
+        values = (call_user_code(_bind(resolve(setup), setup, (), arguments), f"setup {target_name(setup)!r}"),)
+        named = {}
+    call = _bind(function, target, values, named)
     if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None)):  # noqa: B004
         call = functools.partial(_run_coroutine, call, name)
-    return Runnable(name, call, target_key(function))
+    return Runnable(name, call, target_key(function), inputs=(*values, *named.values()))
 
 
 def _run_coroutine(call: Callable[[], Any], name: str) -> Any:
