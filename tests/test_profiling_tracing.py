@@ -24,7 +24,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altlas_lib.profiling.record import tracing
+from altlas_lib.profiling.record import recorder, tracing
 from altlas_lib.profiling.record.calls import Array
 from altlas_lib.profiling.record.folding import Project
 from altlas_lib.profiling.run.runnable import FunctionKey, ProfilingError
@@ -381,7 +381,7 @@ def test_too_many_shapes_share_entries(program):
     """)
     run = traced(user)
     calls = run.of["main"].calls
-    assert len(calls) <= tracing.MOST_CALLS + 3
+    assert len(calls) <= recorder.MOST_CALLS + 3
     assert sum(each.n_calls for each in calls) == 900
     assert sorted(each.call.name for each in calls if not each.call.args) == ["ndarray.sum", "numpy.multiply", "numpy.ones"]
     assert sum(each.n_calls for each in calls if each.call.name == "numpy.multiply") == 300

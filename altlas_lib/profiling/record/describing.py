@@ -1,5 +1,6 @@
 """Values and functions as a `Call` holds them: shapes, dtypes, parameters and public names. No values of arrays, no costs."""
 
+import functools
 import math
 import re
 import sys
@@ -12,7 +13,11 @@ import numpy as np
 
 from .calls import DTYPE, Array
 
-MOST_ELEMENTS, MOST_CHARACTERS = 16, 200  # of a list and of a text, what is kept
+MOST_ELEMENTS, MOST_CHARACTERS = 32, 200  # of a list and of a text, what is kept
+_PROBED = 8  # elements of a container, for arrays
+# Ids of types that are never freed, so that no other can have one of them; a look at them runs no metaclass' code.
+SCALARS = frozenset(map(id, (int, float, complex, bool, str, bytes, type(None), range, slice)))
+_CONTAINERS = (list, tuple, dict)
 _DEPTH = 2  # lists in lists, as in an index of lists
 _OPERATORS = {  # of the module `operator` -> what NumPy calls it
     **{"add": "add", "sub": "subtract", "mul": "multiply", "matmul": "matmul", "truediv": "true_divide", "mod": "remainder"},
@@ -44,22 +49,23 @@ def arrays_in(values: Iterable[Any], is_array: Callable[[type], bool] = is_array
     """
     found = []
     for value in values:
-        if is_array(type(value)):
+        kind = type(value)  # `isinstance` would ask the value for its class
+        if id(kind) in SCALARS:
+            continue
+        if is_array(kind):
             found.append(value)
-        elif (elements := _elements(value)) is not None:
-            first = list(islice(elements, MOST_ELEMENTS))
-            if any(is_array(type(each)) for each in first):
+        elif issubclass(kind, _CONTAINERS):
+            elements = _elements(value)
+            first = list(islice(elements, _PROBED))
+            if any(id(type(each)) not in SCALARS and is_array(type(each)) for each in first):
                 found += [each for each in (*first, *elements) if is_array(type(each))]
     return found
 
 
-def _elements(value: Any) -> Iterator[Any] | None:
-    """Of a list, a tuple or a dictionary, without a subclass' own code; None of anything else."""
-    kind = type(value)  # `isinstance` would ask the value for its class
-    for base, elements in ((list, list.__iter__), (tuple, tuple.__iter__), (dict, lambda value: iter(dict.values(value)))):
-        if issubclass(kind, base):
-            return elements(value)
-    return None
+def _elements(container: Any) -> Iterator[Any]:
+    """Without a subclass' own code."""
+    base = next(base for base in _CONTAINERS if issubclass(type(container), base))
+    return iter(dict.values(container)) if base is dict else base.__iter__(container)
 
 
 def shape(array: Any) -> tuple[int, ...]:
@@ -69,13 +75,22 @@ def shape(array: Any) -> tuple[int, ...]:
 def dtype_name(array: Any) -> str:
     """'float32', also of TensorFlow's and PyTorch's types; 'mixed' for a table; 'object' where the name says nothing."""
     dtype = getattr(array, "dtype", "mixed")
-    name = str(getattr(dtype, "name", dtype)).removeprefix("torch.").lower()
+    return _named(dtype) if isinstance(dtype, np.dtype) else _recognised(str(getattr(dtype, "name", dtype)))
+
+
+@functools.lru_cache(maxsize=256)
+def _named(dtype: np.dtype) -> str:
+    return _recognised(dtype.name)
+
+
+def _recognised(name: str) -> str:
+    name = name.removeprefix("torch.").lower()
     return name if DTYPE.fullmatch(name) else "object"
 
 
 def array_bytes(array: Any) -> int:
     """Bytes of its elements; of a sparse matrix those of its values and indices; of a table as it states them."""
-    if isinstance(n_bytes := getattr(array, "nbytes", None), int | np.integer):
+    if isinstance(n_bytes := getattr(array, "nbytes", None), (int, np.integer)):
         return int(n_bytes)
     if hasattr(array, "nnz"):
         return sum(part.nbytes for part in vars(array).values() if isinstance(part, np.ndarray))
@@ -91,7 +106,7 @@ def array_bytes(array: Any) -> int:
 def describe_array(array: Any, *, is_index: bool = False) -> Array:
     """`is_index`: of a boolean mask, count how many elements it takes."""
     dtype, sizes = dtype_name(array), shape(array)
-    if hasattr(array, "nnz"):
+    if not isinstance(array, np.ndarray) and hasattr(array, "nnz"):
         return Array(dtype, sizes, array_bytes(array), int(array.nnz))
     if is_index and dtype == "bool":
         return Array(dtype, sizes, n_stored=int(np.count_nonzero(array)))
@@ -106,10 +121,12 @@ def describe(
 ) -> Any:
     """A value as `Call.args` has it, hashable: an `Array`, a JSON scalar, a tuple of them for a container; None for the rest.
 
-    A slice is written '1:10:2', an ellipsis '...', an infinity 'inf'. Texts are cut. Of a container the first `MOST_ELEMENTS`
-    are kept, and one array stands for all arrays after them: their dtype ('mixed' if they differ), number of elements, bytes.
+    A slice is written '1:10:2', an ellipsis '...', an infinity 'inf'. Of a text the first `MOST_CHARACTERS` are kept, of a
+    container the first `MOST_ELEMENTS`.
     """
     kind = type(value)
+    if is_array(kind):
+        return describe_array(value, is_index=is_index)
     if value is None or kind is bool:
         return value
     if kind is int:
@@ -124,21 +141,12 @@ def describe(
         return f"{start}:{stop}:{step}" if step else f"{start}:{stop}"
     if value is ...:
         return "..."
-    if is_array(kind):
-        return describe_array(value, is_index=is_index)
     if issubclass(kind, np.generic):
-        return describe(value.item(), is_array, depth=depth - 1) if depth >= 0 else None  # a long double's item is itself
-    elements = _elements(value)
-    if elements is None or depth <= 0:
+        return None if type(item := value.item()) is kind else describe(item, is_array)  # a long double's is itself
+    if not depth or not issubclass(kind, _CONTAINERS):
         return None
-    described = [describe(each, is_array, is_index=is_index, depth=depth - 1) for each in islice(elements, MOST_ELEMENTS)]
-    if any(isinstance(each, Array) for each in described):
-        rest = [describe_array(each) for each in elements if is_array(type(each))]
-        dtypes = {each.dtype for each in rest}
-        if rest:
-            n_bytes = sum(array_bytes(each) for each in islice(_elements(value), MOST_ELEMENTS, None) if is_array(type(each)))
-            described.append(Array(dtypes.pop() if len(dtypes) == 1 else "mixed", (sum(each.n for each in rest),), n_bytes))
-    return tuple(described)
+    kept = islice(_elements(value), MOST_ELEMENTS)
+    return tuple(describe(each, is_array, is_index=is_index, depth=depth - 1) for each in kept)
 
 
 def describe_results(result: Any, is_array: Callable[[type], bool] = is_array_type) -> tuple[Array, ...]:
@@ -152,7 +160,7 @@ def describe_results(result: Any, is_array: Callable[[type], bool] = is_array_ty
 def written_region(array: Any, index: Any) -> Any:
     """What `array[index] = value` writes to, where that is a view; else None."""
     parts = index if type(index) is tuple else (index,)
-    basic = all(part is None or part is ... or issubclass(type(part), int | np.integer | slice) for part in parts)
+    basic = all(part is None or part is ... or issubclass(type(part), (int, np.integer, slice)) for part in parts)
     return np.ndarray.__getitem__(array, index) if basic and issubclass(type(array), np.ndarray) else None
 
 

@@ -22,12 +22,19 @@ _FREE = {"Placeholder", "Const", "ReadVariableOp", "Identity", "Reshape", "Squee
 _OPAQUE = {"While", "StatelessWhile", "If", "StatelessIf", "PartitionedCall", "StatefulPartitionedCall"}  # run anything inside
 
 
-def framework_object(function: Any, operands: list[Any]) -> Any:
-    """What a framework's call is a call of: the model or the function, whose work shapes alone do not tell; else None."""
+def framework_object(name: str, function: Any, operands: list[Any]) -> Any:
+    """What a framework's call is a call of: the model or the function, whose work shapes alone do not tell; else None.
+
+    Args:
+        name: its public name.
+    """
+    if name.startswith(("numpy.", "ndarray.")):
+        return None
+    homes = (name, *(str(type(each).__module__) for each in (function, *operands[:2])))
+    if all(home.partition(".")[0] not in FRAMEWORKS for home in homes):
+        return None
     owner = getattr(function, "__self__", None)
-    if _roots(function, owner, *operands):
-        return type(owner) if is_array_type(type(owner)) else function if owner is None else owner
-    return None
+    return type(owner) if is_array_type(type(owner)) else function if owner is None else owner
 
 
 def _roots(function: Any, *others: Any) -> set[str]:

@@ -28,8 +28,8 @@ _OPERATORS = {
     **{ast.Lt: "lt", ast.LtE: "le", ast.Eq: "eq", ast.NotEq: "ne", ast.Gt: "gt", ast.GtE: "ge"},
 }
 # Calls of these names compute nothing on arrays; leaving them alone saves time and nothing else.
-_PASS_BY = frozenset("isinstance issubclass len type range super hasattr getattr setattr ord chr id callable open".split())
-_TAKE_VALUES = frozenset("int float bool complex str repr print format next iter hash dict input".split())  # to the host
+_PASS_BY = {"isinstance", "issubclass", "len", "type", "range", "super", "hasattr", "getattr", "setattr", "ord", "chr", "id"}
+_TAKE_VALUES = {"int", "float", "bool", "complex", "str", "repr", "print", "format"}  # on the host
 _COMPILES = re.compile(r"\b(n?jit|vectorize|guvectorize|stencil|cfunc|overload\w*|compile)\b")  # decorators that read bytecode
 _LOOKS_AT_LOCALS = {"locals", "vars", "dir", "eval", "exec"}
 
@@ -45,7 +45,7 @@ class _Rewriter(ast.NodeTransformer):
         self._timed = False  # the function's time is taken: it holds `_ENTERED`
         self._guarded = False  # inside of an expression whose names are looked at already
         self._check_port = check_port
-        self._left_alone = _PASS_BY | _LOOKS_AT_LOCALS | (frozenset() if check_port else _TAKE_VALUES)
+        self._left_alone = _PASS_BY | _LOOKS_AT_LOCALS | (set() if check_port else _TAKE_VALUES)
 
     def ask(self, name: str, *arguments: ast.expr, at: ast.AST) -> ast.Call:
         return ast.copy_location(ast.Call(ast.Constant(_MARK + name), list(arguments), []), at)
@@ -82,9 +82,9 @@ class _Rewriter(ast.NodeTransformer):
                 node.operand = self._truth(operand)
                 return node
             case ast.BinOp(left, op, right) | ast.Compare(left, [op], [right]) if type(op) in _OPERATORS:
-                return self.ask(_OPERATORS[type(op)], left, right, at=node)
+                return self.ask(f"binary {_OPERATORS[type(op)]}", left, right, at=node)
             case ast.UnaryOp(op, operand):
-                return self.ask(_OPERATORS[type(op)], operand, at=node)
+                return self.ask(f"unary {_OPERATORS[type(op)]}", operand, at=node)
         return node  # `in`, `is`, and chains of comparisons, which take the truth of each: no arrays there
 
     visit_UnaryOp = visit_Compare = visit_BinOp
@@ -119,7 +119,7 @@ class _Rewriter(ast.NodeTransformer):
         match target:
             case ast.Name(variable):  # `s += t` of texts is quick only as it stands
                 old = ast.copy_location(ast.Name(variable, ast.Load()), target)
-                new = ast.Assign([target], self.ask(name, old, node.value, at=node))
+                new = ast.Assign([target], self.ask(f"binary {name}", old, node.value, at=node))
                 return ast.copy_location(ast.If(self._is_plain(old), [node], [ast.copy_location(new, node)]), node)
             case ast.Attribute(attr=attribute) if attribute.startswith("__"):  # its name is mangled
                 return node
@@ -220,16 +220,8 @@ class _Rewriter(ast.NodeTransformer):
         node.body.insert(0, _statement(self.ask("clean", at=node.body[0])))
         return node
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        methods = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-        node.body = [self.visit(inner) if isinstance(inner, methods) else inner for inner in node.body]
-        return node
-
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         node.value = node.value and self.visit(node.value)
-        return node
-
-    def visit_TypeAlias(self, node: ast.AST) -> ast.AST:
         return node
 
 
