@@ -2,11 +2,12 @@
 
 import functools
 import math
+import operator
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from types import MethodDescriptorType, ModuleType
+from types import BuiltinFunctionType, MethodDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -149,19 +150,32 @@ def describe(
     return tuple(describe(each, is_array, is_index=is_index, depth=depth - 1) for each in kept)
 
 
-def describe_results(result: Any, is_array: Callable[[type], bool] = is_array_type) -> tuple[Array, ...]:
-    """The arrays that a call returned; a NumPy scalar is one of no dimension."""
+def arrays_only(described: Any) -> Any:
+    """A description with None in place of parameters."""
+    if type(described) is tuple:
+        return tuple(map(arrays_only, described))
+    return described if isinstance(described, Array) else None
+
+
+def describe_call(
+    function: Any, args: tuple, kwargs: dict[str, Any], result: Any, is_array: Callable[[type], bool]
+) -> tuple[tuple, dict[str, Any], tuple[Array, ...]]:
+    """Arguments, named arguments and the arrays that came out; of `array[index] = value` what was written, where it is a view."""
+    is_set = function is operator.setitem
+    described = tuple(describe(each, is_array, is_index=is_set) for each in args)
+    if is_set and issubclass(type(args[0]), np.ndarray) and _is_basic(args[1]):
+        result = np.ndarray.__getitem__(args[0], args[1])
     if issubclass(type(result), np.generic):
-        return (Array(dtype_name(result), ()),)
-    described = describe(result, is_array)
-    return tuple(each for each in (described if type(described) is tuple else [described]) if isinstance(each, Array))
+        results = (Array(dtype_name(result), ()),)
+    else:
+        found = describe(result, is_array)
+        results = tuple(each for each in (found if type(found) is tuple else [found]) if isinstance(each, Array))
+    return described, {key: describe(each, is_array) for key, each in kwargs.items()}, results
 
 
-def written_region(array: Any, index: Any) -> Any:
-    """What `array[index] = value` writes to, where that is a view; else None."""
+def _is_basic(index: Any) -> bool:
     parts = index if type(index) is tuple else (index,)
-    basic = all(part is None or part is ... or issubclass(type(part), (int, np.integer, slice)) for part in parts)
-    return np.ndarray.__getitem__(array, index) if basic and issubclass(type(array), np.ndarray) else None
+    return all(part is None or part is ... or issubclass(type(part), (int, np.integer, slice)) for part in parts)
 
 
 # Names -----------------------------------------------------------------------------------------------------------------------
@@ -176,7 +190,7 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
     Args:
         args: what the function was called with; an operator is that of the first.
     """
-    name, owner = getattr(function, "__name__", None), getattr(function, "__self__", None)
+    name, owner = name_of(function), bound_to(function)
     if getattr(function, "__module__", None) == "_operator":
         owner, name = args[0], name.strip("_")
         name = f"__{name}__" if name.endswith("item") else name if name in _OPERATORS else name.removeprefix("i")
@@ -192,7 +206,7 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
     if isinstance(function, MethodDescriptorType):
         owner = function.__objclass__
     if owner is None or isinstance(owner, ModuleType):
-        if isinstance(name, str):
+        if name:
             return _path(function, name)
         owner, name = function, "__call__"
     kind = owner if isinstance(owner, type) else type(owner)
@@ -201,6 +215,20 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
     bases = [base for base in kind.__mro__[:-1] if not is_users(base)] or [kind]
     public = (path for base in bases if "._" not in (path := _path(base, base.__name__)))
     return f"{next(public, _path(bases[0], bases[0].__name__))}.{name}"
+
+
+def bound_to(function: Any) -> Any:
+    """What a method is bound to; other objects are not asked, for some make an attribute of any name."""
+    return function.__self__ if isinstance(function, (MethodType, BuiltinFunctionType)) else None
+
+
+def name_of(function: Any) -> str:
+    """Empty where it has none."""
+    try:
+        name = getattr(function, "__name__", "")
+    except Exception:  # a proxy of nothing
+        return ""
+    return name if type(name) is str else ""
 
 
 def _path(thing: Any, name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .calls import ModelWork
-from .describing import array_bytes, arrays_in, dtype_name, is_array_type, shape
+from .describing import array_bytes, arrays_in, bound_to, dtype_name, is_array_type, name_of, shape
 
 
 class _Spec(NamedTuple):
@@ -33,7 +33,7 @@ def framework_object(name: str, function: Any, operands: list[Any]) -> Any:
     homes = (name, *(str(type(each).__module__) for each in (function, *operands[:2])))
     if all(home.partition(".")[0] not in FRAMEWORKS for home in homes):
         return None
-    owner = getattr(function, "__self__", None)
+    owner = bound_to(function)
     return type(owner) if is_array_type(type(owner)) else function if owner is None else owner
 
 
@@ -48,9 +48,9 @@ def model_work(function: Any, args: tuple, kwargs: dict[str, Any]) -> Callable[[
     Asking takes from milliseconds to seconds and traces the computation, on shapes alone, with nothing run. None from it means
     that the framework cannot say: a loop, Python control flow, an optimiser's step.
     """
-    owner, arrays = getattr(function, "__self__", None), arrays_in([*args, *kwargs.values()])
+    owner, arrays = bound_to(function), arrays_in([*args, *kwargs.values()])
     n_bytes = sum(map(array_bytes, {id(array): array for array in arrays}.values()))
-    roots, name = _roots(function, owner, *arrays), getattr(function, "__name__", "")
+    roots, name = _roots(function, owner, *arrays), name_of(function)
     if roots & {"keras", "tf_keras"}:
         keras = sys.modules.get("keras")
         roots.add(keras.config.backend() if keras and "keras" in roots else "tensorflow")

@@ -19,11 +19,23 @@ import numpy as np
 
 from ..run.runnable import FunctionKey
 from .calls import Call, HiddenTransfer, RecordedCall, RecordedFunction
-from .describing import SCALARS, array_bytes, arrays_in, describe, describe_results, is_array_type, public_name, written_region
+from .describing import (
+    SCALARS,
+    array_bytes,
+    arrays_in,
+    arrays_only,
+    bound_to,
+    describe_call,
+    is_array_type,
+    name_of,
+    public_name,
+)
 from .folding import Project
 from .frameworks import framework_object, model_work
 
-MOST_CALLS = 200  # distinct ones of a function; further ones share an entry for each name
+# Distinct calls of a function: of one name after so many only arrays count, not parameters such as a loop's index; and after so
+# many in all, further ones share an entry for each name.
+MOST_EXACT, MOST_CALLS = 20, 200
 WORTH_AN_ENTRY_S = 50e-6  # of a call without arrays
 
 _BUFFERS = frozenset(map(id, (bytearray, memoryview, array)))
@@ -70,16 +82,25 @@ class Run:
 
     def _find_standing(self, home: str | type) -> str | None:
         if type(home) is str:
-            library = home if home in sys.modules else self.project.library(FunctionKey(home, 0, ""))
+            library = self._library(home) if home in sys.modules else self.project.library(FunctionKey(home, 0, ""))
         else:
             # The class that says what shape an array has: if it is the user's, asking would run the user's code.
             definer = next((base for base in home.__mro__ if "shape" in vars(base)), home)
             if is_array_type(home) and not self.is_users(definer):
                 return "array"
-            library = None if self.is_users(home) else str(home.__module__)
+            library = self._library(str(home.__module__))
         if library is None or (root := library.partition(".")[0]) not in _UNRECORDED:
             return library and "library"
         return "standard" if root.strip("_") in _COMPUTES else None
+
+    def is_users(self, kind: type) -> bool:
+        return self._library(str(kind.__module__)) is None
+
+    def _library(self, module: str) -> str | None:
+        """The module itself; None: it is the user's."""
+        file = getattr(sys.modules.get(module), "__file__", None)
+        is_users = module == "__main__" or (file and self.project.library(FunctionKey(file, 0, "")) is None)
+        return None if is_users else module
 
     def begin(self) -> None:
         global _run
@@ -88,11 +109,6 @@ class Run:
     def end(self) -> None:
         global _run
         _run = None
-
-    def is_users(self, kind: type) -> bool:
-        module = str(kind.__module__)
-        file = getattr(sys.modules.get(module), "__file__", None)
-        return module == "__main__" or bool(file and self.project.library(FunctionKey(file, 0, "")) is None)
 
 
 class _Thread(threading.local):
@@ -118,7 +134,8 @@ def _home(function: Any) -> str | type:
     """Whose a function is: its file, its module or its class."""
     kind = type(function)
     if kind is FunctionType:
-        return function.__code__.co_filename
+        file = function.__code__.co_filename
+        return file if not file.startswith("<") else str(function.__module__)  # made by a tool for that module
     if kind is MethodType or kind is functools.partial:
         return _home(function.__func__ if kind is MethodType else function.func)
     if kind is BuiltinFunctionType:
@@ -170,6 +187,7 @@ class Recorder:
         self.n_calls = self.n_element_accesses = self.n_failures = 0
         self.input_bytes = self.output_bytes = self.resident_bytes = 0
         self.entries: dict[tuple, _Entry] = {}
+        self._n_exact: Counter[str] = Counter()
         self.transfers: Counter[tuple[int, str]] = Counter()
         self._origins: dict[int, _Origin] = {}
 
@@ -212,7 +230,7 @@ class Recorder:
             return function  # a method of a text or a list
         if id(function) in _BUILTINS:
             return functools.partial(self.call_builtin, function)
-        if run.standing(_home(function)) is None or _name(function) in _LOOK_AT_CALLER:
+        if run.standing(_home(function)) is None or name_of(function) in _LOOK_AT_CALLER:
             return function
         return functools.partial(self.call, function)
 
@@ -272,9 +290,9 @@ class Recorder:
     # Calls.
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        if _name(function) == "resize" and _run:
+        if name_of(function) == "resize" and _run:
             for recorder in [*_run.recorders.values()]:
-                recorder._origins.pop(id(getattr(function, "__self__", None)), None)
+                recorder._origins.pop(id(bound_to(function)), None)
         thread = _thread
         before_s = thread.recorded_s
         thread.n_running += 1
@@ -309,7 +327,7 @@ class Recorder:
             return
         while type(function) is functools.partial:
             args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
-        if _is_array(type(owner := getattr(function, "__self__", None))):
+        if _is_array(type(owner := bound_to(function))):
             args = (owner, *args)
         if self._is_element_by_element(function, args, result):
             return
@@ -351,17 +369,19 @@ class Recorder:
 
     def _entry(self, name: str, function: Any, args: tuple, kwargs: dict, result: Any, is_view: bool, asked: Any) -> _Entry:
         """The entry of all calls with the same description."""
-        is_set = function is operator.setitem
-        described = tuple(describe(each, _is_array, is_index=is_set) for each in args)
-        named = {key: describe(each, _is_array) for key, each in kwargs.items()}
-        results = describe_results(written_region(*args[:2]) if is_set else result, _is_array)
+        described, named, results = describe_call(function, args, kwargs, result, _is_array)
         key = (name, described, *named.items(), results, is_view, id(asked))
-        if (entry := self.entries.get(key)) is not None:
-            return entry
-        if len(self.entries) >= MOST_CALLS:
+        if key not in self.entries and self._n_exact[name] >= MOST_EXACT:
+            described, named = arrays_only(described), {key: arrays_only(each) for key, each in named.items()}
+            key = (name, described, *named.items(), results, is_view, id(asked))
+        if key not in self.entries and len(self.entries) >= MOST_CALLS:
             return self.entries.setdefault((name,), _Entry({"name": name}))
-        call = {"name": name, "args": described, "kwargs": named, "results": results, "is_view": is_view}
-        return self.entries.setdefault(key, _Entry(call, asked, None if asked is None else model_work(function, args, kwargs)))
+        if (entry := self.entries.get(key)) is None:
+            self._n_exact[name] += 1
+            call = {"name": name, "args": described, "kwargs": named, "results": results, "is_view": is_view}
+            ask = None if asked is None else model_work(function, args, kwargs)
+            entry = self.entries.setdefault(key, _Entry(call, asked, ask))
+        return entry
 
     # Where arrays came from.
 
@@ -428,13 +448,6 @@ class Recorder:
             resident_bytes=self.resident_bytes,
             hidden_transfers=[HiddenTransfer(line=line, what=what, n_times=n) for (line, what), n in places],
         )
-
-
-def _name(function: Any) -> str:
-    try:
-        return getattr(function, "__name__", "")
-    except Exception:  # a proxy of nothing
-        return ""
 
 
 def clean(traceback: Any) -> None:
