@@ -1,5 +1,6 @@
 """What a chapter found, as a file that the report can trust: typed, versioned, with where each number comes from."""
 
+import contextlib
 import functools
 import json
 import statistics
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from .devices import GpuSpec, device_names
-from .paths import RunFolder, project_root, write_atomically
+from .paths import RunFolder, outputs_dir, project_root, write_atomically
 
 SCHEMA_VERSION = 1
 
@@ -223,6 +224,15 @@ class ChapterResult(Model):
         return self
 
     @classmethod
+    def latest(cls) -> Self | None:
+        """Of the run that made it last; None where no run has a valid one."""
+        made = {path: path.stat().st_mtime for path in outputs_dir().glob(f"*/results/{cls.chapter}.json")}
+        for path in sorted(made, key=made.__getitem__, reverse=True):
+            with contextlib.suppress(ResultError):
+                return cls.load(RunFolder(path.parent.parent))
+        return None
+
+    @classmethod
     def load(cls, run: RunFolder) -> Self:
         """Read `results/<chapter>.json`.
 
@@ -377,6 +387,14 @@ class ArrayOperation(Model):
     n_kernels: int = Field(default=1, ge=0, description="that a GPU would start for one call")
 
 
+class HiddenTransfer(Model):
+    """A place that would copy between GPU and host each time it runs, were its arrays on a GPU."""
+
+    line: int
+    what: str = Field(description="'float(x)', 'truth of an array', 'iteration'")
+    n_times: int = Field(ge=1, description="in one run")
+
+
 class ArrayTrace(Model):
     """What the tracer saw of one of the user's functions in one run: every operation on arrays that its own lines asked for."""
 
@@ -389,6 +407,7 @@ class ArrayTrace(Model):
     input_bytes: float = Field(ge=0, description="arrays that came as arguments, all calls together")
     output_bytes: float = Field(ge=0, description="arrays that were returned, all calls together")
     resident_bytes: float = Field(default=0, ge=0, description="other arrays it read, such as weights: moved once")
+    hidden_transfers: list[HiddenTransfer] = Field(default=[], description="by line; looked for where a port is checked")
 
     @property
     def operations_s(self) -> float:

@@ -3,12 +3,13 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
-from ..run.runnable import Runnable
+from ..run.runnable import Runnable, call_user_code
+from ..run.targets import target_name
 from .measure import Run, blas_thread_counts, blas_threads, timed_run
 
 _SWEPT = 1 / 10  # of the time limit: a longer run is not tried with another thread count
@@ -21,11 +22,18 @@ class Comparison(BaseModel):
     largest_difference: float | None
 
 
-def race(target: Runnable, alternative: Runnable, n_repeats: int, time_limit_s: float) -> Iterator[Run | Comparison]:
+def race(
+    target: Runnable,
+    alternative: Runnable,
+    n_repeats: int,
+    time_limit_s: float,
+    same_answer: Callable[[Any, Any], Any] | None = None,
+) -> Iterator[Run | Comparison]:
     """The answers of their first runs compared, then runs in turns, with each thread count.
 
     Runs have the tool "comparison" or "alternative", the first ones with ", warm-up". Each function has an input of its own;
     of functions that return nothing the inputs are compared, as they left them. Repeats end when half of the time is over.
+    `same_answer`, where it is given, says of both answers whether they agree.
     """
     start, answers = time.perf_counter(), []
     contestants = {"comparison": target, "alternative": alternative}
@@ -33,8 +41,12 @@ def race(target: Runnable, alternative: Runnable, n_repeats: int, time_limit_s: 
         yield timed_run(runnable, f"{tool}, warm-up", under=lambda call: answers.append(call()))
     if answers == [None, None]:
         answers = [runnable.inputs for runnable in contestants.values()]
-    same_answer, largest_difference = compare_answers(*answers)
-    yield Comparison(same_answer=same_answer, largest_difference=largest_difference)
+    if same_answer:
+        agree = call_user_code(lambda: bool(same_answer(*answers)), f"same_answer {target_name(same_answer)!r}")
+        yield Comparison(same_answer=agree, largest_difference=None)
+    else:
+        agree, largest_difference = compare_answers(*answers)
+        yield Comparison(same_answer=agree, largest_difference=largest_difference)
     answers.clear()
     for repeat in range(n_repeats):
         if repeat and time.perf_counter() - start > time_limit_s / 2:

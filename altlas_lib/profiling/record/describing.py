@@ -160,7 +160,7 @@ def arrays_only(described: Any) -> Any:
 def describe_call(
     function: Any, args: tuple, kwargs: dict[str, Any], result: Any, is_array: Callable[[type], bool]
 ) -> tuple[tuple, dict[str, Any], tuple[Array, ...]]:
-    """Arguments, named arguments and the arrays that came out; of `array[index] = value` what was written, where it is a view."""
+    """Arguments, named arguments and results; of `array[index] = value` what was written, where it is a view."""
     is_set = function is operator.setitem
     described = tuple(describe(each, is_array, is_index=is_set) for each in args)
     if is_set and issubclass(type(args[0]), np.ndarray) and _is_basic(args[1]):

@@ -2,7 +2,7 @@
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ...results import Candidate, WorkloadProfile
 from ...tables import plain
@@ -13,7 +13,7 @@ _N_FUNCTIONS = 12
 
 
 def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = ()) -> str:
-    """What to do and why, every way out, then the evidence: functions, lines, tools and notes."""
+    """What to do and why with every way out, the cheapest first; then the evidence: functions, lines, tools and notes."""
     width = max(60, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
 
     def wrapped(text: str, indent: str = "  ") -> str:
@@ -24,8 +24,16 @@ def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = (
     columns = ("function", "where", "calls", "own (ms)", "cumulative (ms)", share, "what ran")
     sections = [
         "\n".join(wrapped(line, "") for line in _header(profile)),
-        "\n".join(part for candidate in candidates for part in (wrapped(_head(candidate)), wrapped(candidate.reason, "    "))),
-        tables.route_table(candidates).text(width, title="ways out, the cheapest first"),
+        "\n\n".join(
+            "\n".join(
+                [
+                    wrapped(_head(candidate)),
+                    wrapped(candidate.reason, "    "),
+                    *(wrapped(way, "    ") for way in _ways(candidate)),
+                ]
+            )
+            for candidate in candidates
+        ),
         functions.text(width, title="where the time goes", columns=columns),
         tables.line_table(profile).text(width, title="hottest lines"),
         tables.tool_table([profile]).text(width, title="tools", columns=("tool", "gave", "its runs, times as long")),
@@ -33,7 +41,7 @@ def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = (
     ]
     left_out = len(profile.functions) - _N_FUNCTIONS
     if left_out > 0:
-        sections[3] += f"\n  and {left_out} more with smaller shares, which --json has"
+        sections[2] += f"\n  and {left_out} more with smaller shares, which --json has"
     return "\n\n".join(section for section in sections if section)
 
 
@@ -54,3 +62,12 @@ def _head(candidate: Candidate) -> str:
     gain = candidate.gain and candidate.advice not in ("leave it", "unknown")
     projected = f", {candidate.gain} as fast; the whole {candidate.workload_gain}, projected" if gain else ""
     return f"{candidate.function}: {candidate.advice.upper()}  ({candidate.share:.0%} of the time{projected})"
+
+
+def _ways(candidate: Candidate) -> Iterator[str]:
+    for number, row in enumerate(tables.route_table([candidate]).rows, 1):
+        if row["known"] == "measured":
+            what = f"{row['whole workload']} for the whole, measured, answer {row['answer']}"
+        else:
+            what = f"{row['whole workload']} for the whole, projected" if row["whole workload"] else row["known"]
+        yield f"way {number}, {row['way']}: {row['by']}, {what}: {row['what it takes']}"
