@@ -161,7 +161,7 @@ def profile(
     except KeyboardInterrupt:
         print("interrupted; what was started has been ended, nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None
-    print(format_profile(profiled, candidates))
+    print(format_profile(profiled, candidates, check_port=check_port))
 
 
 @app.command()

@@ -12,11 +12,12 @@ from test_profiling_projection import CPU, operation, product, projected, worklo
 
 from altlas_lib import profiling
 from altlas_lib.profiling.project.advice import rank_candidates
-from altlas_lib.results import Candidate, FunctionTime, Quantity, WorkloadProfile
+from altlas_lib.results import Alternative, Candidate, FunctionTime, Quantity, WorkloadProfile
 
 
 def judged(profile: WorkloadProfile, gpu="T4", **options) -> Candidate:
-    (candidate,) = rank_candidates([profile], gpu=gpu, **options)
+    """Of workloads that are small so that tests are quick: how much a change saves has tests of its own below."""
+    (candidate,) = rank_candidates([profile], gpu=gpu, **{"least_saving_s": 0, **options})
     return candidate
 
 
@@ -59,12 +60,19 @@ def test_pure_python_tokenising_is_left(gpu):
     assert candidate.projection is None
 
 
-@pytest.mark.parametrize("name", ["interpreter", "regex", "parsing", "waiting"])
+@pytest.mark.parametrize("name", ["interpreter", "parsing", "waiting"])
 @pytest.mark.parametrize("traced", [True, False])
 def test_what_no_gpu_runs_is_left(name, traced):
     candidate = judged(workload([operation(time_s=0.02)], classes={name: 0.95, "arrays": 0.05}, traced=traced), "H200")
     assert candidate.advice == "leave it"
     assert f"{name} 95%" in candidate.reason
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_a_hot_regular_expression_is_changed_on_the_cpu(traced):
+    candidate = judged(workload([operation(time_s=0.02)], classes={"regex": 0.95, "arrays": 0.05}, traced=traced), "H200")
+    assert candidate.advice == "change the call"
+    assert "a simpler pattern" in candidate.reason
 
 
 def test_the_full_matrix_of_cosines_is_ported_and_bound_by_its_way_back():
@@ -113,7 +121,7 @@ def test_a_python_loop_over_an_array_is_vectorised_first():
     n = 1_000_000
     loop = workload([], 0.5, {"interpreter": 0.7, "arrays": 0.3}, n_element_accesses=n, input_bytes=8 * n)
     assert judged(loop).advice == "vectorise first"
-    assert "1,000,000 steps" in judged(loop).reason
+    assert "a Python loop goes through elements or tiny arrays" in judged(loop).reason
     tiny = operation(time_s=0.2, n_calls=200_000, flops=800_000, moved_bytes=200_000 * 24)
     assert judged(workload([tiny], 0.5, {"interpreter": 0.6, "arrays": 0.4})).advice == "vectorise first"
     few_accesses = workload([], 0.5, {"interpreter": 0.97, "arrays": 0.03}, n_element_accesses=1000)
@@ -157,18 +165,18 @@ def test_a_band_from_loss_to_gain_holds_no_decision():
     assert "bound by compute" in slower.reason
 
 
-def test_the_largest_projected_gain_of_the_workload_comes_first():
-    names = {"tokens": tokeniser(), "cosine": cosine(), "network": multilayer_perceptron(64)}
+def test_every_function_of_a_tenth_is_a_candidate_and_the_most_seconds_come_first():
+    """Also one that a GPU slows down: it is what the time is spent in."""
+    names = {"network": multilayer_perceptron(64), "cosine": cosine(), "tokens": tokeniser()}
     profiles = [profile.model_copy(update={"workload": name}) for name, profile in names.items()]
-    assert [c.workload for c in rank_candidates(profiles, gpu="T4")] == ["cosine", "network", "tokens"]
+    assert [c.workload for c in rank_candidates(profiles, gpu="T4")] == ["tokens", "cosine", "network"]
     functions = [
         FunctionTime(name=name, file="app.py", line=1, sampled_own_share=share, sampled_share=share)
         for name, share in {"f": 0.3, "g": 0.4, "h": 0.2, "i": 0.1}.items()
     ]
     several = cosine().model_copy(update={"functions": functions})
-    assert [c.function for c in rank_candidates([several], gpu="T4")] == ["f", "g"]  # f is the one that a GPU gains from
-    assert [c.function for c in rank_candidates([several])] == ["g", "f"]
-    assert [c.function for c in rank_candidates([several], per_workload=9)] == ["g", "f", "h", "i"]
+    for gpu in ("T4", None):  # only f is traced, and gains from a GPU
+        assert [c.function for c in rank_candidates([several], gpu=gpu)] == ["g", "f", "h", "i"]
     small = cosine().model_copy(
         update={"workload": "small", "functions": [cosine().functions[0].model_copy(update={"sampled_own_share": 0.05})]}
     )
@@ -224,29 +232,81 @@ def sum_of_squares(x):
     ("function", "arguments", "advice"),
     [
         (tokenise, (WORDS,), "leave it"),
-        (find_words, (WORDS,), "leave it"),
-        (parse, (json.dumps([{"id": i, "text": str(i)} for i in range(20_000)]),), "leave it"),
+        (find_words, (WORDS,), "change the call"),
+        (parse, (json.dumps([{"id": i, "text": str(i)} for i in range(20_000)]),), "change the call"),
         (cosine_similarity, (single(4000, 384),), "port it"),
-        # Which of these depends on how fast this CPU is; `multilayer_perceptron` above has the figures of one.
-        (
-            forward,
-            (single(64, 256), [single(256, 256), single(256, 10)]),
-            "batch first|keep the data on the GPU|leave it|unknown",
-        ),
         (forward, (single(65_536, 256), [single(256, 256), single(256, 10)]), "port it"),
         (nearest, (RNG.random((1500, 64)), RNG.random((2000, 64))), "port it"),
         (sum_of_squares, (RNG.random(50_000),), "vectorise first"),
     ],
-    ids=["tokenise", "regex", "parse", "cosine", "few rows", "many rows", "distances", "loop"],
+    ids=["tokenise", "regex", "parse", "cosine", "many rows", "distances", "loop"],
 )
 def test_the_advice_on_real_programs(function, arguments, advice):
-    for _ in range(3):  # what else runs on the machine may spoil a run, and never makes an advice right
-        profile = profiling.profile(functools.partial(function, *arguments), n_repeats=3)
-        (candidate,) = profiling.rank_candidates([profile], gpu="T4")
-        if candidate.advice in advice.split("|"):
-            break
+    profile = profiling.profile(functools.partial(function, *arguments), n_repeats=3)
+    candidate = judged(profile)
     assert candidate.function == function.__name__
-    assert candidate.advice in advice.split("|"), candidate.reason
+    if advice == "port it" and profile.is_too_busy:
+        assert candidate.advice == "unknown"
+        pytest.skip("other programs keep the processors busy: no gain is priced")
+    assert candidate.advice == advice, candidate.reason
+
+
+# What a change must save, measured alternatives, drop-in libraries ---------------------------------------------------------
+
+
+def test_a_function_that_takes_a_millisecond_once_is_not_worth_a_port():
+    profile = cosine(400)
+    assert profile.total.low < 0.002
+    candidate = judged(profile, least_saving_s=0.01)
+    assert candidate.advice == "leave it"
+    assert "less than the 10 ms that a change must save" in candidate.reason
+    assert judged(cosine(), least_saving_s=0.01).advice == "port it"
+    assert judged(cosine(), least_saving_s=60).advice == "leave it"
+
+
+def alternative(gain: tuple[float, float, float], same_answer: bool | None) -> Alternative:
+    times = Quantity.measured([0.1], "s", CPU)
+    return Alternative(name="m:faster", time=times, gain=Quantity.measured(gain, "x", CPU), same_answer=same_answer)
+
+
+@pytest.mark.parametrize(
+    ("gain", "same_answer", "advice"),
+    [
+        ((2.0, 2.8, 3.0), True, "change the call"),
+        ((2.0, 2.8, 3.0), False, "port it"),
+        ((2.0, 2.8, 3.0), None, "port it"),  # nobody compared the answers
+        ((0.9, 2.8, 3.0), True, "port it"),  # its slow end is no gain
+    ],
+)
+def test_a_measured_alternative_comes_first_if_it_is_faster_and_right(gain, same_answer, advice):
+    profile = cosine().model_copy(update={"alternatives": [alternative(gain, same_answer)]})
+    candidate = judged(profile)
+    assert candidate.advice == advice
+    route = candidate.routes[0]
+    assert (route.name, route.standing, route.same_answer) == ("m:faster", "measured", same_answer)
+    assert ("measured, same answer" in candidate.reason) == (advice == "change the call")
+
+
+def test_a_drop_in_library_is_tried_where_nothing_can_be_projected():
+    fit = operation("sklearn.cluster.KMeans.fit", kind="unknown", operands=["float32[100000, 32]"], time_s=0.9)
+    candidate = judged(workload([fit], 1.0, {"arrays": 1.0}))
+    assert candidate.advice == "try the drop-in"
+    assert "cuml.accel" in candidate.reason
+    assert "not projected" in candidate.reason
+    unheard_of = operation("somewhere.Model.fit", kind="unknown", operands=["float32[100000, 32]"], time_s=0.9)
+    assert judged(workload([unheard_of], 1.0, {"arrays": 1.0})).advice == "unknown"
+
+
+def test_on_a_busy_machine_a_target_of_several_threads_is_not_priced():
+    busy = cosine().model_copy(update={"other_load": 0.5, "is_parallel": True})
+    candidate = judged(busy)
+    assert candidate.advice == "unknown"
+    assert "Other programs used 50% of the processors" in candidate.reason
+    assert candidate.gain is None
+    assert candidate.workload_gain is None
+    assert not any(route.gain for route in candidate.routes)
+    words = tokeniser().model_copy(update={"other_load": 0.5, "is_parallel": True})
+    assert judged(words).advice == "leave it"  # which rests on no time
 
 
 def test_a_busy_machine_invents_no_gain():

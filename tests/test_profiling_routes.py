@@ -15,9 +15,8 @@ from packaging.version import Version
 from altlas_lib import profiling
 from altlas_lib.devices import find_gpu
 from altlas_lib.profiling.project import routes as routes_module
-from altlas_lib.profiling.project.gpu_libraries import TABLE, cupy_coverage, gpu_libraries, port_check, public_parts
+from altlas_lib.profiling.project.gpu_libraries import TABLE, cupy_coverage, gpu_libraries, public_parts
 from altlas_lib.profiling.project.routes import LEAST_SHARE, Found, routes_of
-from altlas_lib.profiling.record.calls import HiddenTransfer
 from altlas_lib.results import Advice, ArrayOperation, ArrayTrace, FunctionTime, LineTime, Quantity, Route, WorkloadProfile
 from benchmarks import read_gpu_libraries
 
@@ -252,18 +251,6 @@ def test_coverage_counts_distinct_operations_once_and_in_order():
         ["numpy.sort", "scipy.optimize.minimize", "numpy.sort", "mine.f", "pandas.DataFrame.sum"]
     )
     assert (has, lacks, unknown) == (["numpy.sort"], ["scipy.optimize.minimize", "pandas.DataFrame.sum"], ["mine.f"])
-
-
-def test_a_port_check_names_operations_by_time_and_transfers_by_line():
-    slow, fast = op("numpy.matmul", time_s=2.0), op("scipy.integrate.quad", time_s=1.0)
-    trace = ArrayTrace(
-        function="f", file="work.py", line=1, n_calls=1, input_bytes=0, output_bytes=0,
-        operations=[op("ndarray.reshape", kind="view"), fast, slow, op("mine.f", time_s=0.1)],
-    )  # fmt: skip
-    later, first = HiddenTransfer(line=9, what="float(x)", n_times=3), HiddenTransfer(line=2, what="iteration", n_times=1)
-    check = port_check(trace, [later, first])
-    assert check.operations == (["numpy.matmul"], ["scipy.integrate.quad"], ["mine.f"])
-    assert check.transfers == [first, later]
 
 
 ROOTS = ["numpy.", "scipy.", "sklearn.cluster.", "pandas.DataFrame.", "networkx.", "ndarray.", "PIL.Image."]

@@ -19,6 +19,7 @@ _MODULE_OF = {
     "operation_table": ".show.tables",
     "profile": ".profiler",
     "rank_candidates": ".project.advice",
+    "port_table": ".show.tables",
     "route_table": ".show.tables",
     "tool_table": ".show.tables",
 }

@@ -136,7 +136,8 @@ class _Case:
 
     def candidate(self) -> Candidate:
         advice, reason = next(answer for rule in _RULES if (answer := rule(self)))
-        workload_gain = self.gain(self.projection.on_gpu, self.share) if self.projection else None
+        is_priced = self.projection and not self.profile.is_too_busy
+        gain, workload_gain = (self.moved, self.gain(self.projection.on_gpu, self.share)) if is_priced else (None, None)
         routes = []
         for route in (each.route for each in self.found):
             is_port = route.kind == "CuPy port" and workload_gain and "offered" in route.standing
@@ -148,7 +149,7 @@ class _Case:
             tool="cProfile" if self.function.sampled_own_share is None else "py-spy",
             largest_gain=1 / (1 - self.share) if self.share < 1 else None,
             projection=self.projection,
-            gain=self.projection and self.moved,
+            gain=gain,
             workload_gain=workload_gain,
             advice=advice,
             reason=f"{reason} {_seen(self.profile, self.function, self.share)}".strip(),

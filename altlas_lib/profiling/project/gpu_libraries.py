@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from ...results import ArrayTrace, Model, RouteKind, RouteStanding
-from ..record.calls import HiddenTransfer
+from ...results import Model, RouteKind, RouteStanding
 
 TABLE = Path(__file__).with_name("gpu_libraries.toml")
 
@@ -142,20 +141,3 @@ def cupy_coverage(names: Iterable[str]) -> Coverage:
         else:
             (coverage.lacks if offer.standing == "absent" else coverage.has).append(name)
     return coverage
-
-
-class PortCheck(NamedTuple):
-    """What a CuPy port of a function meets."""
-
-    operations: Coverage  # most time first
-    transfers: list[HiddenTransfer]  # places that would copy between GPU and host, by line
-
-
-def port_check(trace: ArrayTrace, transfers: Iterable[HiddenTransfer] = ()) -> PortCheck:
-    """Which of a function's operations CuPy has, and where a port would copy behind its back.
-
-    Args:
-        transfers: as recorded for the function, `record.calls.RecordedFunction.hidden_transfers`.
-    """
-    by_time = sorted((o for o in trace.operations if o.kind != "view"), key=lambda o: -o.time_s)
-    return PortCheck(cupy_coverage(o.name for o in by_time), sorted(transfers, key=lambda each: (each.line, each.what)))

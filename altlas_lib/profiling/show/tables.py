@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ... import tables
 from ...results import ArrayOperation, Candidate, Quantity, WorkloadProfile, format_value
+from ..project.gpu_libraries import cupy_coverage
 
 _STAYS = ("leave it", "unknown")  # a gain beside these would be quoted, and is none
 
@@ -130,6 +131,7 @@ def candidate_table(candidates: Sequence[Candidate]) -> tables.Table:
             "function, projected": _gain(candidate, candidate.gain),
             "workload, projected": _gain(candidate, candidate.workload_gain),
             "bound by": candidate.projection.bound_by if candidate.projection else None,
+            "such projections": candidate.projection and candidate.projection.accuracy and str(candidate.projection.accuracy),
             "why": candidate.reason,
         }
         for candidate in candidates
@@ -158,6 +160,22 @@ def route_table(candidates: Sequence[Candidate]) -> tables.Table:
         for route in candidate.routes
     ]
     return tables.show(rows, missing="not timed")
+
+
+def port_table(profile: WorkloadProfile) -> tables.Table:
+    """Of each traced function: which operations CuPy has, and where a port would copy to the host, if that was looked for."""
+    rows = []
+    for trace in profile.traces:
+        coverage = cupy_coverage(operation.name for operation in trace.operations if operation.kind != "view")
+        copies = (f"line {each.line}: {each.what} ({each.n_times:,} times)" for each in trace.hidden_transfers)
+        rows.append(
+            {
+                "function": trace.function,
+                **{f"CuPy: {standing}": ", ".join(names) for standing, names in coverage._asdict().items()},
+                "would copy to the host": ", ".join(copies),
+            }
+        )
+    return tables.show(rows)
 
 
 def finding(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]) -> str:

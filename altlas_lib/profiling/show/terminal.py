@@ -10,9 +10,10 @@ from . import tables
 
 _WIDEST = 120
 _N_FUNCTIONS = 12
+_ON_GPU = ("port it", "keep the data on the GPU", "batch first")
 
 
-def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = ()) -> str:
+def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = (), *, check_port: bool = False) -> str:
     """What to do and why with every way out, the cheapest first; then the evidence: functions, lines, tools and notes."""
     width = max(60, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
 
@@ -24,16 +25,8 @@ def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = (
     columns = ("function", "where", "calls", "own (ms)", "cumulative (ms)", share, "what ran")
     sections = [
         "\n".join(wrapped(line, "") for line in _header(profile)),
-        "\n\n".join(
-            "\n".join(
-                [
-                    wrapped(_head(candidate)),
-                    wrapped(candidate.reason, "    "),
-                    *(wrapped(way, "    ") for way in _ways(candidate)),
-                ]
-            )
-            for candidate in candidates
-        ),
+        "\n\n".join("\n".join(map(wrapped, _answer(candidate))) for candidate in candidates),
+        tables.port_table(profile).text(width, title="what a CuPy port would meet") if check_port else "",
         functions.text(width, title="where the time goes", columns=columns),
         tables.line_table(profile).text(width, title="hottest lines"),
         tables.tool_table([profile]).text(width, title="tools", columns=("tool", "gave", "its runs, times as long")),
@@ -41,7 +34,7 @@ def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = (
     ]
     left_out = len(profile.functions) - _N_FUNCTIONS
     if left_out > 0:
-        sections[2] += f"\n  and {left_out} more with smaller shares, which --json has"
+        sections[3] += f"\n  and {left_out} more with smaller shares, which --json has"
     return "\n\n".join(section for section in sections if section)
 
 
@@ -58,16 +51,16 @@ def _header(profile: WorkloadProfile) -> list[str]:
     return lines
 
 
-def _head(candidate: Candidate) -> str:
-    gain = candidate.gain and candidate.advice not in ("leave it", "unknown")
-    projected = f", {candidate.gain} as fast; the whole {candidate.workload_gain}, projected" if gain else ""
-    return f"{candidate.function}: {candidate.advice.upper()}  ({candidate.share:.0%} of the time{projected})"
-
-
-def _ways(candidate: Candidate) -> Iterator[str]:
+def _answer(candidate: Candidate) -> Iterator[str]:
+    """What to do with a function and why, then every way out, then how far such projections were from reality."""
+    on_gpu = candidate.gain and candidate.advice in _ON_GPU
+    projected = f", {candidate.gain} as fast; the whole {candidate.workload_gain}, projected" if on_gpu else ""
+    yield f"{candidate.function}: {candidate.advice.upper()}  ({candidate.share:.0%} of the time{projected})"
+    yield candidate.reason
     for number, row in enumerate(tables.route_table([candidate]).rows, 1):
-        if row["known"] == "measured":
-            what = f"{row['whole workload']} for the whole, measured, answer {row['answer']}"
-        else:
-            what = f"{row['whole workload']} for the whole, projected" if row["whole workload"] else row["known"]
-        yield f"way {number}, {row['way']}: {row['by']}, {what}: {row['what it takes']}"
+        how = f"{row['whole workload']} for the whole, {row['known']}" if row["whole workload"] else row["known"]
+        answer = f", answer {row['answer']}" if row["known"] == "measured" else ""
+        why = "" if row["what it takes"] in candidate.reason else f": {row['what it takes']}"
+        yield f"way {number}, {row['way']}: {row['by']} ({how}{answer}){why}"
+    if candidate.projection and candidate.projection.accuracy:
+        yield str(candidate.projection.accuracy)
