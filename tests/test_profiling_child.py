@@ -146,6 +146,7 @@ def test_a_hostile_target_neither_breaks_the_connection_nor_outlives_the_profile
     if what != "changes the clock":
         assert profile.total.value >= 0.009
     assert by_name(profile)["burn"].own.value > 0
+    assert not [note for note in profile.notes if "time_limit" in note]
     assert capfd.readouterr() == ("", "")
     assert not any(alive(int(pid)) for pid in set(Path("pids").read_text().split()))
     if sys.platform == "linux":

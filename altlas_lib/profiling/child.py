@@ -8,8 +8,8 @@ would have started it.
 import contextlib
 import copy
 import functools
-import time
 from collections.abc import Callable, Iterable, Iterator
+from time import perf_counter  # as it was before the target ran, which may put another clock there
 from typing import Any, Literal
 
 from pydantic import BaseModel, JsonValue
@@ -51,9 +51,9 @@ class ChildJob(BaseModel):
     is_patient: bool = False  # sampled, however much the sampler slows it down
     functions: list[FunctionKey] = []  # whose lines are timed, or whose calls are recorded
     check_port: bool = False
-    target: str = ""
-    alternative: str = ""  # that races the target
-    same_answer: str = ""  # a function of both answers; empty: as `compare_answers`
+    target: Any = None
+    alternative: Any = None  # that races the target
+    same_answer: Any = None  # a function of both answers; None: as `compare_answers`
 
 
 class ChildResult(BaseModel):
@@ -147,14 +147,14 @@ def answer(job: ChildJob, runnable: Runnable, prepared: Callable[[Target], Runna
 
 def _repeat(runnable: Runnable, job: ChildJob) -> Iterator[ChildResult]:
     """Run the target again and again for a while, at least once."""
-    stop = time.perf_counter() + job.for_s
+    stop = perf_counter() + job.for_s
     while True:
-        runs, tell = [], time.perf_counter() + _TOLD_AFTER_S
+        runs, tell = [], perf_counter() + _TOLD_AFTER_S
         with blas_threads(job.n_threads):
-            while not runs or time.perf_counter() < min(tell, stop):
+            while not runs or perf_counter() < min(tell, stop):
                 runs.append(timed_run(runnable, "py-spy", under=sampled_call))
         yield ChildResult(runs=runs)
-        if time.perf_counter() >= stop:
+        if perf_counter() >= stop:
             break
 
 

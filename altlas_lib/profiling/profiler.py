@@ -29,6 +29,12 @@ from .worker import InChild, InThisProcess, time_limit_error
 
 _BUSY_NOTE = "other programs took"
 _TRACED_SHARE = 0.05  # of the time: what a function below it does with arrays changes no decision
+_GAVE = {
+    "cProfile": "own and cumulative time, calls",
+    "py-spy": "shares, stacks, classes of time",
+    "line_profiler": "lines of the hottest functions",
+    "array trace": "operations on arrays",
+}
 _PROCESSES_WORTH_A_NOTE = 0.1  # of the processor time
 
 
@@ -187,7 +193,7 @@ class _Session:
         """The target and another function."""
         before, comparison, name = len(self._runs), None, target_name(alternative)
         with self._noting(f"alternative {name!r}"):
-            functions = {"target": self._worker.target, "alternative": alternative, "same_answer": same_answer or ""}
+            functions = {"target": self._worker.target, "alternative": alternative, "same_answer": same_answer}
             for result in self._answers("race", n_repeats=n_repeats, **functions):
                 comparison = result.comparison or comparison
         now_s, then_s = (
@@ -229,19 +235,23 @@ class _Session:
     def _n_threads(self) -> int | None:
         return self._best()[0].n_threads if self._best() else None
 
-    def _tools(self, baseline: Sequence[Run]) -> list[Overhead]:
+    def _tools(self, plain: Sequence[Run]) -> list[Overhead]:
         """Factors are of fastest runs: what else the machine does only ever adds time."""
-        plain_s = min((run.wall_s for run in baseline if run.tool == "none"), default=None)
-        sources = [self._samples, self._samples.classified] if self._samples else []
-        classes = any(stack.time_class for source in sources if source for stack in source.stacks)
-        gave = {
-            "cProfile": "own and cumulative time, calls",
-            "py-spy": "shares, stacks" + (", classes of time" if classes else ""),
-            "line_profiler": "lines of the hottest functions",
-            "array trace": "operations on arrays",
-        }
-        used = {tool: [run.wall_s for run in self._under(tool)] for tool in gave if tool != "py-spy" or self._samples}
-        return [_overhead(tool, gave[tool], seconds, plain_s) for tool, seconds in used.items() if seconds]
+        used = {tool: self._under(tool) for tool in _GAVE if self._under(tool) and tool != "py-spy"}
+        if self._samples:  # a run that never ended was sampled too
+            used["py-spy"] = self._under("py-spy")
+        return [
+            Overhead(
+                tool=tool,
+                version=_version(tool),
+                gave=gave,
+                factor=min(run.wall_s for run in used[tool]) / min(run.wall_s for run in plain)
+                if used[tool] and plain
+                else None,
+            )
+            for tool, gave in _GAVE.items()
+            if tool in used
+        ]
 
     def profile(self, target: str, workload: str) -> WorkloadProfile:
         baseline = self._best() or self._under("py-spy") or self._runs[:1]
@@ -265,7 +275,7 @@ class _Session:
             n_runs=sum(not run.tool.startswith("alternative") for run in self._runs),
             seconds_by_n_threads={n: min(run.wall_s for run in plain if run.n_threads == n) for n in counts},
             functions=function_times(self._project, self._root, self._samples, self._recordings, self._lines),
-            tools=self._tools(baseline),
+            tools=self._tools(plain),
             n_samples=stacks.total(),
             stacks=flame_stacks(stacks, self._project, self._root),
             traces=list(map(price_trace, self._traces)),
@@ -301,14 +311,13 @@ class _Session:
             )
 
 
-def _overhead(tool: str, gave: str, seconds: Sequence[float], plain_s: float | None) -> Overhead:
-    """`seconds`: of each run under the tool."""
-    package = {"cProfile": None, "array trace": "altlas-cuda-workbook"}.get(tool, tool)
+def _version(tool: str) -> str:
+    if tool == "cProfile":
+        return platform.python_version()
     try:
-        version = metadata.version(package) if package else platform.python_version()
+        return metadata.version("altlas-cuda-workbook" if tool == "array trace" else tool)
     except metadata.PackageNotFoundError:
-        version = "unknown"
-    return Overhead(tool=tool, version=version, gave=gave, factor=min(seconds) / plain_s if seconds and plain_s else None)
+        return "unknown"
 
 
 def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
@@ -367,7 +376,7 @@ def _profile_process(name: str, workload: str | None, for_s: float, rate_hz: int
         target=name,
         total=None,
         functions=function_times(project, root, samples, [], []),
-        tools=[_overhead("py-spy", "shares, stacks", [], None)],
+        tools=[Overhead(tool="py-spy", version=_version("py-spy"), gave=_GAVE["py-spy"])],
         n_samples=stacks.total(),
         stacks=flame_stacks(stacks, project, root),
         notes=["a process attached to: sampled figures only", *samples.notes],

@@ -62,7 +62,11 @@ class InChild:
         stop = time.monotonic() + job.time_limit_s
         if self._child is None:
             self._child = Child("altlas_lib.profiling.child")
-            yield from self._receive(stop)
+            try:
+                yield from self._receive(stop)
+            except ProfilingError:  # there is no target in it
+                self._end()
+                raise
         if job.mode != "warm up":
             self._child.send(job.model_dump_json())
             yield from self._receive(stop)

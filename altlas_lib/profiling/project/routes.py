@@ -91,6 +91,7 @@ _PAIRWISE = re.compile("[cp]dist|linear_kernel|(cosine|euclidean|pairwise)_(simi
 _LEAST_MATRIX_BYTES = 2**21  # of float64: more than the second-level cache of one core
 _TINY_BYTES = 2**13  # an operation on less is the call more than the work
 _ELEMENT_STEP_S = 0.2e-6  # an element in a loop, its Python included: 0.06 to 0.12 us on a 5 GHz core, twice on a server's
+_AROUND_TINY_S = 1e-6  # of Python around an operation in a loop: some twenty bytecodes of 50 ns
 _MANY = 10  # calls of one operation in each call of the function: it stands in a loop
 
 
@@ -158,9 +159,10 @@ def _rows_of_a_table(evidence: _Evidence) -> float:
 
 def _loop_over_arrays(evidence: _Evidence) -> float:
     computed = (each for each in evidence.seen if each.operation.kind not in ("view", "model"))
-    in_loop = (each for each in computed if each.operation.n_calls >= _MANY * evidence.n_calls)
-    tiny_s = evidence.share(each for each in in_loop if each.operation.working_set_bytes < _TINY_BYTES) * evidence.now_s
-    return min(1.0, (tiny_s + evidence.n_elements * _ELEMENT_STEP_S) / evidence.now_s) if evidence.now_s else 0.0
+    in_loop = (each.operation for each in computed if each.operation.n_calls >= _MANY * evidence.n_calls)
+    tiny = [operation for operation in in_loop if operation.working_set_bytes < _TINY_BYTES]
+    loop_s = evidence.n_elements * _ELEMENT_STEP_S + sum(each.time_s + each.n_calls * _AROUND_TINY_S for each in tiny)
+    return min(1.0, loop_s / evidence.now_s) if evidence.now_s else 0.0
 
 
 def _float64(evidence: _Evidence) -> float:

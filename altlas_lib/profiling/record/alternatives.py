@@ -1,9 +1,9 @@
 """Another function beside the target, on the same input: which is faster, and whether the answers agree."""
 
+import contextlib
 import dataclasses
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
+from time import perf_counter  # as it was before the target ran, which may put another clock there
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,6 +12,7 @@ from ..run.runnable import Runnable, call_user_code
 from ..run.targets import target_name
 from .measure import Run, blas_thread_counts, blas_threads, timed_run
 
+_NUMBERS = "biufc"  # kinds of NumPy's dtypes
 _SWEPT = 1 / 10  # of the time limit: a longer run is not tried with another thread count
 
 
@@ -35,7 +36,7 @@ def race(
     of functions that return nothing the inputs are compared, as they left them. Repeats end when half of the time is over.
     `same_answer`, where it is given, says of both answers whether they agree.
     """
-    start, answers = time.perf_counter(), []
+    start, answers = perf_counter(), []
     contestants = {"comparison": target, "alternative": alternative}
     for tool, runnable in contestants.items():
         yield timed_run(runnable, f"{tool}, warm-up", under=lambda call: answers.append(call()))
@@ -49,7 +50,7 @@ def race(
         yield Comparison(same_answer=agree, largest_difference=largest_difference)
     answers.clear()
     for repeat in range(n_repeats):
-        if repeat and time.perf_counter() - start > time_limit_s / 2:
+        if repeat and perf_counter() - start > time_limit_s / 2:
             break
         for tool, runnable in contestants.items():
             for n in blas_thread_counts():
@@ -80,35 +81,38 @@ def _compare(a: Any, b: Any) -> Iterator[tuple[bool | None, float | None]]:
 
     if dataclasses.is_dataclass(a) and dataclasses.is_dataclass(b):
         a, b = ({field.name: getattr(each, field.name) for field in dataclasses.fields(each)} for each in (a, b))
-    sparse = sys.modules.get("scipy.sparse")
-    is_sparse = [bool(sparse and sparse.issparse(each)) for each in (a, b)]
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
+    if all(isinstance(each, Mapping) for each in (a, b)):
         yield a.keys() == b.keys(), None
         for key in a.keys() & b.keys():
             yield from _compare(a[key], b[key])
-    elif all(is_sparse):
-        if a.shape != b.shape:
-            yield False, None
-        else:
-            difference = float(abs(a - b).max()) if a.size + b.size else 0.0
-            yield difference <= _tolerance(float(abs(a).max()) if a.size else 0.0, a.dtype, b.dtype), difference
-    elif any(is_sparse) or any(map(_is_numeric, (a, b))):
-        yield from _compare_arrays(
-            *(np.asarray(each.toarray() if one else each) for each, one in zip((a, b), is_sparse, strict=True))
-        )
-    elif isinstance(a, list | tuple) and isinstance(b, list | tuple):
+    elif all(hasattr(each, "tocoo") for each in (a, b)) and a.shape == b.shape:  # sparse
+        difference = float(abs(a - b).max())
+        yield difference <= _tolerance(float(abs(a).max()), a.dtype, b.dtype), difference
+    elif any(hasattr(each, "shape") for each in (a, b)) or all(_array_of(each) is not None for each in (a, b)):
+        arrays = [(each, _array_of(each)) for each in (a, b)]
+        yield from _compare_arrays(*(np.asarray(each) if array is None else array for each, array in arrays))
+    elif all(isinstance(each, list | tuple) for each in (a, b)):
         yield len(a) == len(b), None
         for each in zip(a, b, strict=False):
             yield from _compare(*each)
     else:
-        yield None if type(a).__eq__ is object.__eq__ and a is not b else bool(a == b), None
+        is_opaque = type(a).__eq__ is object.__eq__ and a is not b and None not in (a, b)
+        yield None if is_opaque else bool(a == b), None
 
 
-def _is_numeric(value: Any) -> bool:
-    """An array, a number, or numbers in lists."""
-    if isinstance(value, list | tuple):
-        return bool(value) and not hasattr(value[0], "shape") and _is_numeric(value[0])
-    return hasattr(value, "__array__") or isinstance(value, int | float | complex)
+def _array_of(value: Any) -> Any:
+    """Of an array, of a number, of numbers in lists; else None."""
+    import numpy as np
+
+    if hasattr(value, "tocoo"):
+        return value.toarray()
+    if hasattr(value, "__array__"):
+        return np.asarray(value)
+    if isinstance(value, int | float | complex | list | tuple):
+        with contextlib.suppress(ValueError):  # lists of unequal length
+            array = np.asarray(value)
+            return array if array.dtype.kind in _NUMBERS else None
+    return None
 
 
 def _compare_arrays(a: Any, b: Any) -> Iterator[tuple[bool | None, float | None]]:
@@ -118,19 +122,20 @@ def _compare_arrays(a: Any, b: Any) -> Iterator[tuple[bool | None, float | None]
         yield False, None
     elif "O" in (a.dtype.kind, b.dtype.kind):
         for each in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True):
-            yield from _compare(*each) if not all(map(_is_numeric, each)) else _compare_arrays(*map(np.asarray, each))
-    elif a.dtype.kind in "biufc" and b.dtype.kind in "biufc":
+            yield from _compare(*each)
+    elif a.dtype.kind in _NUMBERS and b.dtype.kind in _NUMBERS:
         finite = np.isfinite(a) & np.isfinite(b)
         specials_agree = bool(np.array_equal(a[~finite], b[~finite], equal_nan=True))
         kind = complex if "c" in (a.dtype.kind, b.dtype.kind) else float
         difference = float(np.max(np.abs(a[finite].astype(kind) - b[finite].astype(kind)), initial=0.0))
-        scale = float(np.max(np.abs(a[finite].astype(kind)), initial=0.0))
-        yield specials_agree and difference <= _tolerance(scale, a.dtype, b.dtype), difference
+        tolerance = _tolerance(float(np.max(np.abs(a[finite].astype(kind)), initial=0.0)), a.dtype, b.dtype)
+        yield specials_agree and (difference <= tolerance if tolerance else bool(np.array_equal(a, b))), difference
     else:
         yield bool(np.array_equal(a, b)), None
 
 
 def _tolerance(scale: float, *dtypes: Any) -> float:
+    """0: whole numbers, which have to be equal."""
     import numpy as np
 
     epsilon = float(max((np.finfo(dtype).eps for dtype in dtypes if dtype.kind in "fc"), default=0.0))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import perf_counter  # as it was before the target ran, which may put another clock there
 from types import ModuleType
 from typing import Any
 
@@ -115,7 +116,7 @@ def _processes_s() -> float:
     return usage.ru_utime + usage.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
 
 
-_CLOCKS = (time.perf_counter, time.thread_time, time.process_time, _delayed_s, _processes_s)  # the slow ones outside
+_CLOCKS = (perf_counter, time.thread_time, time.process_time, _delayed_s, _processes_s)  # the slow ones outside
 
 
 def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: float) -> Iterator[Run | str]:
@@ -131,12 +132,12 @@ def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: fl
         first_s: of the run that warmed up.
     """
     _refuse_a_second_profiler()
-    start, latest_s, counts = time.perf_counter(), first_s, blas_thread_counts()
+    start, latest_s, counts = perf_counter(), first_s, blas_thread_counts()
     plain_s: dict[int, list[float]] = {n: [] for n in counts}
     is_threaded = False
 
     def has_time() -> bool:
-        return time.perf_counter() - start + latest_s <= _SHARE_OF_THE_LIMIT * time_limit_s
+        return perf_counter() - start + latest_s <= _SHARE_OF_THE_LIMIT * time_limit_s
 
     def plain_runs() -> Iterator[Run]:
         nonlocal latest_s
@@ -151,7 +152,7 @@ def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: fl
         if not has_time():
             yield f"{repeat} of {n_repeats} repeats: half of time_limit_s={time_limit_s:g} would not be enough for another"
             break
-        if repeat and time.perf_counter() - start > _SHARE_OF_REPEATS * time_limit_s:
+        if repeat and perf_counter() - start > _SHARE_OF_REPEATS * time_limit_s:
             yield f"{repeat} of {n_repeats} repeats: a third of time_limit_s={time_limit_s:g} was over"
             break
         yield from plain_runs()
