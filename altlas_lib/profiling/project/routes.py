@@ -90,7 +90,7 @@ class _Evidence(NamedTuple):
 _PAIRWISE = re.compile("[cp]dist|linear_kernel|(cosine|euclidean|pairwise)_(similarity|distances)")
 _LEAST_MATRIX_BYTES = 2**21  # of float64: more than the second-level cache of one core
 _TINY_BYTES = 2**13  # an operation on less is the call more than the work
-_ELEMENT_STEP_S = 0.2e-6  # an element in a loop, its Python included: 0.06 to 0.12 us on a 5 GHz core, twice on a server's
+_ELEMENT_STEP_S = 0.3e-6  # an element in a loop: 0.1 us to make its object, and as much for each operation on a NumPy scalar
 _AROUND_TINY_S = 1e-6  # of Python around an operation in a loop: some twenty bytecodes of 50 ns
 _MANY = 10  # calls of one operation in each call of the function: it stands in a loop
 
