@@ -1,6 +1,6 @@
 """Decide, prove and pay for GPU acceleration of Python code.
 
-One room per chapter of the workbook; a room is loaded when it is first used, so that `import altlas_lib` needs neither
+One package per chapter of the workbook; a package is loaded when it is first used, so that `import altlas_lib` needs neither
 TensorFlow nor CuPy and takes no time:
 
     from altlas_lib import similarity
@@ -11,12 +11,12 @@ import importlib
 
 __version__ = "0.1.0"
 
-ROOMS = (
+PACKAGES = (
     "data",
     "devices",
     "environment",
+    "figures",
     "paths",
-    "plots",
     "profiling",
     "report",
     "results",
@@ -26,10 +26,10 @@ ROOMS = (
     "workloads",
 )
 
-__all__ = list(ROOMS)
+__all__ = list(PACKAGES)
 
 
 def __getattr__(name: str):
-    if name in ROOMS:
+    if name in PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its rooms are {', '.join(ROOMS)}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its packages are {', '.join(PACKAGES)}")

@@ -1,4 +1,4 @@
-"""The command line: `altlas check | run | profile | plan | compare`."""
+"""The command line: `altlas check | run | profile | calibrate | plan | compare`."""
 
 import json
 import logging
@@ -96,16 +96,37 @@ def profile(
     sampling_s: Annotated[
         float, typer.Option("--for", min=0.1, metavar="S", help="Seconds to sample; all there is for a running process.")
     ] = 2.0,
+    alternatives: Annotated[
+        list[str] | None,
+        typer.Option("--alternative", metavar="M:F", help="Another function to measure on the same input; may be repeated."),
+    ] = None,
+    same_answer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M:F",
+            help="A function of both answers that says whether they agree.",
+            show_default="numbers within a tolerance, the rest equal",
+        ),
+    ] = None,
+    check_port: Annotated[
+        bool, typer.Option("--check-port", help="Say what CuPy has of it, and where a port would copy to the host.")
+    ] = False,
+    least_saving_s: Annotated[
+        float,
+        typer.Option("--least-saving", min=0, metavar="S", help="Seconds that a change must save in one run."),
+    ] = 0.01,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the whole profile here.")] = None,
 ) -> None:
-    """Say where a program's time goes, and what of it is worth a GPU. Options go before the target.
+    """Say where a program's time goes, and the cheapest way to make it fast. Options go before the target.
 
-    The program runs about ten times and must bear it; its standard input is empty. Only your own functions are listed: what
-    they call in installed packages counts as theirs. Exit code 0: profiled. 1: it could not be, and the message says why.
+    The program runs many times, and the profile says how many: it must be safe to run repeatedly. Its standard input is empty.
+    Only your own functions are listed: what they call in installed packages counts as theirs. Exit code 0: profiled. 1: it
+    could not be, and the message says why.
     """
     from . import devices, profiling
     from .paths import write_atomically
     from .profiling.show.terminal import format_profile
+    from .results import EnvironmentResult
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
     if json_file and not json_file.resolve().parent.is_dir():
@@ -114,9 +135,9 @@ def profile(
     if _is_piped(0):
         print("note: what is piped in is not passed on, the program reads an empty standard input", file=sys.stderr)
     if sys.stderr.isatty():
-        print("running it about ten times, plain and under each tool...", file=sys.stderr, flush=True)
+        print("running it again and again, plain and under each tool...", file=sys.stderr, flush=True)
     try:
-        spec = devices.find_gpu(gpu)
+        spec, environment = devices.find_gpu(gpu), EnvironmentResult.latest()
         profiled = profiling.profile(
             target,
             setup=setup,
@@ -124,9 +145,14 @@ def profile(
             argv=argv or (),
             requests=requests,
             concurrency=concurrency,
+            alternatives=alternatives or (),
+            same_answer=same_answer,
+            check_port=check_port,
             sampling_s=sampling_s,
             time_limit_s=time_limit_s,
         )
+        ceilings = environment and environment.ceilings
+        candidates = profiling.rank_candidates([profiled], gpu=spec, ceilings=ceilings, least_saving_s=least_saving_s)
         if json_file:
             write_atomically(json_file, profiled.model_dump_json(indent=1) + "\n")
     except (profiling.ProfilingError, ValueError) as error:
@@ -135,7 +161,26 @@ def profile(
     except KeyboardInterrupt:
         print("interrupted; what was started has been ended, nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None
-    print(format_profile(profiled, profiling.rank_candidates([profiled], gpu=spec)))
+    print(format_profile(profiled, candidates, check_port=check_port))
+
+
+@app.command()
+def calibrate() -> None:
+    """Measure on this machine's GPU what the projections rest on, in two minutes; later projections onto it prefer that.
+
+    Exit code 0: measured and kept. 1: there is no GPU that CuPy sees.
+    """
+    from .profiling.project.calibrate import calibrate as measure
+
+    try:
+        found = measure()
+        path = found.save()
+    except (RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+    for name, (factor, spread) in found.classes.items():
+        print(f"{name}: {factor:.2f} times the projected time, runs within a factor of {spread:.2f}")
+    print(*(f"left out: {text}" for text in found.left_out), f"kept in {path}", sep="\n")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What a chapter found, as a file that the report can trust: typed, versioned, with where each number comes from."""
 
+import contextlib
 import functools
 import json
 import statistics
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from .devices import GpuSpec, device_names
-from .paths import RunFolder, project_root, write_atomically
+from .paths import RunFolder, outputs_dir, project_root, write_atomically
 
 SCHEMA_VERSION = 1
 
@@ -223,6 +224,15 @@ class ChapterResult(Model):
         return self
 
     @classmethod
+    def latest(cls) -> Self | None:
+        """Of the run that made it last; None where no run has a valid one."""
+        made = {path: path.stat().st_mtime for path in outputs_dir().glob(f"*/results/{cls.chapter}.json")}
+        for path in sorted(made, key=made.__getitem__, reverse=True):
+            with contextlib.suppress(ResultError):
+                return cls.load(RunFolder(path.parent.parent))
+        return None
+
+    @classmethod
     def load(cls, run: RunFolder) -> Self:
         """Read `results/<chapter>.json`.
 
@@ -284,6 +294,15 @@ class Ceilings(Model):
     device_to_host_pinned: Quantity | None = None
 
 
+class Licence(Model):
+    """An installed tool's declared licence; bundled parts need review."""
+
+    package: str
+    version: str
+    declared: str
+    flag: Literal["copyleft", "proprietary", "not declared"] | None = None
+
+
 class EnvironmentResult(ChapterResult):
     chapter: ClassVar[str] = "environment"
     number: ClassVar[str] = "00"
@@ -292,6 +311,7 @@ class EnvironmentResult(ChapterResult):
     findings: list[Finding]
     ceilings: Ceilings
     target_gpu: GpuSpec
+    licences: list[Licence] = []
 
 
 # Chapter 10 ----------------------------------------------------------------------------------------------------------
@@ -355,6 +375,8 @@ class ArrayOperation(Model):
 
     name: str = Field(description="as the library calls it: 'numpy.matmul' (also for @), 'ndarray.argsort'")
     kind: OperationKind
+    rate: str = Field(default="", description="class of rate, as operations.toml names it; empty: its kind's")
+    sizes: dict[str, float] = Field(default={}, description="what its rate depends on besides, such as m, n and k of a product")
     operands: list[str] = Field(description="'float32[4000, 384]' for each array among the arguments")
     dtype: str = Field(description="that it computes in")
     n_calls: int = Field(ge=1)
@@ -363,6 +385,14 @@ class ArrayOperation(Model):
     moved_bytes: float | None = Field(default=None, ge=0, description="read and written, all calls together; None: not known")
     working_set_bytes: float = Field(default=0, ge=0, description="operands and result of one call")
     n_kernels: int = Field(default=1, ge=0, description="that a GPU would start for one call")
+
+
+class HiddenTransfer(Model):
+    """A place that would copy between GPU and host each time it runs, were its arrays on a GPU."""
+
+    line: int
+    what: str = Field(description="'float(x)', 'truth of an array', 'iteration'")
+    n_times: int = Field(ge=1, description="in one run")
 
 
 class ArrayTrace(Model):
@@ -377,6 +407,7 @@ class ArrayTrace(Model):
     input_bytes: float = Field(ge=0, description="arrays that came as arguments, all calls together")
     output_bytes: float = Field(ge=0, description="arrays that were returned, all calls together")
     resident_bytes: float = Field(default=0, ge=0, description="other arrays it read, such as weights: moved once")
+    hidden_transfers: list[HiddenTransfer] = Field(default=[], description="by line; looked for where a port is checked")
 
     @property
     def operations_s(self) -> float:
@@ -464,20 +495,42 @@ class WorkloadProfile(Model):
         return self.cprofile_share(function) if function.sampled_own_share is None else function.sampled_own_share
 
 
+class ProjectionAccuracy(Model):
+    """How far projections of a class of operations were from published timings that their fit had not seen."""
+
+    of: str = Field(description="the class that takes longest on the GPU: 'product float32', 'fft'")
+    n_points: int = Field(ge=0)
+    n_sources: int = Field(default=0, ge=0)
+    gpus: tuple[str, ...] = ()
+    median_error: float | None = Field(default=None, ge=1, description="factor; None: no points")
+    inside: float | None = Field(default=None, ge=0, le=1, description="share of them that lay in their bands")
+
+    def __str__(self) -> str:
+        """A sentence for reports."""
+        if not self.n_points or self.median_error is None or self.inside is None:
+            return f"No published timings of {self.of} were found: its band is wide, and stands on the data sheet alone."
+        timings = "1 published timing" if self.n_points == 1 else f"{self.n_points:,} published timings"
+        return (
+            f"Beside {timings} of {self.of} ({', '.join(self.gpus)}) that it was not fitted on, this model was off by a "
+            f"factor of {self.median_error:.2f} in the median, and {self.inside:.0%} lay inside its bands."
+        )
+
+
 class Projection(Model):
     """What a function's own work would take on a GPU that need not be there. Nothing ran: every time is a band."""
 
     gpu: str
-    basis: Literal["data sheet", "measured ceilings"] = Field(description="where the GPU's rates come from")
+    basis: Literal["data sheet", "measured ceilings", "calibration"] = Field(description="where the GPU's rates come from")
     now: Quantity = Field(description="measured on this CPU: one run, the function's own time")
     on_gpu: Quantity = Field(description="s, all data brought in and back in each run")
     on_gpu_resident: Quantity = Field(description="s, data already on the GPU and left there")
     by_cause: dict[str, float] = Field(
-        description="compute, memory, launches, transfers, Python, unseen -> s, middle of the band"
+        description="compute, memory, launches, transfers, Python, unseen -> s, mean of the band's ends"
     )
     coverage: float = Field(
         ge=0, le=1, description="share of `now` that is accounted for: array operations of known cost, Python"
     )
+    accuracy: ProjectionAccuracy | None = Field(default=None, description="None: nothing of known cost was seen")
 
     @property
     def bound_by(self) -> str:
@@ -515,15 +568,6 @@ class Candidate(Model):
     routes: list[Route] = Field(default=[], description="every way out, the cheapest first")
 
 
-class Licence(Model):
-    """An installed tool's declared licence; bundled parts need review."""
-
-    package: str
-    version: str
-    declared: str
-    flag: Literal["copyleft", "proprietary", "not declared"] | None = None
-
-
 class HotspotsResult(ChapterResult):
     chapter: ClassVar[str] = "hotspots"
     number: ClassVar[str] = "10"
@@ -532,7 +576,6 @@ class HotspotsResult(ChapterResult):
     target_gpu: str | None = Field(default=None, description="the GPU that is projected onto")
     workloads: list[WorkloadProfile]
     candidates: list[Candidate]
-    licences: list[Licence] = []
 
     @property
     def to_port(self) -> list[Candidate]:

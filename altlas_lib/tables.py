@@ -1,19 +1,99 @@
-"""Tables for a notebook: text on the left, numbers on the right, and what looks like markup in data stays text."""
+"""Tables for notebook and terminal: text on the left, numbers on the right, and what looks like markup in data stays text."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
+
+_LEAST_TEXT = 12  # characters that a column of text keeps in a narrow terminal
+
+Format = str | Callable[[Any], str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows without an index; `show` makes it.
+
+    A notebook shows it by pandas, a terminal by `text`.
+    """
+
+    rows: Any  # whatever `pandas.DataFrame(rows, columns=columns)` takes
+    columns: Sequence[str] | None = None
+    formats: Mapping[str, Format] = field(default_factory=dict)
+    missing: str = ""
+
+    def styler(self) -> "Styler":
+        import pandas as pd
+
+        table = pd.DataFrame(self.rows, columns=self.columns)
+        is_number = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
+        sides = [
+            {"selector": f".col{i}", "props": f"text-align: {'right' if number else 'left'}; vertical-align: top"}
+            for i, number in enumerate(is_number)
+        ]
+        return (
+            table.style.hide(axis="index")
+            .format(self.formats, escape="html", na_rep=self.missing)
+            .set_table_styles(sides)
+            .set_table_attributes('class="tex2jax_ignore"')  # a dollar sign in data is no formula
+        )
+
+    def to_html(self) -> str:
+        return self.styler().to_html()
+
+    _repr_html_ = to_html
+
+    def text(self, width: int, *, title: str = "", columns: Sequence[str] | None = None) -> str:
+        """Of rows that are dictionaries: plain text of at most `width` characters a line; empty without rows.
+
+        Args:
+            columns: these only; None: all. What is too long for its column goes on in the next line.
+        """
+        if not self.rows:
+            return ""
+        import rich.box
+        import rich.console
+        import rich.table
+        import rich.text
+
+        shown = rich.table.Table(
+            box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=title or None, title_justify="left"
+        )
+        columns = list(columns or self.rows[0])
+        for column in columns:
+            values = [row[column] for row in self.rows if row[column] is not None]
+            is_number = bool(values) and all(isinstance(value, int | float) for value in values)
+            longest = max(len(column), *(len(self._cell(column, row[column])) for row in self.rows))
+            shown.add_column(
+                column,
+                justify="right" if is_number else "left",
+                min_width=longest if is_number else min(longest, _LEAST_TEXT),  # a long text must not squeeze the others out
+                overflow="fold",
+                no_wrap=is_number,
+            )
+        for row in self.rows:
+            shown.add_row(*(rich.text.Text(self._cell(column, row[column])) for column in columns))
+        console = rich.console.Console(file=io.StringIO(), width=width, color_system=None)
+        console.print(shown)
+        return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines())
+
+    def _cell(self, column: str, value: Any) -> str:
+        if value is None:
+            return self.missing
+        how = self.formats.get(column, "{}")
+        return plain(how(value) if callable(how) else how.format(value))
 
 
 def show(
     rows: Any,
     columns: Sequence[str] | None = None,
     *,
-    formats: Mapping[str, str | Callable[[Any], str]] | None = None,
+    formats: Mapping[str, Format] | None = None,
     missing: str = "",
-) -> "Styler":
+) -> Table:
     """A table without an index.
 
     Args:
@@ -21,17 +101,9 @@ def show(
         formats: column -> format, such as `"{:.3f}"`.
         missing: what stands for None and NaN.
     """
-    import pandas as pd
+    return Table(rows, columns, formats or {}, missing)
 
-    table = pd.DataFrame(rows, columns=columns)
-    is_number = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
-    sides = [
-        {"selector": f".col{i}", "props": f"text-align: {'right' if number else 'left'}; vertical-align: top"}
-        for i, number in enumerate(is_number)
-    ]
-    return (
-        table.style.hide(axis="index")
-        .format(formats, escape="html", na_rep=missing)
-        .set_table_styles(sides)
-        .set_table_attributes('class="tex2jax_ignore"')  # a dollar sign in data is no formula
-    )
+
+def plain(text: str) -> str:
+    """Text from data that must not steer the terminal: what is not printable is written as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

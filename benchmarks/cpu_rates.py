@@ -6,7 +6,8 @@ import operator
 import statistics
 import time
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,17 +15,88 @@ from scipy import ndimage, special
 from scipy.spatial import distance
 
 from altlas_lib.devices import describe_cpu
-from altlas_lib.profiling.project.gpu import Band, Curve, OperationClass, Rates, n_items
-from altlas_lib.profiling.project.operations import arrays_in, cost, describe
-from altlas_lib.results import ArrayOperation
+from altlas_lib.profiling.project.gpu import Band, dtype_class
+from altlas_lib.profiling.project.operations import Cost, price
+from altlas_lib.profiling.record.calls import Array, Call
 
 _MICRO_KERNEL_S = 3e-3  # of each of the runs that the fastest is taken of
 _N_RUNS = 7
 _OTHERS = 1.25  # how far another operation of a class may lie beyond those that were measured, times
 _WORKING_SETS = tuple(2**k for k in (14, 17, 19, 21, 23, 25, 27))  # from the first-level cache to the memory, bytes
+Curve = tuple[tuple[float, Band], ...]  # by ascending size; between two interpolated on logarithmic axes, beyond them flat
 
 
-def measure_cpu_rates(n_threads: int = 1) -> Rates:
+class OperationClass(NamedTuple):
+    name: str  # a class of operations.toml
+    dtype: str  # by `dtype_class`
+
+
+@dataclass(frozen=True)
+class CpuRates:
+    """Rates of this CPU.
+
+    Attributes:
+        work_per_s: operations per second, by the number of them in one call, or in one item of a stack. A class that is missing
+            is bound by memory.
+        bytes_per_s: bytes read and written per second, by the working set in bytes; "stream" serves every class not named.
+        start_s: seconds before a call's work begins; "any" serves every class not named.
+        item_s: seconds for each further matrix of a stack.
+    """
+
+    device: str
+    work_per_s: Mapping[OperationClass, Curve]
+    bytes_per_s: Mapping[str, Curve]
+    start_s: Mapping[str, Band]
+    item_s: Mapping[str, Band] = field(default_factory=dict)
+
+    def seconds(self, cost: Cost, n_items: float) -> Band:
+        """Of one call of known cost: in the fast end the longer of work and bytes hides the other, in the slow end neither."""
+        of = operation_class(cost)
+        work, moved_bytes = cost.flops or 0.0, cost.moved_bytes or 0.0
+        curve = self.work_per_s.get(of) or self.work_per_s.get(of._replace(dtype="float32"))
+        slow, fast = _interpolated(curve, work / n_items) if curve else (math.inf, math.inf)
+        compute = work / fast, work / slow
+        slow, fast = _interpolated(self.bytes_per_s.get(of.name) or self.bytes_per_s["stream"], cost.working_set_bytes)
+        memory = moved_bytes / fast, moved_bytes / slow
+        start, item = self.start_s.get(of.name) or self.start_s["any"], self.item_s.get(of.name, (0.0, 0.0))
+        low, high = (start[end] + (n_items - 1) * item[end] for end in (0, 1))
+        return low + max(compute[0], memory[0]), high + compute[1] + memory[1]
+
+
+def _interpolated(curve: Curve, size: float) -> Band:
+    sizes = np.log([at for at, _ in curve])
+    slow, fast = (np.exp(np.interp(np.log(max(size, 1.0)), sizes, np.log([band[end] for _, band in curve]))) for end in (0, 1))
+    return float(slow), float(fast)
+
+
+def operation_class(cost: Cost) -> OperationClass:
+    """`cholesky` is a class of its own on GPUs only."""
+    name = "factorisation" if cost.rate == "cholesky" else cost.rate
+    return OperationClass(name, dtype_class(cost.dtype, of_product=cost.rate == "product"))
+
+
+def n_items(call: Call) -> int:
+    """Matrices of a stack that are multiplied or factorised, rows that are transformed one by one; else 1."""
+    n_inner = {"product": 2, "factorisation": 2, "fft": 1}.get(price(call).kind)
+    if n_inner is None or call.name.endswith(("tensordot", "einsum")):
+        return 1
+    return max((math.prod(array.shape[:-n_inner]) for array in call.operands), default=1) or 1
+
+
+def described(name: str, arguments: tuple, result: Any) -> Call:
+    """A call of NumPy with arrays as values."""
+
+    def each(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return Array(value.dtype.name, value.shape, None, int(np.count_nonzero(value)) if value.dtype == bool else None)
+        return list(map(each, value)) if isinstance(value, list | tuple) else value if np.isscalar(value) else None
+
+    results = result if isinstance(result, tuple) else (result,)
+    arrays = tuple(each(array) for array in results if isinstance(array, np.ndarray))
+    return Call(name=name, args=tuple(map(each, arguments)), results=arrays)
+
+
+def measure_cpu_rates(n_threads: int = 1) -> CpuRates:
     """This CPU's own rates with `n_threads` of BLAS, by micro-kernels of NumPy; takes a few seconds.
 
     Nearly every class is measured by two operations or more of different cost; their slowest and fastest are its band, widened
@@ -49,11 +121,9 @@ class _Kernel(NamedTuple):
     call: Callable[..., Any]
     arguments: tuple
 
-    def operation(self) -> ArrayOperation:
-        """One call of it as the tracer would record it, but for the time."""
-        of = cost(self.name, self.arguments, {}, self.call(*self.arguments))
-        operands = [describe(array) for array in arrays_in(self.arguments)]
-        return ArrayOperation(name=self.name, operands=operands, n_calls=1, time_s=0, **of._asdict())
+    def described(self) -> Call:
+        """One call of it as the tracer would record it."""
+        return described(self.name, self.arguments, self.call(*self.arguments))
 
     def seconds(self, clock: Callable[[], float]) -> float:
         """The fastest of several runs of a few milliseconds: what other programs take from it is no rate of this CPU."""
@@ -77,7 +147,7 @@ def _of_scipy(function: Callable[..., Any], *arguments: Any) -> _Kernel:
     return _Kernel(f"{home.replace('._', ' ').split()[0]}.{function.__name__}", function, arguments)
 
 
-def _measured_cpu_rates(clock: Callable[[], float]) -> Rates:
+def _measured_cpu_rates(clock: Callable[[], float]) -> CpuRates:
     tiny = {name: [kernel.seconds(clock) for kernel in kernels] for name, kernels in _tiny_kernels().items()}
     start_s = {name: (min(seconds), _OTHERS * max(seconds)) for name, seconds in tiny.items()}
     stacks = {
@@ -86,10 +156,10 @@ def _measured_cpu_rates(clock: Callable[[], float]) -> Rates:
     item_s = {name: (min(seconds) / _OTHERS, max(seconds) * _OTHERS) for name, seconds in stacks.items()}
 
     def point(kernels: list[_Kernel], start: Band, amount: str, size: str) -> tuple[float, Band]:
-        operations = [kernel.operation() for kernel in kernels]
+        calls = [kernel.described() for kernel in kernels]
         net_s = [max(s - sum(start) / 2, s / 2) for s in (kernel.seconds(clock) for kernel in kernels)]
-        rates = [getattr(operation, amount) / s for operation, s in zip(operations, net_s, strict=True)]
-        sizes = [getattr(operation, size) / (n_items(operation) if size == "flops" else 1) for operation in operations]
+        rates = [getattr(price(call), amount) / s for call, s in zip(calls, net_s, strict=True)]
+        sizes = [getattr(price(call), size) / (n_items(call) if size == "flops" else 1) for call in calls]
         return statistics.geometric_mean(sizes), (min(rates) / _OTHERS, max(rates) * _OTHERS)
 
     work_per_s: dict[OperationClass, Curve] = {}
@@ -110,7 +180,7 @@ def _measured_cpu_rates(clock: Callable[[], float]) -> Rates:
             start = start_s.get(name, start_s["any"])
             at = point(kernels, start, "moved_bytes", "working_set_bytes")
             bytes_per_s[name] = (*bytes_per_s.get(name, ()), at)
-    return Rates(str(describe_cpu()), "measured ceilings", work_per_s, bytes_per_s, start_s, item_s)
+    return CpuRates(str(describe_cpu()), work_per_s, bytes_per_s, start_s, item_s)
 
 
 def _tiny_kernels() -> dict[str, list[_Kernel]]:

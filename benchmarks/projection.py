@@ -3,8 +3,8 @@
     python -m benchmarks.projection
 
 The kernels are other functions, shapes and dtypes than the micro-kernels that `measure_cpu_rates` measures, and their
-operations come from the array tracer, so the whole chain is tried: tracer, costs, rates, projection. Only the processor is
-another one than in a real projection, because this one can be measured.
+operations come from the array tracer, so tracer and costs are tried on a processor that can be measured. Its rates are
+a model of CPUs that only this benchmark has; what the model of GPUs is worth says `benchmarks.published`.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from pydantic import Field
 from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 
+from altlas_lib.figures import COLOURS
 from altlas_lib.paths import write_atomically
-from altlas_lib.plots import COLOURS
-from altlas_lib.profiling.project.gpu import Rates
-from altlas_lib.profiling.project.projection import middle, operation_seconds, total
+from altlas_lib.profiling.project.operations import price
+from altlas_lib.profiling.project.projection import geometric_mean, total
 from altlas_lib.profiling.record.folding import Project
 from altlas_lib.profiling.record.tracing import trace
 from altlas_lib.profiling.run.targets import FunctionKey
 from altlas_lib.results import Model, Provenance, Quantity, format_value
-from benchmarks.cpu_rates import measure_cpu_rates
+from benchmarks.cpu_rates import CpuRates, measure_cpu_rates, n_items
 
 _ERROR_AT_MOST, _INSIDE_AT_LEAST = 0.3, 0.8  # what the chapter asks of the model
 
@@ -46,8 +46,8 @@ class KernelRecord(Model):
 
     @property
     def ratio(self) -> float:
-        """Middle of the band / measured median."""
-        return middle(self.modelled) / self.measured.value
+        """Geometric mean of the band / measured median."""
+        return geometric_mean(self.modelled) / self.measured.value
 
     @property
     def inside(self) -> bool:
@@ -60,7 +60,7 @@ class ProjectionRecord(Model):
     provenance: Provenance
     load_average: float = Field(description="programs that wanted a CPU in the minute before: from 1 on, measure again")
     calibration_s: float = Field(description="that `measure_cpu_rates(1)` took")
-    median_error: float = Field(description="|middle of the band / measured - 1|")
+    median_error: float = Field(description="|geometric mean of the band / measured - 1|")
     share_inside: float = Field(description="of the kernels, those whose measured median lies in the band")
     median_width: float = Field(description="slow end / fast end of a band")
     kernels: list[KernelRecord]
@@ -229,16 +229,19 @@ def _kernels() -> dict[str, tuple[str, Callable, tuple]]:
 # Model beside measurement ----------------------------------------------------------------------------------------------------
 
 
-def record(rates: Rates, kernel: str, character: str, function: Callable, arguments: tuple, n_runs: int) -> KernelRecord:
+def record(rates: CpuRates, kernel: str, character: str, function: Callable, arguments: tuple, n_runs: int) -> KernelRecord:
     call = functools.partial(function, *arguments)
     call()  # what is made in the first call belongs to no operation
-    _, (traced,), _ = trace(call, Project(__file__), FunctionKey.of(function.__code__))
-    causes = [band for operation in traced.operations for band in operation_seconds(operation, rates).values()]
+    _, (recorded,), _ = trace(call, Project(__file__), FunctionKey.of(function.__code__))
+    known = [each for each in recorded.calls if price(each.call).kind not in ("view", "unknown")]
+    bands = [(each.n_calls, rates.seconds(price(each.call), n_items(each.call))) for each in known]
     return KernelRecord(
         kernel=kernel,
         character=character,
-        operations=[f"{o.name}({', '.join(o.operands)}) x {o.n_calls}" for o in traced.operations],
-        modelled=Quantity.projected(*total(causes), "s", rates.device, "its operations"),
+        operations=[f"{each.call.name}({', '.join(map(str, each.call.operands))}) x {each.n_calls}" for each in recorded.calls],
+        modelled=Quantity.projected(
+            *total((n * low, n * high) for n, (low, high) in bands), "s", rates.device, "its operations"
+        ),
         measured=Quantity.measured(_seconds(call, n_runs), "s", rates.device),
     )
 
@@ -257,10 +260,10 @@ def figure(found: ProjectionRecord, path: Path) -> None:
     characters = list(dict.fromkeys(kernel.character for kernel in found.kernels))
     for i, character in enumerate(characters):
         kernels = [kernel for kernel in found.kernels if kernel.character == character]
-        middles = np.array([middle(kernel.modelled) for kernel in kernels])
+        means = np.array([geometric_mean(kernel.modelled) for kernel in kernels])
         ends = np.array([(kernel.modelled.low, kernel.modelled.high) for kernel in kernels]).T
         ax.errorbar(
-            *([kernel.measured.value for kernel in kernels], middles, np.abs(ends - middles)),
+            *([kernel.measured.value for kernel in kernels], means, np.abs(ends - means)),
             fmt="osv^D<>PX*hd"[i % 12],
             color=list(COLOURS.values())[i % len(COLOURS)],
             capsize=2,
@@ -268,7 +271,12 @@ def figure(found: ProjectionRecord, path: Path) -> None:
         )
     ends = [f(kernel.measured.value for kernel in found.kernels) for f in (min, max)]
     ax.plot(ends, ends, color=COLOURS["grey"], linewidth=1)
-    ax.set(xscale="log", yscale="log", xlabel="measured (s)", ylabel="modelled from this CPU's ceilings: band and middle (s)")
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="measured (s)",
+        ylabel="modelled from this CPU's ceilings: band and geometric mean (s)",
+    )
     ax.set_title(
         f"{len(found.kernels)} kernels, 1 thread: median error {found.median_error:.0%}, {found.share_inside:.0%} inside the "
         f"band, median width {found.median_width:.1f}x\n{', '.join(found.provenance.devices)}",
@@ -300,7 +308,7 @@ def main() -> None:
     for kernel in kernels:
         modelled = f"{format_value(kernel.modelled.low, 's')} to {format_value(kernel.modelled.high, 's')}"
         where = "" if kernel.inside else "  OUTSIDE"
-        print(f"{kernel.kernel:36}{kernel.measured!s:>10}   {modelled:24} middle/measured {kernel.ratio:5.2f}{where}")
+        print(f"{kernel.kernel:36}{kernel.measured!s:>10}   {modelled:24} mean/measured {kernel.ratio:5.2f}{where}")
     print(
         f"median error {found.median_error:.0%} (wanted: {_ERROR_AT_MOST:.0%} at most), {found.share_inside:.0%} inside the "
         f"band (wanted: {_INSIDE_AT_LEAST:.0%} at least), median width {found.median_width:.2f}x; "

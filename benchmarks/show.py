@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from altlas_lib.plots import COLOURS
+from altlas_lib.figures import COLOURS
 from altlas_lib.results import format_value
 
 from .records import Case, Measurement, Record, best, share_of_bound, speedup

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from email.message import Message
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -16,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altlas_lib import devices, environment, plots
+from altlas_lib import devices, environment, figures
 from altlas_lib.environment import ceilings as ceilings_module
 from altlas_lib.environment import facts as facts_module
+from altlas_lib.environment import plots
 from altlas_lib.environment.checks import findings_from
 from altlas_lib.environment.facts import Driver, Facts, Library
 from altlas_lib.results import Ceilings, Finding, Quantity
@@ -790,7 +793,7 @@ GPU_CEILINGS = CPU_CEILINGS.model_copy(
 @pytest.mark.parametrize("ceilings", [CPU_CEILINGS, GPU_CEILINGS], ids=["CPU", "GPU"])
 def test_figures_tell_measured_from_data_sheet(ceilings):
     for draw in (plots.matrix_rates, plots.copy_bandwidths, plots.roofline):
-        with plots.figure() as (fig, ax):
+        with figures.figure() as (fig, ax):
             assert draw(ax, ceilings, devices.find_gpu("T4")) is ax
             labels = " ".join(text.get_text() for text in ax.get_legend().get_texts())
             assert "measured" in labels
@@ -802,7 +805,7 @@ def test_figures_tell_measured_from_data_sheet(ceilings):
 
 
 def test_the_roof_bends_where_arithmetic_overtakes_memory():
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         plots.roofline(ax, CPU_CEILINGS, devices.find_gpu("T4"))
         intensity, roof = ax.get_lines()[0].get_data()
         assert "5 operations per byte" in ax.get_title("left")
@@ -817,3 +820,35 @@ def test_the_sentence_names_devices_numbers_and_their_basis():
         "memory at 40 GB/s (measured); the data sheet of the T4 promises 8,100 GFLOP/s and 320 GB/s."
     )
     assert "Tesla T4 at 10,000 GFLOP/s and 300 GB/s" in environment.summarize(findings_from(T4_SERVER), GPU_CEILINGS, t4)
+
+
+# Licences ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "declared", "flag"),
+    [
+        ({"License-Expression": "BSD-3-Clause"}, "BSD-3-Clause", None),
+        ({"License-Expression": "MPL-2.0 AND MIT"}, "MPL-2.0 AND MIT", "copyleft"),
+        ({"Classifier": "License :: OSI Approved :: MIT License"}, "MIT License", None),
+        ({"Classifier": "License :: OSI Approved", "License": "LGPLv3\nlong text"}, "LGPLv3", "copyleft"),
+        ({"Classifier": "License :: Other/Proprietary License"}, "Other/Proprietary License", "proprietary"),
+        ({"License": "GNU General Public License"}, "GNU General Public License", "copyleft"),
+        ({"Classifier": "Programming Language :: Python"}, "not declared", "not declared"),
+    ],
+)
+def test_declared_licences_are_read_and_flagged(monkeypatch, headers, declared, flag):
+    about = Message()
+    for name, value in {"Version": "1.0", **headers}.items():
+        about[name] = value
+    monkeypatch.setattr(metadata, "metadata", lambda package: about)
+    (licence,) = environment.licences(["some-package"])
+    assert (licence.declared, licence.flag) == (declared, flag)
+
+
+def test_the_projects_own_tools_are_listed_and_what_is_not_installed_is_left_out():
+    found = {licence.package: licence for licence in environment.licences()}
+    assert found["numpy"].declared.startswith("BSD")
+    assert found["tqdm"].flag == "copyleft"
+    assert "bundled parts need review" in environment.licence_table(list(found.values())).to_html()
+    assert environment.licences(["no-such-package"]) == []

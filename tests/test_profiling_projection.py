@@ -1,41 +1,35 @@
-"""The projection against closed formulas and laws that hold for every GPU, the advice against what is known of workloads."""
+"""The model of GPU time against closed formulas, its sources, and laws that hold for every GPU; calibration."""
 
-import functools
-import itertools
+import contextlib
 import json
 import math
-import re
-import timeit
-from datetime import UTC, datetime, timedelta
+import sys
 
+import gpu_stand_in
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.spatial.distance import cdist
-from threadpoolctl import threadpool_limits
 
-from altlas_lib import profiling
+from altlas_lib import devices
 from altlas_lib.devices import find_gpu, load_catalogue
-from altlas_lib.profiling.project.advice import rank_candidates
-from altlas_lib.profiling.project.gpu import OperationClass, Rates, gpu_rates, n_items, operation_class
-from altlas_lib.profiling.project.projection import middle, operation_seconds, project, split, total, transfer_seconds
-from altlas_lib.profiling.project.residuals import Residuals, learn
+from altlas_lib.devices.efficiencies import load_efficiencies
+from altlas_lib.profiling.project import calibrate as calibration
+from altlas_lib.profiling.project.calibrate import Calibration, calibrate
+from altlas_lib.profiling.project.gpu import Rates, call_bands, call_seconds, dtype_class, gpu_rates, operation_seconds
+from altlas_lib.profiling.project.operations import price
+from altlas_lib.profiling.project.projection import geometric_mean, project, set_up_seconds, split, total, transfer_seconds
+from altlas_lib.profiling.record.calls import Array, Call, ModelWork
 from altlas_lib.results import (
     ArrayOperation,
     ArrayTrace,
-    Candidate,
     Ceilings,
-    DataSource,
-    Expectation,
     FunctionTime,
-    Provenance,
+    Projection,
+    ProjectionAccuracy,
     Quantity,
-    SimilarityResult,
-    Timing,
     WorkloadProfile,
 )
-from benchmarks import cpu_rates
 
 CPU = "a CPU"
 T4 = find_gpu("T4")
@@ -73,6 +67,7 @@ def product(m, k, n, time_s=1e-3, n_calls=1, dtype="float32") -> ArrayOperation:
         *("numpy.matmul", "product", [f"{dtype}[{m}, {k}]", f"{dtype}[{k}, {n}]"], dtype, n_calls, time_s),
         2 * m * k * n * n_calls,
         size * (m * k + k * n + m * n) * n_calls,
+        sizes={"stack": 1, "m": m, "n": n, "k": k},
     )
 
 
@@ -105,189 +100,306 @@ def projected(profile: WorkloadProfile, gpu=T4, **options):
     return project(profile.functions[0], profile, profile.traces[0], gpu_rates(gpu), **options)
 
 
-def judged(profile: WorkloadProfile, gpu="T4", **options) -> Candidate:
-    (candidate,) = rank_candidates([profile], gpu=gpu, **options)
-    return candidate
+A100 = find_gpu("A100 80GB SXM")
+
+
+def seconds(name: str, *operands: tuple, gpu=A100, results=None, **kwargs) -> float:
+    """Centre of the band of a call on arrays of (dtype, shape)."""
+    arrays = [Array(*operand) for operand in operands]
+    written = [Array(*result) for result in results] if results else arrays[:1]
+    calls = call_seconds(price(Call(name=name, args=tuple(arrays), kwargs=kwargs, results=tuple(written))), gpu_rates(gpu))
+    return calls.launches + calls.busy
+
+
+def matmul_s(m: int, k: int, n: int, dtype="float32", gpu=A100) -> float:
+    return seconds("numpy.matmul", (dtype, (m, k)), (dtype, (k, n)), results=[(dtype, (m, n))], gpu=gpu)
 
 
 # The model ----------------------------------------------------------------------------------------------------------------
 
-SIMPLE = Rates(
-    device="a device",
-    basis="data sheet",
-    work_per_s={OperationClass("product", "float32"): ((1e3, (1e9, 4e9)), (1e5, (1e11, 4e11)))},
-    bytes_per_s={"stream": ((1.0, (1e9, 2e9)),)},
-    start_s={"any": (1e-6, 3e-6)},
-    to_device=(1e9, 5e9),
-    to_host=(2e9, 4e9),
+
+@pytest.mark.parametrize(
+    ("gpu", "low", "high"), [("A100 80GB SXM", 0.7, 0.95), ("T4", 0.4, 0.65), ("L4", 0.35, 0.6), ("H200", 0.6, 0.85)]
 )
+def test_a_large_product_reaches_what_was_published(gpu, low, high):
+    """The oracle's shares of the float32 peak: .87 on an A100, .77 on an H100, .40 to .55 on boards of 70 W."""
+    gpu = find_gpu(gpu)
+    assert low < 2 * 8192**3 / matmul_s(8192, 8192, 8192, gpu=gpu) / (1e12 * gpu.float32_tflops) < high
 
 
-def test_an_operation_by_hand():
-    """10 calls of 1e3 flops at 1 to 4 GFLOP/s, 1e4 bytes at 1 to 2 GB/s: the fast end hides the flops behind them."""
-    seconds = operation_seconds(
-        operation("numpy.matmul", "product", n_calls=10, flops=1e4, moved_bytes=1e5, n_kernels=2), SIMPLE
+def test_a_product_by_hand():
+    """Two tiles of 32 rows are padded to 64 rows; memory and compute add up as the sides of a right angle."""
+    rates = gpu_rates(T4)
+    cost = price(
+        Call(
+            name="numpy.matmul",
+            args=(Array("float32", (33, 64)), Array("float32", (64, 32))),
+            results=(Array("float32", (33, 32)),),
+        )
     )
-    assert seconds == {
-        "compute": (0.0, pytest.approx(1e-5)),
-        "memory": (pytest.approx(5e-5), pytest.approx(1e-4)),
-        "launches": (pytest.approx(20e-6), pytest.approx(60e-6)),
-    }
+    calls = call_seconds(cost, rates)
+    fill = rates.values["product float32.fill_mflop"] * 1e6 * 40
+    assert calls.compute == pytest.approx((2 * 64 * 64 * 32 + fill) / rates.product_flops("float32"))
+    cached = 1 - cost.working_set_bytes / (4 * 2**20)
+    bandwidth = 320e9 * rates.values["product float32.memory_share"] * (1 + (rates.values["cache.speed_up"] - 1) * cached)
+    assert calls.memory == pytest.approx(cost.moved_bytes / bandwidth)
+    assert calls.busy == pytest.approx(math.sqrt(calls.compute**2 + calls.memory**2))
+    bands = call_bands(cost, calls, rates)
+    factor = rates.accuracy["product float32"].factor
+    assert bands["compute"] == (pytest.approx(calls.busy / factor), pytest.approx(calls.busy * factor))
+    assert bands["memory"] == (0, 0)
+    assert geometric_mean(bands["launches"]) == pytest.approx(calls.launches)
 
 
-def test_the_fast_end_hides_bytes_behind_flops():
-    seconds = operation_seconds(operation("numpy.matmul", "product", flops=4e6, moved_bytes=1e4), SIMPLE)
-    assert seconds["memory"] == (0.0, pytest.approx(1e-5))
-    assert seconds["compute"] == (pytest.approx(4e6 / 4e11), pytest.approx(4e6 / 1e11))
-
-
-def test_rates_between_two_sizes_are_interpolated_on_logarithmic_axes():
-    of = OperationClass("product", "float32")
-    assert SIMPLE.work_rate(of, 1e4) == (pytest.approx(1e10), pytest.approx(4e10))
-    assert SIMPLE.work_rate(of, 1) == (pytest.approx(1e9), pytest.approx(4e9))
-    assert SIMPLE.work_rate(of, 1e9) == (pytest.approx(1e11), pytest.approx(4e11))
-    assert SIMPLE.work_rate(OperationClass("copy", "float32"), 1) == (math.inf, math.inf)
-
-
-def test_transfers_by_hand():
-    """1 GB in at 1 to 5 GB/s and 1 GB out at 2 to 4 GB/s, in two calls."""
-    trace = workload(input_bytes=1e9, output_bytes=1e9, n_calls=2).traces[0]
-    assert transfer_seconds(trace, SIMPLE) == (pytest.approx(0.45, rel=1e-3), pytest.approx(1.5, rel=1e-3))
-    assert transfer_seconds(workload(n_calls=2).traces[0], SIMPLE) == (0, 0)
-    as_one = workload(input_bytes=1e9, n_calls=10**6).traces[0]
-    assert transfer_seconds(as_one, SIMPLE, batch=10**6) == (pytest.approx(0.2, rel=1e-3), pytest.approx(1, rel=1e-3))
-    resident = workload(resident_bytes=1e12).traces[0]
-    assert transfer_seconds(resident, SIMPLE) == (0, 0)
-
-
-def test_a_large_product_on_a_t4_is_what_its_data_sheet_says():
+def test_precisions_keep_their_ratios():
     n = 8192
-    seconds = operation_seconds(product(n, n, n), gpu_rates(T4))
-    assert total(seconds.values())[0] == pytest.approx(2 * n**3 / (0.9 * 8.1e12), rel=0.01)
-    assert seconds["compute"][1] == pytest.approx(2 * n**3 / (0.5 * 8.1e12))
-    float64 = operation_seconds(product(n, n, n, dtype="float64"), gpu_rates(T4))
-    assert float64["compute"][1] == pytest.approx(32 * seconds["compute"][1])  # 1/32 on Turing, 1/2 on the A100 and the H100
-    sines = [operation("numpy.sin", dtype=dtype, flops=1e12) for dtype in ("float32", "float64")]
-    on_t4 = [operation_seconds(each, gpu_rates(T4))["compute"][1] for each in sines]
-    assert on_t4[1] == pytest.approx(32 * on_t4[0])
-    a100 = gpu_rates(find_gpu("A100 80GB SXM"))
-    ratio = operation_seconds(product(n, n, n, dtype="float64"), a100)["compute"][1]
-    assert ratio == pytest.approx(2 * operation_seconds(product(n, n, n), a100)["compute"][1])
+    on_t4, on_a100 = ({d: matmul_s(n, n, n, d, gpu) for d in ("float16", "float32", "float64")} for gpu in (T4, A100))
+    assert on_t4["float64"] / on_t4["float32"] == pytest.approx(32 * 0.65, rel=0.35)  # 1/32, and no throttling
+    assert on_a100["float64"] == pytest.approx(on_a100["float32"], rel=0.1)  # tensor cores double 1/2
+    assert 8 < on_a100["float32"] / on_a100["float16"] < 20
+    a100 = gpu_rates(A100)
+    assert a100.flops("float64") == a100.flops("float32") / 2
 
 
-def test_views_and_unknown_operations_cost_the_gpu_nothing():
-    assert operation_seconds(operation(kind="view", moved_bytes=1e9), SIMPLE) == {}
-    assert operation_seconds(operation(kind="unknown"), SIMPLE) == {}
+def test_two_thirds_of_a_tile_cost_as_much_as_a_whole_one():
+    assert matmul_s(20, 4096, 4096) == pytest.approx(matmul_s(32, 4096, 4096), rel=0.03)
+    assert matmul_s(33, 4096, 4096) > matmul_s(32, 4096, 4096)
+
+
+def test_stacks_of_svd_beyond_32_go_one_by_one():
+    def svd_s(stack, n):
+        return seconds("numpy.linalg.svd", ("float32", (stack, n, n)), full_matrices=False)
+
+    assert svd_s(100, 33) > 50 * svd_s(1, 33)
+    assert svd_s(100, 32) < 2 * svd_s(1, 32)
+
+
+def test_a_radix_sort_goes_by_the_bytes_of_its_keys():
+    n = 2**28
+    one = seconds("numpy.sort", ("uint8", (n,)))
+    assert seconds("numpy.sort", ("uint32", (n,))) / one == pytest.approx((4 + 2 * 4 * 4) / (1 + 2), rel=0.1)
+    assert seconds("numpy.sort", ("uint32", (2 * n,))) / seconds("numpy.sort", ("uint32", (n,))) == pytest.approx(2, rel=0.01)
+    assert seconds("numpy.argsort", ("uint32", (n,))) > 2 * seconds("numpy.sort", ("uint32", (n,)))
+    assert seconds("numpy.sort", ("uint32", (2**14, 2**14))) > seconds("numpy.sort", ("uint32", (n,)))
+
+
+def test_a_framework_states_its_work_and_its_layers_start_one_by_one():
+    def model_s(flops, n_kernels, dtype="float32"):
+        x = Array(dtype, (1, 3, 224, 224))
+        return call_bands(*(lambda cost: (cost, call_seconds(cost, gpu_rates(T4)), gpu_rates(T4)))(
+            price(Call(name="torch.ResNet", args=(x,), model_work=ModelWork(flops, 1e6, n_kernels)))))  # fmt: skip
+
+    small, large = model_s(1e6, 100), model_s(1e12, 100)
+    assert geometric_mean(small["launches"]) > 1e-3
+    assert large["launches"] == (0, 0)
+    assert geometric_mean(total(model_s(1e12, 100, "float16").values())) < geometric_mean(total(large.values())) / 2
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "operands", "dtype", "expected"),
+    ("name", "of_product", "expected"),
     [
-        ("numpy.matmul", "product", [], "complex64", ("product", "float32")),
-        ("numpy.matmul", "product", [], "int64", ("product", "integer")),
-        ("numpy.matmul", "product", [], "float16", ("product", "float16")),
-        ("numpy.matmul", "product", [], "bfloat16", ("product", "float16")),
-        ("ndarray.argsort", "sort", [], "int64", ("argsort", "float64")),
-        ("numpy.argpartition", "sort", [], "int32", ("partition", "float32")),
-        ("numpy.linalg.svd", "factorisation", [], "float64", ("spectral", "float64")),
-        ("numpy.linalg.solve", "factorisation", [], "float64", ("factorisation", "float64")),
-        ("numpy.cumsum", "reduction", [], "float64", ("cumulative", "float64")),
-        ("numpy.where", "elementwise", [], "float32", ("where", "float32")),
-        ("numpy.exp", "elementwise", [], "float32", ("transcendental", "float32")),
-        ("numpy.remainder", "elementwise", [], "float32", ("scalar loop", "float32")),
-        ("scipy.special.erf", "elementwise", [], "float64", ("special function", "float64")),
-        ("scipy.spatial.distance.cdist", "elementwise", [], "float64", ("distances", "float64")),
-        ("scipy.ndimage.gaussian_filter", "elementwise", [], "float64", ("filter", "float64")),
-        ("Generator.standard_normal", "elementwise", [], "float64", ("random", "float64")),
-        ("numpy.median", "sort", [], "float64", ("quantile", "float64")),
-        ("numpy.searchsorted", "gather", [], "float64", ("search", "float64")),
-        ("numpy.ascontiguousarray", "copy", [], "float32", ("strided copy", "float32")),
-        ("ndarray.__getitem__", "gather", ["float32[100, 64]", "int64[10]"], "float32", ("row gather", "float32")),
-        ("ndarray.__getitem__", "gather", ["float32[50, 128]", "int64[10]"], "float32", ("gather", "float32")),
-        ("ndarray.__getitem__", "gather", ["float32[1000]", "int64[10]"], "float32", ("gather", "float32")),
-        ("ndarray.__getitem__", "gather", ["float32[1000]", "bool[1000]"], "float32", ("mask", "float32")),
-        ("ndarray.__getitem__", "gather", ["various"], "float32", ("gather", "float32")),
-        ("nobody.knows", "elementwise", ["<strange>"], "category", ("elementwise", "float32")),
+        ("complex64", False, "float32"),
+        ("complex128", False, "float64"),
+        ("bfloat16", True, "float16"),
+        ("float16", False, "float16"),
+        ("int64", True, "integer"),
+        ("int64", False, "float64"),
+        ("int32", False, "float32"),
+        ("bool", False, "float32"),
+        ("category", False, "float64"),
     ],
 )
-def test_classes_of_operations(name, kind, operands, dtype, expected):
-    working_set_bytes = 4 * 100 * 64 + 8 * 10 + 4 * 10 * 64  # of the first gather
-    one = operation(name, kind, operands, dtype, working_set_bytes=working_set_bytes)
-    assert operation_class(one) == OperationClass(*expected)
+def test_classes_of_dtypes(name, of_product, expected):
+    assert dtype_class(name, of_product=of_product) == expected
 
 
-def test_short_rows_are_gathered_as_elements():
-    short = operation(
-        kind="gather", operands=["float32[100, 8]", "int64[10]"], working_set_bytes=4 * 100 * 8 + 8 * 10 + 4 * 10 * 8
+# Constants that no published timing supports: each by what its source says ---------------------------------------------
+
+UNPUBLISHED = {
+    # CuPy's starts: 5 us of a kernel to 20 us with Python
+    "launch.start_us": lambda: 7e-6 < seconds("numpy.add", ("float32", (4,)), ("float32", (4,))) < 15e-6,
+    # the A100's second-level cache: 2.3 to 5 times its memory
+    "cache.speed_up": lambda: 2.3 < _copy_rate(A100, 2**16) / _copy_rate(A100, 2**28) < 5,
+    # exponentials at a quarter of the rate of 253 GFLOP/s in float64, and some loss
+    "arithmetic.share": lambda: 0.15 < 20 * 2**26 / seconds("numpy.exp", ("float64", (2**26,)), gpu=T4) / 253e9 < 0.5,
+    # of each sector of 32 bytes 4 are used, more where neighbours meet in the cache
+    "gather.memory_share": lambda: 0.125 < _gather_rate(A100) / 2039e9 < 0.5,
+    # a column of LU is one of Cholesky and a pivot's search and swap: more than one, less than two and a half
+    "factorisation.column_us": lambda: 1.2 < _of_512("scipy.linalg.lu_factor") / _of_512("numpy.linalg.cholesky") < 2.5,
+    # CuPy's kernel for integers
+    "product integer.share": lambda: 0.03 < 2 * 4096**3 / matmul_s(4096, 4096, 4096, "int64") / 19.5e12 < 0.1,
+    # 369 s were published of 10,000 x 10,000 in float64 on a T4, with doubts: compilation, a product besides
+    "spectral large.share": lambda: 1 / 1.5 < _svd_of_10_000() / 369 < 1.5,
+}
+
+
+def _copy_rate(gpu, n):
+    calls = call_seconds(
+        price(Call(name="ndarray.copy", args=(Array("float32", (n,)),), results=(Array("float32", (n,)),))), gpu_rates(gpu)
     )
-    assert operation_class(short).name == "gather"
-    long = operation(kind="gather", operands=["float32[100, 16]", "int64[10]"], working_set_bytes=4 * 1600 + 8 * 10 + 4 * 160)
-    assert operation_class(long).name == "row gather"
+    return 8 * n / calls.memory
 
 
-def test_items_of_a_stack():
-    assert n_items(operation("numpy.fft.fft", "fft", ["complex128[7, 3, 1024]"])) == 21
-    assert n_items(operation("numpy.matmul", "product", ["float32[7, 3, 4, 5]", "float32[5, 6]"])) == 21
-    assert n_items(product(4, 5, 6)) == 1
-    assert n_items(operation(operands=["float32[7, 3, 4, 5]"])) == 1
-    assert n_items(operation("numpy.matmul", "product", ["float32[0, 4, 5]"])) == 1
+def _gather_rate(gpu):
+    table, index = Array("float32", (2**28,)), Array("int32", (2**26,))
+    cost = price(Call(name="numpy.take", args=(table, index), results=(Array("float32", (2**26,)),)))
+    return cost.moved_bytes / call_seconds(cost, gpu_rates(gpu)).memory
 
 
-OPERATIONS = st.builds(
-    lambda kind, dtype, flops, moved, n_calls, n_kernels: operation(
-        "numpy.something", kind, [], dtype, n_calls, 1e-3, flops, moved, n_kernels=n_kernels
+def _of_512(name):
+    return seconds(name, ("float64", (512, 512)))
+
+
+def _svd_of_10_000():
+    square = ("float64", (10_000, 10_000))
+    return seconds("numpy.linalg.svd", square, results=[square, ("float64", (10_000,)), square], gpu=T4, full_matrices=False)
+
+
+def test_every_constant_without_points_has_a_test():
+    entries = load_efficiencies().unpublished
+    assert set(UNPUBLISHED) == {f"{group}.{name}" for group, names in entries.items() for name in names}
+    for entry in (entry for names in entries.values() for entry in names.values()):
+        assert (entry.value, entry.n_points) == (entry.prior, 0)
+
+
+@pytest.mark.parametrize("name", UNPUBLISHED)
+def test_a_constant_without_points_agrees_with_its_source_and_twice_it_does_not(name, monkeypatch):
+    assert UNPUBLISHED[name]()
+    values = load_efficiencies().values
+    doubled = values | {name: 2 * values[name]}
+    monkeypatch.setattr("altlas_lib.devices.efficiencies.Efficiencies.values", property(lambda self: doubled))
+    assert not UNPUBLISHED[name]()
+
+
+# Laws -------------------------------------------------------------------------------------------------------------------------
+
+RATES = ["elementwise", "transcendental", "copy", "reduction", "cumulative", "gather", "mask", "search", "scatter", "random"]
+SIDES, STACKS = st.integers(0, 9000), st.integers(0, 50)
+SIZED = {
+    "product": st.fixed_dictionaries({"stack": STACKS, "m": SIDES, "n": SIDES, "k": SIDES}),
+    "spectral": st.fixed_dictionaries({"stack": STACKS, "m": SIDES, "n": SIDES}),
+    "cholesky": st.fixed_dictionaries({"stack": STACKS, "m": SIDES, "n": SIDES}),
+    "sort": st.fixed_dictionaries(
+        {"n": st.integers(0, 10**8), "length": SIDES, "key_bytes": st.sampled_from([1, 4]), "payload_bytes": st.just(8)}
     ),
-    st.sampled_from(["product", "elementwise", "reduction", "sort", "gather", "fft", "factorisation", "copy", "model"]),
-    st.sampled_from(["float16", "float32", "float64", "int64", "complex128", "bool"]),
-    st.floats(0, 1e15),
-    st.floats(0, 1e12),
-    st.integers(1, 10_000),
-    st.integers(0, 9),
-)
+    "fft": st.fixed_dictionaries({"smooth_bytes": st.floats(0, 1e10), "prime_bytes": st.floats(0, 1e10)}),
+    "convolution": st.fixed_dictionaries({"stack": st.just(1), "m": SIDES, "n": SIDES, "k": SIDES, "channels": SIDES}),
+    "model": st.just({}),
+}
 
 
-@given(OPERATIONS, GPUS, st.floats(1, 100), st.sampled_from(["flops", "moved_bytes", "n_kernels"]))
+@st.composite
+def operations(draw):
+    rate = draw(st.sampled_from([*RATES, *SIZED]))
+    kind = {
+        "spectral": "factorisation",
+        "cholesky": "factorisation",
+        "convolution": "model",
+        "transcendental": "elementwise",
+        "random": "elementwise",
+        "cumulative": "reduction",
+    }
+    gathers = dict.fromkeys(("mask", "search", "scatter"), "gather")
+    return operation(
+        "numpy.something",
+        (kind | gathers).get(rate, rate),
+        [],
+        draw(st.sampled_from(["float16", "float32", "float64", "int64", "complex128", "bool"])),
+        draw(st.integers(1, 10_000)),
+        1e-3,
+        draw(st.floats(0, 1e15)),
+        draw(st.floats(0, 1e12)),
+        n_kernels=draw(st.integers(0, 9)),
+        rate=rate,
+        sizes=draw(SIZED.get(rate, st.just({}))),
+    )
+
+
+def of_all(one: ArrayOperation, rates: Rates) -> tuple[float, float]:
+    return total(operation_seconds(one, rates)[0].values())
+
+
+@given(operations(), GPUS)
+def test_every_band_is_one(one, gpu):
+    bands, of = operation_seconds(one, gpu_rates(gpu))
+    assert set(bands) == {"compute", "memory", "launches"}
+    assert of in load_efficiencies().accuracy
+    for low, high in bands.values():
+        assert 0 <= low <= high < math.inf
+    assert bands["compute"] == (0, 0) or bands["memory"] == (0, 0)
+
+
+@given(operations(), GPUS, st.floats(1, 100), st.sampled_from(["flops", "moved_bytes", "n_kernels"]))
 def test_more_of_anything_is_never_faster(one, gpu, factor, what):
     more = one.model_copy(update={what: getattr(one, what) * math.ceil(factor)})
-    for less_s, more_s in zip(*(total(operation_seconds(o, gpu_rates(gpu)).values()) for o in (one, more)), strict=True):
+    if operation_seconds(more, gpu_rates(gpu))[1] != operation_seconds(one, gpu_rates(gpu))[1]:
+        return  # bound by something else, with another band
+    for less_s, more_s in zip(of_all(one, gpu_rates(gpu)), of_all(more, gpu_rates(gpu)), strict=True):
         assert more_s >= less_s * (1 - 1e-9)
 
 
 @given(
-    OPERATIONS,
+    operations(),
     GPUS,
     st.floats(1, 10),
-    st.sampled_from(["float32_tflops", "float16_tensor_tflops", "memory_bandwidth_gb_per_s"]),
+    st.sampled_from(["float32_tflops", "float16_tensor_tflops", "memory_bandwidth_gb_per_s", "power_w", "l2_cache_mib"]),
 )
 def test_a_faster_gpu_is_never_slower(one, gpu, factor, what):
-    faster = gpu.model_copy(update={what: factor * getattr(gpu, what)})
-    for s, faster_s in zip(*(total(operation_seconds(one, gpu_rates(g)).values()) for g in (gpu, faster)), strict=True):
+    slower, faster = gpu_rates(gpu), gpu_rates(gpu.model_copy(update={what: factor * getattr(gpu, what)}))
+    if operation_seconds(one, slower)[1] != operation_seconds(one, faster)[1]:
+        return
+    for s, faster_s in zip(of_all(one, slower), of_all(one, faster), strict=True):
         assert faster_s <= s * (1 + 1e-9)
 
 
+@given(st.integers(1, 4096), st.integers(1, 4096), st.integers(1, 4096), GPUS)
+def test_no_product_exceeds_the_peak(m, k, n, gpu):
+    for dtype in ("float16", "float32", "float64"):
+        peak = {"float16": gpu.float16_tensor_tflops}.get(dtype, gpu.float32_tflops)
+        assert 2 * m * k * n / matmul_s(m, k, n, dtype, gpu) <= 1e12 * peak
+
+
+def test_views_and_unknown_operations_cost_the_gpu_nothing():
+    assert operation_seconds(operation(kind="view", moved_bytes=1e9), gpu_rates(T4)) == ({}, None)
+    assert operation_seconds(operation(kind="unknown"), gpu_rates(T4)) == ({}, None)
+
+
 @given(
-    st.lists(OPERATIONS, max_size=5),
+    st.lists(operations(), max_size=5),
     GPUS,
     st.floats(1e-6, 1e3),
     st.floats(0.1, 1),
     st.dictionaries(st.sampled_from(["interpreter", "regex", "arrays", "other native"]), st.floats(0, 0.25)),
     st.tuples(st.floats(0, 1e12), st.floats(0, 1e12)),
-    st.none() | st.tuples(st.floats(0.1, 10), st.floats(0.05, 1), st.floats(1, 20)),
 )
-def test_laws_of_every_projection(operations, gpu, total_s, share, classes, moved_bytes, correction):
+def test_laws_of_every_projection(operations, gpu, total_s, share, classes, moved_bytes):
     profile = workload(operations, total_s, classes, share=share, input_bytes=moved_bytes[0], output_bytes=moved_bytes[1])
-    found = projected(profile, gpu, correction=correction)
+    found = projected(profile, gpu)
     assert found.on_gpu.low < found.on_gpu.high
     assert found.on_gpu_resident.low <= found.on_gpu.low
     assert found.on_gpu_resident.high <= found.on_gpu.high
     assert found.now.value == pytest.approx(share * total_s)
     assert 0 <= found.coverage <= 1
-    candidate = judged(profile, gpu)
-    assert 0 < candidate.gain.low < candidate.gain.high
-    if candidate.largest_gain is not None:
-        assert candidate.workload_gain.high <= candidate.largest_gain * (1 + 1e-9)
-    WorkloadProfile.model_validate_json(profile.model_dump_json())
-    Candidate.model_validate_json(candidate.model_dump_json())
+    assert (found.accuracy is None) == (not operations)
+    assert Projection.model_validate_json(found.model_dump_json()) == found
+
+
+# Of a function's own time ------------------------------------------------------------------------------------------------
+
+
+def test_transfers_by_hand():
+    """1 GB in at pageable to pinned speed of PCIe 3 and 1 GB out, in two calls."""
+    rates = gpu_rates(T4)
+    slow, fast = 0.2 * 15.75e9, 0.85 * 15.75e9
+    trace = workload(input_bytes=1e9, output_bytes=1e9, n_calls=2).traces[0]
+    assert transfer_seconds(trace, rates) == (pytest.approx(2e9 / fast, rel=1e-3), pytest.approx(2e9 / slow, rel=1e-3))
+    assert transfer_seconds(workload(n_calls=2).traces[0], rates) == (0, 0)
+    as_one = workload(input_bytes=1e9, n_calls=10**6).traces[0]
+    assert transfer_seconds(as_one, rates, batch=10**6) == (
+        pytest.approx(1e9 / fast, rel=1e-3),
+        pytest.approx(1e9 / slow, rel=1e-3),
+    )
+    assert transfer_seconds(workload(resident_bytes=1e12).traces[0], rates) == (0, 0)
 
 
 def test_own_time_is_split_into_operations_python_and_what_is_unseen():
@@ -322,14 +434,6 @@ def test_what_is_unseen_stays_in_the_slow_end_and_shrinks_to_a_tenth_in_the_fast
     assert found.bound_by == "unseen"
 
 
-def test_a_busy_machine_invents_no_gain():
-    for profile in (cosine(), workload([], 1.0, {"interpreter": 1.0})):
-        busy = Quantity.measured([profile.total.low, 20 * profile.total.low, 30 * profile.total.low], "s", CPU)
-        contended = profile.model_copy(update={"total": busy})
-        assert judged(contended) == judged(profile)
-    assert judged(contended).gain.high <= 1
-
-
 def test_a_single_run_of_python_is_still_a_band():
     profile = workload([], 1.0, {"interpreter": 1.0})
     profile = profile.model_copy(update={"total": Quantity.measured([1.0], "s", CPU)})
@@ -337,46 +441,37 @@ def test_a_single_run_of_python_is_still_a_band():
     assert 0.9 < on_gpu.low < on_gpu.high < 1.1
 
 
+def test_a_busy_machine_changes_no_projection():
+    profile = workload([product(2000, 2000, 2000)], 0.5, {"arrays": 1.0})
+    busy = Quantity.measured([profile.total.low, 20 * profile.total.low, 30 * profile.total.low], "s", CPU)
+    assert projected(profile.model_copy(update={"total": busy})) == projected(profile)
+
+
 def test_nothing_is_projected_of_what_was_not_traced_or_not_timed():
     profile = workload([operation()], traced=False)
     assert project(profile.functions[0], profile, None, gpu_rates(T4)) is None
-    attached_to = workload([operation()]).model_copy(update={"total": None})
-    assert projected(attached_to) is None
-    assert judged(attached_to).advice == "unknown"
+    assert projected(workload([operation()]).model_copy(update={"total": None})) is None
 
 
-# This CPU --------------------------------------------------------------------------------------------------------------
+def test_set_up_is_what_kernels_cannot_have_taken_on_the_slowest_core():
+    """86 MFLOP take a core of 1 GHz 11 ms with one AVX operation a cycle: of 30 ms at least 19 are the framework's own."""
+    few = operation("Sequential.predict", kind="model", operands=[], time_s=0.030, flops=86e6, moved_bytes=1e6)
+    assert set_up_seconds(workload([few]).traces[0]) == pytest.approx(0.030 - 86e6 / 8e9 - 1e6 / 8e9)
+    assert set_up_seconds(workload([few.model_copy(update={"flops": 1e12})]).traces[0]) == 0
+    assert set_up_seconds(workload([few.model_copy(update={"kind": "product"})]).traces[0]) == 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@threadpool_limits.wrap(1)
-def test_the_micro_kernels_measure_the_classes_that_they_are_listed_under(dtype):
-    for name, groups in cpu_rates._working_kernels(dtype).items():
-        for kernel in itertools.chain(*groups):
-            assert operation_class(kernel.operation()).name == name
-            assert kernel.operation().flops > 0
-    for name, kernels in cpu_rates._moving_kernels(2**16).items():
-        for kernel in kernels:
-            assert name in ("stream", operation_class(kernel.operation()).name)
-            assert kernel.operation().working_set_bytes > 2**16 / 8
-
-
-def test_this_cpu_measured_projects_a_product_of_its_own(monkeypatch):
-    """No figures of speed: that the rates are bands, and that another product of the machine lies within a factor of 10."""
-    for name, quick in {"_MICRO_KERNEL_S": 2e-4, "_N_RUNS": 2, "_WORKING_SETS": (2**16, 2**20)}.items():
-        monkeypatch.setattr(cpu_rates, name, quick)
-    rates = cpu_rates.measure_cpu_rates(1)
-    assert not rates.on_gpu
-    for _, (low, high) in itertools.chain(*rates.work_per_s.values(), *rates.bytes_per_s.values()):
-        assert 0 < low < high < 1e15
-    assert all(0 < low < high < 1e-3 for low, high in rates.start_s.values())
-    a = np.random.default_rng(0).standard_normal((300, 300))
-    with threadpool_limits(1):
-        best_s = min(timeit.repeat(lambda: a @ a, number=5, repeat=5)) / 5
-    low, high = total(operation_seconds(product(300, 300, 300, dtype="float64"), rates).values())
-    assert low / 10 < best_s < high * 10
-    with pytest.raises(ValueError, match="n_threads=0"):
-        cpu_rates.measure_cpu_rates(0)
+def test_a_projection_says_how_far_its_class_was_from_published_timings():
+    found = projected(workload([product(4096, 4096, 4096), operation(flops=1, moved_bytes=4)], 1.0, {"arrays": 1.0}))
+    of = load_efficiencies().accuracy["product float32"]
+    assert (found.accuracy.of, found.accuracy.n_points, found.accuracy.gpus) == ("product float32", of.n_points, of.gpus)
+    assert f"{of.n_points} published timings of product float32 (A10, " in str(found.accuracy)
+    assert f"factor of {of.median_error:.2f} in the median, and {of.inside:.0%} lay inside" in str(found.accuracy)
+    unsupported = ProjectionAccuracy(of="gather", n_points=0)
+    assert str(unsupported).startswith("No published timings of gather were found")
+    assert "1 published timing of sort" in str(
+        ProjectionAccuracy(of="sort", n_points=1, gpus=("T4",), median_error=1.2, inside=1)
+    )
 
 
 # Rates from measured ceilings --------------------------------------------------------------------------------------------
@@ -401,9 +496,10 @@ def ceilings(device: str, gflops: float = 5000) -> Ceilings:
 def test_ceilings_replace_the_data_sheet_only_where_they_were_measured_on_such_a_gpu():
     on_it = gpu_rates(T4, ceilings("Tesla T4"))
     assert on_it.basis == "measured ceilings"
-    assert on_it.work_per_s["product", "float32"][0][1] == (pytest.approx(0.6 * 4750e9), pytest.approx(5250e9))
+    assert on_it.product_flops("float32") == pytest.approx(5000e9)
+    assert on_it.product_flops("float16") == gpu_rates(T4).product_flops("float16")
     assert on_it.to_host == (pytest.approx(0.95 * 3e9), pytest.approx(1.05 * 13e9))
-    assert on_it.bytes_per_s["stream"][0][1][1] == pytest.approx(1.05 * 240e9)
+    assert 1e9 / on_it.memory(1e9, "stream", 1e12) == pytest.approx(240e9)
     for elsewhere in ("NVIDIA L4", "NVIDIA X9000"):
         assert gpu_rates(T4, ceilings(elsewhere)) == gpu_rates(T4)
     assert gpu_rates(T4).basis == "data sheet"
@@ -412,341 +508,108 @@ def test_ceilings_replace_the_data_sheet_only_where_they_were_measured_on_such_a
     assert gpu_rates(T4, without_pinned).to_device == (20e9, 20e9)  # above the data sheet's PCIe
 
 
-@pytest.mark.parametrize("gpu", load_catalogue(), ids=lambda gpu: gpu.name)
-def test_every_gpu_of_the_catalogue_has_sensible_bands(gpu):
-    rates = gpu_rates(gpu)
-    for curve in (*rates.work_per_s.values(), *rates.bytes_per_s.values()):
-        for _, (low, high) in curve:
-            assert 0 < low < high
-    peak = 1e12 * max(gpu.float32_tflops, gpu.float16_tensor_tflops)
-    flops = [band for of, ((_, band),) in rates.work_per_s.items() if of.name not in ("sort", "argsort", "partition")]
-    assert max(high for _, high in flops) <= peak
-    assert max(high for ((_, (_, high)),) in rates.bytes_per_s.values()) <= 1e9 * gpu.memory_bandwidth_gb_per_s
+# Calibration -------------------------------------------------------------------------------------------------------------
 
 
-# Advice --------------------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def stand_in(name=b"Tesla T4"):
+    """NumPy in CuPy's place."""
+    with pytest.MonkeyPatch.context() as patch:
+        cupy = gpu_stand_in.stand_in_cupy(2**30)
+        cupy.cuda.runtime.getDeviceProperties = lambda device: {"name": name}
+        for function in ("add", "sum", "exp", "sort", "bincount"):
+            setattr(cupy, function, gpu_stand_in.on_stand_ins(getattr(np, function)))
+        cupy.fft = devices.arrays.ModuleType("fft")
+        cupy.fft.fft, cupy.fft.rfft = (gpu_stand_in.on_stand_ins(each) for each in (np.fft.fft, np.fft.rfft))
+        cupy.linalg.cholesky = gpu_stand_in.on_stand_ins(np.linalg.cholesky)
+        patch.setattr(gpu_stand_in.cublas, "mode", 16)
+        patch.setitem(sys.modules, "cupy", cupy)
+        devices.has_gpu.cache_clear()
+        yield
+    devices.has_gpu.cache_clear()
 
 
-def tokeniser() -> WorkloadProfile:
-    return workload(total_s=2, classes={"interpreter": 0.7, "regex": 0.28, "other native": 0.02}, traced=False)
+def test_a_calibration_is_measured_kept_and_preferred(outputs):
+    with stand_in():
+        found = calibrate(n_runs=2, scale=0.01)
+    assert found.gpu == "T4"
+    assert {"product float32", "stream", "sort", "scatter", "fft", "cholesky"} <= set(found.classes)
+    assert any(each.startswith("numpy.linalg.svd: AttributeError") for each in found.left_out)  # the stand-in has none
+    found.save()
+    found.model_copy(update={"gpu": "L4"}).save()
+    assert Calibration.load("T4") == found
+    assert Calibration.load("H200") is None
+    factor, spread = found.classes["product float32"]
+    plain, calibrated = gpu_rates(T4), gpu_rates(T4, calibration=found.classes)
+    one = product(512, 512, 512)
+    assert calibrated.basis == "calibration"
+    assert geometric_mean(of_all(one, calibrated)) == pytest.approx(factor * geometric_mean(of_all(one, plain)), rel=0.1)
+    low, high = operation_seconds(one, calibrated)[0]["compute"]
+    assert high / low == pytest.approx(spread**2)
+    gather = operation(kind="gather", moved_bytes=1e9)
+    assert operation_seconds(gather, calibrated) == operation_seconds(gather, plain) or "gather" in found.classes
 
 
-def cosine(n=4000, d=384) -> WorkloadProfile:
-    """On two cores at 100 GFLOP/s each, the full matrix returned."""
-    normalise = operation(
-        "numpy.divide", "elementwise", [f"float32[{n}, {d}]"], time_s=1e-3, flops=n * d, moved_bytes=8 * n * d
-    )
-    multiply = product(n, d, n, 2 * n * n * d / 200e9)
-    times = normalise.time_s + multiply.time_s
-    return workload([normalise, multiply], 1.02 * times, {"arrays": 1.0}, input_bytes=4 * n * d, output_bytes=4 * n * n)
+def test_a_calibration_of_what_was_projected_changes_nothing(monkeypatch):
+    """Measured times that equal the projected ones give a factor of 1."""
+
+    def as_projected(cupy, name, operands, n_runs):
+        arrays = [Array(str(array.dtype), array.shape) for array in operands]
+        call = Call(name=name, args=tuple(arrays), results=(arrays[0],))
+        cost = price(call)
+        if cost.kind == "unknown":
+            raise ValueError("not priced")
+        calls = call_seconds(cost, gpu_rates(T4))
+        return call, [calls.launches + calls.busy] * n_runs
+
+    monkeypatch.setattr(calibration, "_measured", as_projected)
+    with stand_in():
+        classes = calibrate(n_runs=3, scale=0.05).classes
+    assert len(classes) >= 8
+    for factor, spread in classes.values():
+        assert factor == pytest.approx(1)
+        assert spread == pytest.approx(1.15)
 
 
-def multilayer_perceptron(rows: int, sizes=(384, 512, 128, 10), rate=150e9) -> WorkloadProfile:
-    operations = []
-    for n_in, n_out in itertools.pairwise(sizes):
-        operations.append(product(rows, n_in, n_out, 2 * rows * n_in * n_out / rate + 1e-6))
-        for name in ("numpy.add", "numpy.maximum"):
-            moved_bytes = 8 * rows * n_out
-            operands = [f"float32[{rows}, {n_out}]"]
-            s = moved_bytes / 30e9 + 1e-6
-            operations.append(operation(name, operands=operands, time_s=s, flops=rows * n_out, moved_bytes=moved_bytes))
-    total_s = 1.05 * sum(operation.time_s for operation in operations)
-    moved = {"input_bytes": 4 * rows * sizes[0], "output_bytes": 4 * rows * sizes[-1]}
-    return workload(operations, total_s, {"arrays": 0.95, "interpreter": 0.05}, **moved)
-
-
-@pytest.mark.parametrize("gpu", ["T4", "L4", "A100 80GB SXM", "H200"])
-def test_pure_python_tokenising_is_left(gpu):
-    candidate = judged(tokeniser(), gpu)
-    assert candidate.advice == "leave it"
-    assert "interpreter 70%, regex 28%" in candidate.reason
-    assert candidate.projection is None
-
-
-@pytest.mark.parametrize("name", ["interpreter", "regex", "parsing", "waiting"])
-@pytest.mark.parametrize("traced", [True, False])
-def test_what_no_gpu_runs_is_left(name, traced):
-    candidate = judged(workload([operation(time_s=0.02)], classes={name: 0.95, "arrays": 0.05}, traced=traced), "H200")
-    assert candidate.advice == "leave it"
-    assert f"{name} 95%" in candidate.reason
-
-
-def test_the_full_matrix_of_cosines_is_ported_and_bound_by_its_way_back():
-    candidate = judged(cosine())
-    assert candidate.advice == "port it"
-    assert candidate.projection.bound_by == "transfers"
-    assert candidate.projection.on_gpu_resident.bound_by == "compute"
-    assert "the result's way back" in candidate.reason
-    assert 2 < candidate.gain.low < candidate.gain.high < 15  # a trial said about 5
-
-
-@pytest.mark.parametrize("gpu", ["T4", "L4", "H200"])
-def test_a_network_on_few_rows_is_batched_and_on_many_ported(gpu):
-    few, many = judged(multilayer_perceptron(64), gpu), judged(multilayer_perceptron(65_536), gpu)
-    assert few.advice == "batch first"
-    assert "times as many rows in each call" in few.reason
-    assert many.advice == "port it"
-    assert many.gain.low > 3
-
-
-def test_a_frameworks_own_set_up_is_nothing_that_a_gpu_takes_over():
-    """Keras' predict on 64 rows: 30 ms, of which the kernels of 86 MFLOP take less than 9 on any core."""
-    few, many = (
-        operation("Sequential.predict", kind="model", operands=[], time_s=s, flops=flops, moved_bytes=1e6)
-        for s, flops in ((0.030, 86e6), (1.5, 88e9))
-    )
-    light = judged(workload([few], 0.031, {"framework": 0.9, "interpreter": 0.1}))
-    assert light.advice == "batch first"
-    assert "the framework's own set-up" in light.reason
-    assert light.gain.high < 1.5
-    heavy = judged(workload([many], 1.55, {"framework": 0.95, "interpreter": 0.05}))
-    assert heavy.advice == "port it"
-
-
-def test_the_batch_that_is_named_pays_and_half_of_it_does_not():
-    few = judged(multilayer_perceptron(64))
-    batch = int(few.reason.split("with about ")[1].split(" times")[0])
-    profile = multilayer_perceptron(64)
-    assert projected(profile, batch=batch).on_gpu.high * 1.5 <= profile.total.low
-    half = projected(profile, batch=batch // 2)
-    assert half.on_gpu.high * (3 if half.bound_by == "launches" else 1.5) > profile.total.low
-    assert judged(multilayer_perceptron(64 * batch)).advice == "port it"
-
-
-def test_a_python_loop_over_an_array_is_vectorised_first():
-    n = 1_000_000
-    loop = workload([], 0.5, {"interpreter": 0.7, "arrays": 0.3}, n_element_accesses=n, input_bytes=8 * n)
-    assert judged(loop).advice == "vectorise first"
-    assert "1,000,000 steps" in judged(loop).reason
-    tiny = operation(time_s=0.2, n_calls=200_000, flops=800_000, moved_bytes=200_000 * 24)
-    assert judged(workload([tiny], 0.5, {"interpreter": 0.6, "arrays": 0.4})).advice == "vectorise first"
-    few_accesses = workload([], 0.5, {"interpreter": 0.97, "arrays": 0.03}, n_element_accesses=1000)
-    assert judged(few_accesses).advice == "leave it"
-
-
-def test_an_element_wise_pass_is_worth_it_only_where_the_data_stays():
-    n = 20_000_000
-    scale = operation(time_s=0.02, flops=n, moved_bytes=8 * n, operands=[f"float32[{n}]"])
-    candidate = judged(workload([scale], 0.0201, {"arrays": 1.0}, input_bytes=4 * n, output_bytes=4 * n))
-    assert candidate.advice == "keep the data on the GPU"
-    assert candidate.projection.bound_by == "transfers"
-
-
-@pytest.mark.parametrize("classes", [{"other native": 1.0}, {"arrays": 0.9, "interpreter": 0.1}, {"framework": 1.0}])
-@pytest.mark.parametrize("gpu", ["T4", "H200"])
-@pytest.mark.parametrize("seen_s", [0.0, 0.1, 0.2])
-def test_low_coverage_is_unknown_and_never_a_no(classes, gpu, seen_s):
-    candidate = judged(workload([operation(time_s=seen_s, flops=1, moved_bytes=1)], classes=classes), gpu)
-    assert candidate.advice == "unknown"
-    assert "%" in candidate.reason
-
-
-def test_without_a_gpu_nothing_is_projected():
-    (candidate,) = rank_candidates([cosine()])
-    assert candidate.projection is None is candidate.gain is candidate.workload_gain
-    assert candidate.advice == "unknown"
-    assert candidate.reason == "100% of 400 samples, 1 call per run"
-    with pytest.raises(ValueError, match="not in the catalogue"):
-        rank_candidates([cosine()], gpu="T5")
-
-
-def test_a_band_from_loss_to_gain_holds_no_decision():
-    n = 4096
-    candidate = judged(workload([product(n, n, n, 0.03)], 0.0301, {"arrays": 1.0}))
-    assert candidate.gain.low < 1.5 < candidate.gain.high
-    assert candidate.advice == "unknown"
-    assert "measure before a port" in candidate.reason
-    slower = judged(workload([product(n, n, n, 0.01)], 0.0101, {"arrays": 1.0}))
-    assert slower.advice == "leave it"
-    assert "bound by compute" in slower.reason
-
-
-def test_the_largest_projected_gain_of_the_workload_comes_first():
-    names = {"tokens": tokeniser(), "cosine": cosine(), "network": multilayer_perceptron(64)}
-    profiles = [profile.model_copy(update={"workload": name}) for name, profile in names.items()]
-    assert [c.workload for c in rank_candidates(profiles, gpu="T4")] == ["cosine", "network", "tokens"]
-    functions = [
-        FunctionTime(name=name, file="app.py", line=1, sampled_own_share=share, sampled_share=share)
-        for name, share in {"f": 0.3, "g": 0.4, "h": 0.2, "i": 0.1}.items()
-    ]
-    several = cosine().model_copy(update={"functions": functions})
-    assert [c.function for c in rank_candidates([several], gpu="T4")] == ["f", "g"]  # f is the one that a GPU gains from
-    assert [c.function for c in rank_candidates([several])] == ["g", "f"]
-    assert [c.function for c in rank_candidates([several], per_workload=9)] == ["g", "f", "h", "i"]
-    small = cosine().model_copy(
-        update={"workload": "small", "functions": [cosine().functions[0].model_copy(update={"sampled_own_share": 0.05})]}
-    )
-    assert rank_candidates([small], gpu="T4") == []
-
-
-# Real programs, profiled -----------------------------------------------------------------------------------------------------
-
-RNG = np.random.default_rng(0)
-WORDS = "The quick brown fox, it is said, jumps over 13 lazy dogs. " * 2000
-
-
-def single(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape, dtype=np.float32)
-
-
-def tokenise(text):
-    return [word for word in (word.strip(".,").lower() for word in text.split()) if word.isalpha() and len(word) > 2]
-
-
-def find_words(text):
-    return re.findall(r"(?<=[a-z])\w+\b(?=,|\s)", text)
-
-
-def parse(text):
-    return json.loads(text)
-
-
-def cosine_similarity(vectors):
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit @ unit.T.copy()
-
-
-def forward(x, layers):
-    for weights in layers[:-1]:
-        x = np.maximum(x @ weights, 0)
-    return x @ layers[-1]
-
-
-def nearest(a, b):
-    return np.argmin(cdist(a, b), axis=1)
-
-
-def sum_of_squares(x):
-    total_of_all = 0.0
-    for i in range(len(x)):
-        if x[i] > 0:
-            total_of_all += x[i] * x[i]
-    return total_of_all
+def test_a_calibration_needs_a_gpu_of_the_catalogue():
+    if not devices.has_gpu():
+        with pytest.raises(RuntimeError, match="CuPy sees no CUDA GPU here"):
+            calibrate()
+    with stand_in(b"Quadro 1"), pytest.raises(ValueError, match="'Quadro 1' is not in the catalogue"):
+        calibrate()
+    with pytest.raises(ValueError, match="n_runs=0"):
+        calibrate(n_runs=0)
 
 
 @pytest.mark.parametrize(
-    ("function", "arguments", "advice"),
-    [
-        (tokenise, (WORDS,), "leave it"),
-        (find_words, (WORDS,), "leave it"),
-        (parse, (json.dumps([{"id": i, "text": str(i)} for i in range(20_000)]),), "leave it"),
-        (cosine_similarity, (single(4000, 384),), "port it"),
-        # Which of these depends on how fast this CPU is; `multilayer_perceptron` above has the figures of one.
-        (
-            forward,
-            (single(64, 256), [single(256, 256), single(256, 10)]),
-            "batch first|keep the data on the GPU|leave it|unknown",
-        ),
-        (forward, (single(65_536, 256), [single(256, 256), single(256, 10)]), "port it"),
-        (nearest, (RNG.random((1500, 64)), RNG.random((2000, 64))), "port it"),
-        (sum_of_squares, (RNG.random(50_000),), "vectorise first"),
-    ],
-    ids=["tokenise", "regex", "parse", "cosine", "few rows", "many rows", "distances", "loop"],
-)
-def test_the_advice_on_real_programs(function, arguments, advice):
-    for _ in range(3):  # what else runs on the machine may spoil a run, and never makes an advice right
-        profile = profiling.profile(functools.partial(function, *arguments), n_repeats=3)
-        (candidate,) = profiling.rank_candidates([profile], gpu="T4")
-        if candidate.advice in advice.split("|"):
-            break
-    assert candidate.function == function.__name__
-    assert candidate.advice in advice.split("|"), candidate.reason
-
-
-# What was learned ----------------------------------------------------------------------------------------------------------
-
-
-def similarity(times_s: dict[int, float], device="Tesla T4", projected_for="T4", minute=0, band=(1.0, 4.0)) -> SimilarityResult:
-    provenance = Provenance.now({}).model_copy(
-        update={"created_at": datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minute)}
-    )
-    timings = [
-        *(
-            Timing(method="slow", on_gpu=True, n_texts=n, time=Quantity.measured([9 * s], "s", device))
-            for n, s in times_s.items()
-        ),
-        *(Timing(method="gpu", on_gpu=True, n_texts=n, time=Quantity.measured([s], "s", device)) for n, s in times_s.items()),
-        *(
-            Timing(
-                method="on the gpu", on_gpu=True, with_transfers=False, n_texts=n, time=Quantity.measured([s / 9], "s", device)
-            )
-            for n, s in times_s.items()
-        ),
-        *(Timing(method="cpu", n_texts=n, time=Quantity.measured([s / 5], "s", CPU)) for n, s in times_s.items()),
-    ]
-    expectations = [
-        Expectation(n_texts=n, on_gpu=on_gpu, time=Quantity.projected(*band, "s", projected_for if on_gpu else CPU, "memory"))
-        for n in times_s
-        for on_gpu in (True, False)
-    ]
-    return SimilarityResult(
-        provenance=provenance,
-        finding="found",
-        source=DataSource(name="builtin", n_rows=1, sha256="0" * 64),
-        embedding="tf-idf",
-        n_dimensions=384,
-        k=10,
-        validations=[],
-        timings=timings,
-        most_similar=[],
-        expectations=expectations,
-    )
-
-
-def test_a_residual_is_measured_over_projected_with_transfers_on_the_same_gpu():
-    first, second = learn(similarity({1000: 1.0, 2000: 6.0}))
-    assert (first.gpu, first.n_texts, first.ratio) == ("T4", 1000, pytest.approx(0.5))
-    assert second.ratio == pytest.approx(3)
-    assert learn(similarity({1000: 1.0}, device="NVIDIA L4")) == []
-    of_the_cpu = similarity({1000: 1.0}, device="NVIDIA L4", projected_for="L4")
-    on_no_gpu = [timing.model_copy(update={"on_gpu": False}) for timing in of_the_cpu.timings]
-    assert learn(of_the_cpu.model_copy(update={"timings": on_no_gpu})) == []
-    assert learn(similarity({1000: 1.0}, device="NVIDIA X9000", projected_for="NVIDIA X9000")) == []
-
-
-def test_residuals_survive_a_file_and_correct_the_band(outputs):
-    assert Residuals.load().correction("T4") is None
-    learned = Residuals().with_those_of(similarity({1000: 1.0, 2000: 4.0, 4000: 6.0}))
-    learned.save()
-    assert Residuals.load() == learned == learned.with_those_of(similarity({1000: 1.0, 2000: 4.0, 4000: 6.0}))
-    assert learned.correction("Tesla T4") == pytest.approx((2.0, 0.5, 3.0))
-    assert learned.correction("L4") is None
-    assert learned.correction("NVIDIA X9000") is None
-    plain, corrected = (judged(cosine(), residuals=residuals) for residuals in (None, learned))
-    assert judged(cosine(), "L4", residuals=learned) == judged(cosine(), "L4")
-    on_gpu = plain.projection.on_gpu
-    stays = sum(plain.projection.by_cause[cause] for cause in ("Python", "unseen"))
-    assert corrected.projection.on_gpu.high == pytest.approx(max(2 * on_gpu.high, 3 * middle(on_gpu)), rel=0.1, abs=stays)
-    assert corrected.projection.on_gpu.low == pytest.approx(min(2 * on_gpu.low, middle(on_gpu) / 2), rel=0.1, abs=stays)
-    assert corrected.projection.by_cause["transfers"] == pytest.approx(2 * plain.projection.by_cause["transfers"])
-    assert corrected.projection.by_cause["Python"] == plain.projection.by_cause["Python"]
-
-
-def test_the_latest_fifty_of_each_gpu_are_kept():
-    learned = Residuals().with_those_of(similarity({1000: 8.0}, "NVIDIA L4", "L4"))
-    for minute in range(60):
-        learned = learned.with_those_of(similarity({1000: 2.0 if minute >= 10 else 200.0}, minute=minute))
-    assert len(learned.residuals) == 51
-    assert learned.correction("T4") == (1, 1, 1)
-    assert learned.correction("L4") == (4, 4, 4)
-
-
-@pytest.mark.parametrize(
-    "content", ["", "[", "[]", '{"residuals": [1]}', "null", '{"residuals": [], "x": 1}', "[" * 100_000, "\xff"]
-)
+    "content",
+    ["", "[", "[]", "null", '{"T4": 1}', '{"T4": {"gpu": "T4", "measured_at": "x", "classes": {}}}', "[" * 100_000, "\xff",
+     '{"T4": {"gpu": "T4", "measured_at": "2026-01-01", "classes": {"fft": [0, 2]}}}',
+     '{"T4": {"gpu": "T4", "measured_at": "2026-01-01", "classes": {"fft": [NaN, 2]}}}'],
+)  # fmt: skip
 def test_a_damaged_file_is_named_with_what_to_do(outputs, content):
     outputs.mkdir(exist_ok=True)
-    (outputs / "residuals.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"residuals\.json cannot be read \(.+\); remove it"):
-        Residuals.load()
+    (outputs / "calibration.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"calibration\.json cannot be read \(.+\); remove it and run `altlas calibrate`"):
+        Calibration.load("T4")
 
 
 def test_an_interrupted_save_leaves_the_old_file(outputs, monkeypatch):
-    Residuals().with_those_of(similarity({1000: 1.0})).save()
-    before = (outputs / "residuals.json").read_bytes()
+    kept = Calibration(gpu="T4", measured_at="2026-01-01T00:00:00Z", classes={"fft": (1.5, 1.2)})
+    before = kept.save().read_bytes()
     monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        Residuals().save()
-    assert (outputs / "residuals.json").read_bytes() == before
-    assert json.loads(before)["residuals"]
+        kept.model_copy(update={"gpu": "L4"}).save()
+    assert (outputs / "calibration.json").read_bytes() == before
+    assert list(json.loads(before)) == ["T4"]
     assert [path.name for path in outputs.iterdir() if path.suffix == ".tmp"] == []
+
+
+@pytest.mark.gpu
+def test_this_gpu_calibrates_itself(outputs):
+    found = calibrate(n_runs=3, scale=0.25)
+    assert {"product float32", "product float16", "stream", "fft", "spectral", "sort"} <= set(found.classes)
+    assert not found.left_out
+    for factor, spread in found.classes.values():
+        assert 0.05 < factor < 20
+        assert spread < 20

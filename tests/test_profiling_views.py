@@ -1,28 +1,30 @@
-"""What a profile looks like: flame graph, tables, figures, licences."""
+"""What a profile looks like: flame graph, tables, figures."""
 
 import html
 import itertools
 import re
-from email.message import Message
-from importlib import metadata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altlas_lib import devices, plots, profiling
+from altlas_lib import devices, figures, profiling
+from altlas_lib.profiling.show import plots
 from altlas_lib.profiling.show.flamegraph import frames_of
+from altlas_lib.profiling.show.terminal import format_profile
 from altlas_lib.results import (
     ArrayOperation,
     ArrayTrace,
     Candidate,
     FunctionTime,
+    HiddenTransfer,
     HotspotsResult,
     LineTime,
     Overhead,
     Projection,
     Provenance,
     Quantity,
+    Route,
     WorkloadProfile,
 )
 
@@ -162,6 +164,58 @@ def test_tables_show_what_was_seen_and_say_what_was_not():
     assert "not projected" in profiling.candidate_table([without]).to_html()
 
 
+def test_a_checked_port_names_what_cupy_has_and_the_lines_that_would_copy():
+    profile = made_up_profile()
+    (trace,) = profile.traces
+    names = {"numpy.matmul": 0.2, "scipy.integrate.quad": 0.1, "mine.f": 0.05}
+    operations = [trace.operations[0].model_copy(update={"name": name, "time_s": s}) for name, s in names.items()]
+    view = trace.operations[0].model_copy(update={"name": "ndarray.reshape", "kind": "view"})
+    transfers = [HiddenTransfer(line=2, what="iteration", n_times=1), HiddenTransfer(line=9, what="float(x)", n_times=3000)]
+    checked = trace.model_copy(update={"operations": [*operations, view], "hidden_transfers": transfers})
+    (row,) = profiling.port_table(profile.model_copy(update={"traces": [checked]})).rows
+    assert row == {
+        "function": "scores",
+        "CuPy: has": "numpy.matmul",
+        "CuPy: lacks": "scipy.integrate.quad",
+        "CuPy: unknown": "mine.f",
+        "would copy to the host": "line 2: iteration (1 times), line 9: float(x) (3,000 times)",
+    }
+
+
+def test_every_way_out_is_said_with_how_it_is_known():
+    gain = Quantity.measured([2.0, 2.5, 3.0], "x", "a CPU")
+    routes = [
+        Route(kind="algorithm", name="quick:way", standing="measured", gain=gain, same_answer=True, why="timed"),
+        Route(kind="algorithm", name="wrong:way", standing="measured", gain=gain, same_answer=False, why="timed"),
+        Route(kind="drop-in library", name="cuml.accel", standing="offered", why="for KMeans"),
+        Route(kind="CuPy port", name="CuPy", standing="projected", gain=projected(2, 3, "x"), why="for matmul"),
+    ]
+    candidate = made_up_candidate("change the call").model_copy(update={"routes": routes})
+    rows = profiling.route_table([candidate]).rows
+    assert [(row["by"], row["known"], row["whole workload"], row["answer"]) for row in rows] == [
+        ("quick:way", "measured", "2.5x", "same"),
+        ("wrong:way", "measured", "2.5x", "DIFFERS"),
+        ("cuml.accel", "offered", None, "not compared"),
+        ("CuPy", "projected", "2x to 3x", "not compared"),
+    ]
+    text = format_profile(made_up_profile(), [candidate])
+    assert "way 2, algorithm: wrong:way (2.5x for the whole, measured, answer DIFFERS)" in text
+    assert "way 3, drop-in library: cuml.accel (offered): for KMeans" in text
+    assert "change the call, 2.5x for the whole, measured" in profiling.finding([made_up_profile()], [candidate])
+
+
+def test_what_stays_is_not_said_with_a_number_that_would_be_quoted():
+    """A function that owns 98 % of the time and stays: 'at most 46x' would be all that is remembered."""
+    candidate = made_up_candidate("leave it", gain=(0.5, 46)).model_copy(update={"largest_gain": 46.0, "share": 0.98})
+    shown = [
+        format_profile(made_up_profile(), [candidate]),
+        profiling.candidate_table([candidate]).to_html(),
+        profiling.finding([made_up_profile()], [candidate]),
+        profiling.answers([made_up_profile()], [candidate]),
+    ]
+    assert not any("46" in text for text in shown)
+
+
 def test_the_finding_names_functions_advice_and_that_nothing_ran_on_the_gpu():
     finding = profiling.finding([made_up_profile()], [made_up_candidate()])
     assert finding == (
@@ -174,19 +228,19 @@ def test_the_finding_names_functions_advice_and_that_nothing_ran_on_the_gpu():
 def test_figures_state_their_message():
     profile, gpu = made_up_profile(), devices.find_gpu("T4")
     attached = profile.model_copy(update={"total": None, "traces": []})
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert "80% of 260 ms" in plots.function_shares(ax, profile).get_title("left")
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert plots.function_shares(ax, attached).get_title("left") == "scores: 80% is spent in scores"
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert plots.time_classes(ax, [profile]).get_title("left") == "Most of the time goes into arrays: 60%"
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert "200 operations per byte, 2.0 GFLOP/s" in plots.candidate_roofline(ax, [profile], gpu).get_title("left")
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert "No array operations" in plots.candidate_roofline(ax, [attached], gpu).get_title("left")
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert "3x to 9x as fast on T4, projected" in plots.projected_gains(ax, [made_up_candidate()], gpu).get_title("left")
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         drawn = plots.projected_gains(ax, [made_up_candidate("leave it", gain=(0.5, 2))], gpu)
         assert drawn.get_title("left") == "No candidate is sure to gain on T4"
 
@@ -196,35 +250,3 @@ def test_what_is_handed_to_the_next_chapter_is_what_a_gpu_gains_from():
     candidates = [made_up_candidate(advice) for advice in advices]
     result = HotspotsResult(provenance=Provenance.now({}), finding="x", workloads=[], candidates=candidates)
     assert [each.advice for each in result.to_port] == ["port it", "batch first", "keep the data on the GPU"]
-
-
-# Licences ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("headers", "declared", "flag"),
-    [
-        ({"License-Expression": "BSD-3-Clause"}, "BSD-3-Clause", None),
-        ({"License-Expression": "MPL-2.0 AND MIT"}, "MPL-2.0 AND MIT", "copyleft"),
-        ({"Classifier": "License :: OSI Approved :: MIT License"}, "MIT License", None),
-        ({"Classifier": "License :: OSI Approved", "License": "LGPLv3\nlong text"}, "LGPLv3", "copyleft"),
-        ({"Classifier": "License :: Other/Proprietary License"}, "Other/Proprietary License", "proprietary"),
-        ({"License": "GNU General Public License"}, "GNU General Public License", "copyleft"),
-        ({"Classifier": "Programming Language :: Python"}, "not declared", "not declared"),
-    ],
-)
-def test_declared_licences_are_read_and_flagged(monkeypatch, headers, declared, flag):
-    about = Message()
-    for name, value in {"Version": "1.0", **headers}.items():
-        about[name] = value
-    monkeypatch.setattr(metadata, "metadata", lambda package: about)
-    (licence,) = profiling.licences(["some-package"])
-    assert (licence.declared, licence.flag) == (declared, flag)
-
-
-def test_the_projects_own_tools_are_listed_and_what_is_not_installed_is_left_out():
-    found = {licence.package: licence for licence in profiling.licences()}
-    assert found["numpy"].declared.startswith("BSD")
-    assert found["tqdm"].flag == "copyleft"
-    assert "bundled parts need review" in profiling.licence_table(list(found.values())).to_html()
-    assert profiling.licences(["no-such-package"]) == []

@@ -96,6 +96,7 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
                 cpu_copy_bandwidth=Quantity.measured([38.0], "GB/s", CPU),
             ),
             target_gpu=find_gpu("T4"),
+            licences=[Licence(package=text, version=text, declared=text, flag="copyleft")],
         ),
         HotspotsResult(
             **shared,
@@ -132,7 +133,6 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
                     reason=text,
                 )
             ],
-            licences=[Licence(package=text, version=text, declared=text, flag="copyleft")],
         ),
         SimilarityResult(
             **shared,

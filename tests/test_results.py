@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from altlas_lib import paths, plots
+from altlas_lib import figures, paths
 from altlas_lib.devices import find_gpu
 from altlas_lib.results import Ceilings, EnvironmentResult, FigureFile, Finding, Provenance, Quantity, ResultError, format_value
 
@@ -130,14 +130,14 @@ def test_saving_removes_the_chapters_pictures_that_the_result_does_not_name(run)
 
 
 def test_a_later_execution_that_fails_keeps_the_pictures_of_the_valid_result(run):
-    with plots.figure() as (fig, ax):
+    with figures.figure() as (fig, ax):
         ax.set_title("first")
-        first = plots.save_figure(fig, run, "00_x", alt="x")
+        first = figures.save_figure(fig, run, "00_x", alt="x")
     picture = (run.figures / first.file).read_bytes()
     environment_result().model_copy(update={"figures": [first]}).save(run)
-    with plots.figure() as (fig, ax):
+    with figures.figure() as (fig, ax):
         ax.set_title("second")
-        plots.save_figure(fig, run, "00_x", alt="x")  # and then its notebook fails
+        figures.save_figure(fig, run, "00_x", alt="x")  # and then its notebook fails
     (named,) = EnvironmentResult.load(run).figures
     assert (run.figures / named.file).read_bytes() == picture
 

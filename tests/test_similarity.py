@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 from test_similarity_engine import TOLERANCE, cosines, exact_vectors, vectors
 
-from altlas_lib import devices, plots, results, similarity, tables
+from altlas_lib import devices, figures, results, similarity, tables
 from altlas_lib.results import Ceilings, Quantity
-from altlas_lib.similarity import matrix
+from altlas_lib.similarity import matrix, plots
 
 
 @settings(max_examples=150, deadline=None)
@@ -236,7 +236,7 @@ def test_the_full_matrix_is_left_out_where_it_is_too_large():
 
 def test_the_figure_names_the_fastest_of_the_cpu_and_of_the_gpu():
     timings = [timing(100, 2), timing(100, 1), timing(100, 3, on_gpu=True), timing(100, 0.1, on_gpu=True, with_transfers=False)]
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert plots.similarity_times(ax, timings).get_title("left") == "100 texts: 3 s (on a GPU), 1 s (on a CPU)"
 
 
@@ -278,13 +278,13 @@ def test_figures_say_what_they_show(some_vectors, run):
         "times": lambda ax: plots.similarity_times(ax, timings),
         "memory": lambda ax: plots.similarity_memory(ax, timings, memory_bytes=2**33),
     }.items():
-        with plots.figure() as (fig, ax):
+        with figures.figure() as (fig, ax):
             assert draw(ax) is ax
             labels = " ".join(text.get_text() for text in ax.get_legend().get_texts())
             assert all(timing.method in labels and timing.time.device in labels for timing in timings)
             assert ax.get_xlabel()
             assert ax.get_ylabel()
-            record = plots.save_figure(fig, run, name, alt="a figure")
+            record = figures.save_figure(fig, run, name, alt="a figure")
         assert (run.figures / record.file).stat().st_size > 10_000
 
 

@@ -47,3 +47,35 @@ def test_numbers_stand_on_the_right_and_what_is_missing_is_said():
 
 def test_an_empty_table_is_a_table():
     assert "<table" in tables.show([], ["name"]).to_html()
+
+
+# In a terminal ----------------------------------------------------------------------------------------------------------
+
+
+ROWS = [{"name": "first", "time": 1.25, "note": None}, {"name": "second", "time": None, "note": "n" * 300}]
+
+
+def test_a_terminal_gets_the_same_formats_and_words_for_what_is_missing():
+    lines = tables.show(ROWS, formats={"time": "{:.1f} s"}, missing="not seen").text(60, title="two rows").splitlines()
+    assert lines[0] == "two rows"
+    assert lines[1].split() == ["name", "time", "note"]
+    assert lines[3].split() == ["first", "1.2", "s", "not", "seen"]
+    assert lines[4].split()[:3] == ["second", "not", "seen"]
+    uncut = "".join(line[20:].strip() for line in lines[4:])  # the last column, which goes on in the next lines
+    assert uncut.endswith("n" * 300)
+
+
+def test_only_the_columns_that_are_asked_for_are_shown():
+    assert tables.show(ROWS).text(60, columns=["time"]).split() == ["time", "─" * 4, "1.25"]
+    assert tables.show([]).text(60) == ""
+
+
+@given(st.text(), st.integers(20, 120))
+def test_text_from_data_neither_steers_a_terminal_nor_widens_a_line(text, width):
+    shown = tables.show([{"text": text, "number": 7}]).text(width)
+    assert all(len(line) <= width for line in shown.splitlines())
+    assert all(c.isprintable() or c == "\n" for c in shown)
+
+
+def test_what_looks_like_rich_markup_is_text():
+    assert "[red]no colour[/red]" in tables.show([{"text": "[red]no colour[/red]"}]).text(80)

@@ -14,9 +14,19 @@ from scipy import stats
 from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_class_weight
 
-from altlas_lib import data, devices, plots, training
+from altlas_lib import data, devices, figures, training
 from altlas_lib.results import Epoch, Kept, Provenance, TrainingResult
-from altlas_lib.training import ModelConfig, NBeatsConfig, Predictions, TcnConfig, TransformerConfig, backend, losses, quality
+from altlas_lib.training import (
+    ModelConfig,
+    NBeatsConfig,
+    Predictions,
+    TcnConfig,
+    TransformerConfig,
+    backend,
+    losses,
+    plots,
+    quality,
+)
 from altlas_lib.training.accumulation import Cut
 from altlas_lib.training.backend import keras
 from altlas_lib.training.windows import Batches, Split
@@ -545,7 +555,7 @@ def test_the_options_are_trained_with_every_seed_on_the_same_values(series):
         ([none, some], "Option 1 keeps 50% (40% to 60%) of the gain"),
         ([none], "There is no gain over the base"),
     ):
-        with plots.figure() as (_, ax):
+        with figures.figure() as (_, ax):
             assert plots.quality_kept(ax, shown).get_title("left").startswith(title)
     with pytest.raises(ValueError, match="cut from a model with a Transformer"):
         training.compare_options("planted", series, TINY, n_epochs=1)
@@ -690,7 +700,7 @@ def test_the_result_survives_the_file(run, series, samples):
 
 
 def test_the_figures_say_what_the_numbers_say(series):
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         above = plots.multiplier_survival(ax, np.array([1.0, 1.49, 1.5, 40.0])).get_title("left")
     assert above.startswith("50.0% of the values reach 1.5")
 
@@ -708,7 +718,7 @@ def test_the_figures_say_what_the_numbers_say(series):
         )
         for i, v in ((1, 0.9), (2, 0.7), (3, 0.8))
     ]
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         assert plots.training_curves(ax, epochs).get_title("left").endswith("at best 0.700 (epoch 2)")
 
     part = slice(1000, 2000)
@@ -716,7 +726,7 @@ def test_the_figures_say_what_the_numbers_say(series):
     constant = Predictions(np.ones(1000, bool), np.ones(1000, int), np.zeros(1000))
     for known in (best, None):
         metrics = training.compare(best, constant, series.values[part], known)
-        with plots.figure() as (fig, ax):
+        with figures.figure() as (fig, ax):
             plots.scores_beside_base_rate(ax, metrics)
             assert f"model {metrics[0].model:.1%}, base rate {metrics[0].base_rate:.1%}" in ax.get_title("left")
             assert len(ax.get_yticks()) == 5  # the error of log values is no share

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altlas_lib import cli, devices, plots, training
+from altlas_lib import cli, devices, figures, training
 from altlas_lib.results import MemoryPlan, Quantity, Remedy
-from altlas_lib.training import ModelConfig, TransformerConfig, compiler, metrics, planner, remedies
+from altlas_lib.training import ModelConfig, TransformerConfig, compiler, metrics, planner, plots, remedies
 from altlas_lib.training.backend import keras
 from altlas_lib.training.compiler import PlanError, StepAnswer, StepRequest, compile_step, target_config
 from altlas_lib.training.recompute import ChunkedAttention, Recompute
@@ -589,7 +589,7 @@ def test_the_terminal_says_in_one_line_what_cannot_be_planned(arguments, message
 
 def test_the_figure_says_what_fits(table):
     rows = table()
-    with plots.figure() as (_, ax):
+    with figures.figure() as (_, ax):
         title = plots.memory_by_part(ax, rows).get_title("left")
     planned = [row.plan.verdict for row in rows if row.plan]
     assert title == f"{planned.count('fits')} of {len(planned)} fit a T4; the reference does not"

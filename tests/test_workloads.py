@@ -53,6 +53,23 @@ class TestSegmentation:
         assert sorted((pair.first, pair.second) for pair in pairs) == expected
         assert [pair.score for pair in pairs] == sorted((similarity[i, j] for i, j in expected), reverse=True)
 
+    def test_the_pairs_found_without_the_matrix_are_the_same(self):
+        texts = segmentation.load_input(n_texts=150)
+        pairs, others = segmentation.run(texts, threshold=0.5), segmentation.run_without_matrix(texts, threshold=0.5)
+        assert len(pairs) > 20
+        assert segmentation.same_pairs(pairs, others, threshold=0.5)
+        assert {pair[:2] for pair in pairs} == {pair[:2] for pair in others}
+
+    def test_other_pairs_and_other_scores_are_not_the_same(self):
+        pairs = [segmentation.Pair(0, 1, 0.9), segmentation.Pair(2, 5, 0.8000001)]
+        assert segmentation.same_pairs(pairs, pairs[::-1])
+        assert segmentation.same_pairs(pairs, pairs[:1])  # rounding decides whether the second reaches 0.8
+        assert not segmentation.same_pairs(pairs, pairs[1:])
+        assert not segmentation.same_pairs(pairs, [*pairs, segmentation.Pair(1, 2, 0.85)])
+        assert not segmentation.same_pairs(pairs, [pairs[0]._replace(score=0.9001), pairs[1]])
+        assert segmentation.same_pairs([], [])
+        assert not segmentation.same_pairs([], pairs)
+
     def test_clean(self):
         assert segmentation.clean(TEXTS[1]) == "Return the product of all values; see for the rest."
         assert segmentation.clean(TEXTS[3]) == "file names are normalised to NFKC."

@@ -47,6 +47,9 @@ class Multiprocessor(BaseModel):
     max_threads: PositiveInt
     shared_memory_kib: PositiveInt
     shared_memory_per_block_kib: PositiveInt = Field(description="that a kernel gets which asks for more than 48 KiB")
+    process_nm: PositiveFloat = Field(description="that the chip is made in: energy per operation grows with it")
+    float64_ratio: PositiveFloat = Field(description="float64 rate / float32 rate outside of tensor cores")
+    float64_tensor_factor: PositiveFloat = Field(default=1, description="by how much tensor cores speed up float64 products")
 
 
 @functools.cache
@@ -61,6 +64,7 @@ def load_catalogue() -> tuple[GpuSpec, ...]:
     return tuple(GpuSpec.model_validate(row) for row in _read()["gpu"])
 
 
+@functools.cache
 def find_multiprocessor(compute_capability: str) -> Multiprocessor:
     """The multiprocessor of `GpuSpec.compute_capability`, which the catalogue has for each of its GPUs."""
     return Multiprocessor.model_validate(_read()["multiprocessor"][compute_capability])

@@ -8,7 +8,8 @@ from ..results import Finding
 from .ceilings import measure_ceilings
 from .checks import findings_from, is_ready
 from .facts import collect_facts
-from .tables import ceilings_table, findings_table, format_findings, summarize
+from .licensing import licences
+from .tables import ceilings_table, findings_table, format_findings, licence_table, summarize
 
 __all__ = [
     "ceilings_table",
@@ -16,6 +17,8 @@ __all__ = [
     "findings_table",
     "format_findings",
     "is_ready",
+    "licence_table",
+    "licences",
     "measure_ceilings",
     "summarize",
 ]

@@ -2,11 +2,12 @@
 
 import shutil
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .. import tables
 from ..devices import GpuSpec
-from ..results import Ceilings, Finding, format_value
+from ..results import Ceilings, Finding, Licence, format_value
 from .checks import is_ready
 
 if TYPE_CHECKING:
@@ -52,11 +53,11 @@ def findings_table(findings: list[Finding]) -> "Styler":
     """The findings for a notebook: status with its symbol, check, what was found, and the fix."""
     rows = [(f"{_SYMBOLS[f.status]} {f.status}", f.check, f.found, f.fix or "") for f in findings]
     colours = [_COLOURS[f.status] for f in findings]
-    table = tables.show(rows, ["status", "check", "found", "fix"]).apply(lambda _: colours, subset=["status"])
+    table = tables.show(rows, ["status", "check", "found", "fix"]).styler().apply(lambda _: colours, subset=["status"])
     return table.set_properties(subset=["status", "check"], **{"white-space": "nowrap"})
 
 
-def ceilings_table(ceilings: Ceilings) -> "Styler":
+def ceilings_table(ceilings: Ceilings) -> tables.Table:
     """The rates for a notebook: device, median, slowest and fastest run, and basis; what was not measured says so."""
     rows = []
     for field, name in _CEILING_NAMES.items():
@@ -67,6 +68,12 @@ def ceilings_table(ceilings: Ceilings) -> "Styler":
         median, slowest, fastest = (format_value(value, rate.unit) for value in (rate.value, rate.low, rate.high))
         rows.append((rate.device, name, median, slowest, fastest, f"{rate.basis}, {rate.n_runs} runs"))
     return tables.show(rows, ["device", "ceiling", "median", "slowest run", "fastest run", "basis"])
+
+
+def licence_table(found: Sequence[Licence]) -> tables.Table:
+    """Declared licences; what needs a look before a closed-source product ships is flagged."""
+    columns = ["package", "version", "declared licence; bundled parts need review", "look at"]
+    return tables.show([(each.package, each.version, each.declared, each.flag) for each in found], columns)
 
 
 def summarize(findings: list[Finding], ceilings: Ceilings, target_gpu: GpuSpec) -> str:

@@ -9,21 +9,18 @@ import importlib
 _MODULE_OF = {
     "FlameGraph": ".show.flamegraph",
     "ProfilingError": ".run.runnable",
-    "Residuals": ".project.residuals",
     "answers": ".show.tables",
     "baseline_table": ".show.tables",
     "candidate_table": ".show.tables",
     "finding": ".show.tables",
     "flame_graph": ".show.flamegraph",
     "function_table": ".show.tables",
-    "learned_with": ".project.residuals",
-    "licence_table": ".show.tables",
-    "licences": "..environment.licensing",
     "line_table": ".show.tables",
     "operation_table": ".show.tables",
     "profile": ".profiler",
     "rank_candidates": ".project.advice",
-    "residual_table": ".show.tables",
+    "port_table": ".show.tables",
+    "route_table": ".show.tables",
     "tool_table": ".show.tables",
 }
 

@@ -15,13 +15,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, JsonValue
 
 from .record.alternatives import Comparison, race
+from .record.calls import RecordedFunction
 from .record.lines import FunctionLines, time_lines
 from .record.measure import Run, blas_threads, measure, timed_run
 from .record.py_spy import allow_sampling, settle
 from .run.asgi import AsgiRequest, application
 from .run.process import Channel
 from .run.runnable import FunctionKey, ProfilingError, Runnable, Script, describe, process_state_restored
-from .run.targets import Target, prepare
+from .run.targets import Target, prepare, resolve
 
 _MOST_TRACED_RUNS, _SHORT_S = 3, 0.5
 _TOLD_AFTER_S = 0.1  # runs of a millisecond are told of together
@@ -48,9 +49,11 @@ class ChildJob(BaseModel):
     first_s: float = 0
     for_s: float = 0
     is_patient: bool = False  # sampled, however much the sampler slows it down
-    functions: list[FunctionKey] = []  # whose lines are timed
+    functions: list[FunctionKey] = []  # whose lines are timed, or whose calls are recorded
+    check_port: bool = False
     target: Any = None
     alternative: Any = None  # that races the target
+    same_answer: Any = None  # a function of both answers; None: as `compare_answers`
 
 
 class ChildResult(BaseModel):
@@ -59,7 +62,7 @@ class ChildResult(BaseModel):
     root: FunctionKey | None = None
     runs: list[Run] = []
     lines: list[FunctionLines] = []
-    traces: list[JsonValue] = []
+    traces: list[RecordedFunction] = []
     comparison: Comparison | None = None
     notes: list[str] = []
     awaits: Literal["target", "sampler"] | None = None  # a message that tells of the one, or that the other is there
@@ -123,7 +126,8 @@ def answer(job: ChildJob, runnable: Runnable, prepared: Callable[[Target], Runna
             for found in measure(runnable, job.first_s, job.n_repeats, job.time_limit_s):
                 yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(notes=[found])
         case "race":
-            for found in race(prepared(job.target), prepared(job.alternative), job.n_repeats, job.time_limit_s):
+            same_answer = resolve(job.same_answer) if job.same_answer else None
+            for found in race(prepared(job.target), prepared(job.alternative), job.n_repeats, job.time_limit_s, same_answer):
                 yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(comparison=found)
         case "sample":
             yield ChildResult(awaits="sampler")
@@ -137,7 +141,7 @@ def answer(job: ChildJob, runnable: Runnable, prepared: Callable[[Target], Runna
             yield ChildResult(runs=[run], lines=lines)
         case "trace":
             with blas_threads(job.n_threads):
-                yield _trace(runnable)
+                yield _trace(runnable, job)
     yield ChildResult(notes=runnable.notes)
 
 
@@ -154,17 +158,17 @@ def _repeat(runnable: Runnable, job: ChildJob) -> Iterator[ChildResult]:
             break
 
 
-def _trace(runnable: Runnable) -> ChildResult:
+def _trace(runnable: Runnable, job: ChildJob) -> ChildResult:
     """Of a short target the fastest of a few traced runs: what else the machine does only ever adds time."""
     from .record.folding import Project
     from .record.tracing import instrument_source, trace
 
     if isinstance(script := runnable.call, Script):
-        script.code = instrument_source(script.source, script.path)
+        script.code = instrument_source(script.source, script.path, job.functions, check_port=job.check_port)
     run = functools.partial(timed_run, runnable, "array trace")
     found = []
     while not found or (len(found) < _MOST_TRACED_RUNS and sum(run.wall_s for run, *_ in found) < _SHORT_S):
-        found.append(trace(run, Project(runnable.root.file), runnable.root))
+        found.append(trace(run, Project(runnable.root.file), runnable.root, job.functions, job.check_port))
     _, traces, notes = min(found, key=lambda each: each[0].wall_s)
     runs = [run for run, *_ in found]
-    return ChildResult(runs=runs, traces=[each.model_dump(mode="json") for each in traces], notes=notes)
+    return ChildResult(runs=runs, traces=traces, notes=notes)

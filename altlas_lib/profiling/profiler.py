@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..devices import OtherLoad, describe_cpu
-from ..results import LARGEST_OTHER_LOAD, Alternative, ArrayTrace, Overhead, Quantity, WorkloadProfile
+from ..results import LARGEST_OTHER_LOAD, Alternative, Overhead, Quantity, WorkloadProfile
 from .child import ChildJob, ChildResult
+from .project.operations import price_trace
 from .record.folding import CallGraph, Project
 from .record.functions import function_times, hottest
 from .record.measure import Run
@@ -27,6 +28,7 @@ from .run.targets import Target, target_kind, target_name
 from .worker import InChild, InThisProcess, time_limit_error
 
 _BUSY_NOTE = "other programs took"
+_TRACED_SHARE = 0.05  # of the time: what a function below it does with arrays changes no decision
 _GAVE = {
     "cProfile": "own and cumulative time, calls",
     "py-spy": "shares, stacks, classes of time",
@@ -51,7 +53,9 @@ def profile(
     time_limit_s: float = 120.0,
     n_line_functions: int = 3,
     trace_arrays: bool = True,
+    check_port: bool = False,
     alternatives: Sequence[Target] = (),
+    same_answer: Target | None = None,
 ) -> WorkloadProfile:
     """Where the time of a program goes, and what its functions do with arrays.
 
@@ -80,6 +84,8 @@ def profile(
         n_line_functions: whose lines are timed, those with the greatest shares.
         alternatives: functions, as `target`, that are run in turns with it, each on a set-up value or arguments of its own;
             their answers are compared with the target's.
+        same_answer: a function of both answers that says whether they agree; None: numbers within a tolerance, the rest equal.
+        check_port: note where a CuPy port would copy to the host (`ArrayTrace.hidden_transfers`).
 
     Raises:
         ProfilingError: the target cannot be found, called or finished; the message says why and what to do.
@@ -110,9 +116,9 @@ def profile(
             session.sample(sampling_s, sampling_rate_hz)
         session.time_lines(n_line_functions)
         if trace_arrays:
-            session.trace()
+            session.trace(check_port)
         for alternative in alternatives:
-            session.race(alternative, n_repeats)
+            session.race(alternative, n_repeats, same_answer)
     session.notes += worker.notes
     if kind == "script":
         name = shlex.join([name, *map(str, argv)])
@@ -174,19 +180,21 @@ class _Session:
             self.notes += self._samples.notes
 
     def time_lines(self, n_functions: int) -> None:
-        if functions := hottest(self._project, self._root, self._samples, self._recordings, n_functions):
+        if functions := hottest(self._project, self._root, self._samples, self._recordings)[:n_functions]:
             with self._noting("line_profiler gave no lines"):
                 list(self._answers("lines", functions=functions))
 
-    def trace(self) -> None:
+    def trace(self, check_port: bool) -> None:
+        functions = hottest(self._project, self._root, self._samples, self._recordings, least_share=_TRACED_SHARE)
         with self._noting("no trace of arrays"):
-            list(self._answers("trace"))
+            list(self._answers("trace", functions=functions, check_port=check_port))
 
-    def race(self, alternative: Target, n_repeats: int) -> None:
+    def race(self, alternative: Target, n_repeats: int, same_answer: Target | None) -> None:
         """The target and another function."""
         before, comparison, name = len(self._runs), None, target_name(alternative)
         with self._noting(f"alternative {name!r}"):
-            for result in self._answers("race", n_repeats=n_repeats, target=self._worker.target, alternative=alternative):
+            functions = {"target": self._worker.target, "alternative": alternative, "same_answer": same_answer}
+            for result in self._answers("race", n_repeats=n_repeats, **functions):
                 comparison = result.comparison or comparison
         now_s, then_s = (
             [run.quiet_s or run.wall_s for run in self._best(tool, before)] for tool in ("comparison", "alternative")
@@ -270,7 +278,7 @@ class _Session:
             tools=self._tools(plain),
             n_samples=stacks.total(),
             stacks=flame_stacks(stacks, self._project, self._root),
-            traces=[ArrayTrace.model_validate(each) for each in self._traces],
+            traces=list(map(price_trace, self._traces)),
             peak_memory=self._peak_memory(),
             alternatives=self._alternatives,
             notes=self.notes,

@@ -1,6 +1,6 @@
 """The inner loops of the CPU engine, compiled by Numba: bounds, verification, and the k best of each row.
 
-A tile of cheap products (int8 or float32 BLAS) bounds the score of each of its pairs from above, for certain. Pairs whose
+A tile of cheap products (int8 or float32 BLAS) bounds the score of each of its pairs rigorously from above. Pairs whose
 bound cannot reach either row's k-th best score are dropped; the others get `dot`, whose order of summation is always the
 same. So the answer does not depend on tile size, threads, or how the bound was computed.
 
@@ -24,7 +24,7 @@ compiled_sums = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "n
 
 
 class Bounds(NamedTuple):
-    """What bounds the score of rows i and j, of unit vectors u, by their product in a tile, for certain.
+    """What bounds the score of rows i and j, of unit vectors u, by their product in a tile: a rigorous bound.
 
     u_i . u_j <= scale_i scale_j product_ij + offset_i + offset_j + length_i residual_j + residual_i length_j + slack
     """
@@ -46,7 +46,7 @@ class Side(NamedTuple):
     rows: np.ndarray  # (n, d) float32, C-contiguous, of any length
     inverse_norms: np.ndarray  # (n,) float32, 0 for a zero row
     bounds: Bounds
-    thresholds: np.ndarray  # (n,) float32, a score that the k best of each row reach for certain
+    thresholds: np.ndarray  # (n,) float32, a rigorous lower bound of each row's k-th best score
     keys: np.ndarray  # (n, k) uint64, the k best so far, descending; 0 is none
     first_index: int  # of row 0 in the answer
 
@@ -124,7 +124,7 @@ def keep_verified(pairs, n_pairs, A, B, both_ways, scores):
 
 @compiled_sums
 def certain_threshold(products, at, of_row, bounds, start, n, k, left_out, lows):
-    """A score that at least `k` of the row's `n` pairs in this tile reach for certain: a bisection over their lower bounds."""
+    """A score that at least `k` of the row's `n` pairs in this tile provably reach: a bisection over their lower bounds."""
     row_scale, row_length, row_residual, row_offset = of_row
     scale, length, residual, offset, slack = bounds
     for j in range(n):

@@ -180,7 +180,7 @@ def search(
 
     Args:
         first: the index of the first row of each in the answer.
-        thresholds: (n,) float32 for each, scores that k neighbours of each row reach for certain; None: not known.
+        thresholds: (n,) float32 for each, rigorous lower bounds of each row's k-th best score; None: not known.
 
     Returns:
         (n, k) and (m, k) uint64, descending, 0 where nothing reached the threshold.

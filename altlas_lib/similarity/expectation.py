@@ -19,7 +19,7 @@ def expected_times(sizes: Iterable[int], d: int, k: int, gpu: GpuSpec, ceilings:
 
     - On this CPU, if its `ceilings` are known: n² d operations, for a tile serves its rows and its columns, at the measured
       float32 rate. int8 products can go below it.
-    - On `gpu`, for the engine of this room: 2 n² d operations at the tensor cores' rate, 4 n² bytes of half-precision
+    - On `gpu`, for the engine of this package: 2 n² d operations at the tensor cores' rate, 4 n² bytes of half-precision
       products written and read, the vectors in and the neighbours out; the sum of these where nothing overlaps, the longest
       where all does.
 

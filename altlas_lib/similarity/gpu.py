@@ -1,7 +1,7 @@
 """The GPU engine: float16 products on tensor cores discard columns, float32 verifies the others, kernels of ours select.
 
 A tile of scores is one `cupy.matmul` in float16. It is off by no more than `score_slack`, so a column whose float16 score
-plus that is below the k-th best of a row is not among the k best, for certain. `kernels/top_k.cu` scans the tile once, computes
+plus that is below the k-th best of a row cannot be among the k best. `kernels/top_k.cu` scans the tile once, computes
 the others in float32, and merges them into the row's best. Never the n x n matrix: a tile of it, and k keys per row.
 
 The whole square is computed, though half would do without `Y`. Per pair, the product takes 2 d floating-point operations
@@ -61,7 +61,7 @@ def top_k(
 
     Raises:
         ValueError: rows hold NaN or infinity, and `on_invalid` is `"raise"`.
-        MemoryError: the GPU has no room for one row and its neighbours.
+        MemoryError: the GPU has not enough memory for one row and its neighbours.
     """
     k = max(0, min(k, len(X) - 1 if Y is None else len(Y)))
     budget_bytes = int(_SHARE_OF_FREE * memory_stats("gpu").available_bytes)

@@ -1,4 +1,4 @@
-"""The one door to Keras and to what differs between its backends; every module of the room takes `keras` from here.
+"""The one door to Keras and to what differs between its backends; every module of the package takes `keras` from here.
 
 TensorFlow is the backend unless the user chose another one (`KERAS_BACKEND=jax` or `torch`, or `~/.keras/keras.json`), or
 only another one is installed.

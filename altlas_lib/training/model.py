@@ -171,7 +171,7 @@ def _nbeats(sequence, config: NBeatsConfig, dropout: float):
     """Doubly residual stack: a block takes what it explains away from what the next one sees; the sum of that is the forecast.
 
     The paper maps a block's output twice more, to a backcast and to a forecast. The plan's count of about 9.8M parameters
-    leaves no room for these maps (with them: about 18M): here a block's output is both, in a space of `units` dimensions.
+    leaves none for these maps (with them: about 18M): here a block's output is both, in a space of `units` dimensions.
     """
     part = f"nbeats_{config.window}"
     x = layers.Flatten(name=f"{part}-flatten")(_last(sequence, config.window, f"{part}-past"))

@@ -227,8 +227,8 @@ def _next_candidate(plan: MemoryPlan, low: int, high: int | None) -> int | None:
         return None
     peak_bytes = plan.peak.high or SAFETY_FACTOR * plan.peak.value
     fixed_bytes = sum(size for part, size in plan.bytes_by_part.items() if part in ("weights", "optimizer", "accumulators"))
-    room = (plan.usable_bytes - plan.overhead_bytes - fixed_bytes) / max(peak_bytes - fixed_bytes, 1)
-    guess = int(plan.configuration["batch_size"] * max(room, 0))
+    share = (plan.usable_bytes - plan.overhead_bytes - fixed_bytes) / max(peak_bytes - fixed_bytes, 1)
+    guess = int(plan.configuration["batch_size"] * max(share, 0))
     if high is None and 8 * guess < 9 * low:
         return None
     if high is not None and not low < guess < high:

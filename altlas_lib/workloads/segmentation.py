@@ -39,6 +39,27 @@ def run(texts: Sequence[str], *, threshold: float = 0.8) -> list[Pair]:
     return similar_pairs(cosine_similarity(vectors), threshold)
 
 
+def run_without_matrix(texts: Sequence[str], *, threshold: float = 0.8) -> list[Pair]:
+    """The pairs of `run`, found without the n x n matrix: a cheaper algorithm on the same CPU."""
+    from ..similarity import pairs_above  # the alternative's, not the service's
+
+    segments = [segment for text in texts for segment in split(clean(text))]
+    pairs = pairs_above(vectorise([tokenise(segment) for segment in segments]), threshold)
+    return list(map(Pair, pairs.first.tolist(), pairs.second.tolist(), pairs.scores.tolist()))
+
+
+def same_pairs(pairs: Sequence[Pair], others: Sequence[Pair], *, threshold: float = 0.8, tolerance: float = 1e-5) -> bool:
+    """Whether two answers agree: the same pairs with the same scores, but for pairs within `tolerance` of the threshold.
+
+    The order does not count: rounding decides between pairs of equal texts.
+    """
+    scores, other_scores = ({(pair.first, pair.second): pair.score for pair in answer} for answer in (pairs, others))
+    return all(
+        abs(scores.get(pair, threshold) - other_scores.get(pair, threshold)) <= tolerance
+        for pair in scores.keys() | other_scores.keys()
+    )
+
+
 def clean(text: str) -> str:
     """Normal form NFKC, without tags, addresses and control characters, single spaces."""
     text = _MARKUP.sub(" ", unicodedata.normalize("NFKC", text))

@@ -1,265 +1,286 @@
-"""What a processor reaches, as bands: of a GPU by its data sheet or its measured ceilings (of this CPU: `cpu_rates`).
+"""How long a call takes on a GPU: a few laws of its hardware, with constants fitted on published timings.
 
-A call that does `work` takes start + work / rate (Hockney and Jesshope, Parallel Computers, 1981): half of the rate is reached
-where work = start * rate, their n_1/2. Every figure is a band from the slow end to the fast one, for no program reaches a peak
-and no two reach the same share of it.
+Work and bytes overlap as in the roofline (Williams, Waterman, Patterson 2009), smoothly: sqrt(compute^2 + memory^2). Half of a
+rate is reached where work = fill (Hockney and Jesshope, Parallel Computers, 1981), which grows with the number of
+multiprocessors. A rate is bounded by the data sheet's peak and by the board's power. What is fitted, on how many points and
+with which error stands in devices/gpu_efficiencies.toml; a GPU's own ceilings (chapter 00) or calibration take the place of
+what they measured.
 """
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import numpy as np
-
-from ...devices import GpuSpec, find_gpu
+from ...devices import GpuSpec, find_gpu, find_multiprocessor
+from ...devices.efficiencies import Accuracy, load_efficiencies
 from ...results import ArrayOperation, Ceilings, Quantity
+from .operations import Cost, item_bytes
 
 Band = tuple[float, float]  # low, high
-Curve = tuple[
-    tuple[float, Band], ...
-]  # by ascending size; between two sizes interpolated on logarithmic axes, beyond them flat
+Calibration = Mapping[str, tuple[float, float]]  # class -> measured / projected, and the factor by which runs differed
+_PCIE_BYTES_PER_S = {3: 15.75e9, 4: 31.5e9, 5: 63.0e9, 6: 121e9}  # 16 lanes
+_PAGEABLE, _PINNED = 0.2, 0.85  # of PCIe's rate in one direction: copied through a staging buffer; straight from memory
+_TILE = 32  # rows and columns that a product's smallest tiles have; fewer take as long
+_CHANNELS = 8  # that tensor cores take at once (cuDNN's developer guide)
+_LARGEST_STACKED = 32  # cuSOLVER's batched SVD (gesvdjBatched) takes matrices up to 32 x 32; larger ones go one by one
+_SECTOR_BYTES = 32  # that the memory moves at least: each step of a binary search waits for one
 
 
-class OperationClass(NamedTuple):
-    """What an operation's rate is looked up by; finer than its kind where processors treat one kind in several ways."""
+class Calls(NamedTuple):
+    """Seconds of one call, centres of bands: kernels' starts; arithmetic and waiting; memory."""
 
-    name: str
-    dtype: str  # float16, float32, float64, integer: complex ones are counted in real operations, so they go by their parts
+    launches: float
+    compute: float
+    memory: float
+
+    @property
+    def busy(self) -> float:
+        return math.hypot(self.compute, self.memory)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates of one device.
+    """What programs reach on one GPU.
 
     Attributes:
-        work_per_s: operations per second, by the number of them in one call, or in one item of a stack. A class that is missing
-            is bound by memory.
-        bytes_per_s: bytes read and written per second, by the working set in bytes; "stream" serves every class not named.
-        start_s: seconds before a call's work begins ("any" serves every class not named): of each kernel on a GPU, on a CPU
-            of each call.
-        item_s: CPU: seconds for each further matrix of a stack; a GPU takes a stack in one kernel.
-        to_device, to_host: bytes per second over PCIe, pageable to pinned memory; None: there is no other side.
+        values: constants by 'class.name', as `Efficiencies.values` has them.
+        accuracy: by class; its `factor` is half of a band.
+        to_device, to_host: bytes per second over PCIe, pageable to pinned memory.
+        peaks: measured in place of the data sheet: 'float32' and 'float16' products in FLOP/s, 'bytes' of copies in B/s.
+        calibration: measured on such a GPU by `altlas calibrate`.
     """
 
-    device: str
-    basis: Literal["data sheet", "measured ceilings"]
-    work_per_s: Mapping[OperationClass, Curve]
-    bytes_per_s: Mapping[str, Curve]
-    start_s: Mapping[str, Band]
-    item_s: Mapping[str, Band] = field(default_factory=dict)
-    to_device: Band | None = None
-    to_host: Band | None = None
+    gpu: GpuSpec
+    basis: Literal["data sheet", "measured ceilings", "calibration"]
+    values: Mapping[str, float]
+    accuracy: Mapping[str, Accuracy]
+    to_device: Band
+    to_host: Band
+    peaks: Mapping[str, float] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=dict)
 
     @property
-    def on_gpu(self) -> bool:
-        return self.to_device is not None
+    def device(self) -> str:
+        return self.gpu.name
 
-    def work_rate(self, of: OperationClass, work: float) -> Band:
-        """Operations per second of a call that does `work` of them; endless for a class that only memory binds."""
-        curve = self.work_per_s.get(of) or self.work_per_s.get(of._replace(dtype="float32"))
-        return _interpolated(curve, work) if curve else (math.inf, math.inf)
+    def start(self, cost: Cost, law: str = "launch") -> float:
+        return cost.n_kernels * self.values[f"{law}.start_us"] * 1e-6
 
-    def bandwidth(self, of: OperationClass, working_set_bytes: float) -> Band:
-        return _interpolated(self.bytes_per_s.get(of.name) or self.bytes_per_s["stream"], working_set_bytes)
+    def memory(self, moved_bytes: float, law: str, working_set_bytes: float) -> float:
+        """Seconds; the more of a working set fits the second-level cache, the more of its bytes come from there."""
+        peak = self.gpu.memory_bandwidth_gb_per_s * 1e9 * self.values[f"{law}.memory_share"]
+        if measured := self.peaks.get("bytes"):
+            peak = measured * self.values[f"{law}.memory_share"] / self.values["stream.memory_share"]
+        cached = max(0.0, 1 - working_set_bytes / (self.gpu.l2_cache_mib * 2**20))
+        return moved_bytes / (peak * (1 + (self.values["cache.speed_up"] - 1) * cached))
 
-    def start(self, of: OperationClass) -> Band:
-        return self.start_s.get(of.name) or self.start_s["any"]
+    def flops(self, dtype: str) -> float:
+        """The data sheet's operations per second, outside of tensor cores."""
+        cores = find_multiprocessor(self.gpu.compute_capability)
+        return 1e12 * self.gpu.float32_tflops * (cores.float64_ratio if dtype == "float64" else 1)
+
+    def product_flops(self, dtype: str) -> float:
+        """Operations per second of a large product: bounded by the multiprocessors and by the board's power."""
+        if measured := self.peaks.get(dtype):
+            return measured
+        values, cores = self.values, find_multiprocessor(self.gpu.compute_capability)
+        if dtype == "integer":
+            return values["product integer.share"] * self.flops("float32")
+        if dtype == "float16":
+            peak = values["product float16.share"] * 1e12 * self.gpu.float16_tensor_tflops
+            energy = values["product float16.pj_per_nm"]
+        else:
+            wide = cores.float32_cores > 64  # they share ports and bandwidth
+            peak = values["product float32.wide_share" if wide else "product float32.share"] * self.flops(dtype)
+            peak *= cores.float64_tensor_factor if dtype == "float64" else 1
+            energy = values["product float32.pj_per_nm"] * (2 if dtype == "float64" else 1)  # twice the bits
+        by_power = self.gpu.power_w / (energy * 1e-12 * cores.process_nm)
+        return (peak**-4 + by_power**-4) ** -0.25
 
 
-def _interpolated(curve: Curve, size: float) -> Band:
-    sizes = np.log([at for at, _ in curve])
-    slow, fast = (np.exp(np.interp(np.log(max(size, 1.0)), sizes, np.log([band[end] for _, band in curve]))) for end in (0, 1))
-    return float(slow), float(fast)
+def dtype_class(name: str, *, of_product: bool = False) -> str:
+    """float16, float32, float64, integer: complex numbers are counted in real operations, so they go by their parts."""
+    n_bytes = item_bytes(name) / (2 if name.startswith("complex") else 1)
+    if not name.startswith(("float", "complex", "bfloat")):
+        return "integer" if of_product else "float64" if n_bytes > 4 else "float32"
+    return "float16" if n_bytes <= 2 else "float64" if n_bytes > 4 else "float32"
 
 
-# Classes of operations ---------------------------------------------------------------------------------------------------
+# Laws --------------------------------------------------------------------------------------------------------------------
 
-# Kind -> finer classes, ten times apart on a CPU, with what names match them; the first that matches counts.
-_FINER_CLASSES = {
-    "elementwise": (
-        ("special function", r"^scipy\.special"),
-        ("distances", r"dist$|distance|kernel$"),
-        ("filter", r"^scipy\.(ndimage|signal)|convolve|correlate"),  # compiled loops around each element
-        ("random", r"random|Generator|RandomState"),
-        ("where", r"\.(where|select|piecewise)$"),  # a branch for each element, foreseen or not
-        ("scalar loop", r"mod$|remainder|floor_?div|hypot|gcd|lcm|\.cross$"),  # without vector instructions in NumPy
-        ("transcendental", r"exp|log|pow|sin|cos|tan|cbrt|softmax|sinc|i0$|angle"),
-    ),
-    "reduction": (
-        ("cumulative", r"\.(nan)?cum|accumulate"),
-        ("transcendental", r"logsumexp"),
-    ),  # each result waits for the last
-    "sort": (
-        ("argsort", r"argsort|lexsort|rank"),
-        ("quantile", r"median|percentile|quantile"),
-        ("partition", r"partition|top_?k"),
-    ),
-    "gather": (("search", r"searchsorted|digitize"), ("scatter", r"bincount|histogram|\.at$")),
-    "factorisation": (("spectral", r"svd|eig|pinv|lstsq|matrix_rank|cond$|norm$"),),  # iterative, not a fixed number of steps
-    "copy": (("strided copy", r"ascontiguousarray|asfortranarray|ravel|reshape"),),  # they copy only what lies in another order
+
+def _product(cost: Cost, rates: Rates) -> Calls:
+    """Tiles at the rate of a large product, and a part of a tile's time until all multiprocessors are busy."""
+    dtype = dtype_class(cost.dtype, of_product=True)
+    law = "product float16" if dtype == "float16" else "product float32"
+    flops = cost.flops * _padded(cost.sizes["m"], _TILE) * _padded(cost.sizes["n"], _TILE)
+    fill = rates.values[f"{law}.fill_mflop"] * 1e6 * rates.gpu.multiprocessors
+    if dtype == "float64":  # a smaller share of the work keeps slower units busy
+        fill *= rates.flops(dtype) / rates.flops("float32")
+    memory = rates.memory(cost.moved_bytes, law, cost.working_set_bytes)
+    return Calls(rates.start(cost, law), (flops + fill) / rates.product_flops(dtype), memory)
+
+
+def _padded(n: float, multiple: int) -> float:
+    return math.ceil(n / multiple) * multiple / n if n else 1.0
+
+
+def _convolution(cost: Cost, rates: Rates) -> Calls:
+    """As the product that it amounts to, whose inner loop nothing splits; 3 x 3 filters of float32 by Winograd's algorithm."""
+    dtype, law = dtype_class(cost.dtype), _layers(cost)
+    m, n, k, channels = (cost.sizes[size] for size in ("m", "n", "k", "channels"))
+    flops = cost.flops * _padded(m, _TILE) * _padded(n, _TILE) / rates.values[f"{law}.product_share"]
+    if dtype == "float16":
+        flops *= _padded(channels, _CHANNELS)
+    elif round(k / max(channels, 1)) == 9 and channels >= 2 * _CHANNELS:
+        flops /= rates.values[f"{law}.winograd"]
+    fill = rates.values[f"{law}.fill_tiles"] * 2 * 64 * 64 * k * rates.gpu.multiprocessors
+    memory = rates.memory(cost.moved_bytes, law, cost.working_set_bytes)
+    return Calls(rates.start(cost, law.replace("convolution", "product")), (flops + fill) / rates.product_flops(dtype), memory)
+
+
+def _layers(cost: Cost) -> str:
+    return "convolution float16" if dtype_class(cost.dtype) == "float16" else "convolution float32"
+
+
+def _model(cost: Cost, rates: Rates) -> Calls:
+    """Layers at the rate of convolutions, then what lies between them; the CPU starts layers while the GPU computes."""
+    product_flops = rates.product_flops(dtype_class(cost.dtype))
+    compute = cost.flops / (rates.values[f"{_layers(cost)}.product_share"] * product_flops)
+    between = cost.flops * 1e-3 * rates.values["model.elements_per_kflop"] * item_bytes(cost.dtype)
+    memory = rates.memory(cost.moved_bytes + between, "stream", cost.working_set_bytes + between)
+    starts = rates.start(cost, "model")
+    total = ((compute + memory) ** 3 + starts**3) ** (1 / 3)
+    longest = max((starts, 0), (compute, 1), (memory, 2))[1]
+    return Calls(*(total if i == longest else 0.0 for i in range(3)))
+
+
+def _fft(cost: Cost, rates: Rates) -> Calls:
+    """Passes over the array, and as many more as lengths and layout ask for."""
+    more = sum(
+        rates.values[f"fft.{name}"] * cost.sizes.get(f"{name}_bytes", 0) for name in ("prime", "short", "strided", "inverse")
+    )
+    memory = rates.memory(cost.sizes["smooth_bytes"] + more, "fft", cost.working_set_bytes)
+    return _stream(cost, rates)._replace(memory=memory)
+
+
+def _spectral(cost: Cost, rates: Rates) -> Calls:
+    """Columns one after the other, in each all pairs with it; large matrices by their arithmetic."""
+    stack, n, values = cost.sizes["stack"], min(cost.sizes["m"], cost.sizes["n"]), rates.values
+    arithmetic = cost.flops / max(stack, 1) / (rates.flops(dtype_class(cost.dtype)) * values["spectral large.share"])
+    one = n * values["spectral.column_us"] * 1e-6 + n * n * values["spectral.pair_ns"] * 1e-9 + arithmetic
+    return Calls(rates.values["spectral.start_us"] * 1e-6, one * (1 if n <= _LARGEST_STACKED else stack), 0.0)
+
+
+def _factorisation(cost: Cost, rates: Rates) -> Calls:
+    """Columns one after the other; behind them products, the better the larger the matrix."""
+    n, values = min(cost.sizes["m"], cost.sizes["n"]), rates.values
+    column_us = values["cholesky.column_us" if cost.rate == "cholesky" else "factorisation.column_us"] * cost.n_kernels
+    rate = rates.flops(dtype_class(cost.dtype)) * values["cholesky.share"] / (1 + values["cholesky.half_n"] / max(n, 1))
+    return Calls(values["cholesky.start_us"] * 1e-6, n * column_us * 1e-6 + cost.flops / rate, 0.0)
+
+
+def _sort(cost: Cost, rates: Rates) -> Calls:
+    """A radix sort (Adinets and Merrill, Onesweep, 2022): keys are counted once, then move with theirs once for each byte.
+
+    Many rows are sorted by row and key, as CuPy does: more bytes to compare, and an index to move.
+    """
+    n, key, payload = (cost.sizes[size] for size in ("n", "key_bytes", "payload_bytes"))
+    if 0 < cost.sizes["length"] < n:
+        key, payload = key + math.ceil(math.log2(n / cost.sizes["length"]) / 8), payload + 8
+    memory = rates.memory(n * (key + 2 * key * (key + payload)), "sort", cost.working_set_bytes)
+    return Calls(rates.start(cost), 0.0, memory)
+
+
+def _scatter(cost: Cost, rates: Rates) -> Calls:
+    """Updates of shared memory, so many in each clock of a multiprocessor."""
+    clocks_per_s = rates.gpu.multiprocessors * rates.gpu.boost_clock_ghz * 1e9
+    return _stream(cost, rates)._replace(compute=cost.flops / (rates.values["scatter.updates_per_clock"] * clocks_per_s))
+
+
+def _stream(cost: Cost, rates: Rates) -> Calls:
+    compute = cost.flops / (rates.flops(dtype_class(cost.dtype)) * rates.values["arithmetic.share"])
+    moved_bytes = cost.flops * _SECTOR_BYTES if cost.rate == "search" else cost.moved_bytes
+    return Calls(
+        rates.start(cost), compute, rates.memory(moved_bytes, _STREAMS.get(cost.rate, "stream"), cost.working_set_bytes)
+    )
+
+
+_LAWS: dict[str, Callable[[Cost, Rates], Calls]] = {
+    **{"product": _product, "convolution": _convolution, "model": _model, "fft": _fft, "spectral": _spectral},
+    **{"cholesky": _factorisation, "factorisation": _factorisation, "scatter": _scatter},
+    **dict.fromkeys(("sort", "argsort", "partition", "quantile"), _sort),
 }
-_OPERAND = re.compile(r"(\w+)\[([\d, ]*)\]")
-_CACHE_LINE_BYTES = 64
+_STREAMS = {"cumulative": "cumulative", "gather": "gather", "mask": "gather", "search": "gather"}  # that do worse than a copy
 
 
-def operation_class(operation: ArrayOperation) -> OperationClass:
-    """Raises nothing: a name or dtype that nobody foresaw falls to the class of its kind, in float32."""
-    kind = operation.kind
-    finer = next((finer for finer, pattern in _FINER_CLASSES.get(kind, ()) if re.search(pattern, operation.name)), kind)
-    return OperationClass(_gather_class(operation) if finer == "gather" else finer, _dtype_class(operation.dtype, kind))
+def call_seconds(cost: Cost, rates: Rates) -> Calls:
+    """Centres of the bands of one call whose cost is known."""
+    return _LAWS.get(cost.rate, _stream)(cost, rates)
 
 
-def _dtype_class(name: str, kind: str) -> str:
-    if name == "bfloat16":  # NumPy knows it only once ml_dtypes is loaded, and then not as a kind of float
-        return "float16"
-    try:
-        dtype = np.dtype(name)
-    except TypeError:  # string, category
-        return "float32"
-    if dtype.kind in "iub" and kind == "product":
-        return "integer"
-    itemsize = dtype.itemsize // (2 if dtype.kind == "c" else 1)
-    return "float64" if itemsize > 4 else "float16" if dtype.kind == "f" and itemsize == 2 else "float32"
+def accuracy_class(cost: Cost, calls: Calls) -> str:
+    """The class of gpu_efficiencies.toml that says how good a projection is: by what was published, not by names."""
+    law = _LAWS.get(cost.rate)
+    if cost.rate in ("product", "convolution", "model"):
+        return f"{cost.rate} {dtype_class(cost.dtype, of_product=cost.rate == 'product')}"
+    if law:
+        return "sort" if law is _sort else cost.rate
+    return "arithmetic" if calls.compute > calls.memory else _STREAMS.get(cost.rate, "stream")
 
 
-def _shapes(operation: ArrayOperation) -> list[tuple[str, tuple[int, ...]]]:
-    found = (_OPERAND.fullmatch(operand) for operand in operation.operands)
-    return [(match[1], tuple(int(n) for n in match[2].split(",") if n.strip())) for match in found if match]
+def call_bands(cost: Cost, calls: Calls, rates: Rates) -> dict[str, Band]:
+    """Of one call by cause ("compute", "memory", "launches"): as far below as above the centre, in times.
+
+    Of compute and memory the longer hides the other.
+    """
+    of = accuracy_class(cost, calls)
+    factor, spread = rates.calibration.get(of, (1.0, rates.accuracy[of].factor))
+    start_spread = spread if of in rates.calibration else rates.accuracy["launch"].factor
+    busy, launches = factor * calls.busy, factor * calls.launches
+    bound = "compute" if calls.compute >= calls.memory else "memory"
+    bands = {"compute": (0.0, 0.0), "memory": (0.0, 0.0), "launches": (launches / start_spread, launches * start_spread)}
+    return bands | {bound: (busy / spread, busy * spread)}
 
 
-def n_items(operation: ArrayOperation) -> int:
-    """Matrices of a stack that are multiplied or factorised, rows that are transformed one by one; else 1."""
-    n_inner = {"product": 2, "factorisation": 2, "fft": 1}.get(operation.kind)
-    if n_inner is None or re.search("tensordot|einsum", operation.name):
-        return 1
-    return max((math.prod(shape[:-n_inner]) for _, shape in _shapes(operation)), default=1) or 1
-
-
-def _gather_class(operation: ArrayOperation) -> str:
-    """Single elements ("gather"), what a mask leaves ("mask"), or whole rows, which stream ("row gather")."""
-    (_, rows), *indices = _shapes(operation) or [("", ())]
-    if any(dtype == "bool" for dtype, _ in indices):
-        return "mask"
-    if len(rows) > 1 and len(indices) == 1:
-        dtype, (_, index) = operation.operands[0].partition("[")[0], indices[0]
-        row_bytes = math.prod(rows[1:]) * np.dtype(dtype).itemsize
-        source_bytes, index_bytes = rows[0] * row_bytes, math.prod(index) * np.dtype(indices[0][0]).itemsize
-        result_bytes = operation.working_set_bytes - source_bytes - index_bytes
-        if row_bytes >= _CACHE_LINE_BYTES and result_bytes == row_bytes * math.prod(index):
-            return "row gather"
-    return "gather"
+def operation_seconds(operation: ArrayOperation, rates: Rates) -> tuple[dict[str, Band], str | None]:
+    """Bands of all its calls by cause, and the class that says how good they are; none of a view or an unknown cost."""
+    if operation.kind in ("view", "unknown"):
+        return {}, None
+    n, of = operation.n_calls, {name: getattr(operation, name) for name in Cost._fields}
+    of |= {
+        "rate": operation.rate or operation.kind,
+        "flops": (operation.flops or 0) / n,
+        "moved_bytes": (operation.moved_bytes or 0) / n,
+    }
+    cost = Cost(**of)
+    calls = call_seconds(cost, rates)
+    bands = {cause: (n * low, n * high) for cause, (low, high) in call_bands(cost, calls, rates).items()}
+    return bands, accuracy_class(cost, calls)
 
 
 # A GPU -------------------------------------------------------------------------------------------------------------------
 
-# Shares of a peak that programs reach, slow and fast. Of the data sheet's peak; a ceiling that was measured on the GPU takes
-# the peak's place with shares of its own, for it has lost the unreachable part already.
-_PRODUCT = {"data sheet": (0.5, 0.9), "measured ceilings": (0.6, 1.0)}  # cuBLAS, tiles and waves filled more or less well
-_TENSOR_PRODUCT = {"data sheet": (0.3, 0.8), "measured ceilings": (0.5, 1.0)}  # float16; a T4 throttles to the low end
-_STREAM = {"data sheet": (0.6, 0.9), "measured ceilings": (0.7, 1.0)}  # CuPy's element-wise kernels beside the memory's peak
-_PAGEABLE, _PINNED = 0.2, 0.85  # of PCIe's rate in one direction: copied through a staging buffer; straight from memory
-_PCIE_BYTES_PER_S = {3: 15.75e9, 4: 31.5e9, 5: 63.0e9, 6: 121e9}  # 16 lanes
-# float64 rate / float32 rate by compute capability: NVIDIA, CUDA C++ Programming Guide, throughput of native arithmetic
-# instructions. Tensor cores double it for products on 8.0 and 9.0.
-_FLOAT64 = {"6.0": 1 / 2, "7.0": 1 / 2, "7.5": 1 / 32, "8.0": 1 / 2, "9.0": 1 / 2, "10.0": 1 / 2}
-_FLOAT64_ELSEWHERE = 1 / 64
-_FLOAT64_TENSOR_CORES = {"8.0", "9.0"}
-# Shares of the float32 (float64) rate for what never reaches it. Transcendental functions go through special units at a quarter
-# of the rate; cuFFT is bound by memory and comes to a tenth or a fifth; cuSOLVER's LU, Cholesky and QR wait for each panel of
-# columns; its SVD and eigenvalues reduce to bands by matrix-vector products; a binary search waits for the memory at each step.
-# Filters and distances compute without end on little data, with loads from shared memory in between.
-_SHARES = {
-    **dict.fromkeys(("elementwise", "transcendental", "special function", "random", "where", "scalar loop"), (0.15, 0.6)),
-    **dict.fromkeys(("filter", "distances"), (0.15, 0.6)),
-    "reduction": (0.1, 0.4),
-    "cumulative": (0.02, 0.1),
-    "search": (0.001, 0.02),
-    "scatter": (0.001, 0.05),
-    "fft": (0.05, 0.25),
-    "factorisation": (0.05, 0.4),
-    "spectral": (0.004, 0.06),
-    "model": (0.3, 0.8),
-}
-_INTEGER_PRODUCT = (0.03, 0.15)
-# Shares of the bandwidth. A gather of single elements uses 4 or 8 bytes of each sector of 32 that the memory moves; a mask is
-# a scan and a gather; a scan or a reduction reads some things twice; a transposition goes through shared memory.
-_BANDWIDTH = {
-    "gather": (0.15, 0.9),
-    "mask": (0.2, 0.6),
-    "cumulative": (0.3, 0.7),
-    "reduction": (0.4, 0.9),
-    "strided copy": (0.4, 0.8),
-    "fft": (0.3, 0.8),
-}
-# Comparisons per 2 * (key, index) bytes that the memory moves. A merge sort moves them once per comparison, with a comparator
-# of its own at a fraction of the bandwidth; a radix sort of 32-bit keys needs 4 passes where n log2 n has about 20. CuPy
-# partitions by a full sort: about 20 comparisons where selection counts 3.4.
-_SORT = (0.15, 1.5)
-_PARTITION = (0.15 * 3.4 / 25, 1.5 * 3.4 / 10)
-_LAUNCH_S = (5e-6, 20e-6)  # CuPy: Python, dispatch, allocation, the kernel itself; about 15 us measured for the smallest arrays
-# A product runs at least through one tile's whole inner loop, however few tiles there are: n_1/2 is this, times the rate.
-_PRODUCT_START_S = (8e-6, 35e-6)
-_SOLVER_START_S = (50e-6, 500e-6)  # cuSOLVER allocates work space and CuPy waits for its status
 
-
-def gpu_rates(gpu: GpuSpec, ceilings: Ceilings | None = None) -> Rates:
-    """What programs reach on `gpu`: shares of its data sheet, or of `ceilings` where they were measured on such a GPU.
+def gpu_rates(gpu: GpuSpec, ceilings: Ceilings | None = None, calibration: Calibration | None = None) -> Rates:
+    """What programs reach on `gpu`, by its data sheet and the fitted efficiencies; what was measured on such a GPU comes first.
 
     TF32 is not assumed: CuPy and NumPy's users ask for float32 and get it.
     """
-    on_it = _measured_on(gpu, ceilings)
-    basis = "measured ceilings" if "gpu_matmul_float32" in on_it or "gpu_copy_bandwidth" in on_it else "data sheet"
-
-    def peak(quantity: str, data_sheet: float, shares: Mapping[str, Band]) -> Band:
-        if measured := on_it.get(quantity):
-            slow, fast = shares["measured ceilings"]
-            return measured.low * 1e9 * slow, measured.high * 1e9 * fast
-        return _times(shares["data sheet"], data_sheet * 1e9)
-
-    float64 = _FLOAT64.get(gpu.compute_capability, _FLOAT64_ELSEWHERE)
-    product = peak("gpu_matmul_float32", 1e3 * gpu.float32_tflops, _PRODUCT)
-    stream = peak("gpu_copy_bandwidth", gpu.memory_bandwidth_gb_per_s, _STREAM)
-    flops, bytes_ = 1e12 * gpu.float32_tflops, math.sqrt(stream[0] * stream[1])
-    doubled = 2 if gpu.compute_capability in _FLOAT64_TENSOR_CORES else 1
-    rates = {
-        OperationClass("product", "float32"): product,
-        OperationClass("product", "float64"): (product[0] * float64, product[1] * float64 * doubled),
-        OperationClass("product", "float16"): peak("gpu_matmul_float16", 1e3 * gpu.float16_tensor_tflops, _TENSOR_PRODUCT),
-        OperationClass("product", "integer"): _times(_INTEGER_PRODUCT, flops),
-    }
-    for name, share in _SHARES.items():
-        rates[OperationClass(name, "float32")] = _times(share, flops)
-        rates[OperationClass(name, "float64")] = _times(share, flops * float64)
-    for dtype, key_bytes in (("float32", 4), ("float64", 8)):
-        rates[OperationClass("sort", dtype)] = _times(_SORT, bytes_ / (2 * key_bytes))
-        rates[OperationClass("argsort", dtype)] = _times(_SORT, bytes_ / (2 * (key_bytes + 8)))
-        for name in ("partition", "quantile"):
-            rates[OperationClass(name, dtype)] = _times(_PARTITION, bytes_ / (2 * key_bytes))
-    bandwidths = {name: _times(share, gpu.memory_bandwidth_gb_per_s * 1e9) for name, share in _BANDWIDTH.items()}
+    on_it, efficiencies = _measured_on(gpu, ceilings), load_efficiencies()
+    names = {"float32": "gpu_matmul_float32", "float16": "gpu_matmul_float16", "bytes": "gpu_copy_bandwidth"}
 
     def transfer(direction: str) -> Band:
         bus = _PCIE_BYTES_PER_S.get(gpu.pcie_generation, max(_PCIE_BYTES_PER_S.values()))
         pageable, pinned = on_it.get(f"{direction}_pageable"), on_it.get(f"{direction}_pinned")
         slow = pageable.low * 1e9 if pageable else _PAGEABLE * bus
-        fast = pinned.high * 1e9 if pinned else _PINNED * bus
-        return slow, max(slow, fast)
+        return slow, max(slow, pinned.high * 1e9 if pinned else _PINNED * bus)
 
-    return Rates(
-        device=gpu.name,
-        basis=basis,
-        work_per_s={of: ((1.0, band),) for of, band in rates.items()},
-        bytes_per_s={name: ((1.0, band),) for name, band in {"stream": stream, **bandwidths}.items()},
-        start_s={
-            "any": _LAUNCH_S,
-            "product": _PRODUCT_START_S,
-            "factorisation": _SOLVER_START_S,
-            "spectral": _SOLVER_START_S,
-        },
-        to_device=transfer("host_to_device"),
-        to_host=transfer("device_to_host"),
-    )
+    peaks = {name: 1e9 * on_it[quantity].value for name, quantity in names.items() if quantity in on_it}
+    basis = "calibration" if calibration else "measured ceilings" if peaks else "data sheet"
+    to_device, to_host = transfer("host_to_device"), transfer("device_to_host")
+    return Rates(gpu, basis, efficiencies.values, efficiencies.accuracy, to_device, to_host, peaks, calibration or {})
 
 
 def _measured_on(gpu: GpuSpec, ceilings: Ceilings | None) -> dict[str, Quantity]:
@@ -273,7 +294,3 @@ def _measured_on(gpu: GpuSpec, ceilings: Ceilings | None) -> dict[str, Quantity]
             except ValueError:  # measured on a GPU that the catalogue does not have
                 continue
     return found
-
-
-def _times(shares: Band, peak: float) -> Band:
-    return shares[0] * peak, shares[1] * peak

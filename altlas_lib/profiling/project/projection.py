@@ -1,9 +1,7 @@
-"""What a function would take on another processor: each operation by its work and its bytes, transfers, and what stays.
+"""What a function would take on a GPU: each operation by its work and its bytes, transfers, and what stays.
 
 Of a function's own time on this CPU
-- operations on arrays whose cost is known move. Each takes its start, and in the fast end the longer of work / rate and bytes /
-  bandwidth, for the two overlap: the roofline (Williams, Waterman, Patterson 2009). In the slow end nothing overlaps, and both
-  count. Views cost nothing;
+- operations on arrays whose cost is known move, each as `gpu.operation_seconds` has it. Views cost nothing;
 - Python (interpreter, regular expressions, parsing, waiting) stays on the CPU and takes as long as now;
 - of a framework's call (Keras' `predict`) what its kernels cannot have taken on any CPU is its own set-up, which stays as well;
 - the rest is unseen: nobody knows what it computes. In the slow end it stays as it is, in the fast end it takes a tenth, which
@@ -14,9 +12,9 @@ import math
 import sys
 from collections.abc import Iterable
 
-from ...results import ArrayOperation, ArrayTrace, FunctionTime, Projection, Quantity, WorkloadProfile
+from ...results import ArrayTrace, FunctionTime, Projection, ProjectionAccuracy, Quantity, WorkloadProfile
 from ..record.folding import OWN_LINES
-from .gpu import Band, Rates, n_items, operation_class
+from .gpu import Band, Rates, operation_seconds
 
 PYTHON_CLASSES = ("interpreter", "regex", "parsing", "waiting")  # of results.TimeClass: what no GPU takes over
 _PYTHONS_OWN = frozenset({OWN_LINES, "builtins", "generated code", *sys.stdlib_module_names})  # in `own_by_library`
@@ -25,30 +23,12 @@ _PYTHON_OF_A_CALL_S = 5e-6  # that np.linalg.norm, np.mean and their like run ar
 _MORE_THAN_TRACED = 1.5
 _UNSEEN_AT_BEST = 0.1
 _CALL_S = 0.05e-6  # of the function itself, whatever it does
-_TRANSFER_START_S = (10e-6, 30e-6)  # the call, the driver, and waiting for the end
-# The least that one core of a CPU does: slower than that, a framework's call is not busy with its kernels.
-_LEAST_FLOPS_PER_S, _LEAST_BYTES_PER_S = 10e9, 5e9
+TRANSFER_START_S = (10e-6, 30e-6)  # the call, the driver, and waiting for the end
+# Below the clock of any CPU that TensorFlow and PyTorch run on, one operation a cycle on the eight float32 numbers of AVX, that
+# their wheels ask for, and one load of 8 bytes: slower than that, a framework's call is not busy with its kernels.
+_LOWEST_CLOCK_HZ = 1e9
+_LEAST_FLOPS_PER_S = _LEAST_BYTES_PER_S = 8 * _LOWEST_CLOCK_HZ
 _PYTHON_SPREAD = 1.05  # from one run of the same code to the next; never faster than now
-
-
-def operation_seconds(operation: ArrayOperation, rates: Rates) -> dict[str, Band]:
-    """Seconds of all its calls by cause ("compute", "memory", "launches"); nothing for a view or where the cost is unknown."""
-    if operation.kind in ("view", "unknown"):
-        return {}
-    of, n, items = operation_class(operation), operation.n_calls, n_items(operation)
-    work, moved_bytes = operation.flops or 0.0, operation.moved_bytes or 0.0
-    slow, fast = rates.work_rate(of, work / n / items)
-    compute = work / fast, work / slow
-    slow, fast = rates.bandwidth(of, operation.working_set_bytes)
-    memory = moved_bytes / fast, moved_bytes / slow
-    if compute[0] >= memory[0]:
-        memory = 0.0, memory[1]  # hidden
-    else:
-        compute = 0.0, compute[1]
-    starts = operation.n_kernels if rates.on_gpu else 1
-    of_item = rates.item_s.get(of.name, (0.0, 0.0))
-    launches = tuple(n * (starts * start + (items - 1) * item) for start, item in zip(rates.start(of), of_item, strict=True))
-    return {"compute": compute, "memory": memory, "launches": launches}
 
 
 def total(bands: Iterable[Band]) -> Band:
@@ -56,8 +36,8 @@ def total(bands: Iterable[Band]) -> Band:
     return sum(lows), sum(highs)
 
 
-def middle(band: Band | Quantity) -> float:
-    """Geometric: as far from one end as from the other, in times."""
+def geometric_mean(band: Band | Quantity) -> float:
+    """Of a band's ends: as far from one end as from the other, in times."""
     low, high = (band.low, band.high) if isinstance(band, Quantity) else band
     return math.sqrt(low * high)
 
@@ -65,12 +45,10 @@ def middle(band: Band | Quantity) -> float:
 def transfer_seconds(trace: ArrayTrace, rates: Rates, batch: int = 1) -> Band:
     """A function's arrays brought in and its results back, in each of its calls; pageable memory in the slow end, pinned in
     the fast one. What is resident, such as weights, is moved once and counts nowhere."""
-    if not rates.on_gpu:
-        return 0.0, 0.0
     n_times = trace.n_calls / batch
     ways = ((trace.input_bytes, rates.to_device), (trace.output_bytes, rates.to_host))
     return total(
-        (n_bytes / fast + n_times * _TRANSFER_START_S[0], n_bytes / slow + n_times * _TRANSFER_START_S[1])
+        (n_bytes / fast + n_times * TRANSFER_START_S[0], n_bytes / slow + n_times * TRANSFER_START_S[1])
         for n_bytes, (slow, fast) in ways
         if n_bytes
     )
@@ -112,19 +90,11 @@ def set_up_seconds(trace: ArrayTrace) -> float:
 
 
 def project(
-    function: FunctionTime,
-    profile: WorkloadProfile,
-    trace: ArrayTrace | None,
-    rates: Rates,
-    correction: tuple[float, float, float] | None = None,
-    *,
-    batch: int = 1,
+    function: FunctionTime, profile: WorkloadProfile, trace: ArrayTrace | None, rates: Rates, *, batch: int = 1
 ) -> Projection | None:
-    """The function's own work on the device of `rates`; None where its arrays were not traced, or it was not timed.
+    """The function's own work on the GPU of `rates`; None where its arrays were not traced, or it was not timed.
 
     Args:
-        correction: of `Residuals.correction`: the GPU's seconds are multiplied by its first number, and their band is made no
-            narrower than from the second to the third, times its middle.
         batch: so many calls made as one: the same work and bytes, started once. Conservative, for what a larger batch saves
             besides, such as weights that are read once, is not counted.
     """
@@ -137,16 +107,14 @@ def project(
         return None
     _, python_s, unseen_s = split(function, trace, now.value)
     python_s = max(python_s, min(now.value, trace.n_calls * _CALL_S))
-    causes: dict[str, Band] = dict.fromkeys(("compute", "memory", "launches", "transfers"), (0.0, 0.0))
-    for operation in trace.operations:
-        for cause, band in operation_seconds(operation, rates).items():
-            causes[cause] = total([causes[cause], band])
+    each = [operation_seconds(operation, rates) for operation in trace.operations]
+    causes: dict[str, Band] = {
+        cause: total(bands[cause] for bands, _ in each if bands) for cause in ("compute", "memory", "launches")
+    }
     causes["launches"] = causes["launches"][0] / batch, causes["launches"][1] / batch
+    resident = total(causes.values())
     causes["transfers"] = transfer_seconds(trace, rates, batch)
-    moved = corrected(total(causes.values()), correction)
-    resident = corrected(total([causes["compute"], causes["memory"], causes["launches"]]), correction)
-    if correction:
-        causes = {cause: (low * correction[0], high * correction[0]) for cause, (low, high) in causes.items()}
+    moved = total(causes.values())
     causes["Python"] = python_s, python_s * _PYTHON_SPREAD
     causes["unseen"] = _UNSEEN_AT_BEST * unseen_s, unseen_s
     by_cause = {cause: sum(band) / 2 for cause, band in causes.items()}
@@ -158,6 +126,7 @@ def project(
         bound_by = "unseen" if by_cause["unseen"] > sum(known.values()) else max(known, key=known.get)
         return Quantity.projected(low, max(high, low * _PYTHON_SPREAD), "s", rates.device, bound_by)
 
+    _, slowest = max(each, key=lambda pair: geometric_mean(total(pair[0].values())), default=({}, None))
     return Projection(
         gpu=rates.device,
         basis=rates.basis,
@@ -166,11 +135,10 @@ def project(
         on_gpu_resident=projected(resident, "transfers"),
         by_cause=by_cause,
         coverage=min(1.0, max(0.0, 1 - unseen_s / now.value)),
+        accuracy=_accuracy(slowest, rates) if slowest else None,
     )
 
 
-def corrected(band: Band, correction: tuple[float, float, float] | None) -> Band:
-    if correction is None:
-        return band
-    factor, least, most = correction
-    return min(band[0] * factor, middle(band) * least), max(band[1] * factor, middle(band) * most)
+def _accuracy(name: str, rates: Rates) -> ProjectionAccuracy:
+    """How far projections of the class that takes longest on the GPU were from published timings."""
+    return ProjectionAccuracy(of=name, **rates.accuracy[name].model_dump(exclude={"factor"}))

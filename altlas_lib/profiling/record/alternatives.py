@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter  # as it was before the target ran, which may put another clock there
 from typing import Any
 
 from pydantic import BaseModel
 
-from ..run.runnable import Runnable
+from ..run.runnable import Runnable, call_user_code
+from ..run.targets import target_name
 from .measure import Run, blas_thread_counts, blas_threads, timed_run
 
 _NUMBERS = "biufc"  # kinds of NumPy's dtypes
@@ -22,11 +23,18 @@ class Comparison(BaseModel):
     largest_difference: float | None
 
 
-def race(target: Runnable, alternative: Runnable, n_repeats: int, time_limit_s: float) -> Iterator[Run | Comparison]:
+def race(
+    target: Runnable,
+    alternative: Runnable,
+    n_repeats: int,
+    time_limit_s: float,
+    same_answer: Callable[[Any, Any], Any] | None = None,
+) -> Iterator[Run | Comparison]:
     """The answers of their first runs compared, then runs in turns, with each thread count.
 
     Runs have the tool "comparison" or "alternative", the first ones with ", warm-up". Each function has an input of its own;
     of functions that return nothing the inputs are compared, as they left them. Repeats end when half of the time is over.
+    `same_answer`, where it is given, says of both answers whether they agree.
     """
     start, answers = perf_counter(), []
     contestants = {"comparison": target, "alternative": alternative}
@@ -34,8 +42,12 @@ def race(target: Runnable, alternative: Runnable, n_repeats: int, time_limit_s: 
         yield timed_run(runnable, f"{tool}, warm-up", under=lambda call: answers.append(call()))
     if answers == [None, None]:
         answers = [runnable.inputs for runnable in contestants.values()]
-    same_answer, largest_difference = compare_answers(*answers)
-    yield Comparison(same_answer=same_answer, largest_difference=largest_difference)
+    if same_answer:
+        agree = call_user_code(lambda: bool(same_answer(*answers)), f"same_answer {target_name(same_answer)!r}")
+        yield Comparison(same_answer=agree, largest_difference=None)
+    else:
+        agree, largest_difference = compare_answers(*answers)
+        yield Comparison(same_answer=agree, largest_difference=largest_difference)
     answers.clear()
     for repeat in range(n_repeats):
         if repeat and perf_counter() - start > time_limit_s / 2:

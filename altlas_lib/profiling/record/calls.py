@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-_DTYPE = re.compile(r"(u?int|b?float|complex)\d+|bool|mixed|object|string|category|str\d*|bytes\d*|(datetime|timedelta)64.*")
+# An extension type whose name is none of these is described as 'object'.
+DTYPE = re.compile(r"(u?int|b?float|complex)\d+\w*|bool|mixed|object|string|category|str\d*|bytes\d*|(datetime|timedelta)64.*")
 
 
 class Array(NamedTuple):
@@ -77,7 +78,7 @@ def _with_arrays(value: Any) -> Any:
     match value:
         case Array():
             return value
-        case [str(dtype), [*sizes], *rest] if _DTYPE.fullmatch(dtype) and all(isinstance(size, int) for size in sizes):
+        case [str(dtype), [*sizes], *rest] if DTYPE.fullmatch(dtype) and all(isinstance(size, int) for size in sizes):
             return Array(dtype, tuple(sizes), *rest)
         case list() | tuple():
             return [_with_arrays(each) for each in value]

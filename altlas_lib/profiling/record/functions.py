@@ -65,9 +65,14 @@ def _folded(graph: CallGraph, project: Project, root: FunctionKey) -> dict[Funct
 
 
 def hottest(
-    project: Project, root: FunctionKey, samples: Samples | None, recordings: Sequence[CallGraph], n: int
+    project: Project,
+    root: FunctionKey,
+    samples: Samples | None,
+    recordings: Sequence[CallGraph],
+    *,
+    least_share: float = 0.0,
 ) -> list[FunctionKey]:
-    """The `n` functions with the greatest own shares, among the Python functions of the calling thread."""
+    """The Python functions of the calling thread with more than `least_share` of the time, the greatest own share first."""
     own = Counter()
     for recording in recordings:
         for key, (time, seconds) in _folded(recording, project, root).items():
@@ -77,7 +82,7 @@ def hottest(
         sampled = by_function(samples.counted(project), project, root)
         in_thread = {key for key, each in sampled.items() if each.origins["the calling thread"]}
         own = Counter({key: sampled[key].own.total() for key in in_thread if key in own or not recordings})
-    return [key for key, share in own.most_common(n) if share > 0]
+    return [key for key, of_key in own.most_common() if of_key > least_share * own.total()]
 
 
 def _line_times(timed: FunctionLines) -> list[LineTime]:

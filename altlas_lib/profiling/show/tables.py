@@ -1,26 +1,24 @@
-"""Profiles for the eye: tables for a notebook, and the finding in a sentence."""
+"""Profiles and candidates as tables, the same for notebook and terminal, and the finding in words."""
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ... import tables
-from ...results import ArrayOperation, Candidate, Licence, WorkloadProfile, format_value
-from ..project.residuals import Residuals
+from ...results import ArrayOperation, Candidate, Quantity, WorkloadProfile, format_value
+from ..project.gpu_libraries import cupy_coverage
 
-if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler
+_STAYS = ("leave it", "unknown")  # a gain beside these would be quoted, and is none
 
 
-def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> "Styler":
+def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> tables.Table:
     """The `n_rows` first functions: ms of one run under cProfile, percent of the workload's time."""
     rows = [
         {
             "function": function.name,
             "where": f"{function.file}:{function.line}",
             "calls": function.n_calls,
-            "own (ms)": 1e3 * function.own.value if function.own else None,
-            "cumulative (ms)": 1e3 * function.cumulative.value if function.cumulative else None,
+            "own (ms)": _milliseconds(function.own),
+            "cumulative (ms)": _milliseconds(function.cumulative),
             "own (%)": _percent(profile.cprofile_share(function)),
             "own, py-spy (%)": _percent(function.sampled_own_share),
             "on the stack, py-spy (%)": _percent(function.sampled_share),
@@ -29,8 +27,12 @@ def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> "Styler":
         }
         for function in profile.functions[:n_rows]
     ]
-    one_decimal = ("own (ms)", "cumulative (ms)", "own (%)", "own, py-spy (%)", "on the stack, py-spy (%)")
-    return tables.show(rows, formats={"calls": "{:,.0f}", **dict.fromkeys(one_decimal, "{:,.1f}")}, missing="not seen")
+    numbers = ("own (ms)", "cumulative (ms)", "own (%)", "own, py-spy (%)", "on the stack, py-spy (%)")
+    return tables.show(rows, formats={"calls": "{:,.0f}", **dict.fromkeys(numbers, "{:,.1f}")}, missing="not seen")
+
+
+def _milliseconds(time: Quantity | None) -> float | None:
+    return None if time is None else 1e3 * time.value
 
 
 def _percent(share: float | None) -> float | None:
@@ -42,8 +44,8 @@ def _largest(shares: dict[str, float]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.05)
 
 
-def line_table(profile: WorkloadProfile, *, n_rows: int = 8) -> "Styler":
-    """The dearest lines of the hottest functions, under line_profiler."""
+def line_table(profile: WorkloadProfile, *, n_rows: int = 8) -> tables.Table:
+    """The most expensive lines of the hottest functions, under line_profiler."""
     lines = [
         (profile.share(function) * line.share, function, line) for function in profile.functions for line in function.lines
     ]
@@ -61,7 +63,7 @@ def line_table(profile: WorkloadProfile, *, n_rows: int = 8) -> "Styler":
     return tables.show(rows, formats={"hits": "{:,}", "of the function (%)": "{:.0f}"})
 
 
-def operation_table(profile: WorkloadProfile, *, n_rows: int = 10) -> "Styler":
+def operation_table(profile: WorkloadProfile, *, n_rows: int = 10) -> tables.Table:
     """The operations on arrays that took most time: what they computed on, and the rates that they reached on this CPU."""
     seen = [(trace.function, operation) for trace in profile.traces for operation in trace.operations]
     seen.sort(key=lambda item: -item[1].time_s)
@@ -84,14 +86,14 @@ def _operation_row(operation: ArrayOperation) -> dict:
     }
 
 
-def tool_table(profiles: Sequence[WorkloadProfile]) -> "Styler":
+def tool_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
     """Which tool gave which figures, and how many times as long the workload took under it."""
     rows = [
         {
             "workload": profile.workload,
-            "tool": f"{tool.tool} {tool.version}".strip(),
+            "tool": f"{tool.tool} {tool.version}",
             "gave": tool.gave,
-            "run took, times as long": None if tool.factor is None else f"{tool.factor:.2f}x",
+            "its runs, times as long": None if tool.factor is None else f"{tool.factor:.2f}x",
         }
         for profile in profiles
         for tool in profile.tools
@@ -99,7 +101,7 @@ def tool_table(profiles: Sequence[WorkloadProfile]) -> "Styler":
     return tables.show(rows, missing="not comparable")
 
 
-def baseline_table(profiles: Sequence[WorkloadProfile]) -> "Styler":
+def baseline_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
     """One run of each workload without a profiler, with the number of BLAS threads that suits it best."""
     rows = [
         {
@@ -118,18 +120,18 @@ def baseline_table(profiles: Sequence[WorkloadProfile]) -> "Styler":
     return tables.show(rows, missing="not measured")
 
 
-def candidate_table(candidates: Sequence[Candidate]) -> "Styler":
-    """The candidates, best first: share of the time, projected gains, and the advice with its reason."""
+def candidate_table(candidates: Sequence[Candidate]) -> tables.Table:
+    """The candidates with the greatest share first: projected gains, and the advice with its reason."""
     rows = [
         {
             "workload": candidate.workload,
             "function": candidate.function,
             "share": f"{candidate.share:.0%}",
-            "at most": _bound(candidate),
-            "function, projected": candidate.gain and str(candidate.gain),
-            "workload, projected": candidate.workload_gain and str(candidate.workload_gain),
-            "bound by": candidate.projection.bound_by if candidate.projection else None,
             "advice": candidate.advice,
+            "function, projected": _gain(candidate, candidate.gain),
+            "workload, projected": _gain(candidate, candidate.workload_gain),
+            "bound by": candidate.projection.bound_by if candidate.projection else None,
+            "such projections": candidate.projection and candidate.projection.accuracy and str(candidate.projection.accuracy),
             "why": candidate.reason,
         }
         for candidate in candidates
@@ -137,21 +139,43 @@ def candidate_table(candidates: Sequence[Candidate]) -> "Styler":
     return tables.show(rows, missing="not projected")
 
 
-def _bound(candidate: Candidate) -> str:
-    return "unbounded" if candidate.largest_gain is None else f"{candidate.largest_gain:.2f}x"
+def _gain(candidate: Candidate, gain: Quantity | None) -> str | None:
+    return "no gain in sight" if gain and candidate.advice == "leave it" else gain and str(gain)
 
 
-def residual_table(residuals: Residuals) -> "Styler":
-    """What GPUs took, beside what had been projected for them."""
-    columns = ["GPU", "texts", "measured", "had been projected", "measured / middle of the projection"]
-    rows = [(r.gpu, f"{r.n_texts:,}", str(r.measured), str(r.projected), f"{r.ratio:.2f}") for r in residuals.residuals]
-    return tables.show(rows, columns)
+def route_table(candidates: Sequence[Candidate]) -> tables.Table:
+    """Every way out of each candidate, the cheapest first: what is measured, projected or only offered."""
+    answers = {True: "same", False: "DIFFERS", None: "not compared"}
+    rows = [
+        {
+            "function": candidate.function,
+            "way": route.kind,
+            "by": route.name,
+            "known": route.standing,
+            "whole workload": route.gain and str(route.gain),
+            "answer": answers[route.same_answer],
+            "what it takes": route.why,
+        }
+        for candidate in candidates
+        for route in candidate.routes
+    ]
+    return tables.show(rows, missing="not timed")
 
 
-def licence_table(found: Sequence[Licence]) -> "Styler":
-    """Declared licences; what needs a look before a closed-source product ships is flagged."""
-    columns = ["package", "version", "declared licence; bundled parts need review", "look at"]
-    return tables.show([(each.package, each.version, each.declared, each.flag) for each in found], columns)
+def port_table(profile: WorkloadProfile) -> tables.Table:
+    """Of each traced function: which operations CuPy has, and where a port would copy to the host, if that was looked for."""
+    rows = []
+    for trace in profile.traces:
+        coverage = cupy_coverage(operation.name for operation in trace.operations if operation.kind != "view")
+        copies = (f"line {each.line}: {each.what} ({each.n_times:,} times)" for each in trace.hidden_transfers)
+        rows.append(
+            {
+                "function": trace.function,
+                **{f"CuPy: {standing}": ", ".join(names) for standing, names in coverage._asdict().items()},
+                "would copy to the host": ", ".join(copies),
+            }
+        )
+    return tables.show(rows)
 
 
 def finding(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]) -> str:
@@ -170,17 +194,20 @@ def finding(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]
 
 
 def answers(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]) -> str:
-    """For each workload a line per candidate: what the proof of concept should look at, and why."""
+    """For each workload a line per candidate: what to do with it first, and why."""
     lines = []
     for profile in profiles:
         lines.append(f"{profile.workload}:")
         of_profile = [candidate for candidate in candidates if candidate.workload == profile.workload]
         lines += [f"  {i}. {c.function}: {_verdict(c)}. {c.reason}" for i, c in enumerate(of_profile, start=1)]
         if not of_profile:
-            lines.append("  no function owns a tenth of its time: nothing to port")
+            lines.append("  no function owns a tenth of its time: nothing to change")
     return "\n".join(textwrap.fill(line, 110, subsequent_indent="     ") for line in lines)
 
 
 def _verdict(candidate: Candidate) -> str:
-    gain = f", {candidate.gain}" if candidate.gain and candidate.advice != "leave it" else ""
+    measured = next((route.gain for route in candidate.routes if route.standing == "measured" and route.same_answer), None)
+    if candidate.advice == "change the call" and measured:
+        return f"{candidate.advice}, {measured} for the whole, measured"
+    gain = f", {candidate.gain}" if candidate.gain and candidate.advice not in _STAYS else ""
     return f"{candidate.advice}{gain}"

@@ -1,11 +1,12 @@
-"""What calls of TensorFlow, Keras, JAX and PyTorch cost: each states it itself, from shapes, without running anything."""
+"""What calls of TensorFlow, Keras, JAX and PyTorch take: each states it itself, from shapes, without running anything."""
 
 import functools
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .operations import Cost, array_bytes, arrays_in, dtype_name, is_array_type, shape
+from .calls import ModelWork
+from .describing import array_bytes, arrays_in, bound_to, dtype_name, is_array_type, name_of, shape
 
 
 class _Spec(NamedTuple):
@@ -15,43 +16,59 @@ class _Spec(NamedTuple):
     dtype: str
 
 
-FRAMEWORKS = ("tensorflow", "keras", "tf_keras", "torch", "jax", "jaxlib")
+FRAMEWORKS = frozenset({"tensorflow", "keras", "tf_keras", "torch", "jax", "jaxlib"})
 _CONVERSIONS = {"constant", "convert_to_tensor", "numpy", "tensor", "as_tensor", "from_numpy", "asarray", "array", "device_put"}
 _FREE = {"Placeholder", "Const", "ReadVariableOp", "Identity", "Reshape", "Squeeze", "ExpandDims", "Shape", "NoOp", "Pack"}
 _OPAQUE = {"While", "StatelessWhile", "If", "StatelessIf", "PartitionedCall", "StatefulPartitionedCall"}  # run anything inside
 
 
-def framework_cost(function: Callable, args: tuple, kwargs: dict[str, Any]) -> Callable[[], Cost | None] | None:
-    """For a call of TensorFlow, Keras, PyTorch or JAX: what asks the framework for its cost, later; for any other None.
+def framework_object(name: str, function: Any, operands: list[Any]) -> Any:
+    """What a framework's call is a call of: the model or the function, whose work shapes alone do not tell; else None.
+
+    Args:
+        name: its public name.
+    """
+    if name.startswith(("numpy.", "ndarray.")):
+        return None
+    homes = (name, *(str(type(each).__module__) for each in (function, *operands[:2])))
+    if all(home.partition(".")[0] not in FRAMEWORKS for home in homes):
+        return None
+    owner = bound_to(function)
+    return type(owner) if is_array_type(type(owner)) else function if owner is None else owner
+
+
+def _roots(function: Any, *others: Any) -> set[str]:
+    modules = {base.__module__ for each in (function, *others) for base in type(each).__mro__}
+    return set(FRAMEWORKS) & {str(module).partition(".")[0] for module in (*modules, getattr(function, "__module__", None))}
+
+
+def model_work(function: Any, args: tuple, kwargs: dict[str, Any]) -> Callable[[], ModelWork | None]:
+    """What asks the framework for the work of a call of it, later.
 
     Asking takes from milliseconds to seconds and traces the computation, on shapes alone, with nothing run. None from it means
-    that the framework cannot say.
+    that the framework cannot say: a loop, Python control flow, an optimiser's step.
     """
-    owner, arrays = getattr(function, "__self__", None), arrays_in([*args, *kwargs.values()])
-    modules = {base.__module__ for each in (function, owner, *arrays) for base in type(each).__mro__}
-    roots = {str(module).partition(".")[0] for module in (*modules, getattr(function, "__module__", None))}
+    owner, arrays = bound_to(function), arrays_in([*args, *kwargs.values()])
+    n_bytes = sum(map(array_bytes, {id(array): array for array in arrays}.values()))
+    roots, name = _roots(function, owner, *arrays), name_of(function)
     if roots & {"keras", "tf_keras"}:
         keras = sys.modules.get("keras")
         roots.add(keras.config.backend() if keras and "keras" in roots else "tensorflow")
-        if getattr(function, "__name__", "") in ("predict", "predict_on_batch"):
+        if name in ("predict", "predict_on_batch"):
             function, args, kwargs = owner, args[:1], {"training": False}
-    n_bytes = sum(map(array_bytes, {id(array): array for array in arrays}.values()))
-    dtype = next((dtype_name(array) for array in arrays if "float" in dtype_name(array)), "float32")
-    if roots & set(FRAMEWORKS) and getattr(function, "__name__", "") in _CONVERSIONS:
-        return lambda: Cost("copy", 0.0, 2.0 * n_bytes, 2.0 * n_bytes, 1, dtype)
+    if name in _CONVERSIONS:
+        return lambda: ModelWork(0.0, 2.0 * n_bytes, 1)
     ask = next((ask for root, ask in _ASK.items() if root in roots and root in sys.modules), None)
-    if ask is None:
-        return None
     if args and args[0] is owner:  # a method of the array itself
-        function = getattr(type(owner), function.__name__)
+        function = getattr(type(owner), name)
     args, kwargs = _replaced(args, _as_spec), _replaced(kwargs, _as_spec)
 
-    def later() -> Cost | None:
+    def later() -> ModelWork | None:
         try:
             flops, moved_bytes, n_kernels = ask(function, args, kwargs)
-        except Exception:  # a loop, Python control flow, an optimiser's step: it runs, but nobody can say what it costs
+        except Exception:  # it runs, but nobody can say what it takes
             return None
-        return Cost("model", float(flops), float(max(moved_bytes, n_bytes)), float(max(moved_bytes, n_bytes)), n_kernels, dtype)
+        return ModelWork(float(flops), float(max(moved_bytes, n_bytes)), n_kernels)
 
     return later
 
@@ -60,23 +77,18 @@ def _as_spec(value: Any) -> Any:
     return _Spec(shape(value), dtype_name(value)) if is_array_type(type(value)) else value
 
 
-def _replaced(values: Any, replace: Callable[[Any], Any]) -> Any:
+def _replaced(values: Any, replace: Callable[[Any], Any], depth: int = 2) -> Any:
     """Arguments with `replace` applied to each, and one level down."""
-
-    def each(value: Any, depth: int = 0) -> Any:
-        if depth < 2 and type(value) in (list, tuple):
-            return type(value)(each(inner, depth + 1) for inner in value)
-        if depth < 2 and type(value) is dict:
-            return {key: each(inner, depth + 1) for key, inner in value.items()}
-        return replace(value)
-
-    return each(values)
+    if depth and type(values) in (list, tuple):
+        return type(values)(_replaced(each, replace, depth - 1) for each in values)
+    if depth and type(values) is dict:
+        return {key: _replaced(each, replace, depth - 1) for key, each in values.items()}
+    return replace(values)
 
 
 def _specs(args: tuple, kwargs: dict[str, Any]) -> list[_Spec]:
     found: list[_Spec] = []
-    for values in (args, kwargs):
-        _replaced(values, lambda value: found.append(value) if isinstance(value, _Spec) else None)
+    _replaced((*args, *kwargs.values()), lambda value: found.append(value) if isinstance(value, _Spec) else None)
     return found
 
 
@@ -98,7 +110,7 @@ def _ask_tensorflow(function: Callable, args: tuple, kwargs: dict[str, Any]) -> 
     """Float operations of the graph that it traces, each reading its inputs, weights included, and writing its outputs."""
     tensorflow = sys.modules["tensorflow"]
     if hasattr(function, "get_concrete_function"):
-        specs = _replaced((args, kwargs), lambda value: tensorflow.TensorSpec(*value) if isinstance(value, _Spec) else value)
+        specs = _replaced((args, kwargs), lambda value: tensorflow.TensorSpec(*value) if isinstance(value, _Spec) else value, 3)
         graph = function.get_concrete_function(*specs[0], **specs[1]).graph
     else:
         traced = tensorflow.function(_on(function, args, kwargs), autograph=False)
@@ -117,7 +129,10 @@ def _ask_tensorflow(function: Callable, args: tuple, kwargs: dict[str, Any]) -> 
 def _ask_jax(function: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[float, float, int]:
     jax = sys.modules["jax"]
     specs = [jax.ShapeDtypeStruct(*spec) for spec in _specs(args, kwargs)]
-    analysis = jax.jit(_on(function, args, kwargs)).lower(*specs).cost_analysis()
+    lowered = jax.jit(_on(function, args, kwargs)).lower(*specs)
+    if "stablehlo.while" in lowered.as_text():
+        raise NotImplementedError("a loop's body is counted once")
+    analysis = lowered.cost_analysis()
     return analysis.get("flops", 0.0) + analysis.get("transcendentals", 0.0), analysis["bytes accessed"], 1
 
 

@@ -1,0 +1,85 @@
+"""Figures of chapter 00: ceilings of this machine beside the data sheet of the target GPU.
+
+Each function draws into an Axes and returns it; the title states the message, the axes carry units.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ..devices import GpuSpec
+from ..figures import COLOURS, draw_roofs, short_number
+from ..results import Ceilings, Quantity, format_value
+
+
+def matrix_rates(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
+    """Matrix product rates: as measured on this machine, beside the peak that the target GPU's data sheet states."""
+    measured = {
+        "this CPU\nfloat32": ceilings.cpu_matmul_float32,
+        "this GPU\nfloat32": ceilings.gpu_matmul_float32,
+        "this GPU\nfloat16 tensor cores": ceilings.gpu_matmul_float16,
+    }
+    peaks = {
+        f"{target_gpu.name}\nfloat32": 1000 * target_gpu.float32_tflops,
+        f"{target_gpu.name}\nfloat16 tensor cores": 1000 * target_gpu.float16_tensor_tflops,
+    }
+    _measured_beside_peaks(ax, "matrix product rate", measured, peaks)
+    ratio = 1000 * target_gpu.float32_tflops / ceilings.cpu_matmul_float32.value
+    ax.set_title(f"{target_gpu.name} on paper: {_times(ratio)} this CPU's float32 rate")
+    return ax
+
+
+def copy_bandwidths(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
+    """Memory bandwidths, bytes read and written: as measured on this machine, beside the target GPU's data-sheet peak."""
+    measured = {
+        "this CPU\nmemory": ceilings.cpu_copy_bandwidth,
+        "this GPU\nmemory": ceilings.gpu_copy_bandwidth,
+        "host to GPU\npageable": ceilings.host_to_device_pageable,
+        "host to GPU\npinned": ceilings.host_to_device_pinned,
+    }
+    _measured_beside_peaks(ax, "bandwidth", measured, {f"{target_gpu.name}\nmemory": target_gpu.memory_bandwidth_gb_per_s})
+    ratio = target_gpu.memory_bandwidth_gb_per_s / ceilings.cpu_copy_bandwidth.value
+    ax.set_title(f"{target_gpu.name} on paper: {_times(ratio)} this CPU's memory bandwidth")
+    return ax
+
+
+def roofline(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
+    """The rate that memory and arithmetic allow at each arithmetic intensity (Williams, Waterman and Patterson 2009).
+
+    Solid: measured on this machine, with the band from the slowest to the fastest run. Dashed: the data sheet of the target.
+    """
+    draw_roofs(ax, ceilings, target_gpu)
+    ratio = ceilings.cpu_matmul_float32.value / ceilings.cpu_copy_bandwidth.value
+    ax.set_title(f"Memory sets this CPU's pace below {ratio:.2g} operations per byte")
+    ax.legend(loc="upper left", fontsize=9)
+    return ax
+
+
+def _measured_beside_peaks(
+    ax: Axes, quantity: str, measured: Mapping[str, Quantity | None], peaks: Mapping[str, float]
+) -> None:
+    """One row per rate, on a logarithmic axis: a dot with its spread for a measurement, a hollow diamond for a data sheet."""
+    rates = {label: rate for label, rate in measured.items() if rate is not None}
+    values, lows, highs = ([getattr(rate, name) for rate in rates.values()] for name in ("value", "low", "high"))
+    unit = next(iter(rates.values())).unit
+    rows = range(len(rates) + len(peaks))
+
+    spread = np.abs(np.array([lows, highs]) - values)
+    ax.errorbar(values, rows[: len(rates)], xerr=spread, fmt="o", color=COLOURS["blue"], capsize=4, label="measured")
+    ax.plot([*peaks.values()], rows[len(rates) :], "D", color=COLOURS["orange"], fillstyle="none", label="data sheet peak")
+    texts = [*map(str, rates.values()), *(format_value(peak, unit) for peak in peaks.values())]
+    for row, right_end, text in zip(rows, [*highs, *peaks.values()], texts, strict=True):
+        ax.annotate(text, (right_end, row), (8, 0), textcoords="offset points", va="center")
+
+    ax.set(xscale="log", yticks=rows, yticklabels=[*rates, *peaks], ylim=(rows[-1] + 0.6, -1.2))
+    least, most = min(*lows, *peaks.values()), max(*highs, *peaks.values())
+    ax.set_xlim(10 ** np.floor(np.log10(least)), 10 ** (np.ceil(np.log10(most)) + 1))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    where = " and ".join(dict.fromkeys(rate.device for rate in rates.values()))
+    ax.set_xlabel(f"{quantity} ({unit})\ndots: measured on {where}")
+    ax.legend(loc="upper right", fontsize=9, ncols=2)
+
+
+def _times(ratio: float) -> str:
+    return f"{short_number(ratio)}x"

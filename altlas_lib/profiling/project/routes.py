@@ -1,0 +1,284 @@
+"""Every way out of a hotspot, the cheapest first: another call on this CPU, a drop-in GPU library, CuPy, a kernel of one's own.
+
+    [route.name for route in routes_of(function, trace, profile)]  # ['numpy.argpartition', 'cupyx.scipy', 'CuPy']
+
+What runs on this CPU comes from `cheaper_calls.toml`: each entry stands for a predicate below over what was seen.
+"""
+
+import functools
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...devices import GpuSpec
+from ...results import Advice, ArrayOperation, ArrayTrace, FunctionTime, Route, WorkloadProfile
+from .gpu_libraries import GpuLibrary, Offer, gpu_libraries, public_parts
+
+LEAST_SHARE = 0.1  # of a function's time, below which a way out is not worth a line
+_CHEAPER_CALLS = Path(__file__).with_name("cheaper_calls.toml")
+
+
+class Found(NamedTuple):
+    """A route, and what it is worth to a decision."""
+
+    route: Route
+    advice: Advice | None  # what it makes of the function where it is taken; None: it is not to be taken
+    covers: float  # share of the function's own time that it takes the place of
+    comes_first: bool = False  # before any GPU is thought of: it is right whatever the data
+
+
+# What was seen of a function ---------------------------------------------------------------------------------------------
+
+
+class _Seen(NamedTuple):
+    """An operation, the last part of its name, and its operands."""
+
+    operation: ArrayOperation
+    last: str
+    shapes: list[tuple[int, ...]]
+    operand_bytes: int
+
+    @classmethod
+    def of(cls, operation: ArrayOperation) -> "_Seen":
+        parts = [text.removesuffix("]").rpartition("[") for text in operation.operands]  # 'float32[4000, 384]'
+        found = [(dtype, sizes) for dtype, bracket, sizes in parts if bracket and re.fullmatch("[0-9, ]*", sizes)]
+        shapes = [tuple(map(int, re.findall("[0-9]{1,18}", sizes))) for _, sizes in found]
+        bits = [8 if dtype == "bool" else int((re.findall("[0-9]{1,4}", dtype) or [64])[0]) for dtype, _ in found]
+        n_bytes = sum(width // 8 * math.prod(shape) for width, shape in zip(bits, shapes, strict=True))
+        return cls(operation, public_parts(operation.name)[-1].strip("_"), shapes, min(n_bytes, 2**62))
+
+    @property
+    def result_bytes(self) -> float:
+        """Of one call; 0 where it returns no array."""
+        return max(0.0, self.operation.working_set_bytes - self.operand_bytes)
+
+
+class _Evidence(NamedTuple):
+    function: FunctionTime
+    seen: list[_Seen]
+    of_workload: list[_Seen]  # by all of its functions: a matrix may be made in one and searched in another
+    n_calls: int
+    n_elements: int
+    now_s: float
+
+    @classmethod
+    def of(cls, function: FunctionTime, trace: ArrayTrace | None, profile: WorkloadProfile) -> "_Evidence":
+        seen = [_Seen.of(each) for each in trace.operations] if trace else []
+        others = [_Seen.of(each) for other in profile.traces if other != trace for each in other.operations]
+        counts = (trace.n_calls, trace.n_element_accesses) if trace else (1, 0)
+        now_s = profile.share(function) * profile.total.low if profile.total else function.own.value if function.own else 0.0
+        return cls(function, seen, [*seen, *others], *counts, now_s)
+
+    def share(self, seen: Iterable[_Seen]) -> float:
+        """Of the function's own time."""
+        return min(1.0, sum(each.operation.time_s for each in seen) / self.now_s) if self.now_s else 0.0
+
+    def named(self, names: str) -> list[_Seen]:
+        return [each for each in self.seen if each.last in names.split()]
+
+    def library(self, *names: str) -> float:
+        """Share of the function's time in libraries, by what says more: cProfile or the trace."""
+        traced = (each for each in self.seen if public_parts(each.operation.name)[0] in names)
+        return max(sum(self.function.own_by_library.get(name, 0.0) for name in names), self.share(traced))
+
+
+# Predicates of cheaper_calls.toml: the share of the function's time that a cheaper call takes the place of ----------------
+
+_PAIRWISE = re.compile("[cp]dist|linear_kernel|(cosine|euclidean|pairwise)_(similarity|distances)")
+_LEAST_MATRIX_BYTES = 2**21  # of float64: more than the second-level cache of one core
+_TINY_BYTES = 2**13  # an operation on less is the call more than the work
+_ELEMENT_STEP_S = 0.3e-6  # an element in a loop: 0.1 us to make its object, and as much for each operation on a NumPy scalar
+_AROUND_TINY_S = 1e-6  # of Python around an operation in a loop: some twenty bytecodes of 50 ns
+_MANY = 10  # calls of one operation in each call of the function: it stands in a loop
+
+
+def _all_with_all(each: _Seen) -> tuple[int, int] | None:
+    """The shape of (n, d) times (d, n), or of a measure of all pairs of n rows, where that is a large matrix."""
+    match each.shapes:
+        case [(n, d), (e, m)] if each.last in ("matmul", "dot") and (n, d) == (m, e) and n != d:
+            pass
+        case [(n, _), *rest] if _PAIRWISE.fullmatch(each.last) and rest in ([], each.shapes[:1]):
+            pass
+        case _:
+            return None
+    return (n, n) if 8 * n * n >= _LEAST_MATRIX_BYTES else None
+
+
+def _searched_matrix(evidence: _Evidence, searches: str) -> float:
+    made = {square for each in evidence.of_workload if (square := _all_with_all(each))}
+    made &= {shape for each in evidence.of_workload if each.last in searches.split() for shape in each.shapes}
+    return evidence.share(each for each in evidence.seen if made & {_all_with_all(each), *each.shapes})
+
+
+def _sort_for_a_few(evidence: _Evidence) -> float:
+    taken = [e for e in evidence.named("getitem head tail take iloc") if 0 < e.result_bytes <= e.operand_bytes / 20]
+    few = {shape for each in taken for shape in each.shapes[:1]}
+    return evidence.share(each for each in evidence.named("sort argsort sort_values") if few & {*each.shapes[:1]})
+
+
+def _distances_by_broadcasting(evidence: _Evidence) -> float:
+    """(n, 1, d) with (m, d) or (1, m, d), and a sum of the (n, m, d) that comes out."""
+    makes, made = [], set()
+    for each in evidence.seen:
+        match each.shapes:
+            case [(n, 1, d), (*one, m, e)] | [(*one, m, e), (n, 1, d)] if d == e and min(n, m) > 1 and one in ([], [1]):
+                makes.append(each)
+                made.add((n, m, d))
+    sums = [e for e in evidence.seen if e.operation.kind == "reduction" or e.last in ("norm", "einsum")]
+    made &= {shape for each in sums for shape in each.shapes}
+    return evidence.share([*makes, *(each for each in evidence.seen if made & {*each.shapes})]) if made else 0.0
+
+
+def _inverse_for_a_product(evidence: _Evidence) -> float:
+    inverses = evidence.named("inv")
+    factors = {shape for each in inverses for shape in each.shapes}
+    products = [each for each in evidence.named("matmul dot") if each.shapes and each.shapes[0] in factors]
+    return evidence.share([*inverses, *products]) if products else 0.0
+
+
+def _full_svd(evidence: _Evidence) -> float:
+    """A long matrix, and a result as large as its longer side squared."""
+    matrices = [(e, max(e.shapes[0]), min(e.shapes[0])) for e in evidence.named("svd") if e.shapes and len(e.shapes[0]) == 2]
+    return evidence.share(e for e, m, n in matrices if m > 2 * n and e.result_bytes * n >= e.operand_bytes * m)
+
+
+def _growing_array(evidence: _Evidence) -> float:
+    """Five sizes or more of the first array: a loop, not a few calls."""
+    grows = [each for each in evidence.named("append concatenate concat vstack hstack column_stack insert") if each.shapes]
+    return evidence.share(grows) if len({each.shapes[0] for each in grows}) >= 5 else 0.0
+
+
+def _rows_of_a_table(evidence: _Evidence) -> float:
+    rows = [each for each in evidence.named("apply applymap iterrows itertuples") if "pandas" in each.operation.name]
+    lines = [line.share for line in evidence.function.lines if re.search(r"\.(apply(map)?|iter(rows|tuples))\(", line.source)]
+    return max(evidence.share(rows), min(1.0, sum(lines)) if evidence.library("pandas") else 0.0)
+
+
+def _loop_over_arrays(evidence: _Evidence) -> float:
+    computed = (each for each in evidence.seen if each.operation.kind not in ("view", "model"))
+    in_loop = (each.operation for each in computed if each.operation.n_calls >= _MANY * evidence.n_calls)
+    tiny = [operation for operation in in_loop if operation.working_set_bytes < _TINY_BYTES]
+    loop_s = evidence.n_elements * _ELEMENT_STEP_S + sum(each.time_s + each.n_calls * _AROUND_TINY_S for each in tiny)
+    return min(1.0, loop_s / evidence.now_s) if evidence.now_s else 0.0
+
+
+def _float64(evidence: _Evidence) -> float:
+    wide = (each for each in evidence.seen if each.operation.dtype in ("float64", "complex128"))
+    return evidence.share(each for each in wide if each.operation.kind in ("product", "fft", "factorisation"))
+
+
+def _repeated_work(evidence: _Evidence) -> float:
+    costly = (e for e in evidence.seen if e.operation.kind in ("factorisation", "sort") and e.operand_bytes >= _TINY_BYTES)
+    return evidence.share(each for each in costly if each.operation.n_calls >= _MANY * evidence.n_calls)
+
+
+_COVERS: dict[str, Callable[[_Evidence], float]] = {
+    "pairs_above": functools.partial(_searched_matrix, searches="greater greater_equal less less_equal gt ge lt le"),
+    "top_k": functools.partial(_searched_matrix, searches="argpartition partition argsort sort argmax argmin topk"),
+    "sort_for_a_few": _sort_for_a_few,
+    "distances_by_broadcasting": _distances_by_broadcasting,
+    "inverse_for_a_product": _inverse_for_a_product,
+    "full_svd": _full_svd,
+    "growing_array": _growing_array,
+    "rows_of_a_table": _rows_of_a_table,
+    "loop_over_arrays": _loop_over_arrays,
+    "float64": _float64,
+    "repeated_work": _repeated_work,
+    "regular_expression": lambda e: max(e.function.own_by_class.get("regex", 0.0), e.library("re", "regex")),
+    "parsing_json": lambda e: max(json := e.library("json"), e.function.own_by_class.get("parsing", 0.0) if json else 0.0),
+}
+
+
+# Routes ------------------------------------------------------------------------------------------------------------------
+
+_ON_GPU = {"drop-in library": "try the drop-in", "CuPy port": "port it", "kernel of your own": "write a kernel"}
+
+
+def routes_of(
+    function: FunctionTime,
+    trace: ArrayTrace | None,
+    profile: WorkloadProfile,
+    *,
+    alternatives: Iterable[Any] = (),
+    gpu: GpuSpec | None = None,
+) -> list[Found]:
+    """Every way out of a function that is worth a line, the cheapest kind first.
+
+    Within a kind: what was measured, the fastest first, then the order of the tables. Of a CuPy port nothing is projected here.
+
+    Args:
+        trace: None: its arrays were not seen; then its libraries and lines say what it calls.
+        alternatives: timed in place of the whole workload, each with `name`, `gain` (measured) and `same_answer`; one whose
+            answer differs, or was not compared, is listed and never advised.
+        gpu: a library that needs a newer one is absent.
+    """
+    evidence = _Evidence.of(function, trace, profile)
+    found = [*_measured(alternatives), *_cheaper_calls(evidence)]
+    for kind, advice in _ON_GPU.items():
+        of_kind = (library for library in gpu_libraries().values() if library.kind == kind)
+        found += filter(None, (_on_gpu(evidence, library, advice, gpu) for library in of_kind))
+    return found
+
+
+def _measured(alternatives: Iterable[Any]) -> Iterator[Found]:
+    says = {True: "the same answer", False: "another answer: not to be taken", None: "its answer was not compared"}
+    for each in sorted(alternatives, key=lambda each: (not each.same_answer, -each.gain.value)):
+        measured = {"standing": "measured", "gain": each.gain, "same_answer": each.same_answer}
+        why = f"timed in place of the workload, on the same input: {says[each.same_answer]}"
+        is_better = each.same_answer is True and each.gain.low > 1
+        yield Found(Route(kind="algorithm", name=each.name, why=why, **measured), "change the call" if is_better else None, 1.0)
+
+
+def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
+    for name, entry in tomllib.loads(_CHEAPER_CALLS.read_text("utf-8")).items():
+        if (covers := _COVERS[name](evidence)) >= entry.get("least", LEAST_SHARE):
+            why = f"{entry['why']} ({covers:.0%} of its own time; not measured)"
+            route = Route(kind="algorithm", name=entry["route"], standing="offered", why=why)
+            yield Found(route, entry["advice"], covers, comes_first=not entry.get("conditional", False))
+
+
+def _on_gpu(evidence: _Evidence, library: GpuLibrary, advice: Advice, gpu: GpuSpec | None) -> Found | None:
+    """What a library has of the function; where that is too little, that it has nothing of it, or that nobody knows."""
+    names: dict[str, list[str]] = {"offered": [], "absent": [], "unknown": []}
+    shares, conditions = dict.fromkeys(names, 0.0), []
+    for offer, share in _offers(evidence, library):
+        standing = offer.standing.partition(" ")[0]
+        names[standing].append(offer.name)
+        shares[standing] = min(1.0, shares[standing] + share)
+        conditions += [f"{offer.name} {offer.condition}"] if offer.condition else []
+    standing = next((each for each in names if shares[each] >= LEAST_SHARE), None)
+    if standing is None:
+        return None
+    if standing == "offered" and (conditions or library.condition or shares["absent"] >= LEAST_SHARE):
+        standing = "offered on conditions"
+    if gpu and float(gpu.compute_capability) < float(library.least_compute_capability):
+        standing, conditions = "absent", [f"not on {gpu.name}, of compute capability {gpu.compute_capability}"]
+    seen = f"for {_some(names['offered'])} ({shares['offered']:.0%} of its own time)" if names["offered"] else ""
+    missing = (f"{each}: {_some(names[each])}" for each in ("absent", "unknown") if names[each])
+    why = "; ".join(filter(None, (seen, *missing, _some(conditions), library.describe())))
+    route = Route(kind=library.kind, name=library.name, standing=standing, why=why)
+    return Found(route, advice if "offered" in standing else None, shares["offered"])
+
+
+def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float]]:
+    """What it has of a function's calls, and their shares: by the trace, else by the lines, else by the libraries called."""
+    tables = [library, gpu_libraries()["cupyx.scipy"]] if library.kind == "CuPy port" else [library]
+    computed = [(table, each) for each in evidence.seen if each.operation.kind != "view" for table in tables]
+    offers = [(offer, evidence.share([each])) for table, each in computed if (offer := table.offer(each.operation.name))]
+    if library.kind == "kernel of your own" and not offers:
+        return [(Offer("offered", "a loop over elements"), _loop_over_arrays(evidence))]
+    of_hosts = {name: share for name in library.hosts if (share := evidence.library(name)) >= LEAST_SHARE}
+    if library.kind != "drop-in library" or not of_hosts or sum(share for _, share in offers) >= LEAST_SHARE:
+        return offers
+    lines = [(", ".join(library.mentioned(line.source)), line.share) for line in evidence.function.lines]
+    of_lines = [(Offer("offered", names, "by the text of its lines"), share) for names, share in lines if names]
+    condition = "" if library.whole else "as far as it calls what the library has"
+    return of_lines or [(Offer("offered", name, condition), share) for name, share in of_hosts.items()]
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,245 @@
+"""Values and functions as a `Call` holds them: shapes, dtypes, parameters and public names. No values of arrays, no costs."""
+
+import functools
+import math
+import operator
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from types import BuiltinFunctionType, MethodDescriptorType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from .calls import DTYPE, Array
+
+MOST_ELEMENTS, MOST_CHARACTERS = 32, 200  # of a list and of a text, what is kept
+_PROBED = 8  # elements of a container, for arrays
+# Ids of types that are never freed, so that no other can have one of them; a look at them runs no metaclass' code.
+SCALARS = frozenset(map(id, (int, float, complex, bool, str, bytes, type(None), range, slice)))
+_CONTAINERS = (list, tuple, dict)
+_DEPTH = 2  # lists in lists, as in an index of lists
+_OPERATORS = {  # of the module `operator` -> what NumPy calls it
+    **{"add": "add", "sub": "subtract", "mul": "multiply", "matmul": "matmul", "truediv": "true_divide", "mod": "remainder"},
+    **{"floordiv": "floor_divide", "pow": "power", "lshift": "left_shift", "rshift": "right_shift", "neg": "negative"},
+    **{"pos": "positive", "invert": "invert", "or": "bitwise_or", "and": "bitwise_and", "xor": "bitwise_xor", "lt": "less"},
+    **{"le": "less_equal", "eq": "equal", "ne": "not_equal", "gt": "greater", "ge": "greater_equal"},
+}
+_PRIVATE = frozenset({"src", "python", "core"})  # packages of Keras, TensorFlow and others that nobody is meant to import
+
+
+# Arrays --------------------------------------------------------------------------------------------------------------------
+
+
+def is_array_type(kind: type) -> bool:
+    """Whether values of a type are arrays: they have a shape and a dtype, values, and are no NumPy scalars."""
+    if issubclass(kind, np.ndarray | np.generic):
+        return not issubclass(kind, np.generic)
+    if re.search("Symbolic|Tracer|KerasTensor|TensorSpec|ShapeDtype", kind.__name__):
+        return False
+    attributes = {name for base in kind.__mro__ for name in vars(base)}  # `hasattr` could run somebody's code
+    sparse = "sparse" in str(kind.__module__) and "tocsr" in attributes
+    return sparse or ("shape" in attributes and bool(attributes & {"dtype", "dtypes"}))
+
+
+def arrays_in(values: Iterable[Any], is_array: Callable[[type], bool] = is_array_type) -> list[Any]:
+    """The arrays among `values` and, one level down, in lists, tuples and dictionaries.
+
+    A container without an array among its first elements is taken to hold none.
+    """
+    found = []
+    for value in values:
+        kind = type(value)  # `isinstance` would ask the value for its class
+        if id(kind) in SCALARS:
+            continue
+        if is_array(kind):
+            found.append(value)
+        elif issubclass(kind, _CONTAINERS):
+            elements = _elements(value)
+            first = list(islice(elements, _PROBED))
+            if any(id(type(each)) not in SCALARS and is_array(type(each)) for each in first):
+                found += [each for each in (*first, *elements) if is_array(type(each))]
+    return found
+
+
+def _elements(container: Any) -> Iterator[Any]:
+    """Without a subclass' own code."""
+    base = next(base for base in _CONTAINERS if issubclass(type(container), base))
+    return iter(dict.values(container)) if base is dict else base.__iter__(container)
+
+
+def shape(array: Any) -> tuple[int, ...]:
+    return tuple(int(n) for n in array.shape)
+
+
+def dtype_name(array: Any) -> str:
+    """'float32', also of TensorFlow's and PyTorch's types; 'mixed' for a table; 'object' where the name says nothing."""
+    dtype = getattr(array, "dtype", "mixed")
+    return _named(dtype) if isinstance(dtype, np.dtype) else _recognised(str(getattr(dtype, "name", dtype)))
+
+
+@functools.lru_cache(maxsize=256)
+def _named(dtype: np.dtype) -> str:
+    return _recognised(dtype.name)
+
+
+def _recognised(name: str) -> str:
+    name = name.removeprefix("torch.").lower()
+    return name if DTYPE.fullmatch(name) else "object"
+
+
+def array_bytes(array: Any) -> int:
+    """Bytes of its elements; of a sparse matrix those of its values and indices; of a table as it states them."""
+    if isinstance(n_bytes := getattr(array, "nbytes", None), (int, np.integer)):
+        return int(n_bytes)
+    if hasattr(array, "nnz"):
+        return sum(part.nbytes for part in vars(array).values() if isinstance(part, np.ndarray))
+    if hasattr(array, "estimated_size"):  # Polars
+        return int(array.estimated_size())
+    if hasattr(array, "memory_usage"):  # pandas
+        return int(array.memory_usage(index=False).sum())
+    dtype = getattr(array, "dtype", None)
+    itemsize = getattr(dtype, "itemsize", None) or getattr(dtype, "size", 8)
+    return math.prod(shape(array)) * (itemsize if isinstance(itemsize, int) else 8)
+
+
+def describe_array(array: Any, *, is_index: bool = False) -> Array:
+    """`is_index`: of a boolean mask, count how many elements it takes."""
+    dtype, sizes = dtype_name(array), shape(array)
+    if not isinstance(array, np.ndarray) and hasattr(array, "nnz"):
+        return Array(dtype, sizes, array_bytes(array), int(array.nnz))
+    if is_index and dtype == "bool":
+        return Array(dtype, sizes, n_stored=int(np.count_nonzero(array)))
+    return Array(dtype, sizes, array_bytes(array) if dtype in ("mixed", "object", "string", "category") else None)
+
+
+# Other values ----------------------------------------------------------------------------------------------------------------
+
+
+def describe(
+    value: Any, is_array: Callable[[type], bool] = is_array_type, *, is_index: bool = False, depth: int = _DEPTH
+) -> Any:
+    """A value as `Call.args` has it, hashable: an `Array`, a JSON scalar, a tuple of them for a container; None for the rest.
+
+    A slice is written '1:10:2', an ellipsis '...', an infinity 'inf'. Of a text the first `MOST_CHARACTERS` are kept, of a
+    container the first `MOST_ELEMENTS`.
+    """
+    kind = type(value)
+    if is_array(kind):
+        return describe_array(value, is_index=is_index)
+    if value is None or kind is bool:
+        return value
+    if kind is int:
+        return value if value.bit_length() <= 64 else None
+    if kind is float:
+        return value if math.isfinite(value) else str(value)
+    if kind is str:
+        return value[:MOST_CHARACTERS]
+    if kind is slice:
+        parts = (describe(part, is_array) for part in (value.start, value.stop, value.step))
+        start, stop, step = ("" if part is None else str(part) for part in parts)
+        return f"{start}:{stop}:{step}" if step else f"{start}:{stop}"
+    if value is ...:
+        return "..."
+    if issubclass(kind, np.generic):
+        return None if type(item := value.item()) is kind else describe(item, is_array)  # a long double's is itself
+    if not depth or not issubclass(kind, _CONTAINERS):
+        return None
+    kept = islice(_elements(value), MOST_ELEMENTS)
+    return tuple(describe(each, is_array, is_index=is_index, depth=depth - 1) for each in kept)
+
+
+def arrays_only(described: Any) -> Any:
+    """A description with None in place of parameters."""
+    if type(described) is tuple:
+        return tuple(map(arrays_only, described))
+    return described if isinstance(described, Array) else None
+
+
+def describe_call(
+    function: Any, args: tuple, kwargs: dict[str, Any], result: Any, is_array: Callable[[type], bool]
+) -> tuple[tuple, dict[str, Any], tuple[Array, ...]]:
+    """Arguments, named arguments and results; of `array[index] = value` what was written, where it is a view."""
+    is_set = function is operator.setitem
+    described = tuple(describe(each, is_array, is_index=is_set) for each in args)
+    if is_set and issubclass(type(args[0]), np.ndarray) and _is_basic(args[1]):
+        result = np.ndarray.__getitem__(args[0], args[1])
+    if issubclass(type(result), np.generic):
+        results = (Array(dtype_name(result), ()),)
+    else:
+        found = describe(result, is_array)
+        results = tuple(each for each in (found if type(found) is tuple else [found]) if isinstance(each, Array))
+    return described, {key: describe(each, is_array) for key, each in kwargs.items()}, results
+
+
+def _is_basic(index: Any) -> bool:
+    parts = index if type(index) is tuple else (index,)
+    return all(part is None or part is ... or issubclass(type(part), (int, np.integer, slice)) for part in parts)
+
+
+# Names -----------------------------------------------------------------------------------------------------------------------
+
+
+def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]) -> str:
+    """The shortest name under which a library offers a function: 'numpy.linalg.svd', 'ndarray.sort', 'networkx.pagerank'.
+
+    An operator on ndarrays has NumPy's name, 'numpy.add'; a method that of its class, or of the first base that is not the
+    user's: 'sklearn.cluster.KMeans.fit'; an object that is called is its class' '__call__'; 'numba:<function>' was compiled.
+
+    Args:
+        args: what the function was called with; an operator is that of the first.
+    """
+    name, owner = name_of(function), bound_to(function)
+    if getattr(function, "__module__", None) == "_operator":
+        owner, name = args[0], name.strip("_")
+        name = f"__{name}__" if name.endswith("item") else name if name in _OPERATORS else name.removeprefix("i")
+        if isinstance(owner, np.ndarray) and name in _OPERATORS:
+            return f"numpy.{_OPERATORS[name]}"
+    if str(type(function).__module__).startswith("numba."):
+        return f"numba:{name}"
+    if isinstance(function, np.ufunc):
+        homes = (("numpy", np), ("scipy.special", sys.modules.get("scipy.special")))
+        return next((f"{home}.{name}" for home, module in homes if getattr(module, name, None) is function), f"ufunc.{name}")
+    if isinstance(owner, np.ufunc):
+        return f"{public_name(owner, [], is_users)}.{name}"
+    if isinstance(function, MethodDescriptorType):
+        owner = function.__objclass__
+    if owner is None or isinstance(owner, ModuleType):
+        if name:
+            return _path(function, name)
+        owner, name = function, "__call__"
+    kind = owner if isinstance(owner, type) else type(owner)
+    if issubclass(kind, np.ndarray):
+        return f"ndarray.{name}"
+    bases = [base for base in kind.__mro__[:-1] if not is_users(base)] or [kind]
+    public = (path for base in bases if "._" not in (path := _path(base, base.__name__)))
+    return f"{next(public, _path(bases[0], bases[0].__name__))}.{name}"
+
+
+def bound_to(function: Any) -> Any:
+    """What a method is bound to; other objects are not asked, for some make an attribute of any name."""
+    return function.__self__ if isinstance(function, (MethodType, BuiltinFunctionType)) else None
+
+
+def name_of(function: Any) -> str:
+    """Empty where it has none."""
+    try:
+        name = getattr(function, "__name__", "")
+    except Exception:  # a proxy of nothing
+        return ""
+    return name if type(name) is str else ""
+
+
+def _path(thing: Any, name: str) -> str:
+    """With the outermost module that holds it by its name; else with the one that defines it, without its private parts."""
+    root, *inner = str(getattr(thing, "__module__", None) or "builtins").split(".")
+    for n in range(len(inner) + 1):
+        module = sys.modules.get(path := ".".join([root, *inner[:n]]))
+        if getattr(module, "__dict__", {}).get(name) is thing and not any(_is_private(part) for part in inner[:n]):
+            return f"{path}.{name}"
+    return ".".join([root.strip("_"), *(part for part in inner if not _is_private(part)), name])
+
+
+def _is_private(part: str) -> bool:
+    return part.startswith("_") or part in _PRIVATE

@@ -1,0 +1,126 @@
+"""Figures of chapter 10: where the time goes, and what a GPU would gain.
+
+Each function draws into an Axes and returns it; the title states the message, the axes carry units.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ...devices import GpuSpec
+from ...figures import COLOURS, draw_roofs, end_of_name, name_rows, short_number
+from ...results import Candidate, Ceilings, WorkloadProfile, format_value
+
+
+def function_shares(ax: Axes, profile: WorkloadProfile, *, n_functions: int = 6) -> Axes:
+    """Horizontal bars: the own share of the `n_functions` first functions of a profile, as each tool saw it."""
+    functions = profile.functions[:n_functions]
+    bars = {"under cProfile": (COLOURS["orange"], [100 * (profile.cprofile_share(function) or 0) for function in functions])}
+    if profile.n_samples:
+        sampled = [100 * function.sampled_own_share for function in functions]
+        bars = {f"py-spy, {profile.n_samples:,} samples": (COLOURS["blue"], sampled), **bars}
+    height = 0.8 / len(bars)
+    for i, (label, (colour, shares)) in enumerate(bars.items()):
+        drawn = ax.barh([row + i * height for row in range(len(functions))], shares, height, label=label, color=colour)
+        ax.bar_label(drawn, fmt="%.0f", padding=3)
+    name_rows(ax, [row + (len(bars) - 1) * height / 2 for row in range(len(functions))], [f.name for f in functions])
+    ax.margins(x=0.08)
+    ax.set_xlabel("own share of the workload's time, library code included (%)")
+    ax.legend(loc="lower right")
+    if functions:
+        share = profile.share(functions[0])
+        whole = f"{share:.0%} of {profile.total}" if profile.total else f"{share:.0%}"
+        ax.set_title(f"{profile.workload}: {whole} is spent in {functions[0].name}")
+    return ax
+
+
+_CLASS_COLOURS = {
+    "interpreter": "orange",
+    "regex": "red",
+    "parsing": "purple",
+    "arrays": "blue",
+    "framework": "sky",
+    "other native": "green",
+    "waiting": "grey",
+}
+
+
+def time_classes(ax: Axes, profiles: Sequence[WorkloadProfile], *, n_functions: int = 4) -> Axes:
+    """One stacked bar for each of the first functions: its share of the workload, by what the innermost native frame did."""
+    functions = [
+        (profile.workload, function)
+        for profile in profiles
+        for function in profile.functions[:n_functions]
+        if function.own_by_class
+    ]
+    left = np.zeros(len(functions))
+    for name, colour in _CLASS_COLOURS.items():
+        shares = np.array([100 * f.sampled_own_share * f.own_by_class.get(name, 0) for _, f in functions])
+        if shares.any():
+            ax.barh(range(len(functions)), shares, 0.7, left, label=name, color=COLOURS[colour])
+        left += shares
+    name_rows(ax, range(len(functions)), [f"{workload}: {function.name}" for workload, function in functions])
+    ax.set_xlabel("share of the workload's time (%), by py-spy's native frames")
+    by_class = {
+        name: sum(f.sampled_own_share * f.own_by_class.get(name, 0) for p in profiles for f in p.functions)
+        / (len(profiles) or 1)
+        for name in _CLASS_COLOURS
+    }
+    most = max(by_class, key=by_class.__getitem__)
+    ax.set_title(f"Most of the time goes into {most}: {by_class[most]:.0%}")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16), ncols=4, fontsize=9)
+    return ax
+
+
+def candidate_roofline(
+    ax: Axes, profiles: Sequence[WorkloadProfile], target_gpu: GpuSpec, ceilings: Ceilings | None = None, *, n_points: int = 6
+) -> Axes:
+    """The functions whose array operations take most time, each at its intensity and the rate that it reaches on this CPU.
+
+    Only operations of known cost count; a function's other time is not in its rate.
+    """
+    draw_roofs(ax, ceilings, target_gpu)
+    points = []
+    for profile in profiles:
+        for trace in profile.traces:
+            known = [operation for operation in trace.operations if operation.flops and operation.moved_bytes]
+            flops, seconds = sum(o.flops for o in known), sum(o.time_s for o in known)
+            if seconds:
+                points.append((seconds, trace.function, flops / sum(o.moved_bytes for o in known), flops))
+    points = sorted(points, reverse=True)[:n_points]
+    for (seconds, name, intensity, flops), marker in zip(points, "osD^vP*X", strict=False):
+        label = f"{end_of_name(name)} ({format_value(seconds, 's')})"
+        ax.plot(intensity, flops / seconds / 1e9, marker, color="black", markersize=8, markerfacecolor="white", label=label)
+    if points:
+        seconds, name, intensity, flops = points[0]
+        rate = short_number(flops / seconds / 1e9)
+        ax.set_title(f"{end_of_name(name)}: {short_number(intensity)} operations per byte, {rate} GFLOP/s here")
+    else:
+        ax.set_title("No array operations of known cost were seen")
+    ax.set_ylabel("rate (GFLOP/s)")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2, fontsize=8)
+    return ax
+
+
+def projected_gains(ax: Axes, candidates: Sequence[Candidate], target_gpu: GpuSpec) -> Axes:
+    """A bar from the low to the high end of each candidate's projected gain; pale: with the data already on the GPU."""
+    rows = [candidate for candidate in candidates if candidate.gain]
+    for row, candidate in enumerate(rows):
+        now, resident = candidate.projection.now.value, candidate.projection.on_gpu_resident
+        ends = [(now / resident.high, now / resident.low, "sky", 0.7), (candidate.gain.low, candidate.gain.high, "blue", 0.35)]
+        for low, high, colour, height in ends:
+            ax.barh(row, high - low, height, low, color=COLOURS[colour])
+        ax.annotate(candidate.advice, (max(ends[0][1], ends[1][1]), row), (6, 0), textcoords="offset points", va="center")
+    name_rows(ax, range(len(rows)), [f"{candidate.workload}: {candidate.function}" for candidate in rows])
+    ax.axvline(1, color=COLOURS["grey"], linewidth=1)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:g}x")
+    ax.margins(x=0.3)
+    ax.set_xlabel(f"projected gain of the function on {target_gpu.name}, not run\npale: data already on the GPU")
+    best = max(rows, key=lambda candidate: candidate.gain.low, default=None)
+    if best and best.gain.low > 1:
+        ax.set_title(f"{best.function}: {best.gain} as fast on {target_gpu.name}, projected")
+    else:
+        ax.set_title(f"No candidate is sure to gain on {target_gpu.name}")
+    return ax
