@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from altlas_lib.profiling.profiler import _BUSY_NOTE
+from altlas_lib.profiling.session import BUSY_NOTE
 from altlas_lib.results import FunctionTime, WorkloadProfile
 
 QUICK = {"n_repeats": 1, "sampling_s": 0.3, "time_limit_s": 60, "n_line_functions": 0, "trace_arrays": False}
@@ -18,7 +18,7 @@ def by_name(profile: WorkloadProfile) -> dict[str, FunctionTime]:
 
 def notes(profile: WorkloadProfile) -> list[str]:
     """Without the one that says that the machine is busy."""
-    return [note for note in profile.notes if not note.startswith(_BUSY_NOTE)]
+    return [note for note in profile.notes if not note.startswith(BUSY_NOTE)]
 
 
 def alive(pid: int) -> bool:

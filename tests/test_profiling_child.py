@@ -75,9 +75,9 @@ def test_a_crash_under_one_tool_leaves_the_others_their_turn(write, py_spy_permi
         BURN
         + f"""
     def is_traced():  # the tracer puts code of its own in place of the user's
-        return is_traced.__code__.co_code != CODE
+        return burn.__code__.co_code != CODE and not is_line_profiled()
 
-    CODE = is_traced.__code__.co_code
+    CODE = burn.__code__.co_code
 
     def main():
         if {when}:

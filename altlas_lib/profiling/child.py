@@ -8,7 +8,8 @@ would have started it.
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterator
 from time import perf_counter  # as it was before the target ran, which may put another clock there
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ _TOLD_AFTER_S = 0.1  # runs of a millisecond are told of together
 
 
 class TargetSpec(BaseModel, ser_json_inf_nan="constants"):
-    """The first message: what is profiled."""
+    """What is profiled: the first message."""
 
     target: str
     setup: str | None = None
@@ -51,7 +52,6 @@ class ChildJob(BaseModel):
     is_patient: bool = False  # sampled, however much the sampler slows it down
     functions: list[FunctionKey] = []  # whose lines are timed, or whose calls are recorded
     check_port: bool = False
-    target: Any = None
     alternative: Any = None  # that races the target
     same_answer: Any = None  # a function of both answers; None: as `compare_answers`
 
@@ -74,41 +74,24 @@ class ChildResult(BaseModel):
 def main(address: str) -> None:
     allow_sampling()
     channel = Channel(address)
-
-    def send_all(results: Iterable[ChildResult]) -> None:
-        last = ChildResult(is_last=True)
-        try:
-            for result in results:
-                channel.send(result.model_dump_json())
-                if result.awaits:
-                    channel.receive()
-        except ProfilingError as error:
-            last.error = str(error)
-        except Exception as error:  # the profiler's own, among objects that the target has changed
-            last.error = f"the profiler itself raised {describe(error)}"
-        channel.send(last.model_dump_json())
-
-    with contextlib.ExitStack() as stack:
-        channel.send(ChildResult(awaits="target").model_dump_json())
-        spec = TargetSpec.model_validate_json(channel.receive())
-
-        def prepared(target: Target) -> Runnable:
-            if spec.requests is not None:
-                runnable = stack.enter_context(application(spec.target, spec.requests, spec.concurrency))
-            else:
-                runnable = prepare(target, spec.setup, copy.deepcopy(spec.arguments), spec.argv)
-            runnable.around = process_state_restored
-            return runnable
-
-        def start() -> Iterator[ChildResult]:
-            runnables.append(prepared(spec.target))
-            yield from answer(ChildJob(mode="warm up"), runnables[0], prepared)
-
-        runnables: list[Runnable] = []
-        send_all(start())
-        while line := channel.receive():
-            send_all(answer(ChildJob.model_validate_json(line), runnables[0], prepared))
-    channel.send(ChildResult(notes=runnables[0].notes).model_dump_json())  # of an application's end
+    channel.send(ChildResult(awaits="target").model_dump_json())
+    with Dispatcher(TargetSpec.model_validate_json(channel.receive()), process_state_restored) as dispatcher:
+        job = ChildJob(mode="warm up")
+        while job:
+            last = ChildResult(is_last=True)
+            try:
+                for result in dispatcher.answers(job):
+                    channel.send(result.model_dump_json())
+                    if result.awaits:
+                        channel.receive()
+            except ProfilingError as error:
+                last.error = str(error)
+            except Exception as error:  # the profiler's own, among objects that the target has changed
+                last.error = f"the profiler itself raised {describe(error)}"
+            channel.send(last.model_dump_json())
+            line = channel.receive()
+            job = ChildJob.model_validate_json(line) if line else None
+    channel.send(ChildResult(notes=dispatcher.notes).model_dump_json())  # of an application's end
 
 
 def sampled_call(call: Callable[[], Any]) -> None:
@@ -116,46 +99,66 @@ def sampled_call(call: Callable[[], Any]) -> None:
     call()
 
 
-def answer(job: ChildJob, runnable: Runnable, prepared: Callable[[Target], Runnable]) -> Iterator[ChildResult]:
-    """What one tool finds out about a target; `prepared` makes another function ready to run on an input of its own."""
-    match job.mode:
-        case "warm up":
-            yield ChildResult(root=runnable.root)
-            yield ChildResult(runs=[timed_run(runnable, "warm-up")])
-        case "measure":
-            for found in measure(runnable, job.first_s, job.n_repeats, job.time_limit_s):
-                yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(notes=[found])
-        case "race":
-            same_answer = resolve(job.same_answer) if job.same_answer else None
-            for found in race(prepared(job.target), prepared(job.alternative), job.n_repeats, job.time_limit_s, same_answer):
-                yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(comparison=found)
-        case "sample":
-            yield ChildResult(awaits="sampler")
-            if settle() or job.is_patient:
-                yield from _repeat(runnable, job)
-            else:
-                yield ChildResult(fell_behind=True)
-        case "lines":
-            with blas_threads(job.n_threads):
-                run, lines = time_lines(runnable, job.functions)
-            yield ChildResult(runs=[run], lines=lines)
-        case "trace":
-            with blas_threads(job.n_threads):
-                yield _trace(runnable, job)
-    yield ChildResult(notes=runnable.notes)
+class Dispatcher(contextlib.ExitStack):
+    """Does jobs on a target in this process, one after the other; leaving the `with` block ends an application."""
 
+    def __init__(self, spec: TargetSpec, around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext):
+        super().__init__()
+        self._spec, self._around = spec, around
+        self._runnable: Runnable | None = None
+        self.pid = os.getpid()
 
-def _repeat(runnable: Runnable, job: ChildJob) -> Iterator[ChildResult]:
-    """Run the target again and again for a while, at least once."""
-    stop = perf_counter() + job.for_s
-    while True:
-        runs, tell = [], perf_counter() + _TOLD_AFTER_S
-        with blas_threads(job.n_threads):
-            while not runs or perf_counter() < min(tell, stop):
-                runs.append(timed_run(runnable, "py-spy", under=sampled_call))
-        yield ChildResult(runs=runs)
-        if perf_counter() >= stop:
-            break
+    @property
+    def notes(self) -> list[str]:
+        return self._runnable.notes if self._runnable else []
+
+    def answers(self, job: ChildJob) -> Iterator[ChildResult]:
+        """What a job finds, as it goes."""
+        match job.mode:
+            case "warm up":
+                self._runnable = self._prepare(self._spec.target, self._spec.arguments)
+                yield ChildResult(root=self._runnable.root)
+                yield ChildResult(runs=[timed_run(self._runnable, "warm-up")])
+            case "measure":
+                for found in measure(self._runnable, job.first_s, job.n_repeats, job.time_limit_s):
+                    yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(notes=[found])
+            case "race":
+                functions = (self._spec.target, job.alternative)
+                contestants = (self._prepare(each, copy.deepcopy(self._spec.arguments)) for each in functions)
+                same_answer = resolve(job.same_answer) if job.same_answer else None
+                for found in race(*contestants, job.n_repeats, job.time_limit_s, same_answer):
+                    yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(comparison=found)
+            case "sample":
+                yield ChildResult(awaits="sampler")
+                if not settle() and not job.is_patient:
+                    yield ChildResult(fell_behind=True)
+                    return
+                stop, runs = perf_counter() + job.for_s, []
+                while not runs or perf_counter() < stop:
+                    yield ChildResult(runs=(runs := self._repeat(job.n_threads, min(stop, perf_counter() + _TOLD_AFTER_S))))
+            case "lines":
+                with blas_threads(job.n_threads):
+                    run, lines = time_lines(self._runnable, job.functions)
+                yield ChildResult(runs=[run], lines=lines)
+            case "trace":
+                with blas_threads(job.n_threads):
+                    yield _trace(self._runnable, job)
+        yield ChildResult(notes=self.notes)
+
+    def _prepare(self, target: Target, arguments: dict[str, Any]) -> Runnable:
+        if self._spec.requests is not None:
+            runnable = self.enter_context(application(target, self._spec.requests, self._spec.concurrency))
+        else:
+            runnable = prepare(target, self._spec.setup, arguments, self._spec.argv)
+        runnable.around = self._around
+        return runnable
+
+    def _repeat(self, n_threads: int | None, stop: float) -> list[Run]:
+        runs = []
+        with blas_threads(n_threads):
+            while not runs or perf_counter() < stop:
+                runs.append(timed_run(self._runnable, "py-spy", under=sampled_call))
+        return runs
 
 
 def _trace(runnable: Runnable, job: ChildJob) -> ChildResult:
@@ -165,10 +168,8 @@ def _trace(runnable: Runnable, job: ChildJob) -> ChildResult:
 
     if isinstance(script := runnable.call, Script):
         script.code = instrument_source(script.source, script.path, job.functions, check_port=job.check_port)
-    run = functools.partial(timed_run, runnable, "array trace")
-    found = []
+    run, found = functools.partial(timed_run, runnable, "array trace"), []
     while not found or (len(found) < _MOST_TRACED_RUNS and sum(run.wall_s for run, *_ in found) < _SHORT_S):
         found.append(trace(run, Project(runnable.root.file), runnable.root, job.functions, job.check_port))
     _, traces, notes = min(found, key=lambda each: each[0].wall_s)
-    runs = [run for run, *_ in found]
-    return ChildResult(runs=runs, traces=traces, notes=notes)
+    return ChildResult(runs=[run for run, *_ in found], traces=traces, notes=notes)

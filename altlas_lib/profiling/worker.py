@@ -1,19 +1,12 @@
-"""Where a target runs: in a child process, or in this one. Both answer jobs, piece by piece."""
+"""A target in a child process: does the jobs of `child.Dispatcher` there, as long as the target lets it."""
 
-import copy
-import os
-import reprlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Self
 
-from pydantic import ValidationError
-
-from .child import ChildJob, ChildResult, TargetSpec, answer
-from .run.asgi import application
+from .child import ChildJob, ChildResult, TargetSpec
 from .run.process import Child, ChildEnded
 from .run.runnable import ProfilingError
-from .run.targets import Target, prepare, target_name
 
 _TICK_S = 0.05
 
@@ -21,20 +14,11 @@ _TICK_S = 0.05
 class InChild:
     """The target in one child process; in another one after a crash, or where a tool took too long."""
 
-    def __init__(self, target: Target, time_limit_s: float, **spec: Any):
-        self.target, self.time_limit_s, self.notes = target, time_limit_s, []
-        self._child: Child | None = None
-        try:
-            self._spec = TargetSpec(target=target_name(target), **spec)
-        except ValidationError as error:
-            first = error.errors()[0]
-            what = f"{'.'.join(map(str, first['loc']))}={reprlib.repr(first['input'])}"
-            raise ProfilingError(
-                f"{what} cannot reach the child process that runs {target_name(target)!r} ({first['msg']}); "
-                "use JSON values as arguments, or make them in setup; name setup as 'module:function'"
-            ) from None
+    def __init__(self, spec: TargetSpec, time_limit_s: float):
+        self._spec, self._time_limit_s, self._child = spec, time_limit_s, None
+        self.notes: list[str] = []
 
-    def __enter__(self) -> "InChild":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, error_type: type | None, *_: object) -> None:
@@ -77,8 +61,7 @@ class InChild:
             while not result.is_last:
                 line = self._child.receive(_TICK_S)
                 if line is None and time.monotonic() > stop:
-                    self._end()
-                    raise time_limit_error(self._spec.target, self.time_limit_s)
+                    raise ChildEnded(too_slow(self._time_limit_s))
                 yield (result := ChildResult.model_validate_json(line or "{}"))
                 if result.awaits:
                     self._child.send(self._spec.model_dump_json() if result.awaits == "target" else "go")
@@ -89,34 +72,8 @@ class InChild:
             raise ProfilingError(result.error)
 
 
-class InThisProcess:
-    """A callable target; it can be stopped between runs only."""
-
-    pid = os.getpid()
-
-    def __init__(self, target: Target, time_limit_s: float, *, setup, arguments, requests, concurrency: int, **_: object):
-        self.target, self.time_limit_s, self.notes = target, time_limit_s, []
-        self._setup, self._arguments = setup, arguments
-        self._application = application(target, requests, concurrency) if requests else None
-
-    def __enter__(self) -> "InThisProcess":
-        self._runnable = self._application.__enter__() if self._application else self._prepare(self.target)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._application:
-            self._application.__exit__(*error)
-            self.notes += self._runnable.notes
-
-    def _prepare(self, target: Target):
-        return prepare(target, self._setup, self._arguments)
-
-    def answers(self, job: ChildJob) -> Iterator[ChildResult]:
-        return answer(job, self._runnable, lambda target: prepare(target, self._setup, copy.deepcopy(self._arguments)))
-
-
-def time_limit_error(name: str, time_limit_s: float) -> ProfilingError:
-    return ProfilingError(
-        f"target {name!r} did not finish within time_limit_s={time_limit_s:g}; give it a smaller input by its arguments, "
+def too_slow(time_limit_s: float) -> str:
+    return (
+        f"did not finish within time_limit_s={time_limit_s:g}; give it a smaller input by its arguments, "
         "more time (time_limit_s, --time-limit), or start it by itself and profile it as pid:NUMBER"
     )
