@@ -109,6 +109,19 @@ def format_value(value: float, unit: str) -> str:
     raise AssertionError("unreachable: every scale ends with 0")
 
 
+class Sentence(Model):
+    """A sentence with its values kept apart, so that a report can say it in another language; `str` is the English one.
+
+    A value's name says how it reads: `*_points` is a difference of shares in percentage points, a whole number is grouped.
+    """
+
+    text: str = Field(min_length=1, description="English; `{name}` stands where a value goes")
+    values: dict[str, "Sentence | Quantity | int | float | str | None"] = {}
+
+    def __str__(self) -> str:
+        return self.text.format(**{name: f"{value:,}" if type(value) is int else value for name, value in self.values.items()})
+
+
 class DataSource(Model):
     """Which data a result was made from, so that two results can be told to be about the same thing."""
 

@@ -478,8 +478,15 @@ def sentences():
     for module in folder.glob("*.py"):
         for node in ast.walk(ast.parse(module.read_text())):
             match node:
-                case ast.Call(func=ast.Name(id="_") | ast.Attribute(attr="text"), args=[ast.Constant(value=str(sentence)), *_]):
+                case ast.Call(
+                    func=ast.Name(id="_" | "say") | ast.Attribute(attr="text"), args=[ast.Constant(value=str(sentence)), *_]
+                ):
                     yield sentence
+    for asked in decide.load_questions():
+        yield asked.question
+        yield from (pointer.label for pointer in asked.evidence)
+        for answer in asked.answers:
+            yield from (answer.why, *(change for change in answer.changes if not change.startswith("*")))
     yield from report.QUESTIONS.values()
     for literal in (decide.Verdict, Advice, Basis):
         yield from get_args(literal)

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup, escape
 
-from ..results import Quantity
+from ..results import Quantity, Sentence, format_value
 
 LANGUAGES = {"en": "English", "tr": "Türkçe"}
 
@@ -46,5 +46,22 @@ class Language:
         """A number or a band: `2.1x to 2.4x`, in other languages `2.1x – 2.4x`."""
         return str(number) if self.code == "en" else str(number).replace(" to ", " – ")
 
+    def say(self, sentence: Sentence | str) -> str:
+        """A sentence whose values are kept apart, or a text that is not translated."""
+        return self.text(sentence.text, **sentence.values) if isinstance(sentence, Sentence) else sentence
+
+    def amount(self, value: float, unit: str) -> str:
+        """A number without a spread: `format_value`'s, or for a share a percentage."""
+        return f"{value:.1%}" if unit == "share" else format_value(value, unit)
+
     def _worded(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {name: self.number(value) if isinstance(value, Quantity) else value for name, value in values.items()}
+        return {name: self._word(name, value) for name, value in values.items()}
+
+    def _word(self, name: str, value: Any) -> Any:
+        if isinstance(value, Quantity):
+            return self.number(value)
+        if isinstance(value, Sentence):
+            return self.say(value)
+        if name.endswith("_points"):
+            return f"{100 * value:+.1f}"
+        return f"{value:,}" if type(value) is int else value

@@ -13,8 +13,9 @@ from markupsafe import Markup, escape
 from ..paths import RunFolder, write_atomically
 from ..results import CHAPTERS, ChapterResult, FigureFile, Quantity, ResultError, format_value
 from .claims import claims
-from .decide import Decision, Rules, decide
+from .decide import Decision, decide
 from .language import Language
+from .rules import Rules
 from .stale import stale
 
 NOT_MEASURED = "not measured"

@@ -1,0 +1,168 @@
+"""What the chapters' results say, as the named facts that the conditions and sentences of `decisions.yaml` are about."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..results import (
+    Candidate,
+    ChapterResult,
+    EnvironmentResult,
+    HotspotsResult,
+    Quantity,
+    Remedy,
+    Sentence,
+    SimilarityResult,
+    Timing,
+    TrainingResult,
+    format_value,
+)
+from .rules import Rules
+
+Facts = dict[str, Any]
+
+
+def say(text: str, **values: Any) -> Sentence:
+    return Sentence(text=text, values=values)
+
+
+def _machine(result: EnvironmentResult, rules: Rules) -> Facts:
+    return {
+        "ready": result.ready,
+        "has_gpu": result.ceilings.gpu_matmul_float32,
+        "gpu": result.target_gpu.name,
+        "device": result.target_gpu.name,
+        "fixes": [finding.fix for finding in result.findings if finding.status == "failure"],
+    }
+
+
+def _port(result: HotspotsResult, rules: Rules) -> Facts:
+    least = rules.port.least_workload_gain
+    known = [each for each in result.candidates if each.workload_gain]
+    unseen = [each for each in result.candidates if each.advice == "unknown"]
+    best = max(known, key=lambda each: (each in result.to_port, each.workload_gain.low), default=None)
+    facts = {"projected": best, "all_on_cpu": result.candidates and not unseen, "unseen": unseen, "least": f"{least:g}"}
+    if best is None:
+        return facts | {"at": None}
+    return facts | {
+        "at": result.candidates.index(best),
+        "device": result.provenance.devices[0],
+        "named": say("{function} in {workload}", function=best.function, workload=best.workload),
+        "gain": best.workload_gain,
+        "advice": say(best.advice),
+        "sure": best in result.to_port and best.workload_gain.low >= least,
+        "as_it_is": best.advice == "port it",
+        "possible": best.workload_gain.high >= least and best.advice != "unknown",
+        "bounds": [*_bounds(best, least), *_open(unseen)],
+    }
+
+
+def _open(unseen: list[Candidate]) -> Iterator[Sentence]:
+    if unseen:
+        names = ", ".join(each.function for each in unseen)
+        yield say("What was not seen of {names}: its projection is open.", names=names)
+
+
+def _bounds(best: Candidate, least: float) -> Iterator[Sentence]:
+    projection = best.projection
+    if projection and best.advice == "keep the data on the GPU":
+        yield say(
+            "The data stay on the GPU: then the function takes {resident} there instead of {moved}.",
+            resident=projection.on_gpu_resident,
+            moved=projection.on_gpu,
+        )
+    elif best.advice == "batch first":
+        yield say("Larger batches: this work is too small for a GPU's launches.")
+    elif best.advice == "vectorise first":
+        yield say("Its Python loops become array operations first: that alone may be enough.")
+    if best.largest_gain and best.largest_gain < least:
+        gain = format_value(best.largest_gain, "x")
+        yield say("A larger share of the time in it: now at most {gain} can be won, were it free.", gain=gain)
+    if projection:
+        yield say("What bounds it on the GPU: {cause}.", cause=say(projection.bound_by))
+
+
+def _integrate(result: SimilarityResult, rules: Rules) -> Facts:
+    wrong = [each.method for each in result.validations if not each.passed]
+    n = max(timing.n_texts for timing in result.timings if not timing.on_gpu)  # the largest with something to compare with
+    cpu_at, cpu = _fastest(result, n, on_gpu=False)
+    gpu_at, gpu = _fastest(result, n, on_gpu=True) or (None, None)
+    expected_at, expected = None, None
+    if gpu is None:
+        projected = [(at, each) for at, each in enumerate(result.expectations) if each.on_gpu and each.n_texts == n]
+        expected_at, expected = projected[0] if projected else (None, None)
+    facts = {
+        **{"wrong": wrong, "methods": ", ".join(wrong), "n": n, "on_gpu": gpu, "expected": expected},
+        **{"cpu_at": cpu_at, "cpu_method": cpu.method, "gpu_at": gpu_at, "expected_at": expected_at},
+        "from_a_size_on": (result.break_even_n_texts or 0) > min(timing.n_texts for timing in result.timings),
+        "break_even": result.break_even_n_texts,
+    }
+    if gpu:
+        gain = cpu.time.value / gpu.time.value
+        facts |= {"gpu_method": gpu.method, "gain": format_value(gain, "x"), "too_little": gain < rules.integrate.least_gain}
+    elif expected:
+        low, high = (cpu.time.value / bound for bound in (expected.time.high, expected.time.low))
+        band = Quantity.projected(low, high, "x", expected.time.device, expected.time.bound_by)
+        facts |= {"gpu": expected.time.device, "gain": band, "too_little": high < rules.integrate.least_gain}
+    return facts
+
+
+def _fastest(result: SimilarityResult, n: int, *, on_gpu: bool) -> tuple[int, Timing] | None:
+    """Place and timing of the fastest method with transfers at `n` texts."""
+    timings = enumerate(result.timings)
+    of_kind = [each for each in timings if each[1].on_gpu == on_gpu and each[1].with_transfers and each[1].n_texts == n]
+    return min(of_kind, key=lambda each: each[1].time.value, default=None)
+
+
+def _fit(result: TrainingResult, rules: Rules) -> Facts:
+    accepted = rules.fit.accepted_verdicts
+    planned = [(at, each) for at, each in enumerate(result.remedies) if each.plan]
+    if not result.remedies or not result.remedies[0].plan:  # the first is the model as it is
+        return {"planned": False, "fitting": [], "at": None, "fitting_at": None, "gpu": result.gpu or "T4"}
+    first = result.remedies[0].plan
+    fitting = [(at, each) for at, each in planned if each.plan.verdict in accepted]
+    fits = first.verdict in accepted
+    fitting_at, with_it = fitting[0] if fitting and not fits else (None, result.remedies[0])
+    return {
+        **{"planned": True, "fits": fits, "fitting": fitting and not fits, "does_not_fit": first.verdict == "out of memory"},
+        **{"at": 0, "name": result.remedies[0].name, "batch": first.configuration["batch_size"]},
+        **{"fitting_at": fitting_at, "fitting_name": with_it.name, "fitting_batch": with_it.plan.configuration["batch_size"]},
+        **{"gpu": first.gpu, "device": first.gpu, "peak": first.peak},
+        "names": ", ".join(remedy.name for _at, remedy in fitting[:3]),
+        "open": len(planned) < len(result.remedies) or any(each.plan.verdict == "undecided" for _at, each in planned),
+        "limits": [_limit(each) for _at, each in planned if each.largest_batch][:3],
+    }
+
+
+def _limit(remedy: Remedy) -> Sentence:
+    planned = remedy.plan.configuration["batch_size"]
+    if remedy.plan.verdict == "fits":
+        return say("{name}: batch {n} fits.", name=remedy.name, n=max(planned, remedy.largest_batch))
+    sizes = {"n": remedy.largest_batch, "planned": planned}
+    return say("{name}: batch {n} fits, {planned} does not.", name=remedy.name, **sizes)
+
+
+def _predict(result: TrainingResult, rules: Rules) -> Facts:
+    facts = {"scored": result.metrics, "metric": 0 if result.metrics else None, "device": result.step_time.device}
+    if not result.metrics:
+        return facts
+    accuracy = result.metrics[0]
+    best, base, interval = accuracy.best_possible, accuracy.base_rate, accuracy.gain_low is not None
+    facts |= {"score": accuracy.name, "nothing_to_predict": best is not None and best <= base, "interval": interval}
+    if interval:
+        facts |= {
+            "surely_more": accuracy.gain_low > rules.predict.least_gain,
+            "surely_less": accuracy.gain_high <= rules.predict.least_gain,
+            "gain_points": accuracy.model - base,
+            "low_points": accuracy.gain_low,
+            "high_points": accuracy.gain_high,
+        }
+    return facts
+
+
+FACTS: dict[str, Callable[[ChapterResult, Rules], Facts]] = {
+    "Is this machine ready?": _machine,
+    "Is there a function worth porting?": _port,
+    "Does the GPU port go into production?": _integrate,
+    "Does the training fit the GPU?": _fit,
+    "Is the model worth training?": _predict,
+}
