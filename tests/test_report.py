@@ -72,8 +72,12 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
         "figures": [FigureFile(file="20_times.png", title=text, alt=text)],
     }
     timings = [Timing(method="NumPy, row blocks", n_texts=1000, time=seconds(1.0, 2.0, 3.0))]
+    checked = {"n_texts": 1000, "largest_error": 0.0 if passed else 1.0, "tolerance": 1e-6, "n_other_neighbours": 0}
+    validations = [Validation(method="NumPy, row blocks", device=CPU, **checked)]
     if gpu:
-        timings.append(Timing(method="CuPy, row blocks", on_gpu=True, n_texts=1000, time=seconds(0.5, device=GPU)))
+        on_gpu = seconds(0.4, 0.5, 0.6, device=GPU)
+        timings.append(Timing(method="CuPy, row blocks", on_gpu=True, n_texts=1000, time=on_gpu))
+        validations.append(Validation(method="CuPy, row blocks", device=GPU, **checked))
     projected = Quantity.projected(0.01, 0.02, "s", text or "T4", text or "transfers")
     metric = Metric(name=text, unit="share", higher_is_better=True, model=0.6, base_rate=0.65, n_samples=99)
     quality = Quality(
@@ -140,16 +144,7 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
             embedding=text,
             n_dimensions=8,
             k=10,
-            validations=[
-                Validation(
-                    method="NumPy",
-                    device=CPU,
-                    n_texts=10,
-                    largest_error=0.0 if passed else 1.0,
-                    tolerance=1e-6,
-                    n_other_neighbours=0,
-                )
-            ],
+            validations=validations,
             timings=timings,
             break_even_n_texts=break_even,
             most_similar=[SimilarPair(first=text, second=text, score=0.5)],
@@ -246,9 +241,9 @@ def decision(run, saved, question, **options):
     ("fields", "verdict", "why"),
     [
         ({}, "not enough evidence", "No GPU was measured"),
-        ({"gpu": True}, "go", "4x as fast as on the CPU"),
-        ({"gpu": True, "break_even": 1000}, "go", "4x as fast"),
-        ({"gpu": True, "break_even": 4100}, "go with conditions", "4x as fast"),
+        ({"gpu": True}, "go", "1.7x to 7.5x as fast as on the CPU"),
+        ({"gpu": True, "break_even": 1000}, "go", "1.7x to 7.5x as fast"),
+        ({"gpu": True, "break_even": 4100}, "go with conditions", "1.7x to 7.5x as fast"),
         ({"gpu": True, "break_even": 4100, "passed": False}, "no-go", "Not the answer of the reference"),
     ],
 )
@@ -404,7 +399,7 @@ def test_every_evidence_stands_where_it_says(run):
 
 def test_the_rules_are_data_and_can_be_changed(run, tmp_path):
     rules = tmp_path / "rules.yaml"
-    rules.write_text("integrate: {least_gain: 5}\nfit:\n  accepted_verdicts: [fits, tight]\n")
+    rules.write_text("integrate: {least_gain: 8}\nfit:\n  accepted_verdicts: [fits, tight]\n")
     saved = results(gpu=True)
     assert decision(run, saved, "production").verdict == "go"
     assert decision(run, saved, "production", rules=rules).verdict == "no-go"
@@ -412,7 +407,7 @@ def test_the_rules_are_data_and_can_be_changed(run, tmp_path):
     assert decision(run, [tight], "fit the GPU").verdict == "no-go"
     assert decision(run, [tight], "fit the GPU", rules=rules).verdict == "go"
     page = report.render_report(run, rules=rules)[0].read_text()
-    assert "integrate.least_gain = 5.0" in page
+    assert "integrate.least_gain = 8.0" in page
 
 
 @pytest.mark.parametrize(
@@ -486,7 +481,11 @@ def sentences():
         yield asked.question
         yield from (pointer.label for pointer in asked.evidence)
         for answer in asked.answers:
-            yield from (answer.why, *(change for change in answer.changes if not change.startswith("*")))
+            yield from (
+                asked.about or answer.why,
+                answer.why,
+                *(change for change in answer.changes if not change.startswith("*")),
+            )
     yield from report.QUESTIONS.values()
     for literal in (decide.Verdict, Advice, Basis):
         yield from get_args(literal)

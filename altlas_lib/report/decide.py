@@ -37,6 +37,7 @@ class Answer(Checked):
 class Question(Checked):
     chapter: str
     question: str
+    about: str = ""
     evidence: tuple[Pointer, ...] = ()
     answers: list[Answer]
 
@@ -69,6 +70,7 @@ class Decision:
     Attributes:
         chapter: whose result it rests on.
         why: one sentence.
+        about: which data and model it speaks of; "" where the chapter says.
         evidence: the numbers that carry it; none where there are none.
         changes: what would change it, each one sentence.
     """
@@ -77,17 +79,14 @@ class Decision:
     chapter: str
     verdict: Verdict
     why: str
+    about: str = ""
     evidence: list[Evidence] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
 
 
 def holds(conditions: Sequence[str], facts: Mapping[str, Any]) -> bool:
-    """Whether all conditions, `"name"` or `"not name"`, are true of the facts.
-
-    Raises:
-        KeyError: there is no such fact.
-    """
-    return all(bool(facts[name.removeprefix("not ")]) != name.startswith("not ") for name in conditions)
+    """Whether all conditions, `"name"` or `"not name"`, are true of the facts; what is no fact is not true."""
+    return all(bool(facts.get(name.removeprefix("not "))) != name.startswith("not ") for name in conditions)
 
 
 def decide(results: dict[str, ChapterResult], rules: Rules, language: Language, run_name: str) -> list[Decision]:
@@ -114,6 +113,7 @@ def decide(results: dict[str, ChapterResult], rules: Rules, language: Language, 
                 asked.chapter,
                 answer.verdict,
                 language.text(answer.why, **facts),
+                language.text(asked.about, **facts) if asked.about else "",
                 list(_evidence(asked, result, facts, language)),
                 [language.say(change) for change in changes],
             )

@@ -8,14 +8,13 @@ from ..results import (
     ChapterResult,
     EnvironmentResult,
     HotspotsResult,
-    Quantity,
     Remedy,
     Sentence,
     SimilarityResult,
-    Timing,
     TrainingResult,
     format_value,
 )
+from .bands import Band
 from .rules import Rules
 
 Facts = dict[str, Any]
@@ -82,35 +81,38 @@ def _bounds(best: Candidate, least: float) -> Iterator[Sentence]:
 
 
 def _integrate(result: SimilarityResult, rules: Rules) -> Facts:
+    rule, of_kind = rules.integrate, {False: {}, True: {}}
+    for at, timing in enumerate(result.timings):
+        if timing.with_transfers:
+            of_kind[timing.on_gpu].setdefault(timing.n_texts, []).append((at, timing))
+    on_cpu, on_gpu = of_kind.values()
     wrong = [each.method for each in result.validations if not each.passed]
-    n = max(timing.n_texts for timing in result.timings if not timing.on_gpu)  # the largest with something to compare with
-    cpu_at, cpu = _fastest(result, n, on_gpu=False)
-    gpu_at, gpu = _fastest(result, n, on_gpu=True) or (None, None)
-    expected_at, expected = None, None
-    if gpu is None:
-        projected = [(at, each) for at, each in enumerate(result.expectations) if each.on_gpu and each.n_texts == n]
-        expected_at, expected = projected[0] if projected else (None, None)
+    n = max(on_cpu.keys() & on_gpu.keys() or on_cpu, default=None)
+    validated = {each.method for each in result.validations if each.passed and each.n_texts == n}
+    # Of the methods that were timed, one whose answer was checked at this size counts more than a faster one.
+    cpu_at, cpu = min(on_cpu.get(n, []), key=lambda each: each[1].time.value, default=(None, None))
+    fastest = sorted(on_gpu.get(n, []), key=lambda each: (each[1].method not in validated, each[1].time.value))
+    gpu_at, gpu = fastest[0] if fastest else (None, None)
+    projected = [(at, each) for at, each in enumerate(result.expectations) if each.on_gpu and each.n_texts == n]
+    expected_at, expected = projected[0] if projected and not on_gpu else (None, None)
+    other = gpu or expected
+    gain = Band.of(cpu.time).over(Band.of(other.time)) if cpu and other else None
     facts = {
-        **{"wrong": wrong, "methods": ", ".join(wrong), "n": n, "on_gpu": gpu, "expected": expected},
-        **{"cpu_at": cpu_at, "cpu_method": cpu.method, "gpu_at": gpu_at, "expected_at": expected_at},
-        "from_a_size_on": (result.break_even_n_texts or 0) > min(timing.n_texts for timing in result.timings),
-        "break_even": result.break_even_n_texts,
+        **{"source": result.source.name, "wrong": wrong, "methods": ", ".join(wrong), "n": n, "gain": gain},
+        **{"on_cpu": cpu, "cpu_at": cpu_at, "cpu_method": cpu and cpu.method},
+        **{"timed_on_gpu": on_gpu, "on_gpu": gpu, "gpu_at": gpu_at, "gpu_method": gpu and gpu.method},
+        **{"expected": gain and expected, "expected_at": gain and expected_at, "gpu": other and other.time.device},
+        "validated": gpu and gpu.method in validated,
+        **{"least_runs": rule.least_runs, "too_few_runs": gpu and min(cpu.time.n_runs, gpu.time.n_runs or 0) < rule.least_runs},
+        **{"sure": gain and gain.low >= rule.least_gain, "too_little": gain and gain.high < rule.least_gain},
+        "conditions": [],
     }
-    if gpu:
-        gain = cpu.time.value / gpu.time.value
-        facts |= {"gpu_method": gpu.method, "gain": format_value(gain, "x"), "too_little": gain < rules.integrate.least_gain}
-    elif expected:
-        low, high = (cpu.time.value / bound for bound in (expected.time.high, expected.time.low))
-        band = Quantity.projected(low, high, "x", expected.time.device, expected.time.bound_by)
-        facts |= {"gpu": expected.time.device, "gain": band, "too_little": high < rules.integrate.least_gain}
+    if gpu and (result.break_even_n_texts or 0) > min(timing.n_texts for timing in result.timings):
+        size = result.break_even_n_texts
+        facts["conditions"].append(say("From {break_even} texts on; below that the CPU is faster.", break_even=size))
+    if gpu and max(on_cpu) > n:
+        facts["conditions"].append(say("Up to {n} texts: {larger} were timed on the CPU only.", n=n, larger=max(on_cpu)))
     return facts
-
-
-def _fastest(result: SimilarityResult, n: int, *, on_gpu: bool) -> tuple[int, Timing] | None:
-    """Place and timing of the fastest method with transfers at `n` texts."""
-    timings = enumerate(result.timings)
-    of_kind = [each for each in timings if each[1].on_gpu == on_gpu and each[1].with_transfers and each[1].n_texts == n]
-    return min(of_kind, key=lambda each: each[1].time.value, default=None)
 
 
 def _fit(result: TrainingResult, rules: Rules) -> Facts:

@@ -8,6 +8,7 @@ import yaml
 from markupsafe import Markup, escape
 
 from ..results import Quantity, Sentence, format_value
+from .bands import Band
 
 LANGUAGES = {"en": "English", "tr": "Türkçe"}
 
@@ -50,6 +51,11 @@ class Language:
         """A sentence whose values are kept apart, or a text that is not translated."""
         return self.text(sentence.text, **sentence.values) if isinstance(sentence, Sentence) else sentence
 
+    def band(self, band: Band) -> str:
+        """`2.1x to 2.4x`, or one number where both ends read the same."""
+        low, high = (self.amount(end, band.unit) for end in (band.low, band.high))
+        return low if low == high else self.number(f"{low} to {high}")
+
     def amount(self, value: float, unit: str) -> str:
         """A number without a spread: `format_value`'s, or for a share a percentage."""
         return f"{value:.1%}" if unit == "share" else format_value(value, unit)
@@ -60,6 +66,8 @@ class Language:
     def _word(self, name: str, value: Any) -> Any:
         if isinstance(value, Quantity):
             return self.number(value)
+        if isinstance(value, Band):
+            return self.band(value)
         if isinstance(value, Sentence):
             return self.say(value)
         if name.endswith("_points"):

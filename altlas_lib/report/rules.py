@@ -27,6 +27,7 @@ class PortRule(Checked):
 
 class IntegrateRule(Checked):
     least_gain: _Gain
+    least_runs: int = Field(ge=1)
 
 
 class FitRule(Checked):
