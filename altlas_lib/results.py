@@ -684,6 +684,10 @@ class TrainingResult(ChapterResult):
     history: list[Epoch] = Field(description="of the first seed's training")
     metrics: list[Metric]
     n_seeds: int = Field(default=1, ge=1, description="trainings that the metrics are the mean of")
+    is_generated: bool | None = Field(default=None, description="the series is a generator's, not the user's; None: not said")
+    answers_one_class: bool | None = Field(
+        default=None, description="every test value of every seed gets the same class at 1.5; None: not said"
+    )
     step_time: Quantity = Field(description="one micro-batch, after the first")
     peak_memory: Quantity | None = None
     gpu: str | None = Field(default=None, description="that the remedies are planned for")

@@ -91,3 +91,75 @@ def test_a_projection_of_zero_seconds_is_no_reason_to_fail(run):
     result = changed(of(results(), "similarity"), timings=dumped([ON_CPU]), expectations=dumped(expected))
     found = decision(run, [result], "production")
     assert (found.verdict, found.why) == ("not enough evidence", "No GPU was measured, and none was projected.")
+
+
+# The model -----------------------------------------------------------------------------------------------------------
+
+OWN = {"preset": "reference", "n_seeds": 3}
+
+
+def trained(low, high, *, best=None, errors=(-0.01, 0.01), **fields):
+    training = of(results(), "training")
+    accuracy = training.metrics[0].model_copy(
+        update={
+            **{"name": "accuracy at 1.5", "model": 0.65 + (low + high) / 2, "base_rate": 0.65},
+            **{"gain_low": low, "gain_high": high, "best_possible": best, "n_samples": 2091},
+        }
+    )
+    log_error = accuracy.model_copy(
+        update={
+            "name": "error of log value",
+            "unit": "log",
+            "higher_is_better": False,
+            "gain_low": errors[0],
+            "gain_high": errors[1],
+        }
+    )
+    return changed(training, **OWN | fields, metrics=dumped([accuracy, log_error]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "fields", "verdict", "why"),
+    [
+        (0.02, 0.08, {}, "go", "gains +5.0 points"),
+        # 10,456 real rounds of a fair game: the whole interval lies below what matters
+        (-0.002, 0.002, {}, "no-go", "gains +0.0 points"),
+        (-0.08, -0.02, {}, "no-go", "gains -5.0 points"),
+        (-0.01, 0.03, {}, "not enough evidence", "The interval does not say"),
+        (0.005, 0.03, {}, "not enough evidence", "The interval does not say"),  # above 0, not above what matters
+        # what was scored is not the user's own
+        (0.06, 0.12, {"best": 0.77}, "not enough evidence", "generated"),
+        (0.06, 0.12, {"is_generated": True}, "not enough evidence", "generated"),
+        (0.06, 0.12, {"preset": "quick"}, "not enough evidence", "stands in"),
+        (-0.002, 0.002, {"best": 0.65}, "not enough evidence", "nothing can be predicted"),
+        (0.02, 0.08, {"n_seeds": 1}, "not enough evidence", "1 training"),
+        (0.02, 0.08, {"answers_one_class": True}, "no-go", "one class always"),
+        (-0.01, 0.03, {"answers_one_class": True}, "no-go", "one class always"),
+        (0.02, 0.08, {"errors": (-0.2, -0.1)}, "go with conditions", "gains +5.0 points"),
+    ],
+)
+def test_a_model_goes_only_on_data_and_a_model_of_the_users_own(run, low, high, fields, verdict, why):
+    found = decision(run, [trained(low, high, **fields)], "worth training")
+    assert found.verdict == verdict
+    assert why in found.why
+    assert verdict == "go" or found.changes
+
+
+def test_the_card_says_which_data_which_model_and_how_many_trainings(run):
+    found = decision(
+        run, [trained(0.02, 0.08, source={"name": "rounds.sqlite", "n_rows": 10456, "sha256": "0" * 64})], "worth training"
+    )
+    assert found.about == "10,456 values from rounds.sqlite, model reference, trainings: 3"
+
+
+def test_errors_that_are_significantly_worse_are_said(run):
+    found = decision(run, [trained(-0.002, 0.002, errors=(-0.2, -0.1))], "worth training")
+    assert any("error of log value" in change and "worse than without a model" in change for change in found.changes)
+    quiet = decision(run, [trained(-0.002, 0.002)], "worth training")
+    assert not any("worse than without a model" in change for change in quiet.changes)
+
+
+def test_the_least_gain_that_matters_is_a_rule(run, tmp_path):
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("predict: {least_gain: 0.0}")
+    assert decision(run, [trained(0.005, 0.03)], "worth training", rules=rules).verdict == "go"

@@ -144,19 +144,32 @@ def _limit(remedy: Remedy) -> Sentence:
 
 
 def _predict(result: TrainingResult, rules: Rules) -> Facts:
-    facts = {"scored": result.metrics, "metric": 0 if result.metrics else None, "device": result.step_time.device}
+    rule = rules.predict
+    facts = {
+        **{"scored": result.metrics, "metric": 0 if result.metrics else None, "device": result.step_time.device},
+        **{"source": result.source.name, "n_values": result.source.n_rows, "preset": result.preset, "n_seeds": result.n_seeds},
+        **{"stand_in": result.preset in rule.stand_in_presets, "one_class": result.answers_one_class},
+        **{"least_seeds": rule.least_seeds, "too_few_seeds": result.n_seeds < rule.least_seeds},
+    }
     if not result.metrics:
         return facts
     accuracy = result.metrics[0]
-    best, base, interval = accuracy.best_possible, accuracy.base_rate, accuracy.gain_low is not None
-    facts |= {"score": accuracy.name, "nothing_to_predict": best is not None and best <= base, "interval": interval}
+    best, interval = accuracy.best_possible, None not in (accuracy.gain_low, accuracy.gain_high)
+    facts |= {
+        **{"score": accuracy.name, "n_test": accuracy.n_samples, "interval": interval},
+        "generated": best is not None if result.is_generated is None else result.is_generated,
+        "nothing_to_predict": best is not None and best <= accuracy.base_rate,
+        **{"gain_points": accuracy.model - accuracy.base_rate, "least": 100 * rule.least_gain},
+        "worse": [
+            say("Its {score} is worse than without a model, beyond chance.", score=each.name)
+            for each in result.metrics[1:]
+            if each.gain_high is not None and each.gain_high < 0
+        ],
+    }
     if interval:
         facts |= {
-            "surely_more": accuracy.gain_low > rules.predict.least_gain,
-            "surely_less": accuracy.gain_high <= rules.predict.least_gain,
-            "gain_points": accuracy.model - base,
-            "low_points": accuracy.gain_low,
-            "high_points": accuracy.gain_high,
+            **{"low_points": accuracy.gain_low, "high_points": accuracy.gain_high},
+            **{"surely_more": accuracy.gain_low >= rule.least_gain, "surely_less": accuracy.gain_high < rule.least_gain},
         }
     return facts
 

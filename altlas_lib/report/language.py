@@ -72,4 +72,6 @@ class Language:
             return self.say(value)
         if name.endswith("_points"):
             return f"{100 * value:+.1f}"
+        if isinstance(value, float):
+            return f"{value:.3g}"
         return f"{value:,}" if type(value) is int else value

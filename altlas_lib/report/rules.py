@@ -36,6 +36,8 @@ class FitRule(Checked):
 
 class PredictRule(Checked):
     least_gain: float = Field(ge=0, lt=1)
+    least_seeds: int = Field(ge=1)
+    stand_in_presets: list[str]
 
 
 class Rules(Checked):
