@@ -1,11 +1,12 @@
 """Decisions rest on evidence that exists: each case was written down with its verdict before the rule that gives it."""
 
 import pytest
-from test_report import CPU, GPU, changed, decision, of, results, seconds
+from test_report import CPU, GPU, changed, decision, of, planned, results, seconds
 
 from altlas_lib.results import (
     Expectation,
     Quantity,
+    Remedy,
     Timing,
     Validation,
 )
@@ -146,9 +147,8 @@ def test_a_model_goes_only_on_data_and_a_model_of_the_users_own(run, low, high, 
 
 
 def test_the_card_says_which_data_which_model_and_how_many_trainings(run):
-    found = decision(
-        run, [trained(0.02, 0.08, source={"name": "rounds.sqlite", "n_rows": 10456, "sha256": "0" * 64})], "worth training"
-    )
+    source = {"name": "rounds.sqlite", "n_rows": 10456, "sha256": "0" * 64}
+    found = decision(run, [trained(0.02, 0.08, source=source)], "worth training")
     assert found.about == "10,456 values from rounds.sqlite, model reference, trainings: 3"
 
 
@@ -163,3 +163,70 @@ def test_the_least_gain_that_matters_is_a_rule(run, tmp_path):
     rules = tmp_path / "rules.yaml"
     rules.write_text("predict: {least_gain: 0.0}")
     assert decision(run, [trained(0.005, 0.03)], "worth training", rules=rules).verdict == "go"
+
+
+# Fitting -------------------------------------------------------------------------------------------------------------
+
+
+def band(low, high):
+    return Quantity.projected(low * 2**30, high * 2**30, "bytes", "T4", "what the compiler will fuse")
+
+
+def projected(name, verdict, low, high):
+    remedy = planned(name, verdict)
+    return remedy.model_copy(update={"plan": remedy.plan.model_copy(update={"peak": band(low, high)})})
+
+
+def measured(gib, device=GPU):
+    return Quantity.measured([gib * 2**30] * 3, "bytes", device).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("remedies", "fields", "verdict", "why"),
+    [
+        ([projected("reference", "fits", 8, 12)], {}, "not enough evidence", "only projected"),
+        ([projected("reference", "undecided", 11, 24), projected("b", "fits", 8, 12)], {}, "not enough evidence", "projected"),
+        ([planned("reference", "out of memory"), planned("b", "tight")], {}, "go with conditions", "without reserve: b"),
+        ([planned("reference", "tight")], {}, "go with conditions", "without reserve: reference"),
+        ([Remedy(name="reference", plan=None, problem="x"), planned("b", "fits")], {}, "go with conditions", "with: b"),
+        # what ran counts more than what was planned
+        ([planned("reference", "out of memory")], {"peak_memory": measured(13)}, "go", "It ran on a T4: 13 GiB"),
+        ([planned("reference", "out of memory")], {"peak_memory": measured(13, "H200")}, "no-go", "No remedy makes it fit"),
+        ([planned("other", "out of memory")], {"peak_memory": measured(13)}, "no-go", "No remedy makes it fit"),
+        ([], {"peak_memory": measured(13)}, "go", "It ran on a T4"),
+        (
+            [planned("reference", "fits")],
+            {"peak_memory": measured(13), "micro_batch_size": 4, "asked": 8},
+            "go with conditions",
+            "in micro-batches of 4; 8 ran out of memory",
+        ),
+    ],
+)
+def test_a_training_fits_by_what_ran_then_by_what_was_compiled(run, remedies, fields, verdict, why):
+    training = of(results(), "training")
+    asked = training.provenance.model_copy(update={"parameters": {"micro_batch_size": fields.pop("asked", 8)}})
+    of_own = {"gpu": "T4", "preset": "reference", "provenance": asked.model_dump(), "remedies": dumped(remedies)}
+    found = decision(run, [changed(training, **of_own | fields)], "fit the GPU")
+    assert found.verdict == verdict
+    assert why in found.why
+
+
+@pytest.mark.parametrize(
+    ("verdict", "sentence"),
+    [
+        ("out of memory", "reference: batch 40 fits, 64 does not."),
+        ("tight", "reference: batch 40 fits, 64 only without reserve."),
+        ("undecided", "reference: batch 40 fits, 64 is open."),
+        ("fits", "reference: batch 64 fits."),
+    ],
+)
+def test_a_batch_does_not_fit_only_where_it_does_not(run, verdict, sentence):
+    training = of(results(), "training")
+    remedies = [planned("reference", verdict, largest=40), planned("b", "fits")]
+    assert sentence in decision(run, [changed(training, remedies=dumped(remedies))], "fit the GPU").changes
+
+
+def test_a_plan_without_a_batch_size_is_no_reason_to_fail(run):
+    remedy = planned("reference", "fits", largest=8)
+    bare = remedy.model_copy(update={"plan": remedy.plan.model_copy(update={"configuration": {}})})
+    assert decision(run, [changed(of(results(), "training"), remedies=dumped([bare]))], "fit the GPU").verdict == "go"

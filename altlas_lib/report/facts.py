@@ -3,11 +3,15 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pydantic import JsonValue
+
+from ..devices import find_gpu
 from ..results import (
     Candidate,
     ChapterResult,
     EnvironmentResult,
     HotspotsResult,
+    MemoryPlan,
     Remedy,
     Sentence,
     SimilarityResult,
@@ -118,29 +122,70 @@ def _integrate(result: SimilarityResult, rules: Rules) -> Facts:
 def _fit(result: TrainingResult, rules: Rules) -> Facts:
     accepted = rules.fit.accepted_verdicts
     planned = [(at, each) for at, each in enumerate(result.remedies) if each.plan]
-    if not result.remedies or not result.remedies[0].plan:  # the first is the model as it is
-        return {"planned": False, "fitting": [], "at": None, "fitting_at": None, "gpu": result.gpu or "T4"}
-    first = result.remedies[0].plan
-    fitting = [(at, each) for at, each in planned if each.plan.verdict in accepted]
-    fits = first.verdict in accepted
-    fitting_at, with_it = fitting[0] if fitting and not fits else (None, result.remedies[0])
+    standing = {
+        kind: [(at, each) for at, each in planned if each.plan.verdict in verdicts and (each.plan.peak.basis == basis)]
+        for kind, verdicts, basis in (
+            ("fits", accepted, "compiled"),
+            ("tight", ["tight"], "compiled"),
+            ("projected", accepted, "projected"),
+        )
+    }
+    names = {kind: ", ".join(remedy.name for _at, remedy in of_kind[:3]) for kind, of_kind in standing.items()}
+    at, first = next(((at, each.plan) for at, each in planned if at == 0), (None, None))  # the model as it is
+    fits = any(at == 0 for at, _ in standing["fits"])
+    fitting_at, with_it = standing["fits"][0] if standing["fits"] and not fits else (None, None)
+    gpu = first.gpu if first else result.gpu or "T4"
+    sizes = [result.micro_batch_size, *(epoch.micro_batch_size for epoch in result.history)]
+    wanted = result.provenance.parameters.get("micro_batch_size")
+    asked = max(*sizes, wanted if isinstance(wanted, int) else 0)
     return {
-        **{"planned": True, "fits": fits, "fitting": fitting and not fits, "does_not_fit": first.verdict == "out of memory"},
-        **{"at": 0, "name": result.remedies[0].name, "batch": first.configuration["batch_size"]},
-        **{"fitting_at": fitting_at, "fitting_name": with_it.name, "fitting_batch": with_it.plan.configuration["batch_size"]},
-        **{"gpu": first.gpu, "device": first.gpu, "peak": first.peak},
-        "names": ", ".join(remedy.name for _at, remedy in fitting[:3]),
+        "ran": _ran_there(result, gpu, first),
+        "retreated": min(sizes) < asked,
+        **{"measured": result.peak_memory, "size": min(sizes), "asked": asked},
+        **{"planned": planned, "fits": fits, "fitting": with_it, "names": names["fits"]},
+        **{"tight": standing["tight"], "tight_names": names["tight"]},
+        **{"projected_to_fit": standing["projected"], "projected_names": names["projected"]},
+        **{"at": at, "name": result.remedies[0].name if first else "", "batch": first and _batch(first)},
+        **{
+            "fitting_at": fitting_at,
+            "fitting_name": with_it and with_it.name,
+            "fitting_batch": with_it and _batch(with_it.plan),
+        },
+        **{"gpu": gpu, "device": gpu, "peak": first and first.peak, "model": (first and _model(first)) or result.preset},
+        **{"does_not_fit": first and first.verdict == "out of memory", "with_another": with_it},
         "open": len(planned) < len(result.remedies) or any(each.plan.verdict == "undecided" for _at, each in planned),
         "limits": [_limit(each) for _at, each in planned if each.largest_batch][:3],
     }
 
 
+def _ran_there(result: TrainingResult, gpu: str, plan: MemoryPlan | None) -> bool:
+    """Whether the training that was measured is the planned one, on the planned GPU."""
+    if not result.peak_memory or result.peak_memory.basis != "measured":
+        return False
+    try:
+        same_gpu = find_gpu(result.peak_memory.device) == find_gpu(gpu)
+    except ValueError:  # not in the catalogue
+        same_gpu = result.peak_memory.device == gpu
+    return same_gpu and (plan is None or _model(plan) == result.preset)
+
+
+def _model(plan: MemoryPlan) -> str:
+    return str(plan.configuration.get("model", ""))
+
+
+def _batch(plan: MemoryPlan) -> JsonValue:
+    return plan.configuration.get("batch_size")
+
+
 def _limit(remedy: Remedy) -> Sentence:
-    planned = remedy.plan.configuration["batch_size"]
-    if remedy.plan.verdict == "fits":
-        return say("{name}: batch {n} fits.", name=remedy.name, n=max(planned, remedy.largest_batch))
-    sizes = {"n": remedy.largest_batch, "planned": planned}
-    return say("{name}: batch {n} fits, {planned} does not.", name=remedy.name, **sizes)
+    size, largest = _batch(remedy.plan), remedy.largest_batch
+    if remedy.plan.verdict == "fits" or not isinstance(size, int):
+        return say("{name}: batch {n} fits.", name=remedy.name, n=max(largest, size if isinstance(size, int) else 0))
+    sentence = {
+        "out of memory": "{name}: batch {n} fits, {planned} does not.",
+        "tight": "{name}: batch {n} fits, {planned} only without reserve.",
+    }.get(remedy.plan.verdict, "{name}: batch {n} fits, {planned} is open.")
+    return say(sentence, name=remedy.name, n=largest, planned=size)
 
 
 def _predict(result: TrainingResult, rules: Rules) -> Facts:
