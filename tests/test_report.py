@@ -479,12 +479,10 @@ def sentences():
     for asked in decide.load_questions():
         yield from filter(None, (asked.question, asked.about))
         yield from (pointer.label for pointer in asked.evidence)
-        for answer in asked.answers:
-            yield from (
-                asked.about or answer.why,
-                answer.why,
-                *(change for change in answer.changes if not change.startswith("*")),
-            )
+        yield from (answer.why for answer in asked.answers)
+        changes = [change for row in (asked, *asked.answers) for change in row.changes]
+        said = [next(iter(change.values())) if isinstance(change, dict) else change for change in changes]
+        yield from (sentence for sentence in said if not sentence.startswith("*"))
     yield from report.QUESTIONS.values()
     for literal in (decide.Verdict, Advice, Basis):
         yield from get_args(literal)

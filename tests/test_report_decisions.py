@@ -1,12 +1,17 @@
 """Decisions rest on evidence that exists: each case was written down with its verdict before the rule that gives it."""
 
+import re
+
 import pytest
 from test_report import CPU, GPU, changed, decision, of, planned, results, seconds
 
+from altlas_lib.report import decide
 from altlas_lib.results import (
+    Candidate,
     Expectation,
     Quantity,
     Remedy,
+    Route,
     Timing,
     Validation,
 )
@@ -154,9 +159,9 @@ def test_the_card_says_which_data_which_model_and_how_many_trainings(run):
 
 def test_errors_that_are_significantly_worse_are_said(run):
     found = decision(run, [trained(-0.002, 0.002, errors=(-0.2, -0.1))], "worth training")
-    assert any("error of log value" in change and "worse than without a model" in change for change in found.changes)
+    assert "Worse than without a model, beyond chance: error of log value." in found.changes
     quiet = decision(run, [trained(-0.002, 0.002)], "worth training")
-    assert not any("worse than without a model" in change for change in quiet.changes)
+    assert not any("Worse than" in change for change in quiet.changes)
 
 
 def test_the_least_gain_that_matters_is_a_rule(run, tmp_path):
@@ -230,3 +235,91 @@ def test_a_plan_without_a_batch_size_is_no_reason_to_fail(run):
     remedy = planned("reference", "fits", largest=8)
     bare = remedy.model_copy(update={"plan": remedy.plan.model_copy(update={"configuration": {}})})
     assert decision(run, [changed(of(results(), "training"), remedies=dumped([bare]))], "fit the GPU").verdict == "go"
+
+
+# Porting -------------------------------------------------------------------------------------------------------------
+
+
+def candidate(advice, low=None, high=None, *, share=0.5, workload="service", function="f", routes=()):
+    gain = Quantity.projected(low, high, "x", "T4", "transfers") if low else None
+    return Candidate(
+        **{"workload": workload, "function": function, "share": share, "largest_gain": None, "reason": "r", "advice": advice},
+        **{"gain": gain, "workload_gain": gain, "routes": list(routes)},
+    )
+
+
+def route(kind, standing, *samples, same=True):
+    gain = Quantity.measured(samples, "x", CPU) if samples else None
+    return Route(kind=kind, name="pairs_above", standing=standing, gain=gain, same_answer=same if samples else None, why="w")
+
+
+FASTER = route("algorithm", "measured", 3.0, 3.1, 3.2)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "verdict", "why"),
+    [
+        ([candidate("leave it", 1.1, 3.0)], "no-go", "Nothing is to be ported"),
+        (
+            [candidate("vectorise first", 1.1, 3.0)],
+            "no-go",
+            "A cheaper way on the CPU comes first: f in service: vectorise first",
+        ),
+        (
+            [candidate("change the call", 2.0, 3.0)],
+            "no-go",
+            "A cheaper way on the CPU comes first: f in service: change the call",
+        ),
+        ([candidate("port it", 2.0, 3.0, routes=[FASTER])], "no-go", "first: f in service: pairs_above, 3.1x, measured"),
+        # another answer, too little, not measured: no cheaper way
+        ([candidate("port it", 2.0, 3.0, routes=[route("algorithm", "measured", 3, 3, 3, same=False)])], "go", "Port f"),
+        ([candidate("port it", 2.0, 3.0, routes=[route("algorithm", "measured", 1, 1.1, 3)])], "go", "Port f"),
+        ([candidate("port it", 2.0, 3.0, routes=[route("algorithm", "offered")])], "go", "Port f"),
+        ([candidate("port it", 2.0, 3.0, routes=[route("CuPy port", "measured", 3, 3, 3)])], "go", "Port f"),
+        # in another workload it takes nothing away; in the same one the profile changes first
+        ([candidate("vectorise first"), candidate("port it", 2.0, 3.0, workload="w", function="g")], "go", "Port g in w"),
+        ([candidate("vectorise first"), candidate("port it", 2.0, 3.0, function="g")], "no-go", "comes first: f in service"),
+        ([candidate("try the drop-in", 2.0, 3.0)], "go with conditions", "f in service may gain 2x to 3x: try the drop-in"),
+        ([candidate("write a kernel", 2.0, 3.0)], "go with conditions", "f in service may gain 2x to 3x: write a kernel"),
+        ([candidate("port it", 1.1, 1.2)], "no-go", "No function makes its workload 1.5 times as fast"),
+        ([candidate("unknown"), candidate("vectorise first")], "no-go", "comes first"),
+        ([candidate("unknown", 1.1, 9.0)], "not enough evidence", "Too little was seen"),
+    ],
+)
+def test_a_cheaper_way_on_the_cpu_comes_before_a_port(run, candidates, verdict, why):
+    hotspots = changed(of(results(), "hotspots"), candidates=dumped(candidates))
+    found = decision(run, [hotspots], "worth porting")
+    assert found.verdict == verdict
+    assert why in found.why
+    assert verdict == "go" or found.changes
+
+
+# The table -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_condition_of_the_table_is_a_fact(run):
+    """A name that no result makes a fact of would never hold, and nobody would see it."""
+    facts = {}
+    cases = [*results(), *results(gpu=True), trained(0.02, 0.08)]
+    for result in cases:
+        for asked in decide.load_questions():
+            if asked.chapter == result.chapter:
+                facts.setdefault(asked.question, set()).update(decide.FACTS[asked.question](result, decide.Rules.load()))
+    for asked in decide.load_questions():
+        rows = [*asked.evidence, *asked.answers]
+        named = {name.removeprefix("not ") for row in rows for name in row.when}
+        changes = [change for row in (asked, *asked.answers) for change in row.changes]
+        named |= {name for change in changes if isinstance(change, dict) for name in change}
+        named |= {change[1:] for change in changes if isinstance(change, str) and change.startswith("*")}
+        sentences = [text for change in changes for text in (change.values() if isinstance(change, dict) else [change])]
+        sentences += [asked.about, *(row.label for row in asked.evidence), *(row.why for row in asked.answers)]
+        named |= {name for text in sentences for name in re.findall(r"{(\w+)}", text)}
+        assert named <= facts[asked.question], asked.question
+
+
+def test_no_answer_but_go_is_a_dead_end():
+    for asked in decide.load_questions():
+        for answer in asked.answers:
+            sure = [change for change in answer.changes if isinstance(change, str) and change != "*limits"]
+            assert answer.verdict == "go" or sure, (asked.question, answer.why)
+        assert not asked.answers[-1].when, "the last answer of a table holds always"

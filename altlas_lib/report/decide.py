@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from ..results import CHAPTERS, ChapterResult, Quantity, Sentence
+from ..results import CHAPTERS, ChapterResult, Quantity
 from .facts import FACTS
 from .language import Language
 from .rules import Checked, Rules, read_yaml
@@ -31,7 +31,7 @@ class Answer(Checked):
     when: tuple[str, ...] = ()
     verdict: Verdict
     why: str
-    changes: tuple[str, ...] = ()
+    changes: tuple[str | dict[str, str], ...] = ()
 
 
 class Question(Checked):
@@ -39,6 +39,7 @@ class Question(Checked):
     question: str
     about: str = ""
     evidence: tuple[Pointer, ...] = ()
+    changes: tuple[dict[str, str], ...] = ()
     answers: list[Answer]
 
 
@@ -104,9 +105,6 @@ def decide(results: dict[str, ChapterResult], rules: Rules, language: Language, 
         result = results[asked.chapter]
         facts = FACTS[asked.question](result, rules)
         answer = next(each for each in asked.answers if holds(each.when, facts))
-        changes = []
-        for change in answer.changes:
-            changes += facts[change[1:]] if change.startswith("*") else [Sentence(text=change, values=_used(change, facts))]
         decisions.append(
             Decision(
                 question,
@@ -115,10 +113,22 @@ def decide(results: dict[str, ChapterResult], rules: Rules, language: Language, 
                 language.text(answer.why, **facts),
                 language.text(asked.about, **facts) if asked.about else "",
                 list(_evidence(asked, result, facts, language)),
-                [language.say(change) for change in changes],
+                list(_changes((*asked.changes, *answer.changes), facts, language)),
             )
         )
     return decisions
+
+
+def _changes(rows: Sequence[str | dict[str, str]], facts: Mapping[str, Any], language: Language) -> Iterator[str]:
+    """A sentence; `{condition: sentence}`, said where it holds; or `*name`, a fact that is a list of sentences."""
+    for row in rows:
+        conditions, sentence = next(iter(row.items())) if isinstance(row, dict) else ("", row)
+        if conditions and not holds([conditions], facts):
+            continue
+        if sentence.startswith("*"):
+            yield from map(language.say, facts[sentence[1:]])
+        else:
+            yield language.text(sentence, **facts)
 
 
 def _used(sentence: str, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """What the chapters' results say, as the named facts that the conditions and sentences of `decisions.yaml` are about."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import JsonValue
 
 from ..devices import find_gpu
 from ..results import (
+    Advice,
     Candidate,
     ChapterResult,
     EnvironmentResult,
@@ -16,7 +17,6 @@ from ..results import (
     Sentence,
     SimilarityResult,
     TrainingResult,
-    format_value,
 )
 from .bands import Band
 from .rules import Rules
@@ -38,50 +38,58 @@ def _machine(result: EnvironmentResult, rules: Rules) -> Facts:
     }
 
 
+# What profiling advises, cheapest first: a better way on the same CPU, then a GPU by a library, a port or a kernel of its own.
+_ON_CPU: tuple[Advice, ...] = ("change the call", "vectorise first")
+_ON_GPU: tuple[Advice, ...] = ("try the drop-in", "port it", "keep the data on the GPU", "batch first", "write a kernel")
+
+
 def _port(result: HotspotsResult, rules: Rules) -> Facts:
-    least = rules.port.least_workload_gain
-    known = [each for each in result.candidates if each.workload_gain]
-    unseen = [each for each in result.candidates if each.advice == "unknown"]
-    best = max(known, key=lambda each: (each in result.to_port, each.workload_gain.low), default=None)
-    facts = {"projected": best, "all_on_cpu": result.candidates and not unseen, "unseen": unseen, "least": f"{least:g}"}
+    least, candidates = rules.port.least_workload_gain, result.candidates
+    unseen = [each for each in candidates if each.advice == "unknown"]
+    cheaper = [each for each in candidates if each.advice in _ON_CPU or _cheaper_route(each, least) is not None]
+    # Of a workload that gets faster on the CPU the profile is another one then: what to port there is not known before.
+    changing = {each.workload for each in cheaper}
+    for_a_gpu = [each for each in candidates if each.advice in _ON_GPU and each.workload_gain]
+    ported = [each for each in for_a_gpu if each.workload not in changing]
+    best = max(ported, key=lambda each: each.workload_gain.low, default=None)
+    sure = best is not None and best.workload_gain.low >= least
+    if not sure and (cheaper or not best):
+        best = max(cheaper or unseen or candidates, key=lambda each: each.share, default=None)
+    facts = {"seen": candidates, "unseen": ", ".join(each.function for each in unseen), "sure": sure, "at": None}
     if best is None:
-        return facts | {"at": None}
+        return facts
+    route_at, projection = _cheaper_route(best, least), best.projection
+    route = None if route_at is None else best.routes[route_at]
     return facts | {
-        "at": result.candidates.index(best),
+        "at": candidates.index(best),
         "device": result.provenance.devices[0],
+        "least": least,
         "named": say("{function} in {workload}", function=best.function, workload=best.workload),
         "gain": best.workload_gain,
         "advice": say(best.advice),
-        "sure": best in result.to_port and best.workload_gain.low >= least,
         "as_it_is": best.advice == "port it",
-        "possible": best.workload_gain.high >= least and best.advice != "unknown",
-        "bounds": [*_bounds(best, least), *_open(unseen)],
+        "cheaper": cheaper and not sure,
+        "cheaper_way": route.name if route else say(best.advice),
+        "cheaper_gain": route and route.gain,
+        "route_at": route_at,
+        "possible": best in ported and best.workload_gain.high >= least,
+        "for_a_gpu": for_a_gpu,
+        "resident": best.advice == "keep the data on the GPU" and projection and projection.on_gpu_resident,
+        "moved": projection and projection.on_gpu,
+        "too_small": best.advice == "batch first",
+        "loops": best.advice == "vectorise first",
+        "ceiling": (best.largest_gain or least) < least and Band(best.largest_gain, best.largest_gain, "x"),
+        "cause": projection and say(projection.bound_by),
     }
 
 
-def _open(unseen: list[Candidate]) -> Iterator[Sentence]:
-    if unseen:
-        names = ", ".join(each.function for each in unseen)
-        yield say("What was not seen of {names}: its projection is open.", names=names)
-
-
-def _bounds(best: Candidate, least: float) -> Iterator[Sentence]:
-    projection = best.projection
-    if projection and best.advice == "keep the data on the GPU":
-        yield say(
-            "The data stay on the GPU: then the function takes {resident} there instead of {moved}.",
-            resident=projection.on_gpu_resident,
-            moved=projection.on_gpu,
-        )
-    elif best.advice == "batch first":
-        yield say("Larger batches: this work is too small for a GPU's launches.")
-    elif best.advice == "vectorise first":
-        yield say("Its Python loops become array operations first: that alone may be enough.")
-    if best.largest_gain and best.largest_gain < least:
-        gain = format_value(best.largest_gain, "x")
-        yield say("A larger share of the time in it: now at most {gain} can be won, were it free.", gain=gain)
-    if projection:
-        yield say("What bounds it on the GPU: {cause}.", cause=say(projection.bound_by))
+def _cheaper_route(candidate: Candidate, least: float) -> int | None:
+    """Place of a measured way on the CPU with the same answer that is enough; None where there is none."""
+    for at, route in enumerate(candidate.routes):
+        measured = route.kind == "algorithm" and route.standing == "measured" and route.same_answer and route.gain
+        if measured and Band.of(route.gain).low >= least:
+            return at
+    return None
 
 
 def _integrate(result: SimilarityResult, rules: Rules) -> Facts:
@@ -101,7 +109,8 @@ def _integrate(result: SimilarityResult, rules: Rules) -> Facts:
     expected_at, expected = projected[0] if projected and not on_gpu else (None, None)
     other = gpu or expected
     gain = Band.of(cpu.time).over(Band.of(other.time)) if cpu and other else None
-    facts = {
+    even = result.break_even_n_texts or 0
+    return {
         **{"source": result.source.name, "wrong": wrong, "methods": ", ".join(wrong), "n": n, "gain": gain},
         **{"on_cpu": cpu, "cpu_at": cpu_at, "cpu_method": cpu and cpu.method},
         **{"timed_on_gpu": on_gpu, "on_gpu": gpu, "gpu_at": gpu_at, "gpu_method": gpu and gpu.method},
@@ -109,14 +118,9 @@ def _integrate(result: SimilarityResult, rules: Rules) -> Facts:
         "validated": gpu and gpu.method in validated,
         **{"least_runs": rule.least_runs, "too_few_runs": gpu and min(cpu.time.n_runs, gpu.time.n_runs or 0) < rule.least_runs},
         **{"sure": gain and gain.low >= rule.least_gain, "too_little": gain and gain.high < rule.least_gain},
-        "conditions": [],
+        "larger": gpu and max(on_cpu) > n and max(on_cpu),
+        "from_size": gpu and even > min(each.n_texts for each in result.timings) and even,
     }
-    if gpu and (result.break_even_n_texts or 0) > min(timing.n_texts for timing in result.timings):
-        size = result.break_even_n_texts
-        facts["conditions"].append(say("From {break_even} texts on; below that the CPU is faster.", break_even=size))
-    if gpu and max(on_cpu) > n:
-        facts["conditions"].append(say("Up to {n} texts: {larger} were timed on the CPU only.", n=n, larger=max(on_cpu)))
-    return facts
 
 
 def _fit(result: TrainingResult, rules: Rules) -> Facts:
@@ -205,11 +209,7 @@ def _predict(result: TrainingResult, rules: Rules) -> Facts:
         "generated": best is not None if result.is_generated is None else result.is_generated,
         "nothing_to_predict": best is not None and best <= accuracy.base_rate,
         **{"gain_points": accuracy.model - accuracy.base_rate, "least": 100 * rule.least_gain},
-        "worse": [
-            say("Its {score} is worse than without a model, beyond chance.", score=each.name)
-            for each in result.metrics[1:]
-            if each.gain_high is not None and each.gain_high < 0
-        ],
+        "worse": ", ".join(each.name for each in result.metrics[1:] if each.gain_high is not None and each.gain_high < 0),
     }
     if interval:
         facts |= {
