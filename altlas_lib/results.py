@@ -3,6 +3,7 @@
 import functools
 import json
 import statistics
+import string
 import subprocess
 import textwrap
 from collections.abc import Sequence
@@ -117,6 +118,14 @@ class Sentence(Model):
 
     text: str = Field(min_length=1, description="English; `{name}` stands where a value goes")
     values: dict[str, "Sentence | Quantity | int | float | str | None"] = {}
+
+    @model_validator(mode="after")
+    def _names_its_values(self) -> Self:
+        """A file must not reach into objects by `{name.attribute}`, nor ask for a billion digits by `{name:...}`."""
+        for _, name, form, conversion in string.Formatter().parse(self.text):
+            if name is not None and (name not in self.values or form or conversion):
+                raise ValueError(f"{self.text!r}: expected '{{name}}' of a value of {sorted(self.values)}, got {name!r}")
+        return self
 
     def __str__(self) -> str:
         return self.text.format(**{name: f"{value:,}" if type(value) is int else value for name, value in self.values.items()})
@@ -692,6 +701,7 @@ class TrainingResult(ChapterResult):
     peak_memory: Quantity | None = None
     gpu: str | None = Field(default=None, description="that the remedies are planned for")
     remedies: list[Remedy] = []
+    plans: list[MemoryPlan] = Field(default=[], description="of the model as it is, for other GPUs of the catalogue")
     qualities: list[Quality] = []
     notes: list[str] = Field(default=[], description="what did not go as asked for in training")
 

@@ -3,8 +3,9 @@
 import re
 
 import pytest
-from test_report import CPU, GPU, changed, decision, of, planned, results, seconds
+from test_report import CPU, GPU, HOSTILE, changed, decision, of, planned, results, seconds
 
+from altlas_lib import report
 from altlas_lib.report import decide
 from altlas_lib.results import (
     Candidate,
@@ -304,7 +305,7 @@ def test_every_condition_of_the_table_is_a_fact(run):
     for result in cases:
         for asked in decide.load_questions():
             if asked.chapter == result.chapter:
-                facts.setdefault(asked.question, set()).update(decide.FACTS[asked.question](result, decide.Rules.load()))
+                facts.setdefault(asked.question, set()).update(decide.FACTS[asked.key](result, decide.Rules.load()))
     for asked in decide.load_questions():
         rows = [*asked.evidence, *asked.answers]
         named = {name.removeprefix("not ") for row in rows for name in row.when}
@@ -323,3 +324,42 @@ def test_no_answer_but_go_is_a_dead_end():
             sure = [change for change in answer.changes if isinstance(change, str) and change != "*limits"]
             assert answer.verdict == "go" or sure, (asked.question, answer.why)
         assert not asked.answers[-1].when, "the last answer of a table holds always"
+
+
+# Files that nobody's chapter wrote ------------------------------------------------------------------------------------
+
+
+def mutated(value, replace):
+    """Every quantity in a result's JSON replaced, wherever it stands."""
+    if isinstance(value, dict):
+        if "basis" in value and "unit" in value:
+            return replace(value)
+        return {name: mutated(each, replace) for name, each in value.items()}
+    return [mutated(each, replace) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        lambda quantity: {"value": 1.0, "unit": quantity["unit"], "device": "?", "basis": "compiled"},
+        lambda quantity: {"low": 0.0, "high": 1.0, "unit": "x", "device": "?", "basis": "projected", "bound_by": "?"},
+        lambda quantity: quantity | {"low": -1e300, "value": -1e300, "high": 1e300, "basis": "measured", "n_runs": 1},
+        lambda quantity: {"low": 0, "value": 0, "high": 0, "unit": HOSTILE, "device": HOSTILE, "basis": "measured", "n_runs": 9},
+    ],
+)
+def test_quantities_of_any_basis_and_size_are_reported(run, replace):
+    """A file that the schema lets through, and that no chapter would write, is shown and never a traceback."""
+    for result in results(gpu=True):
+        type(result).model_validate(mutated(result.model_dump(), replace)).save(run)
+    page = report.render_report(run)[0].read_text()
+    assert "<script" not in page.replace("&lt;script", "")
+
+
+def test_results_without_devices_candidates_timings_and_metrics_are_reported(run):
+    empty = {"timings": [], "validations": [], "candidates": [], "workloads": [], "metrics": [], "remedies": [], "history": []}
+    for result in results():
+        fields = {name: value for name, value in empty.items() if name in type(result).model_fields}
+        nobody = result.provenance.model_copy(update={"devices": []})
+        changed(result, provenance=nobody.model_dump(), **fields).save(run)
+    assert len(report.decisions(run)) == 5
+    assert report.render_report(run)

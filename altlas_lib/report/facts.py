@@ -19,6 +19,7 @@ from ..results import (
     TrainingResult,
 )
 from .bands import Band
+from .language import Word
 from .rules import Rules
 
 Facts = dict[str, Any]
@@ -51,8 +52,8 @@ def _port(result: HotspotsResult, rules: Rules) -> Facts:
     changing = {each.workload for each in cheaper}
     for_a_gpu = [each for each in candidates if each.advice in _ON_GPU and each.workload_gain]
     ported = [each for each in for_a_gpu if each.workload not in changing]
-    best = max(ported, key=lambda each: each.workload_gain.low, default=None)
-    sure = best is not None and best.workload_gain.low >= least
+    best = max(ported, key=lambda each: Band.of(each.workload_gain).low, default=None)
+    sure = best is not None and Band.of(best.workload_gain).low >= least
     if not sure and (cheaper or not best):
         best = max(cheaper or unseen or candidates, key=lambda each: each.share, default=None)
     facts = {"seen": candidates, "unseen": ", ".join(each.function for each in unseen), "sure": sure, "at": None}
@@ -62,24 +63,24 @@ def _port(result: HotspotsResult, rules: Rules) -> Facts:
     route = None if route_at is None else best.routes[route_at]
     return facts | {
         "at": candidates.index(best),
-        "device": result.provenance.devices[0],
+        "device": next(iter(result.provenance.devices), ""),
         "least": least,
         "named": say("{function} in {workload}", function=best.function, workload=best.workload),
         "gain": best.workload_gain,
-        "advice": say(best.advice),
+        "advice": Word(best.advice),
         "as_it_is": best.advice == "port it",
         "cheaper": cheaper and not sure,
-        "cheaper_way": route.name if route else say(best.advice),
+        "cheaper_way": route.name if route else Word(best.advice),
         "cheaper_gain": route and route.gain,
         "route_at": route_at,
-        "possible": best in ported and best.workload_gain.high >= least,
+        "possible": best in ported and Band.of(best.workload_gain).high >= least,
         "for_a_gpu": for_a_gpu,
         "resident": best.advice == "keep the data on the GPU" and projection and projection.on_gpu_resident,
         "moved": projection and projection.on_gpu,
         "too_small": best.advice == "batch first",
         "loops": best.advice == "vectorise first",
         "ceiling": (best.largest_gain or least) < least and Band(best.largest_gain, best.largest_gain, "x"),
-        "cause": projection and say(projection.bound_by),
+        "cause": projection and Word(projection.bound_by or "unknown"),
     }
 
 
@@ -96,15 +97,15 @@ def _integrate(result: SimilarityResult, rules: Rules) -> Facts:
     rule, of_kind = rules.integrate, {False: {}, True: {}}
     for at, timing in enumerate(result.timings):
         if timing.with_transfers:
-            of_kind[timing.on_gpu].setdefault(timing.n_texts, []).append((at, timing))
+            of_kind[timing.on_gpu].setdefault(timing.n_texts, []).append((Band.of(timing.time).high, at, timing))
     on_cpu, on_gpu = of_kind.values()
     wrong = [each.method for each in result.validations if not each.passed]
-    n = max(on_cpu.keys() & on_gpu.keys() or on_cpu, default=None)
+    n = max(on_cpu.keys() & on_gpu.keys() or on_cpu, default=0)
     validated = {each.method for each in result.validations if each.passed and each.n_texts == n}
     # Of the methods that were timed, one whose answer was checked at this size counts more than a faster one.
-    cpu_at, cpu = min(on_cpu.get(n, []), key=lambda each: each[1].time.value, default=(None, None))
-    fastest = sorted(on_gpu.get(n, []), key=lambda each: (each[1].method not in validated, each[1].time.value))
-    gpu_at, gpu = fastest[0] if fastest else (None, None)
+    nothing = (0, None, None)
+    _, cpu_at, cpu = min(on_cpu.get(n, []), default=nothing, key=lambda each: each[:2])
+    _, gpu_at, gpu = min(on_gpu.get(n, []), default=nothing, key=lambda each: (each[2].method not in validated, *each[:2]))
     projected = [(at, each) for at, each in enumerate(result.expectations) if each.on_gpu and each.n_texts == n]
     expected_at, expected = projected[0] if projected and not on_gpu else (None, None)
     other = gpu or expected
@@ -116,7 +117,10 @@ def _integrate(result: SimilarityResult, rules: Rules) -> Facts:
         **{"timed_on_gpu": on_gpu, "on_gpu": gpu, "gpu_at": gpu_at, "gpu_method": gpu and gpu.method},
         **{"expected": gain and expected, "expected_at": gain and expected_at, "gpu": other and other.time.device},
         "validated": gpu and gpu.method in validated,
-        **{"least_runs": rule.least_runs, "too_few_runs": gpu and min(cpu.time.n_runs, gpu.time.n_runs or 0) < rule.least_runs},
+        **{
+            "least_runs": rule.least_runs,
+            "too_few_runs": gpu and min(each.time.n_runs or 0 for each in (cpu, gpu)) < rule.least_runs,
+        },
         **{"sure": gain and gain.low >= rule.least_gain, "too_little": gain and gain.high < rule.least_gain},
         "larger": gpu and max(on_cpu) > n and max(on_cpu),
         "from_size": gpu and even > min(each.n_texts for each in result.timings) and even,
@@ -220,9 +224,9 @@ def _predict(result: TrainingResult, rules: Rules) -> Facts:
 
 
 FACTS: dict[str, Callable[[ChapterResult, Rules], Facts]] = {
-    "Is this machine ready?": _machine,
-    "Is there a function worth porting?": _port,
-    "Does the GPU port go into production?": _integrate,
-    "Does the training fit the GPU?": _fit,
-    "Is the model worth training?": _predict,
+    "machine": _machine,
+    "port": _port,
+    "integrate": _integrate,
+    "fit": _fit,
+    "predict": _predict,
 }

@@ -1,13 +1,16 @@
-"""What makes a go, as data: `rules.yaml`, and what a user's own file changes in it."""
+"""What makes a go and what it costs, as data: `rules.yaml`, and what a user's own file or parameters change in it."""
 
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ..devices import GpuSpec, find_gpu, load_catalogue
 
 _Gain = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def read_yaml(name: str) -> Any:
@@ -40,6 +43,35 @@ class PredictRule(Checked):
     stand_in_presets: list[str]
 
 
+class Money(Checked):
+    """What running costs; `given` names what the user said, the rest are examples."""
+
+    currency: str
+    price_per_hour: dict[str, _Cost]
+    runs_per_day: _Cost
+    person_days: _Cost
+    price_per_person_day: _Cost
+    price_per_kwh: _Cost
+    cpu_power_w: _Cost
+    gpus: list[str]
+    given: frozenset[str] = frozenset()
+
+    @field_validator("gpus")
+    @classmethod
+    def _are_known(cls, names: list[str]) -> list[str]:
+        return [find_gpu(name).name for name in names]
+
+    @property
+    def specs(self) -> list[GpuSpec]:
+        """The GPUs to set side by side."""
+        return [gpu for gpu in load_catalogue() if not self.gpus or gpu.name in self.gpus]
+
+    @property
+    def examples(self) -> list[str]:
+        """What is still an example of this book's and not the user's own."""
+        return sorted(type(self).model_fields.keys() - self.given - {"given", "gpus"})
+
+
 class Rules(Checked):
     """`rules.yaml`, read and checked."""
 
@@ -47,27 +79,43 @@ class Rules(Checked):
     integrate: IntegrateRule
     fit: FitRule
     predict: PredictRule
+    money: Money
+    minutes: dict[str, float]
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> "Rules":
-        """The project's rules, with those lines changed that the file at `path` has.
+    def load(cls, path: str | Path | None = None, **money: Any) -> "Rules":
+        """The project's rules, with those lines changed that the file at `path` has, then those of `money`.
+
+        Args:
+            **money: fields of `Money`; `price_per_hour` may be `["T4=0.5", "CPU=0.1"]`. What is empty or 0 is not given.
 
         Raises:
             ValueError: the file cannot be read, or has a rule or value that does not exist; names it.
         """
-        rules = read_yaml("rules.yaml")
-        if not path:
-            return cls.model_validate(rules)
+        rules, origin = read_yaml("rules.yaml"), f"rules {path}" if path else "prices"
         try:
-            changes = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            changes = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}) if path else {}
+            own = changes.get("money", {}) | {name: value for name, value in money.items() if value}
+            prices = {_device(name): price for name, price in _prices(own.get("price_per_hour", {})).items()}
             for question, change in changes.items():
                 rules[question] = {**rules.get(question, {}), **change}
+            examples = rules["money"]["price_per_hour"] if "price_per_hour" not in changes.get("money", {}) else {}
+            own_prices = {"price_per_hour": {**examples, **prices}}
+            rules["money"] = {**rules["money"], **own, **own_prices, "given": frozenset(own) | prices.keys()}
             return cls.model_validate(rules)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"rules {path}: {where}: {first['msg']}; see altlas_lib/report/rules.yaml") from None
+            raise ValueError(f"{origin}: {where}: {first['msg']}; see altlas_lib/report/rules.yaml") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"rules {path} cannot be read ({error}); expected lines as in altlas_lib/report/rules.yaml"
             ) from None
+
+
+def _prices(given: Any) -> dict[str, Any]:
+    return dict(each.partition("=")[::2] for each in given) if isinstance(given, list) else given
+
+
+def _device(name: str) -> str:
+    return name if name == "CPU" else find_gpu(name).name

@@ -14,13 +14,13 @@ _READS = {"hotspots": ("environment",), "similarity": ("environment", "hotspots"
 def stale(run: RunFolder, results: Mapping[str, ChapterResult], language: Language) -> list[str]:
     """What is wrong with which chapter's result, a sentence each."""
     _ = language.text
-    asked, (commit_now, _is_dirty) = _asked(run), git_state()
+    asked, (commit_now, _is_dirty) = finished(run), git_state()
     found, by_commit = [], {}
     for chapter in CHAPTERS:
         if (result := results.get(chapter.chapter)) is None:
             continue
         number, made = chapter.number, result.provenance
-        found += _other_parameters(number, made.parameters, asked.get(number, {}), language)
+        found += _other_parameters(number, made.parameters, asked.get(number, {}).get("parameters", {}), language)
         if commit_now and made.git_commit and made.git_commit != commit_now:
             by_commit.setdefault(made.git_commit, []).append(number)
         for earlier in _READS.get(chapter.chapter, ()):
@@ -37,13 +37,19 @@ def stale(run: RunFolder, results: Mapping[str, ChapterResult], language: Langua
     return found
 
 
-def _asked(run: RunFolder) -> dict[str, dict]:
-    """Number of a chapter -> the parameters that it was last run with, by the runner's `run.json`; none where it is not."""
+def finished(run: RunFolder) -> dict[str, dict]:
+    """Number of a chapter -> how it last ran, by the runner's `run.json`; none where it is not there or cannot be read."""
     try:
-        finished = json.loads((run.path / "run.json").read_bytes())["finished"]
-        return {name[:2]: dict(chapter["parameters"]) for name, chapter in finished.items()}
+        chapters = json.loads((run.path / "run.json").read_bytes())["finished"]
+        return {name[:2]: {**chapter, "parameters": dict(chapter["parameters"])} for name, chapter in chapters.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def minutes(run: RunFolder) -> dict[str, float]:
+    """Number of a chapter -> minutes that it took when it last ran."""
+    took = {number: chapter.get("duration_s") for number, chapter in finished(run).items()}
+    return {number: took_s / 60 for number, took_s in took.items() if isinstance(took_s, int | float)}
 
 
 def _other_parameters(number: str, made: Mapping, asked: Mapping, language: Language) -> Iterator[str]:
