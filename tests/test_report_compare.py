@@ -174,3 +174,22 @@ def test_the_panel_moves_with_its_sliders(run, ceilings):
     gpu.value, n_texts.value = "H200", 1e6
     assert "1,000,000 texts, H200" in answers.value
     assert "not compiled yet" in answers.value
+
+
+def test_without_any_measurement_of_the_cpu_the_answer_is_unknown(run):
+    """It was "surely wins at no size below ten million": an unknown CPU is never a fast one."""
+    found = report.what_if("T4", 10_000, 384, 64)
+    rows = dict(found.rows())
+    assert rows["10,000 texts, this CPU"] == "unknown"
+    assert rows["the GPU surely wins"].startswith("unknown: nothing of this CPU was measured")
+
+
+def test_cpu_times_that_chapter_20_measured_count_more_than_the_ceilings(run, ceilings):
+    result = changed(timed(of(results(), "similarity"), 1.0, 1.1, 1.2), n_dimensions=384)
+    there = report.what_if("T4", 1000, 384, 64, ceilings=ceilings, similarity=result)
+    assert there.on_cpu == result.timings[0].time
+    twice = report.what_if("T4", 2000, 384, 64, ceilings=ceilings, similarity=result)
+    assert (twice.on_cpu.basis, twice.on_cpu.low, twice.on_cpu.high) == ("projected", 4.0, pytest.approx(4.8))
+    assert twice.break_even_n_texts < report.what_if("T4", 2000, 384, 64, ceilings=ceilings).break_even_n_texts
+    other = report.what_if("T4", 1000, 768, 64, ceilings=ceilings, similarity=result)
+    assert other.on_cpu == report.what_if("T4", 1000, 768, 64, ceilings=ceilings).on_cpu

@@ -344,7 +344,15 @@ def mutated(value, replace):
         lambda quantity: {"value": 1.0, "unit": quantity["unit"], "device": "?", "basis": "compiled"},
         lambda quantity: {"low": 0.0, "high": 1.0, "unit": "x", "device": "?", "basis": "projected", "bound_by": "?"},
         lambda quantity: quantity | {"low": -1e300, "value": -1e300, "high": 1e300, "basis": "measured", "n_runs": 1},
-        lambda quantity: {"low": 0, "value": 0, "high": 0, "unit": HOSTILE, "device": HOSTILE, "basis": "measured", "n_runs": 9},
+        lambda quantity: {
+            "low": 0,
+            "value": 0,
+            "high": 0,
+            "unit": HOSTILE,
+            "device": HOSTILE,
+            "basis": "measured",
+            "n_runs": 9,
+        },
     ],
 )
 def test_quantities_of_any_basis_and_size_are_reported(run, replace):
