@@ -585,6 +585,7 @@ class SimilarityResult(ChapterResult):
     most_similar: list[SimilarPair]
     expectations: list[Expectation] = []
     steps: list[Step] = Field(default=[], description="of the fastest method at the largest size")
+    sentences: list[Sentence] = Field(default=[], description="finding and titles of figures again, their values kept apart")
 
     @property
     def gpu_was_timed(self) -> bool:

@@ -86,23 +86,14 @@ def test_all_that_is_compared_has_a_name_of_its_own(run):
         measured = sum(isinstance(value, Quantity) for _, value in quantities(result))
         scores = len(getattr(result, "metrics", ())) + sum(len(each.metrics) for each in getattr(result, "qualities", ()))
         losses = sum(len(each.metrics) for each in getattr(result, "history", ())[-1:])
-        assert measured - scores - losses == len(
-            re.findall('"basis":"(?:measured|compiled|projected)"', result.model_dump_json())
-        )
+        own = re.findall('"basis":"(?:measured|compiled|projected)"', result.model_dump_json())
+        assert measured - scores - losses == len(own)
 
 
 def scored(model, low, high, **fields):
     training = of(results(), "training")
-    metric = training.metrics[0].model_copy(
-        update={
-            "name": "accuracy at 1.5",
-            "model": model,
-            "base_rate": 0.65,
-            "gain_low": low,
-            "gain_high": high,
-            "n_samples": 2091,
-        }
-    )
+    score = {"name": "accuracy at 1.5", "model": model, "base_rate": 0.65, "n_samples": 2091}
+    metric = training.metrics[0].model_copy(update=score | {"gain_low": low, "gain_high": high})
     return changed(training, **fields, preset="reference", n_seeds=3, metrics=[metric.model_dump()])
 
 
@@ -129,9 +120,8 @@ def test_two_machines_of_one_name_are_told_apart_by_what_they_measured(run):
         rate = Quantity.measured(rates, "GFLOP/s", CPU).model_dump()
         return changed(environment, ceilings=environment.ceilings.model_dump() | {"cpu_matmul_float32": rate})
 
-    runs = [
-        saved(name, [rated(*rates)]) for name, rates in (("a", (200, 210, 220)), ("b", (80, 85, 90)), ("c", (190, 205, 215)))
-    ]
+    rates = {"a": (200, 210, 220), "b": (80, 85, 90), "c": (190, 205, 215)}
+    runs = [saved(name, [rated(*these)]) for name, these in rates.items()]
     text = report.format_comparison(report.compare_runs(runs[0], runs[1]))
     assert "environment: the machines have the same name and are not the same: ceilings cpu matmul float32 210 GFLOP/s" in text
     assert "not the same" not in report.format_comparison(report.compare_runs(runs[0], runs[2]))

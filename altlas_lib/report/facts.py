@@ -213,7 +213,7 @@ def _predict(result: TrainingResult, rules: Rules) -> Facts:
         "generated": best is not None if result.is_generated is None else result.is_generated,
         "nothing_to_predict": best is not None and best <= accuracy.base_rate,
         **{"gain_points": accuracy.model - accuracy.base_rate, "least": 100 * rule.least_gain},
-        "worse": ", ".join(each.name for each in result.metrics[1:] if each.gain_high is not None and each.gain_high < 0),
+        "worse": ", ".join(each.name for each in result.metrics if not each.higher_is_better and (each.gain_high or 0) < 0),
     }
     if interval:
         facts |= {
