@@ -237,7 +237,7 @@ def test_the_full_matrix_is_left_out_where_it_is_too_large():
 def test_the_figure_names_the_fastest_of_the_cpu_and_of_the_gpu():
     timings = [timing(100, 2), timing(100, 1), timing(100, 3, on_gpu=True), timing(100, 0.1, on_gpu=True, with_transfers=False)]
     with figures.figure() as (_, ax):
-        assert plots.similarity_times(ax, timings).get_title("left") == "100 texts: 3 s (on a GPU), 1 s (on a CPU)"
+        assert plots.similarity_times(ax, timings).get_title("left") == "100 texts: median 3 s (on a GPU), 1 s (on a CPU)"
 
 
 def timing(n_texts, time_s, **more):

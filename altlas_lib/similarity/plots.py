@@ -46,9 +46,8 @@ def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence
 def times_title(timings: Sequence[Timing]) -> Sentence:
     """The medians at the largest size: of the fastest method on the CPU and, where there is one, on the GPU."""
     n = max(timing.n_texts for timing in timings)
-    at_largest = sorted(
-        (each for each in timings if each.n_texts == n and each.with_transfers), key=lambda each: each.time.value
-    )
+    at_largest = [timing for timing in timings if timing.n_texts == n and timing.with_transfers]
+    at_largest.sort(key=lambda timing: timing.time.value)
     (first, *others) = {timing.on_gpu: timing for timing in reversed(at_largest)}.values()
     values = {"n": n, "time": first.time, "method": first.method}
     if not others:
