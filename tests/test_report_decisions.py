@@ -138,6 +138,9 @@ def trained(low, high, *, best=None, errors=(-0.01, 0.01), **fields):
         (0.06, 0.12, {"best": 0.77}, "not enough evidence", "generated"),
         (0.06, 0.12, {"is_generated": True}, "not enough evidence", "generated"),
         (0.06, 0.12, {"preset": "quick"}, "not enough evidence", "stands in"),
+        # a small model that finds nothing on the user's own series is a no, though it could never be a go
+        (-0.002, 0.002, {"preset": "quick"}, "no-go", "Do not train it"),
+        (-0.01, 0.03, {"preset": "quick"}, "not enough evidence", "stands in"),
         (-0.002, 0.002, {"best": 0.65}, "not enough evidence", "nothing can be predicted"),
         (0.02, 0.08, {"n_seeds": 1}, "not enough evidence", "1 training"),
         (0.02, 0.08, {"answers_one_class": True}, "no-go", "one class always"),

@@ -89,7 +89,8 @@ def test_a_machine_that_cannot_run_the_book_is_repaired_first(run):
 
 
 def test_the_next_step_says_where_how_long_and_what_it_decides(run):
-    took = {"20_cupy_poc": {"parameters": {}, "duration_s": 540}, "90_report": {"parameters": {}, "duration_s": 30}}
+    finished = {"parameters": {}, "notebook_sha256": "", "finished_at": "2026-01-01T00:00:00Z"}
+    took = {"20_cupy_poc": finished | {"duration_s": 540}, "90_report": finished | {"duration_s": 30}}
     (run.path / "run.json").write_text(json.dumps({"finished": took}))
     step = report.overall(saved(run, *results())).steps[0]
     assert step.command == "altlas run --run test --only 20 --only 90"
@@ -113,7 +114,7 @@ def test_savings_are_what_the_hand_says(run):
     assert (found.money.low, found.money.high) == pytest.approx((low, high))
     assert found.break_even_months == pytest.approx((10 * 500 / high, 10 * 500 / low))
     assert found.own_prices
-    assert found.use.basis == "measured"
+    assert found.basis == "measured"
 
 
 def test_a_gpu_that_costs_more_than_it_saves_is_not_bought(run):

@@ -1,4 +1,4 @@
-"""Money and energy: what a run costs on this CPU and on a GPU, what a month saves, and which GPU is the cheapest that is enough.
+"""Money and energy: what runs cost on this CPU and on a GPU, what a month saves, and the cheapest GPU that is enough.
 
 All of it follows from times that the chapters measured or projected and from prices in the rules; every number is a band.
 """
@@ -17,9 +17,10 @@ HOURS_PER_MONTH = 24 * DAYS_PER_MONTH
 
 @dataclass(frozen=True)
 class Use:
-    """Something that runs again and again, on this CPU and on a GPU; times in seconds.
+    """Something that runs again and again, on this CPU and on a GPU, and what a month on the GPU saves; negative: costs more.
 
     Attributes:
+        on_cpu, on_gpu: seconds of a run.
         basis: of the GPU's time.
         source: result file and place that it follows from.
     """
@@ -31,36 +32,49 @@ class Use:
     gpu: GpuSpec
     basis: str
     source: str
+    rules: Money
 
-
-@dataclass(frozen=True)
-class Saving:
-    """What the GPU saves in a month; a negative number is what it costs more.
-
-    Attributes:
-        money: in the rules' currency; None: no price for this GPU.
-        break_even_months: until it has paid for the port; high end None: perhaps never, both None: never.
-        own_prices: the user gave both prices, they are no examples.
-    """
-
-    use: Use
-    hours: Band
-    kwh: Band
-    money: Band | None
-    break_even_months: tuple[float | None, float | None]
-    own_prices: bool
+    def _month(self, cpu_rate: float, gpu_rate: float, unit: str) -> Band:
+        """What a month's runs take on the CPU less what they take on the GPU, at a rate for an hour of each."""
+        hours = self.rules.runs_per_day * DAYS_PER_MONTH / 3600
+        return self.on_cpu.times(hours * cpu_rate, unit).minus(self.on_gpu.times(hours * gpu_rate, unit))
 
     @property
-    def chapter(self) -> str:
-        return self.use.chapter
+    def hours(self) -> Band:
+        return self._month(1, 1, "h")
+
+    @property
+    def kwh(self) -> Band:
+        """The CPU under load against the same CPU, which a GPU's machine has too, and the GPU at its board's limit."""
+        watts = self.rules.cpu_power_w
+        return self._month(watts / 1000, (watts + self.gpu.power_w) / 1000, "kWh")
+
+    @property
+    def money(self) -> Band | None:
+        """In the rules' currency; None: no price for this GPU."""
+        prices = [self.rules.price_per_hour.get(name) for name in ("CPU", self.gpu.name)]
+        if None in prices:
+            return None
+        return self._month(*prices, self.rules.currency).plus(self.kwh.times(self.rules.price_per_kwh, self.rules.currency))
+
+    @property
+    def break_even_months(self) -> tuple[float | None, float | None]:
+        """Until it has paid for the port, soonest and latest; None: perhaps never."""
+        effort, saved = self.rules.person_days * self.rules.price_per_person_day, self.money
+        return tuple(effort / end if end > 0 else None for end in (saved.high, saved.low)) if saved else (None, None)
+
+    @property
+    def own_prices(self) -> bool:
+        """The user gave both prices, they are no examples."""
+        return {"CPU", self.gpu.name} <= self.rules.given
 
 
-@dataclass(frozen=True)
+@dataclass
 class GpuRow:
     """A GPU beside others.
 
     Attributes:
-        verdict: of the plan that fits it best, and its name; None: not planned for this GPU.
+        verdict: of the plan that fits it best, and its name; None: not compiled for this GPU.
         gain: of the search, times as fast as the CPU; None: not timed on the CPU.
         cost: of 1,000 searches; None: no price.
         always_on: price of a month.
@@ -69,14 +83,14 @@ class GpuRow:
     gpu: GpuSpec
     verdict: str | None
     plan: str
-    gain: Band | None
-    cost: Band | None
-    always_on: Band | None
+    gain: Band | None = None
+    cost: Band | None = None
+    always_on: Band | None = None
     is_cheapest_search: bool = False
     is_cheapest_fit: bool = False
 
 
-def _search(result: SimilarityResult, gpu: GpuSpec) -> Use | None:
+def _search(result: SimilarityResult, gpu: GpuSpec, rules: Money) -> Use | None:
     """The search at the largest size that was timed on the CPU; measured on this GPU where it was, else projected."""
     from ..similarity import expected_times
 
@@ -92,10 +106,10 @@ def _search(result: SimilarityResult, gpu: GpuSpec) -> Use | None:
         on_gpu = Band.of(next(each.time for each in expected_times([n], result.n_dimensions, result.k, gpu) if each.on_gpu))
         basis = "projected"
     what = Sentence(text="nearest neighbours of {n} texts", values={"n": n})
-    return Use("similarity", what, on_cpu, on_gpu, gpu, basis, "results/similarity.json#/timings")
+    return Use("similarity", what, on_cpu, on_gpu, gpu, basis, "results/similarity.json#/timings", rules)
 
 
-def _workloads(result: HotspotsResult) -> Iterator[Use]:
+def _workloads(result: HotspotsResult, rules: Money) -> Iterator[Use]:
     """Each profiled workload with its function that gains most on the target GPU."""
     for workload in result.workloads:
         own = [each for each in result.candidates if each.workload == workload.workload and each.workload_gain]
@@ -113,51 +127,40 @@ def _workloads(result: HotspotsResult) -> Iterator[Use]:
                 text="{workload} with {function} on a GPU", values={"workload": workload.workload, "function": best.function}
             )
             source = f"results/hotspots.json#/candidates/{result.candidates.index(best)}/workload_gain"
-            yield Use("hotspots", what, on_cpu, on_gpu, gpu, best.workload_gain.basis, source)
+            yield Use("hotspots", what, on_cpu, on_gpu, gpu, best.workload_gain.basis, source, rules)
 
 
-def savings(results: Mapping[str, ChapterResult], money: Money) -> list[Saving]:
-    """Of each use what a month on its GPU saves over the same runs on this CPU."""
-    uses = list(_workloads(results["hotspots"])) if "hotspots" in results else []
+def savings(results: Mapping[str, ChapterResult], rules: Money) -> list[Use]:
+    """Each workload with its best function, and the search, on the GPU that it was measured on or that is planned for."""
+    uses = list(_workloads(results["hotspots"], rules)) if "hotspots" in results else []
     if similarity := results.get("similarity"):
         target = results["environment"].target_gpu if "environment" in results else find_gpu("T4")
         measured = {each.time.device for each in similarity.timings if each.on_gpu}
-        timed_on = next((gpu for gpu in money.specs if measured & {gpu.name, *gpu.aliases}), target)
-        uses += filter(None, [_search(similarity, timed_on)])
-    return [_saving(use, money) for use in uses]
-
-
-def _saving(use: Use, money: Money) -> Saving:
-    runs = money.runs_per_day * DAYS_PER_MONTH
-    on_cpu, on_gpu = (time.times(runs / 3600, "h") for time in (use.on_cpu, use.on_gpu))
-    watts = (money.cpu_power_w, money.cpu_power_w + use.gpu.power_w)  # a GPU's machine has a CPU, too
-    kwh = on_cpu.times(watts[0] / 1000, "kWh").minus(on_gpu.times(watts[1] / 1000, "kWh"))
-    prices = [money.price_per_hour.get(name) for name in ("CPU", use.gpu.name)]
-    saved, months = None, (None, None)
-    if None not in prices:
-        saved = on_cpu.times(prices[0], money.currency).minus(on_gpu.times(prices[1], money.currency))
-        saved = saved.plus(kwh.times(money.price_per_kwh, money.currency))
-        effort = money.person_days * money.price_per_person_day
-        months = tuple(effort / end if end > 0 else None for end in (saved.high, saved.low))
-    return Saving(use, on_cpu.minus(on_gpu), kwh, saved, months, {"CPU", use.gpu.name} <= money.given)
+        timed_on = next((gpu for gpu in rules.specs if measured & {gpu.name, *gpu.aliases}), target)
+        uses += filter(None, [_search(similarity, timed_on, rules)])
+    return uses
 
 
 def side_by_side(results: Mapping[str, ChapterResult], rules: Rules) -> list[GpuRow]:
-    """Each GPU of the user's list, or of the catalogue; the cheapest that is enough for the search and for the training is marked."""
+    """Each GPU of the user's list, or of the catalogue; the cheapest enough for the search, and for the training, is marked."""
     rows, money = [], rules.money
     similarity, training = results.get("similarity"), results.get("training")
     for gpu in money.specs:
-        use = _search(similarity, gpu) if similarity else None
-        price = money.price_per_hour.get(gpu.name)
-        verdict, plan = _best_plan(training, gpu, rules) if training else (None, "")
-        cost = use.on_gpu.times(1000 * price / 3600, money.currency) if use and price is not None else None
-        always_on = None if price is None else Band(price, price, money.currency).times(HOURS_PER_MONTH, money.currency)
-        rows.append(GpuRow(gpu, verdict, plan, use.on_cpu.over(use.on_gpu) if use else None, cost, always_on))
+        row = GpuRow(gpu, *(_best_plan(training, gpu, rules) if training else (None, "")))
+        price, use = money.price_per_hour.get(gpu.name), _search(similarity, gpu, money) if similarity else None
+        if use:
+            row.gain = use.on_cpu.over(use.on_gpu)
+        if price is not None:
+            row.always_on = Band(price, price, money.currency).times(HOURS_PER_MONTH, money.currency)
+            row.cost = use and use.on_gpu.times(1000 * price / 3600, money.currency)
+        rows.append(row)
     enough = [each for each in rows if each.cost and each.gain and each.gain.low >= rules.integrate.least_gain]
     holding = [each for each in rows if each.always_on and each.verdict in rules.fit.accepted_verdicts]
-    search = min(enough, key=lambda each: each.cost.high, default=None)
-    fit = min(holding, key=lambda each: each.always_on.low, default=None)
-    return [GpuRow(**vars(each) | {"is_cheapest_search": each is search, "is_cheapest_fit": each is fit}) for each in rows]
+    for row in enough and [min(enough, key=lambda each: each.cost.high)]:
+        row.is_cheapest_search = True
+    for row in holding and [min(holding, key=lambda each: each.always_on.low)]:
+        row.is_cheapest_fit = True
+    return rows
 
 
 def _best_plan(result: TrainingResult, gpu: GpuSpec, rules: Rules) -> tuple[str | None, str]:

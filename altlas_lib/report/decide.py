@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
@@ -15,6 +15,7 @@ from .rules import Checked, Rules, read_yaml
 
 Verdict = Literal["go", "go with conditions", "no-go", "not enough evidence"]
 OverallVerdict = Literal["do now", "do not buy yet", "measure next"]
+_ORDER = ("integrate", "predict", "fit", "port", "machine")  # of next steps, the one that decides most first
 
 
 class Pointer(Checked):
@@ -39,7 +40,7 @@ class Answer(Checked):
     """A row of a question's table."""
 
     when: tuple[str, ...] = ()
-    verdict: Verdict
+    verdict: Verdict | OverallVerdict
     why: str
     changes: tuple[str | dict[str, str], ...] = ()
     next: NextStep | None = None
@@ -57,14 +58,6 @@ class Question(Checked):
     answers: list[Answer]
 
 
-class OverallAnswer(Checked):
-    """A row of the table of the one answer above all questions."""
-
-    when: tuple[str, ...] = ()
-    verdict: OverallVerdict
-    why: str
-
-
 @functools.cache
 def load_questions() -> list[Question]:
     """`decisions.yaml`, read and checked."""
@@ -72,9 +65,9 @@ def load_questions() -> list[Question]:
 
 
 @functools.cache
-def load_overall() -> list[OverallAnswer]:
+def load_overall() -> list[Answer]:
     """`overall.yaml`, read and checked."""
-    return TypeAdapter(list[OverallAnswer]).validate_python(read_yaml("overall.yaml"))
+    return TypeAdapter(list[Answer]).validate_python(read_yaml("overall.yaml"))
 
 
 @dataclass(frozen=True)
@@ -171,29 +164,21 @@ class Decider:
 
     def overall(self, decisions: Sequence[Decision]) -> Overall:
         """The one answer above the questions."""
-        facts = {}
+        facts: Facts = {}
         for each in decisions:
             kinds = {"go": each.verdict.startswith("go"), "no": each.verdict == "no-go"}
             kinds |= {"open": each.verdict == "not enough evidence", "why": each.why}
             facts |= {f"{each.key}_{kind}": value for kind, value in kinds.items()}
-            facts |= (
-                {"cheaper": each.facts["cheaper"], "cheaper_measured": each.facts["cheaper_gain"]}
-                if each.facts.get("cheaper")
-                else {}
-            )
-        searched = [
-            each for each in savings(self.results, self.rules.money) if each.chapter == "similarity" and each.own_prices
-        ]
-        facts["costs_more"] = searched and searched[0].money and searched[0].money.high < 0
+            facts |= {name: each.facts[name] for name in ("cheaper", "cheaper_gain") if name in each.facts}
+        of_search = [each for each in savings(self.results, self.rules.money) if each.chapter == "similarity"]
+        facts["costs_more"] = any(each.own_prices and each.money and each.money.high < 0 for each in of_search)
         row = next(each for each in load_overall() if holds(each.when, facts))
-        steps: dict[str, list[Decision]] = {}
-        for each in sorted(decisions, key=lambda each: ("integrate", "predict", "fit", "port", "machine").index(each.key)):
+        steps: dict[str, Step] = {}
+        for each in sorted(decisions, key=lambda each: _ORDER.index(each.key)):
             if each.step:
-                steps.setdefault(each.step.command, []).append(each)
-        asked = [
-            Step(**vars(these[0].step) | {"decides": " ".join(each.question for each in these)}) for these in steps.values()
-        ]
-        return Overall(row.verdict, self.language.text(row.why, **facts), asked)
+                same = steps.get(each.step.command)
+                steps[each.step.command] = replace(each.step, decides=f"{same.decides} {each.question}") if same else each.step
+        return Overall(row.verdict, self.language.text(row.why, **facts), list(steps.values()))
 
     def missing_command(self) -> str:
         """The one command that makes every result that is not there."""

@@ -209,7 +209,7 @@ def _predict(result: TrainingResult, rules: Rules) -> Facts:
     accuracy = result.metrics[0]
     best, interval = accuracy.best_possible, None not in (accuracy.gain_low, accuracy.gain_high)
     facts |= {
-        **{"score": accuracy.name, "n_test": accuracy.n_samples, "interval": interval},
+        **{"score": Word(accuracy.name), "n_test": accuracy.n_samples, "interval": interval},
         "generated": best is not None if result.is_generated is None else result.is_generated,
         "nothing_to_predict": best is not None and best <= accuracy.base_rate,
         **{"gain_points": accuracy.model - accuracy.base_rate, "least": 100 * rule.least_gain},

@@ -18,7 +18,7 @@ from .costs import savings, side_by_side
 from .decide import Decider, Decision, Overall
 from .language import Language
 from .rules import Rules
-from .stale import minutes, stale
+from .stale import finished, stale
 
 NOT_MEASURED = "not measured"
 
@@ -50,7 +50,8 @@ class Report:
 
     def decider(self, language: Language, rules: Rules | str | Path | None = None) -> Decider:
         ruled = rules if isinstance(rules, Rules) else Rules.load(rules)
-        return Decider(self.results, ruled, language, self.run.name, minutes(self.run))
+        minutes = {number: chapter.duration_s / 60 for number, chapter in finished(self.run).items()}
+        return Decider(self.results, ruled, language, self.run.name, minutes)
 
 
 def read_results(run: RunFolder) -> Report:

@@ -1,14 +1,19 @@
 """Results that no longer say what they seem to: made with other parameters, data or code, or before what they rest on."""
 
-import json
 from collections.abc import Iterator, Mapping
 
 from ..paths import RunFolder
 from ..results import CHAPTERS, ChapterResult, git_state
+from ..runner import Finished, Manifest
 from .language import Language
 
 # What a chapter reads of others: made again after it, they leave it behind.
 _READS = {"hotspots": ("environment",), "similarity": ("environment", "hotspots")}
+
+
+def finished(run: RunFolder) -> dict[str, Finished]:
+    """Number of a chapter -> how it last ran, by the runner's manifest."""
+    return {name[:2]: chapter for name, chapter in Manifest.load(run).finished.items()}
 
 
 def stale(run: RunFolder, results: Mapping[str, ChapterResult], language: Language) -> list[str]:
@@ -20,7 +25,7 @@ def stale(run: RunFolder, results: Mapping[str, ChapterResult], language: Langua
         if (result := results.get(chapter.chapter)) is None:
             continue
         number, made = chapter.number, result.provenance
-        found += _other_parameters(number, made.parameters, asked.get(number, {}).get("parameters", {}), language)
+        found += _other_parameters(number, made.parameters, asked[number].parameters if number in asked else {}, language)
         if commit_now and made.git_commit and made.git_commit != commit_now:
             by_commit.setdefault(made.git_commit, []).append(number)
         for earlier in _READS.get(chapter.chapter, ()):
@@ -35,21 +40,6 @@ def stale(run: RunFolder, results: Mapping[str, ChapterResult], language: Langua
     if alike and sources[0].sha256 != sources[1].sha256:
         found.append(_("Chapters 10 and 20 read different texts from {name}: it changed in between.", name=sources[0].name))
     return found
-
-
-def finished(run: RunFolder) -> dict[str, dict]:
-    """Number of a chapter -> how it last ran, by the runner's `run.json`; none where it is not there or cannot be read."""
-    try:
-        chapters = json.loads((run.path / "run.json").read_bytes())["finished"]
-        return {name[:2]: {**chapter, "parameters": dict(chapter["parameters"])} for name, chapter in chapters.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def minutes(run: RunFolder) -> dict[str, float]:
-    """Number of a chapter -> minutes that it took when it last ran."""
-    took = {number: chapter.get("duration_s") for number, chapter in finished(run).items()}
-    return {number: took_s / 60 for number, took_s in took.items() if isinstance(took_s, int | float)}
 
 
 def _other_parameters(number: str, made: Mapping, asked: Mapping, language: Language) -> Iterator[str]:
