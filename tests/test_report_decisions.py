@@ -156,9 +156,9 @@ def test_a_model_goes_only_on_data_and_a_model_of_the_users_own(run, low, high, 
 
 
 def test_the_card_says_which_data_which_model_and_how_many_trainings(run):
-    source = {"name": "rounds.sqlite", "n_rows": 10456, "sha256": "0" * 64}
+    source = {"name": "rounds.sqlite", "n_rows": 10456, "n_skipped": 2, "sha256": "0" * 64}
     found = decision(run, [trained(0.02, 0.08, source=source)], "worth training")
-    assert found.about == "10,456 values from rounds.sqlite, model reference, trainings: 3"
+    assert found.about == "10,456 values from rounds.sqlite (2 damaged ones skipped), model reference, trainings: 3"
 
 
 def test_errors_that_are_significantly_worse_are_said(run):

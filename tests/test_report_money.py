@@ -13,7 +13,7 @@ from altlas_lib.report import costs
 from altlas_lib.report.bands import Band
 from altlas_lib.report.language import Language
 from altlas_lib.report.rules import Rules
-from altlas_lib.results import Quantity, Sentence, SimilarityResult
+from altlas_lib.results import Quantity, Route, Sentence, SimilarityResult
 from altlas_lib.similarity import plots
 
 
@@ -96,6 +96,22 @@ def test_the_next_step_says_where_how_long_and_what_it_decides(run):
     assert step.command == "altlas run --run test --only 20 --only 90"
     assert (step.where, step.minutes) == ("on a machine with a T4", "about 10 min")  # 540 + 30 s, rounded
     assert step.decides == "Does the GPU port go into production?"
+
+
+def test_the_ways_to_make_a_function_faster_stand_side_by_side(run):
+    """Numba, RAPIDS and CuPy in the order of their cost, each with how it is known; what nobody timed is unknown, not zero."""
+    ways = [
+        route("algorithm", "measured", 3, 3.1, 3.2),
+        Route(kind="drop-in library", name="cuml.accel", standing="offered on conditions", why=HOSTILE),
+        Route(kind="CuPy port", name="CuPy", standing="projected", gain=Quantity.projected(2, 3, "x", "T4", "memory"), why="w"),
+        Route(kind="kernel of your own", name="numba.cuda", standing="absent", why="w"),
+    ]
+    page = report.render_report(saved(run, hotspots(candidate("port it", 2.0, 3.0, routes=ways))))[0].read_text()
+    text = " ".join(Page(page).text.split())
+    places = [text.index(way) for way in ("pairs_abovemeasured3.1x", "cuml.acceloffered on conditionsunknown not compared")]
+    places += [text.index("CuPyprojected2x to 3x"), text.index("numba.cudaabsentunknown")]
+    assert places == sorted(places)
+    assert "script" not in Page(page).tags
 
 
 # Money and energy ----------------------------------------------------------------------------------------------------

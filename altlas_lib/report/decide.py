@@ -167,7 +167,7 @@ class Decider:
         facts: Facts = {}
         for each in decisions:
             kinds = {"go": each.verdict.startswith("go"), "no": each.verdict == "no-go"}
-            kinds |= {"open": each.verdict == "not enough evidence", "why": each.why}
+            kinds |= {"open": each.verdict == "not enough evidence", "why": each.why, "missing": not each.facts}
             facts |= {f"{each.key}_{kind}": value for kind, value in kinds.items()}
             facts |= {name: each.facts[name] for name in ("cheaper", "cheaper_gain") if name in each.facts}
         of_search = [each for each in savings(self.results, self.rules.money) if each.chapter == "similarity"]

@@ -200,7 +200,8 @@ def _predict(result: TrainingResult, rules: Rules) -> Facts:
     rule = rules.predict
     facts = {
         **{"scored": result.metrics, "metric": 0 if result.metrics else None, "device": result.step_time.device},
-        **{"source": result.source.name, "n_values": result.source.n_rows, "preset": result.preset, "n_seeds": result.n_seeds},
+        **{"source": result.source.name, "n_values": result.source.n_rows, "n_skipped": result.source.n_skipped},
+        **{"preset": result.preset, "n_seeds": result.n_seeds},
         **{"stand_in": result.preset in rule.stand_in_presets, "one_class": result.answers_one_class},
         **{"least_seeds": rule.least_seeds, "too_few_seeds": result.n_seeds < rule.least_seeds},
     }
