@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -154,6 +156,16 @@ def test_examples_are_called_examples_and_own_prices_are_not(run):
     assert "Examples, not yours: cpu_power_w, currency, price_per_person_day" in own
 
 
+def test_own_prices_come_from_a_file_and_from_parameters_and_leave_the_other_examples(tmp_path):
+    file = tmp_path / "rules.yaml"
+    file.write_text("money: {price_per_hour: {Tesla T4: 0.3, L4: 0.7}, person_days: 9}\npredict: {least_gain: 0.02}")
+    money = Rules.load(file, price_per_hour=["L4=0.6"], runs_per_day=7).money
+    assert [money.price_per_hour[name] for name in ("T4", "L4", "CPU")] == [0.3, 0.6, 0.17]
+    assert (money.person_days, money.runs_per_day) == (9, 7)
+    assert money.given == {"price_per_hour", "person_days", "runs_per_day", "T4", "L4"}
+    assert not Rules.load(None).money.given
+
+
 def test_prices_that_cannot_be_meant_are_refused():
     for given, message in (
         ({"price_per_hour": ["T5=1"]}, "GPU 'T5' is not in the catalogue"),
@@ -265,3 +277,20 @@ def test_the_markdown_report_is_english_and_has_no_html_entities(run):
     assert "10,000" in text
     assert isinstance(SimilarityResult.load(run), SimilarityResult)
     assert GPU in text
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"[]", b'{"finished": 3}', b'{"finished": {"20_cupy_poc": {"duration_s": -1}}}', b""]
+)
+def test_a_run_file_that_cannot_be_read_is_none(run, content):
+    (run.path / "run.json").write_bytes(content)
+    step = report.overall(saved(run, *results())).steps[0]
+    assert step.minutes == "about 2 min"  # chapters 20 and 90, as the rules say
+
+
+def test_the_report_imports_no_runner_and_no_framework():
+    """Who asks for decisions in a terminal waits for neither: nbformat alone takes three seconds."""
+    heavy = "[m for m in ('nbformat', 'keras', 'tensorflow', 'numba', 'altlas_lib.runner') if m in sys.modules]"
+    code = f"import sys; from altlas_lib import report; print({heavy})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip() == "[]"

@@ -38,16 +38,6 @@ class Report:
     results: dict[str, ChapterResult]
     problems: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def devices(self) -> list[str]:
-        """Every device that made a result, in the order of the chapters."""
-        return list(dict.fromkeys(device for result in self.results.values() for device in result.provenance.devices))
-
-    @property
-    def made_on_a_gpu_machine(self) -> bool:
-        """Whether any result was made where there is a GPU: `provenance.devices` holds the CPU first, then GPUs."""
-        return any(len(result.provenance.devices) > 1 for result in self.results.values())
-
     def decider(self, language: Language, rules: Rules | str | Path | None = None) -> Decider:
         ruled = rules if isinstance(rules, Rules) else Rules.load(rules)
         minutes = {number: chapter.duration_s / 60 for number, chapter in finished(self.run).items()}

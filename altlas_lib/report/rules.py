@@ -93,15 +93,17 @@ class Rules(Checked):
             ValueError: the file cannot be read, or has a rule or value that does not exist; names it.
         """
         rules, origin = read_yaml("rules.yaml"), f"rules {path}" if path else "prices"
+        examples = rules["money"]["price_per_hour"]
         try:
             changes = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}) if path else {}
-            own = changes.get("money", {}) | {name: value for name, value in money.items() if value}
-            prices = {_device(name): price for name, price in _prices(own.get("price_per_hour", {})).items()}
+            given = [changes.get("money") or {}, {name: value for name, value in money.items() if value}]
+            prices = {_device(name): price for each in given for name, price in _prices(each.get("price_per_hour", {})).items()}
             for question, change in changes.items():
                 rules[question] = {**rules.get(question, {}), **change}
-            examples = rules["money"]["price_per_hour"] if "price_per_hour" not in changes.get("money", {}) else {}
-            own_prices = {"price_per_hour": {**examples, **prices}}
-            rules["money"] = {**rules["money"], **own, **own_prices, "given": frozenset(own) | prices.keys()}
+            rules["money"] |= given[1] | {
+                "price_per_hour": examples | prices,
+                "given": given[0].keys() | given[1] | prices.keys(),
+            }
             return cls.model_validate(rules)
         except ValidationError as error:
             first = error.errors()[0]

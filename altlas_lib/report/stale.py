@@ -1,19 +1,36 @@
 """Results that no longer say what they seem to: made with other parameters, data or code, or before what they rest on."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from ..paths import RunFolder
 from ..results import CHAPTERS, ChapterResult, git_state
-from ..runner import Finished, Manifest
 from .language import Language
 
 # What a chapter reads of others: made again after it, they leave it behind.
 _READS = {"hotspots": ("environment",), "similarity": ("environment", "hotspots")}
 
 
+class Finished(BaseModel):
+    """A chapter that ran to its end, as far as the report asks; the runner itself takes seconds to import."""
+
+    parameters: dict[str, Any] = {}
+    duration_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+
+
+class Manifest(BaseModel):
+    finished: dict[str, Finished] = {}
+
+
 def finished(run: RunFolder) -> dict[str, Finished]:
-    """Number of a chapter -> how it last ran, by the runner's manifest."""
-    return {name[:2]: chapter for name, chapter in Manifest.load(run).finished.items()}
+    """Number of a chapter -> how it last ran, by the runner's `run.json`; none where it is not there or cannot be read."""
+    try:
+        chapters = Manifest.model_validate_json((run.path / "run.json").read_bytes()).finished
+    except (OSError, ValidationError):
+        return {}
+    return {name[:2]: chapter for name, chapter in chapters.items()}
 
 
 def stale(run: RunFolder, results: Mapping[str, ChapterResult], language: Language) -> list[str]:
