@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import statistics
+import string
 import subprocess
 import textwrap
 from collections.abc import Sequence
@@ -108,6 +109,27 @@ def format_value(value: float, unit: str) -> str:
             digits = f"{scaled:,.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}"
             return f"{digits} {name}".strip()
     raise AssertionError("unreachable: every scale ends with 0")
+
+
+class Sentence(Model):
+    """A sentence with its values kept apart, so that a report can say it in another language; `str` is the English one.
+
+    A value's name says how it reads: `*_points` is a difference of shares in percentage points, a whole number is grouped.
+    """
+
+    text: str = Field(min_length=1, description="English; `{name}` stands where a value goes")
+    values: dict[str, "Sentence | Quantity | int | float | str | None"] = {}
+
+    @model_validator(mode="after")
+    def _names_its_values(self) -> Self:
+        """A file must not reach into objects by `{name.attribute}`, nor ask for a billion digits by `{name:...}`."""
+        for _, name, form, conversion in string.Formatter().parse(self.text):
+            if name is not None and (name not in self.values or form or conversion):
+                raise ValueError(f"{self.text!r}: expected '{{name}}' of a value of {sorted(self.values)}, got {name!r}")
+        return self
+
+    def __str__(self) -> str:
+        return self.text.format(**{name: f"{value:,}" if type(value) is int else value for name, value in self.values.items()})
 
 
 class DataSource(Model):
@@ -655,6 +677,7 @@ class SimilarityResult(ChapterResult):
     most_similar: list[SimilarPair]
     expectations: list[Expectation] = []
     steps: list[Step] = Field(default=[], description="of the fastest method at the largest size")
+    sentences: list[Sentence] = Field(default=[], description="finding and titles of figures again, their values kept apart")
 
     @property
     def gpu_was_timed(self) -> bool:
@@ -763,10 +786,15 @@ class TrainingResult(ChapterResult):
     history: list[Epoch] = Field(description="of the first seed's training")
     metrics: list[Metric]
     n_seeds: int = Field(default=1, ge=1, description="trainings that the metrics are the mean of")
+    is_generated: bool | None = Field(default=None, description="the series is a generator's, not the user's; None: not said")
+    answers_one_class: bool | None = Field(
+        default=None, description="every test value of every seed gets the same class at 1.5; None: not said"
+    )
     step_time: Quantity = Field(description="one micro-batch, after the first")
     peak_memory: Quantity | None = None
     gpu: str | None = Field(default=None, description="that the remedies are planned for")
     remedies: list[Remedy] = []
+    plans: list[MemoryPlan] = Field(default=[], description="of the model as it is, for other GPUs of the catalogue")
     qualities: list[Quality] = []
     notes: list[str] = Field(default=[], description="what did not go as asked for in training")
 
