@@ -107,11 +107,10 @@ def _fit(result: TrainingResult, rules: Rules) -> Facts:
     fitting = standing(accepted, "compiled")
     first = result.remedies[0] if result.remedies and result.remedies[0].plan else None  # the model as it is
     gpu = first.plan.gpu if first else result.gpu or "T4"
-    wanted = result.provenance.parameters.get("micro_batch_size")
     sizes = [result.micro_batch_size, *(epoch.micro_batch_size for epoch in result.history)]
     return {
         **{"planned": planned, "first": first, "gpu": gpu, "ran": _ran_there(result, gpu, first), "fits": first in fitting},
-        **{"size": min(sizes), "asked": max(*sizes, wanted if isinstance(wanted, int) else 0)},
+        **{"size": min(sizes), "asked": max(*sizes, result.micro_batch_size_asked or 0)},
         **{"compiled": fitting, "tight": standing(["tight"], "compiled"), "projected": standing(accepted, "projected")},
         "with_another": fitting[0] if fitting and first not in fitting else None,
         "limits": [_limit(each) for each in planned if each.largest_batch][:3],
