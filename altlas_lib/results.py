@@ -752,6 +752,20 @@ class Remedy(Model):
     problem: str | None = None
 
 
+class GpuFit(Model):
+    """What makes a model's training step fit one GPU of the catalogue, by what was compiled for it."""
+
+    gpu: str
+    as_it_is: Literal["fits", "tight", "out of memory"] | None = Field(
+        description="of the model without a mitigation; None: not compiled"
+    )
+    fitting: list[str] = Field(
+        description="mitigations with which it fits, the model as it is among them, in the table's order"
+    )
+    plan: MemoryPlan | None = Field(description="of the first that fits, else of the model as it is; None: not compiled")
+    not_compiled: list[str] = Field(default=[], description="mitigations that nothing is known of on this GPU")
+
+
 class Kept(Model):
     """A ratio with its 95 % interval: an option's score, or gain over the base rate, over the reference's."""
 
@@ -779,22 +793,33 @@ class TrainingResult(ChapterResult):
     number: ClassVar[str] = "30"
 
     source: DataSource
+    data_kind: Literal["own", "generated, planted regime", "generated, fair"] = Field(
+        default="own", description="a series that was generated says nothing about the user's own"
+    )
     preset: str
+    model: str | None = Field(default=None, description="module:function of a model of the user's own; None: the preset")
+    stands_in_for: str | None = Field(default=None, description="the preset that a smaller one was trained in place of")
     n_parameters: int
-    micro_batch_size: int
+    micro_batch_size: int = Field(description="at the end of the training")
+    micro_batch_size_asked: int | None = Field(default=None, description="None: not recorded")
+    n_retreats: int = Field(
+        default=0, ge=0, description="times that the device ran out of memory and the micro-batch was halved"
+    )
+    best_epoch: int | None = Field(default=None, description="of the last stage: the one whose weights the scores are of")
+    constant_answer: str | None = Field(
+        default=None, description="what all seeds say of every test value; None: they tell values apart, or were not asked"
+    )
     gradient_accumulation_steps: int
     history: list[Epoch] = Field(description="of the first seed's training")
     metrics: list[Metric]
     n_seeds: int = Field(default=1, ge=1, description="trainings that the metrics are the mean of")
-    is_generated: bool | None = Field(default=None, description="the series is a generator's, not the user's; None: not said")
-    answers_one_class: bool | None = Field(
-        default=None, description="every test value of every seed gets the same class at 1.5; None: not said"
-    )
     step_time: Quantity = Field(description="one micro-batch, after the first")
     peak_memory: Quantity | None = None
     gpu: str | None = Field(default=None, description="that the remedies are planned for")
     remedies: list[Remedy] = []
-    plans: list[MemoryPlan] = Field(default=[], description="of the model as it is, for other GPUs of the catalogue")
+    gpu_fits: list[GpuFit] = Field(
+        default=[], description="of the same model: each GPU of the catalogue, smallest memory first"
+    )
     qualities: list[Quality] = []
     notes: list[str] = Field(default=[], description="what did not go as asked for in training")
 

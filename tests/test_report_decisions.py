@@ -136,15 +136,15 @@ def trained(low, high, *, best=None, errors=(-0.01, 0.01), **fields):
         (0.005, 0.03, {}, "not enough evidence", "The interval does not say"),  # above 0, not above what matters
         # what was scored is not the user's own
         (0.06, 0.12, {"best": 0.77}, "not enough evidence", "generated"),
-        (0.06, 0.12, {"is_generated": True}, "not enough evidence", "generated"),
+        (0.06, 0.12, {"data_kind": "generated, planted regime"}, "not enough evidence", "generated"),
         (0.06, 0.12, {"preset": "quick"}, "not enough evidence", "stands in"),
         # a small model that finds nothing on the user's own series is a no, though it could never be a go
         (-0.002, 0.002, {"preset": "quick"}, "no-go", "Do not train it"),
         (-0.01, 0.03, {"preset": "quick"}, "not enough evidence", "stands in"),
         (-0.002, 0.002, {"best": 0.65}, "not enough evidence", "nothing can be predicted"),
         (0.02, 0.08, {"n_seeds": 1}, "not enough evidence", "1 training"),
-        (0.02, 0.08, {"answers_one_class": True}, "no-go", "one class always"),
-        (-0.01, 0.03, {"answers_one_class": True}, "no-go", "one class always"),
+        (0.02, 0.08, {"constant_answer": "1.5 or more"}, "no-go", "one class always"),
+        (-0.01, 0.03, {"constant_answer": "1.5 or more"}, "no-go", "one class always"),
         (0.02, 0.08, {"errors": (-0.2, -0.1)}, "go with conditions", "gains +5.0 points"),
     ],
 )
@@ -213,8 +213,8 @@ def measured(gib, device=GPU):
 )
 def test_a_training_fits_by_what_ran_then_by_what_was_compiled(run, remedies, fields, verdict, why):
     training = of(results(), "training")
-    asked = training.provenance.model_copy(update={"parameters": {"micro_batch_size": fields.pop("asked", 8)}})
-    of_own = {"gpu": "T4", "preset": "reference", "provenance": asked.model_dump(), "remedies": dumped(remedies)}
+    asked = fields.pop("asked", 8)
+    of_own = {"gpu": "T4", "preset": "reference", "micro_batch_size_asked": asked, "remedies": dumped(remedies)}
     found = decision(run, [changed(training, **of_own | fields)], "fit the GPU")
     assert found.verdict == verdict
     assert why in found.why
@@ -308,7 +308,8 @@ def test_every_condition_of_the_table_is_a_fact(run):
     for result in cases:
         for asked in decide.load_questions():
             if asked.chapter == result.chapter:
-                facts.setdefault(asked.question, set()).update(decide.FACTS[asked.key](result, decide.Rules.load()))
+                found = decide.find_facts(asked.key, asked.facts, result, decide.Rules.load())
+                facts.setdefault(asked.question, set()).update(found)
     for asked in decide.load_questions():
         rows = [*asked.evidence, *asked.answers]
         named = {name.removeprefix("not ") for row in rows for name in row.when}

@@ -195,13 +195,16 @@ def test_gpus_stand_side_by_side_and_the_cheapest_that_is_enough_is_marked(run):
 
 
 def test_the_cheapest_that_fits_is_by_what_the_compiler_for_it_said():
-    def plan(gpu, verdict, basis="compiled"):
-        made = planned("reference", verdict).plan
-        peak = made.peak if basis == "compiled" else Quantity.projected(1, 2, "bytes", gpu, "x")
-        return made.model_copy(update={"gpu": gpu, "peak": peak})
+    def fits(gpu, as_it_is, *fitting):
+        return {"gpu": gpu, "as_it_is": as_it_is, "fitting": list(fitting), "plan": None}
 
-    plans = [plan("A10", "fits"), plan("L4", "fits"), plan("H200", "fits"), plan("RTX 3060", "fits", "projected")]
-    training = changed(trained(0.02, 0.08), remedies=dumped([planned("reference", "out of memory")]), plans=dumped(plans))
+    known = [
+        fits("T4", "out of memory"),
+        fits("A10", "fits", "reference"),
+        fits("L4", "tight", "mixed_float16"),
+        fits("H200", "fits", "reference"),
+    ]
+    training = changed(trained(0.02, 0.08), gpu_fits=[*known, fits("RTX 3060", None)])
     rules = Rules.load(None, price_per_hour=["T4=0.1", "L4=0.8", "A10=1.0"])
     rows = {row.gpu.name: row for row in costs.side_by_side({"training": training}, rules)}
     assert [name for name, row in rows.items() if row.is_cheapest_fit] == ["L4"]

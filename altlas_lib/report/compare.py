@@ -21,7 +21,7 @@ _IDENTIFYING = (
 )
 _STATED = (
     *("verdict", "advice", "standing", "same_answer", "ready", "status", "preset", "n_seeds", "micro_batch_size"),
-    *("gradient_accumulation_steps", "largest_batch", "break_even_n_texts", "is_generated", "answers_one_class"),
+    *("gradient_accumulation_steps", "largest_batch", "break_even_n_texts", "data_kind", "n_retreats", "constant_answer"),
 )
 _FEWEST_RUNS = 3  # of a measurement with a range to speak of
 

@@ -164,8 +164,10 @@ def side_by_side(results: Mapping[str, ChapterResult], rules: Rules) -> list[Gpu
 
 
 def _best_plan(result: TrainingResult, gpu: GpuSpec, rules: Rules) -> tuple[str | None, str]:
-    """Verdict and name of the first compiled plan for this GPU that is accepted, else of the model as it is."""
-    plans = [(each.plan, each.name) for each in result.remedies if each.plan]
-    plans += [(each, str(each.configuration.get("model", ""))) for each in result.plans]
-    of_gpu = [(plan.verdict, name) for plan, name in plans if plan.gpu == gpu.name and plan.peak.basis == "compiled"]
+    """Verdict and name of the first way that the compiler for this GPU says fits, else of the model as it is."""
+    for fit in result.gpu_fits:
+        if fit.gpu == gpu.name:
+            return ("fits", fit.fitting[0]) if fit.fitting else (fit.as_it_is, "")
+    compiled = [(each.plan, each.name) for each in result.remedies if each.plan and each.plan.peak.basis == "compiled"]
+    of_gpu = [(plan.verdict, name) for plan, name in compiled if plan.gpu == gpu.name]
     return next((each for each in of_gpu if each[0] in rules.fit.accepted_verdicts), of_gpu[0] if of_gpu else (None, ""))

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from ..results import CHAPTERS, ChapterResult, Quantity
 from .costs import savings
-from .facts import FACTS, Facts
+from .facts import Facts, find_facts
 from .language import Language
 from .rules import Checked, Rules, read_yaml
 
@@ -53,6 +53,7 @@ class Question(Checked):
     about: str = ""
     effort: str
     risk: str
+    facts: dict[str, str]
     evidence: tuple[Pointer, ...] = ()
     changes: tuple[dict[str, str], ...] = ()
     answers: list[Answer]
@@ -195,7 +196,7 @@ class Decider:
 
     def _answer(self, asked: Question) -> Decision:
         result, language = self.results[asked.chapter], self.language
-        facts = {"person_days": self.rules.money.person_days} | FACTS[asked.key](result, self.rules)
+        facts = {"person_days": self.rules.money.person_days} | find_facts(asked.key, asked.facts, result, self.rules)
         answer = next(each for each in asked.answers if holds(each.when, facts))
         question = language.text(asked.question)
         return Decision(

@@ -107,7 +107,7 @@ class Language:
             return self.say(value)
         if isinstance(value, datetime):
             return self.when(value)
-        if name.endswith("_points"):
+        if name.endswith("_points") and value is not None:
             return format_decimal(round(100 * value, 1) + 0.0, "+#,##0.0;-#,##0.0", locale=self.code)
         if type(value) is int:
             return self.integer(value)
