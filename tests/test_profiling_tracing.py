@@ -7,6 +7,7 @@ import functools
 import gc
 import importlib
 import itertools
+import json
 import json.decoder
 import json.encoder
 import math
@@ -17,6 +18,7 @@ import sys
 import textwrap
 import time
 import traceback
+from collections import Counter
 from types import FunctionType, SimpleNamespace
 
 import numpy as np
@@ -25,11 +27,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altlas_lib.profiling.record import recorder, tracing
-from altlas_lib.profiling.record.calls import Array
+from altlas_lib.profiling.record.calls import Array, Call
+from altlas_lib.profiling.record.describing import describe
 from altlas_lib.profiling.record.folding import Project
 from altlas_lib.profiling.run.runnable import FunctionKey, ProfilingError
 
 RNG = np.random.default_rng(0)
+X = Array("float64", (5, 6))
 
 
 @pytest.fixture
@@ -370,6 +374,265 @@ def test_a_view_and_a_copy_by_the_same_name_stay_apart(program):
     """)
     reshapes = [each.call for each in traced(user).of["main"].calls if each.call.name == "ndarray.reshape"]
     assert sorted(call.is_view for call in reshapes) == [False, True]
+
+
+PARAMETERS = [  # each is a call of its own, however alike the arrays are
+    ("x**2, x**0.37, x**2", {"numpy.power": [(X, 2), (X, 0.37)]}),
+    ("np.linalg.norm(x), np.linalg.norm(x, 2)", {"numpy.linalg.norm": [(X,), (X, 2)]}),
+    ("np.linalg.norm(x, np.inf), np.linalg.norm(x, -np.inf)", {"numpy.linalg.norm": [(X, "inf"), (X, "-inf")]}),
+    ("ndimage.uniform_filter(x, 3), ndimage.uniform_filter(x, 5)", {"scipy.ndimage.uniform_filter": [(X, 3), (X, 5)]}),
+    ("np.sort(x, axis=0), np.sort(x, axis=1)", {"numpy.sort": [(X, {"axis": 0}), (X, {"axis": 1})]}),
+    ("x.sum(), x.sum(0), x.sum(axis=0)", {"ndarray.sum": [(X,), (X, 0), (X, {"axis": 0})]}),
+    ("np.quantile(x, [0.1, 0.9]), np.quantile(x, [0.5])", {"numpy.quantile": [(X, [0.1, 0.9]), (X, [0.5])]}),
+    ("np.einsum('ij,kj', x, x), np.einsum('ij,ij', x, x)", {"numpy.einsum": [("ij,kj", X, X), ("ij,ij", X, X)]}),
+    (
+        "x[1:3], x[1:4], x[..., ::2], x[None, 1]",
+        {"ndarray.__getitem__": [(X, "1:3"), (X, "1:4"), (X, ["...", "::2"]), (X, [None, 1])]},
+    ),
+    ("np.concatenate([x, x]), np.concatenate((x, x, x))", {"numpy.concatenate": [([X, X],), ([X, X, X],)]}),
+    ("np.apply_along_axis(len, 0, x)", {"numpy.apply_along_axis": [(None, 0, X)]}),
+    ("np.clip(x, np.float32(1.5), 10**30)", {"numpy.clip": [(X, 1.5, None)]}),
+    ("np.full(3, 'long' * 99)", {"numpy.full": [(3, ("long" * 99)[:200])]}),
+    ("np.array(list(range(99)) + [x.size])", {"numpy.array": [(list(range(32)),)]}),
+]
+
+
+@pytest.mark.parametrize(("expression", "expected"), PARAMETERS, ids=[expression for expression, _ in PARAMETERS])
+def test_parameters_are_part_of_a_call(program, expression, expected):
+    user = program(f"""
+        import numpy as np
+        from scipy import ndimage
+
+        x = np.arange(1.0, 31).reshape(5, 6)
+
+        def main():
+            return {expression}
+    """)
+    calls = [each.call for each in traced(user).of["main"].calls]
+    for name, all_args in expected.items():
+        found = [(*call.args, call.kwargs) if call.kwargs else call.args for call in calls if call.name == name]
+        assert sorted(map(repr, found)) == sorted(map(repr, all_args))
+
+
+def test_what_is_written_is_part_of_a_call(program):
+    user = program("""
+        import numpy as np
+
+        def main():
+            x = np.zeros((50, 4))
+            mask, few = np.arange(50) % 2 == 0, np.arange(50) < 3
+            x[0] = 0
+            x[:] = 0
+            x[1:7, ::2] = 1
+            x[mask] = 2
+            x[few] = 2
+            x[[1, 2, 3]] = 3
+            return x
+    """)
+    of, written = (
+        Array("float64", (50, 4)),
+        [each.call for each in traced(user).of["main"].calls if "setitem" in each.call.name],
+    )
+    assert {str(call.args[1]): call.results for call in written if call.results} == {
+        ":": (of,),
+        "0": (Array("float64", (4,)),),
+        "['1:7', '::2']": (Array("float64", (6, 2)),),
+    }
+    fancy = sorted((call.args[1] for call in written if not call.results), key=str)
+    assert fancy == [[1, 2, 3], Array("bool", (50,), n_stored=25), Array("bool", (50,), n_stored=3)]
+
+
+VALUES_OF_ANY_KIND = st.recursive(
+    st.one_of(
+        *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.complex_numbers(), st.binary()),
+        st.builds(slice, *[st.integers() | st.none()] * 3),
+        st.sampled_from(
+            [..., len, int, np.int8(3), np.float32("nan"), np.longdouble(1), np.datetime64("2020-01-01"), object()]
+        ),
+        st.builds(np.zeros, st.lists(st.integers(0, 3), max_size=3).map(tuple)),
+    ),
+    lambda inner: st.lists(inner, max_size=50) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
+    max_leaves=80,
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(VALUES_OF_ANY_KIND)
+def test_any_value_is_described_in_bounds(value):
+    """Hashable, the same again, in JSON and back, and short."""
+    described = describe(value)
+    assert hash(described) == hash(describe(value))
+    call = Call(name="f", args=(described,))
+    text = json.dumps(call.model_dump(mode="json"), allow_nan=False)
+    assert Call.model_validate_json(text).operands == call.operands
+    assert len(text) < 500_000
+
+
+def test_tables_sparse_matrices_and_odd_dtypes_say_their_bytes(program):
+    user = program("""
+        import numpy as np
+        import pandas as pd
+        from scipy import sparse
+
+        frame = pd.DataFrame({"key": [1, 2, 1, 2], "value": [1.0, 2.0, 3.0, 4.0], "text": list("abcd")})
+        csr = sparse.csr_array(np.eye(30))
+        records = np.zeros(5, dtype=[("a", "i4"), ("b", "f8")])
+
+        def main():
+            frame.groupby("key").agg({"value": "sum"})
+            return csr @ np.ones(30), records.copy(), frame["key"].astype("Int64").sum()
+    """)
+    calls = {each.call.name: each.call for each in traced(user).of["main"].calls}
+    (frame, key), (csr, vector) = calls["pandas.DataFrame.groupby"].args, calls["scipy.sparse.csr_array.matmul"].args
+    assert (frame.dtype, frame.shape, key) == ("mixed", (4, 3), "key")
+    assert frame.n_bytes == user.frame.memory_usage(index=False).sum()
+    assert (csr.n_stored, csr.shape, vector) == (30, (30, 30), Array("float64", (30,)))
+    assert csr.n_bytes == 30 * 8 + 30 * 4 + 31 * 4
+    assert calls["ndarray.copy"].args == (Array("object", (5,), 60),)
+    assert calls["pandas.Series.sum"].args[0] == Array("int64", (4,))
+    assert any(name.startswith("pandas.") and name.endswith("DataFrameGroupBy.aggregate") for name in calls)
+
+
+def test_long_calls_of_libraries_are_recorded_without_arrays(program):
+    """Estimators, the standard library's own: a call of each by the name that its documentation has."""
+    user = program("""
+        import json, re, time
+        import numpy as np
+        from collections import namedtuple
+        from sklearn.cluster import KMeans
+        from sklearn.linear_model import LogisticRegression
+
+        class Mine(KMeans):
+            def fit(self, x):
+                return super().fit(x)
+
+        x = np.random.default_rng(0).normal(size=(300, 4))
+        text = "word " * 40_000
+
+        def user_function():
+            return sum(i * i for i in range(20_000))
+
+        def main():
+            user_function()
+            time.sleep(0.001)
+            json.loads(json.dumps(list(range(20_000))))
+            re.sub(r"w(o)rd", lambda match: match[1], text)
+            re.compile(r"\\w+").findall(text)
+            Mine(2, n_init=1).fit(x)
+            LogisticRegression().fit(x, x[:, 0] > 0).predict_proba(x)
+            return namedtuple("Pair", "a b").__module__ == __name__, sorted(text.split())[:2]
+    """)
+    run = traced(user)
+    assert run.result == user.main()
+    assert {"json.loads", "json.dumps", "re.sub", "re.Pattern.findall"} <= set(names(run.of["main"]))
+    fits = {"sklearn.linear_model.LogisticRegression.fit", "sklearn.linear_model.LogisticRegression.predict_proba"}
+    assert fits <= set(names(run.of["main"]))
+    assert names(run.of["Mine.fit"]) == ["sklearn.cluster.KMeans.fit"]
+    assert not [name for name in names(run.of["main"]) if "user_function" in name or "sleep" in name or "namedtuple" in name]
+
+
+@pytest.mark.parametrize(
+    ("package", "setup", "expression", "name"),
+    [
+        ("networkx", "graph = networkx.path_graph(300)", "networkx.pagerank(graph)", "networkx.pagerank"),
+        ("networkx", "graph = networkx.path_graph(300)", "graph.subgraph(range(200)).copy()", "networkx.Graph.copy"),
+        ("polars", "frame = polars.DataFrame({'a': [1, 2]})", "frame.group_by('a').len()", "polars.DataFrame.group_by"),
+        ("polars", "frame = polars.DataFrame({'a': [1, 2]})", "frame.filter(polars.col('a') > 1)", "polars.DataFrame.filter"),
+        ("pandas", "frame = pandas.DataFrame({'a': [1, 2]})", "frame.merge(frame)", "pandas.DataFrame.merge"),
+        ("PIL.Image", "image = PIL.Image.new('L', (600, 600))", "image.resize((99, 99), 3)", "PIL.Image.Image.resize"),
+        ("numba", "f = numba.njit(lambda x: x.sum())\nimport numpy as np", "f(np.ones(9))", "numba:<lambda>"),
+    ],
+)
+def test_public_names(program, package, setup, expression, name):
+    pytest.importorskip(package)
+    user = program(f"import {package}\n{setup}\ndef main(): return {expression}\n")
+    traced(user)  # what a library does at its first call
+    assert name in names(traced(user).of["main"])
+
+
+def test_a_library_that_reads_its_callers_variables_finds_them(program):
+    user = program("""
+        import pandas as pd
+
+        def main():
+            least = 2
+            return pd.DataFrame({"a": [1, 2, 3]}).query("a >= @least")["a"].tolist()
+    """)
+    assert traced(user).result == [2, 3]
+
+
+def test_an_array_can_be_resized_in_place(program):
+    user = program("""
+        import numpy as np
+
+        def main():
+            x = np.zeros(4)
+            x += 1
+            x.resize(8)
+            return x * 2
+    """)
+    assert traced(user).result.shape == (8,)
+
+
+def test_only_the_functions_asked_for_are_recorded(program):
+    user = program("""
+        import numpy as np
+        x = np.ones(5)
+
+        def outer(make=True):
+            y = x + 1
+            def inner(z):
+                return [v for v in z - y]
+            return inner(y) if make else inner
+
+        def other():
+            return x * 2
+
+        def main():
+            return outer(), other(), (lambda: x / 2)()
+    """)
+    inner = FunctionKey.of(user.outer(False).__code__)
+    other = FunctionKey.of(user.other.__code__)
+    run = traced(user, functions={inner, other})
+    np.testing.assert_equal(run.result, user.main())
+    assert {name: names(of) for name, of in run.of.items()} == {"outer.inner": ["numpy.subtract"], "other": ["numpy.multiply"]}
+    assert run.notes == []
+    run = traced(user, functions={inner._replace(line=99)})
+    assert (run.of, len(run.notes)) == ({}, 1)
+    assert "inner" in run.notes[0]
+
+
+def test_a_script_with_only_some_functions(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text("import numpy as np\ndef f(): return np.ones(3) + 1\ndef g(): return np.ones(4)\ny = f(), g()\n")
+    key = FunctionKey(str(path), 2, "f")
+    code = tracing.instrument_source(path.read_text(), str(path), {key})
+    project, root = Project(str(path)), FunctionKey(str(path), 1, "<module>")
+    for _ in range(2):
+        _, recorded, notes = tracing.trace(lambda: exec(code, {"__name__": "__main__"}), project, root, {key})
+        found = [(each.function, sorted(names(each)), each.n_calls) for each in recorded]
+        assert found == [("f", ["numpy.add", "numpy.ones"], 1)]
+        assert not [note for note in notes if "script" in note]
+
+
+def test_parameters_of_a_loop_do_not_crowd_out_other_calls(program):
+    user = program("""
+        import numpy as np
+
+        def main():
+            x = np.zeros((1000, 30))
+            for i in range(1000):
+                x[i] = x[i] * (i + 0.5)
+            return np.sort(x, axis=0), x**2, x**0.37
+    """)
+    calls = traced(user).of["main"].calls
+    assert len(calls) < 70
+    products = [each for each in calls if each.call.name == "numpy.multiply"]
+    (rest,) = (each for each in products if each.call.args[1] is None)
+    assert (len(products), rest.n_calls, rest.call.args[0]) == (recorder.MOST_EXACT + 1, 980, Array("float64", (30,)))
+    written = [each.call for each in calls if each.call.name == "ndarray.__setitem__"]
+    assert {call.results for call in written} == {(Array("float64", (30,)),)}
+    assert sorted(each.call.args[1] for each in calls if each.call.name == "numpy.power") == [0.37, 2]
 
 
 def test_too_many_shapes_share_entries(program):
@@ -875,7 +1138,7 @@ def test_source_that_is_not_there_or_has_changed_is_noted(program, tmp_path):
 def test_a_target_without_python_source_is_noted():
     result, _, notes = tracing.trace(lambda: sorted([2, 1]), Project("/none/app.py"), FunctionKey("~", 0, "builtins:sorted"))
     assert result == [1, 2]
-    assert any("what builtins:sorted itself calls" in note for note in notes)
+    assert any("what builtins:sorted calls was not seen" in note for note in notes)
 
 
 def test_an_error_frees_the_next_trace():
@@ -913,6 +1176,229 @@ def test_importing_the_tracer_imports_no_framework():
     frameworks = {"tensorflow", "cupy", "sklearn", "jax", "torch"}
     check = f"import sys, altlas_lib.profiling.record.tracing; print({frameworks} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+# What a port would have to fetch -------------------------------------------------------------------------------------------
+
+
+def test_hidden_transfers_are_found_by_line(program):
+    user = program("""
+        import array
+        import numpy as np
+        from sklearn.preprocessing import scale
+
+        def step(x, out, buffer=array.array("d", [0, 0])):
+            own = np.zeros(4)
+            if (x > 2).any():
+                own += float(x.sum())
+            for _ in range(3):
+                own[0] = x.max()
+                out[1] = x.min()
+            while not x.any() or x[0] > 9: break
+            print(x[:1], f"{own.sum():.1f}", str(own), end="")
+            total = sum(v for v in x if v > 0) + max(x)
+            x -= 1
+            buffer[0] = x[0]
+            scale(x)
+            return [x.tolist(), x.sum().item(), int(own[0]), list(own), bool(len(x)), 1 if out[0] else 2, total]
+
+        def main():
+            n = 1 if len("text") and not [] else 2
+            return step(np.arange(4.0), np.zeros(4)), n, float("1"), str(n), f"{n}"
+    """)
+    run, unchecked = traced(user, check_port=True), traced(user)
+    assert run.result == unchecked.result == user.main()
+    assert unchecked.of["step"].hidden_transfers == run.of["main"].hidden_transfers == []
+    first = user.step.__code__.co_firstlineno
+    places = {(each.line - first, each.what): each.n_times for each in run.of["step"].hidden_transfers}
+    assert places == {
+        (2, "truth of an array"): 1,
+        (3, "float(x)"): 1,
+        (6, "write into a host array"): 3,
+        (7, "truth of an array"): 2,
+        (8, "print(x)"): 1,
+        (8, "text of an array"): 1,
+        (8, "str(x)"): 1,
+        (9, "iteration over an array"): 2,
+        (9, "truth of an array"): 4,
+        (10, "write into a host array"): 1,
+        (11, "write into a host array"): 1,
+        (12, "array for sklearn.preprocessing.scale"): 1,
+        (13, "x.tolist()"): 1,
+        (13, "x.item()"): 1,
+        (13, "int(x)"): 1,
+        (13, "iteration over an array"): 1,
+        (13, "truth of an array"): 1,
+    }
+
+
+@pytest.mark.parametrize("module", STANDARD_LIBRARY, ids=lambda module: module.__name__)
+def test_real_code_gives_the_same_result_while_a_port_is_checked(module):
+    use = STANDARD_LIBRARY[module]
+    key = FunctionKey(module.__file__, 1, "")
+    result, traces, _ = tracing.trace(use, Project(module.__file__), key, check_port=True)
+    assert repr(result) == repr(use())
+    assert not any(each.hidden_transfers for each in traces)
+
+
+def test_tricky_code_gives_the_same_result_while_a_port_is_checked(program):
+    user = program(TRICKY)
+    plain, log = user.main()
+    run = traced(user, check_port=True)
+    assert (run.result[0], run.result[1]) == (plain, log)
+
+
+# Programs that look at what there is, or go elsewhere ----------------------------------------------------------------------
+
+
+def test_a_program_that_walks_all_objects_keeps_its_trace(program):
+    user = program("""
+        import gc, sys, types
+        import numpy as np
+
+        class Meta(type):
+            __hash__ = None
+            def __eq__(cls, other): raise RuntimeError("eq")
+            def __instancecheck__(cls, each): raise RuntimeError("instance")
+            def __getattribute__(cls, name): raise RuntimeError(name)
+
+        class Odd(metaclass=Meta):
+            def __getattr__(self, name): raise RuntimeError(name)
+            @property
+            def __class__(self): raise RuntimeError("class")
+            def __hash__(self): raise RuntimeError("hash")
+            def __eq__(self, other): raise RuntimeError("eq")
+            def __bool__(self): raise RuntimeError("bool")
+            def __len__(self): raise RuntimeError("len")
+            def __iter__(self): raise RuntimeError("iter")
+            def __add__(self, other): return 7
+            def __getitem__(self, key): return 8
+            def __call__(self, *args): return 9
+
+        class List(list):
+            def __iter__(self): raise RuntimeError("iter")
+            def __len__(self): raise RuntimeError("len")
+
+        odd, odd_list = Odd(), List([1, 2])
+
+        def passed(*args): return args
+
+        def main():
+            x = np.ones(3)
+            n = 0
+            for each in gc.get_objects():
+                n += sys.getsizeof(each) > 0
+                if type(each) is types.FunctionType:
+                    hash(each.__code__)
+                if type(each) is types.CodeType:
+                    n += each == each
+            a, b = passed(odd, odd_list)[0] + 1, odd[x] + odd(x)
+            np.array([x, x]); passed([odd], odd_list, x + x)
+            return a, b, n > 1000, np.full(2, 3).tolist()
+    """)
+    for options in ({}, {"check_port": True}):
+        run = traced(user, **options)
+        assert run.result == (7, 17, True, [3, 3])
+        assert {"numpy.ones", "numpy.array", "numpy.add", "numpy.full"} <= set(names(run.of["main"]))
+        assert run.of["passed"].n_calls == 2
+
+
+def test_two_threads_in_recorded_functions_are_counted_rightly(program):
+    user = program("""
+        import sys, threading
+        import numpy as np
+
+        def inner(x, i):
+            y = x[i]
+            return np.sort(x) + y
+
+        def work(n):
+            x = np.arange(50.0)
+            for i in range(n):
+                inner(x, i % 50)
+                try:
+                    np.linalg.norm(x, ord="no such")
+                except ValueError:
+                    pass
+
+        def main(n):
+            sys.setswitchinterval(1e-6)
+            threads = [threading.Thread(target=work, args=(n,)) for _ in range(2)]
+            for thread in threads: thread.start()
+            for thread in threads: thread.join()
+            sys.setswitchinterval(0.005)
+            return x_sum()
+
+        def x_sum(): return float(np.ones(3).sum())
+    """)
+    run = traced(user, "main", 1500)
+    inner = run.of["inner"]
+    assert (inner.n_calls, inner.n_element_accesses, run.of["work"].n_calls) == (3000, 3000, 2)
+    n_calls = Counter()
+    for each in inner.calls:
+        n_calls[each.call.name] += each.n_calls
+    assert n_calls == {"numpy.sort": 3000, "numpy.add": 3000}
+    assert inner.input_bytes == inner.output_bytes == 3000 * 400
+    assert not any("could not be described" in note for note in run.notes)
+
+
+def test_a_thread_may_outlive_its_trace(program):
+    user = program("""
+        import threading
+        import numpy as np
+        go, results = threading.Event(), []
+
+        class Own:
+            def __add__(self, other): return 1
+
+        def late():
+            go.wait()
+            x = np.ones(3)
+            x[0] = (x @ x).item()
+            results.append([float(x.sum()), max(x), [v for v in x], Own() + 1, "-".join(["a"])])
+
+        def main():
+            threading.Thread(target=late).start()
+    """)
+    traced(user, check_port=True)
+    user.go.set()
+    stop = time.monotonic() + 30
+    while not user.results and time.monotonic() < stop:
+        time.sleep(0.01)
+    assert user.results == [[5.0, 3.0, [3.0, 1.0, 1.0], 1, "a"]]
+
+
+@pytest.mark.parametrize("how", ["multiprocessing", "loky"])
+def test_recorded_functions_go_to_other_processes(program, how):
+    if how == "loky":
+        pytest.importorskip("joblib")
+    user = program("""
+        import multiprocessing
+        import numpy as np
+
+        def square(x):
+            total = 0
+            for i in range(len(x)):
+                total += x[i] * 2
+            return (x * x).sum() + total - (1 if max(x, default=0) > 99 else 0)
+
+        def multiprocessing_(arrays):
+            with multiprocessing.get_context("fork").Pool(2) as pool:
+                return pool.map(square, arrays)
+
+        def loky_(arrays):
+            from joblib import Parallel, delayed
+            offset = len(arrays)
+            def local(x):
+                x = x + offset
+                return square(x)
+            return Parallel(n_jobs=2)(delayed(local)(x) for x in arrays)
+
+        def main(how):
+            arrays = [np.arange(float(n)) for n in range(1, 5)]
+            return globals()[how + "_"](arrays)
+    """)
+    assert traced(user, "main", how, check_port=True).result == user.main(how)
 
 
 # What frameworks state ---------------------------------------------------------------------------------------------------
@@ -985,6 +1471,41 @@ def test_jax_states_its_own_cost(program):
     assert run.of["main"].n_element_accesses == 1
 
 
+def test_a_loop_of_a_framework_is_unknown(program):
+    pytest.importorskip("jax")
+    pytest.importorskip("tensorflow")
+    user = program("""
+        import jax
+        import jax.numpy as jnp
+        import keras
+        import numpy as np
+
+        layers = keras.layers
+        recurrent = keras.Sequential([keras.Input((30, 8)), layers.LSTM(16), layers.Dense(1)])
+        dense = keras.Sequential([keras.Input((8,)), layers.Dense(4)])
+        deeper = keras.Sequential([keras.Input((8,)), layers.Dense(64), layers.Dense(4)])
+        x = np.ones((4, 8), "f4")
+
+        @jax.jit
+        def scan(x):
+            return jax.lax.fori_loop(0, 100, lambda i, y: jnp.tanh(y @ y), x)
+
+        def main():
+            recurrent.predict(np.ones((4, 30, 8), "f4"), verbose=0)
+            dense.predict(x, verbose=0), deeper.predict(x, verbose=0)
+            dense.compile(loss="mse")
+            dense.fit(x, np.ones((4, 4), "f4"), verbose=0)
+            return scan(jnp.ones((8, 8)))
+    """)
+    calls = [each.call for each in traced(user).of["main"].calls]
+    assert [call.model_work for call in calls if call.name.endswith((".scan", "Sequential.fit"))] == [None, None]
+    predicted = sorted(call.model_work.flops for call in calls if call.name.endswith("predict") and call.model_work)
+    assert len(predicted) == 2  # the same shapes, but two models; and the recurrent one
+    assert predicted[0] == pytest.approx(2 * 4 * 8 * 4, rel=0.2)
+    assert predicted[1] == pytest.approx(2 * 4 * (8 * 64 + 64 * 4), rel=0.2)
+    assert len([call for call in calls if call.name.endswith("predict") and call.model_work is None]) == 1
+
+
 def test_torch_states_its_own_cost(program):
     pytest.importorskip("torch")
     user = program("""
@@ -1007,6 +1528,44 @@ def test_torch_states_its_own_cost(program):
     assert work["torch.Tensor.matmul"].flops == 2 * 64 * 100 * 64
     assert work["torch.Tensor.clone"].moved_bytes > 0
     assert work["torch.nn.Sequential.__call__"].moved_bytes >= 4 * (6400 + 3000 + 1920)
+
+
+def test_fused_kernels_of_torch_are_counted(program):
+    """Recurrent layers and attention run as one kernel on a CPU, of which torch's own counter knows nothing."""
+    pytest.importorskip("torch")
+    user = program("""
+        import torch
+        nn = torch.nn
+
+        class Mine(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(8, 8)
+
+            def forward(self, x):
+                return torch.relu(self.layer(x))
+
+        lstm, encoder, mine = nn.LSTM(8, 16), nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), Mine()
+        small, large = nn.Sequential(nn.Linear(8, 4)), nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 4))
+
+        def main():
+            with torch.no_grad():
+                lstm(torch.ones(30, 4, 8)), encoder(torch.ones(3, 5, 16)), mine(torch.ones(2, 8))
+                small(torch.ones(5, 8)), large(torch.ones(5, 8))
+            loss = small(torch.ones(5, 8)).sum()
+            loss.backward()
+            return loss.item() if loss > 99 else float(loss.detach())
+    """)
+    run = traced(user, check_port=True)
+    work = {each.call.name: each.call.model_work for each in run.of["main"].calls}
+    assert work["torch.nn.LSTM.__call__"].flops == 30 * 4 * 2 * (8 + 16) * 4 * 16
+    layers, attention = 15 * 2 * (4 * 16 * 16 + 2 * 16 * 32), 3 * 2 * 2 * (2 * 5 * 5 * 8)
+    assert work["torch.nn.TransformerEncoderLayer.__call__"].flops == layers + attention
+    assert work["torch.Tensor.backward"] is None
+    sequential = {each.call.model_work.flops for each in run.of["main"].calls if "Sequential" in each.call.name}
+    assert sequential == {2 * 5 * 8 * 4, 2 * 5 * (8 * 64 + 64 * 4)}
+    assert names(run.of["Mine.forward"]).count("torch.nn.Linear.__call__") == 1
+    assert {each.what for each in run.of["main"].hidden_transfers} == {"truth of an array", "float(x)"}
 
 
 def test_classes_that_cannot_be_looked_up_do_no_harm(program):

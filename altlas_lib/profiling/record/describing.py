@@ -2,11 +2,12 @@
 
 import functools
 import math
+import operator
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from types import MethodDescriptorType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -75,16 +76,12 @@ def shape(array: Any) -> tuple[int, ...]:
 def dtype_name(array: Any) -> str:
     """'float32', also of TensorFlow's and PyTorch's types; 'mixed' for a table; 'object' where the name says nothing."""
     dtype = getattr(array, "dtype", "mixed")
-    return _named(dtype) if isinstance(dtype, np.dtype) else _recognised(str(getattr(dtype, "name", dtype)))
+    return _recognised(dtype if isinstance(dtype, np.dtype) else str(getattr(dtype, "name", dtype)))
 
 
-@functools.lru_cache(maxsize=256)
-def _named(dtype: np.dtype) -> str:
-    return _recognised(dtype.name)
-
-
-def _recognised(name: str) -> str:
-    name = name.removeprefix("torch.").lower()
+@functools.lru_cache(maxsize=256)  # NumPy composes a dtype's name anew each time
+def _recognised(dtype: np.dtype | str) -> str:
+    name = str(getattr(dtype, "name", dtype)).removeprefix("torch.").lower()
     return name if DTYPE.fullmatch(name) else "object"
 
 
@@ -149,19 +146,28 @@ def describe(
     return tuple(describe(each, is_array, is_index=is_index, depth=depth - 1) for each in kept)
 
 
-def describe_results(result: Any, is_array: Callable[[type], bool] = is_array_type) -> tuple[Array, ...]:
-    """The arrays that a call returned; a NumPy scalar is one of no dimension."""
+def arrays_only(described: Any) -> Any:
+    """A description with None in place of parameters."""
+    if type(described) is tuple:
+        return tuple(map(arrays_only, described))
+    return described if isinstance(described, Array) else None
+
+
+def describe_call(function: Any, args: tuple, result: Any, is_array: Callable[[type], bool]) -> tuple[tuple, tuple[Array, ...]]:
+    """Arguments, and the arrays that came out; of `array[index] = value` what was written to, if that is a view."""
+    is_set = function is operator.setitem
+    described = tuple(describe(each, is_array, is_index=is_set) for each in args)
+    if is_set and issubclass(type(args[0]), np.ndarray) and _is_basic(args[1]):
+        result = np.ndarray.__getitem__(args[0], args[1])
     if issubclass(type(result), np.generic):
-        return (Array(dtype_name(result), ()),)
-    described = describe(result, is_array)
-    return tuple(each for each in (described if type(described) is tuple else [described]) if isinstance(each, Array))
+        return described, (Array(dtype_name(result), ()),)
+    found = describe(result, is_array)
+    return described, tuple(each for each in (found if type(found) is tuple else [found]) if isinstance(each, Array))
 
 
-def written_region(array: Any, index: Any) -> Any:
-    """What `array[index] = value` writes to, where that is a view; else None."""
+def _is_basic(index: Any) -> bool:
     parts = index if type(index) is tuple else (index,)
-    basic = all(part is None or part is ... or issubclass(type(part), (int, np.integer, slice)) for part in parts)
-    return np.ndarray.__getitem__(array, index) if basic and issubclass(type(array), np.ndarray) else None
+    return all(part is None or part is ... or issubclass(type(part), (int, np.integer, slice)) for part in parts)
 
 
 # Names -----------------------------------------------------------------------------------------------------------------------
@@ -176,7 +182,7 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
     Args:
         args: what the function was called with; an operator is that of the first.
     """
-    name, owner = getattr(function, "__name__", None), getattr(function, "__self__", None)
+    name, owner = name_of(function), bound_to(function)
     if getattr(function, "__module__", None) == "_operator":
         owner, name = args[0], name.strip("_")
         name = f"__{name}__" if name.endswith("item") else name if name in _OPERATORS else name.removeprefix("i")
@@ -192,7 +198,7 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
     if isinstance(function, MethodDescriptorType):
         owner = function.__objclass__
     if owner is None or isinstance(owner, ModuleType):
-        if isinstance(name, str):
+        if name:
             return _path(function, name)
         owner, name = function, "__call__"
     kind = owner if isinstance(owner, type) else type(owner)
@@ -201,6 +207,36 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
     bases = [base for base in kind.__mro__[:-1] if not is_users(base)] or [kind]
     public = (path for base in bases if "._" not in (path := _path(base, base.__name__)))
     return f"{next(public, _path(bases[0], bases[0].__name__))}.{name}"
+
+
+def bound_to(function: Any) -> Any:
+    """What a method is bound to; other objects are not asked, for some make an attribute of any name."""
+    return function.__self__ if isinstance(function, (MethodType, BuiltinFunctionType)) else None
+
+
+def home_of(function: Any) -> str | type:
+    """Whose a function is: its file, its module or its class."""
+    kind = type(function)
+    if kind is FunctionType:
+        file = function.__code__.co_filename
+        return file if not file.startswith("<") else str(function.__module__)  # made by a tool for that module
+    if kind is MethodType or kind is functools.partial:
+        return home_of(function.__func__ if kind is MethodType else function.func)
+    if kind is BuiltinFunctionType:
+        owner = function.__self__
+        return function.__module__ or (owner if issubclass(type(owner), type) else type(owner))
+    if issubclass(kind, MethodDescriptorType):
+        return function.__objclass__
+    return function if issubclass(kind, type) else kind
+
+
+def name_of(function: Any) -> str:
+    """Empty where it has none."""
+    try:
+        name = getattr(function, "__name__", "")
+    except Exception:  # a proxy of nothing
+        return ""
+    return name if type(name) is str else ""
 
 
 def _path(thing: Any, name: str) -> str:

@@ -1,12 +1,12 @@
 """What calls of TensorFlow, Keras, JAX and PyTorch take: each states it itself, from shapes, without running anything."""
 
-import functools
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .calls import ModelWork
-from .describing import array_bytes, arrays_in, dtype_name, is_array_type, shape
+from .describing import array_bytes, arrays_in, bound_to, dtype_name, is_array_type, name_of, shape
 
 
 class _Spec(NamedTuple):
@@ -28,12 +28,12 @@ def framework_object(name: str, function: Any, operands: list[Any]) -> Any:
     Args:
         name: its public name.
     """
-    if name.startswith(("numpy.", "ndarray.")):
+    if name.startswith(("numpy.", "ndarray.")) or isinstance(function, type):
         return None
     homes = (name, *(str(type(each).__module__) for each in (function, *operands[:2])))
     if all(home.partition(".")[0] not in FRAMEWORKS for home in homes):
         return None
-    owner = getattr(function, "__self__", None)
+    owner = bound_to(function)
     return type(owner) if is_array_type(type(owner)) else function if owner is None else owner
 
 
@@ -48,9 +48,9 @@ def model_work(function: Any, args: tuple, kwargs: dict[str, Any]) -> Callable[[
     Asking takes from milliseconds to seconds and traces the computation, on shapes alone, with nothing run. None from it means
     that the framework cannot say: a loop, Python control flow, an optimiser's step.
     """
-    owner, arrays = getattr(function, "__self__", None), arrays_in([*args, *kwargs.values()])
+    owner, arrays = bound_to(function), arrays_in([*args, *kwargs.values()])
     n_bytes = sum(map(array_bytes, {id(array): array for array in arrays}.values()))
-    roots, name = _roots(function, owner, *arrays), getattr(function, "__name__", "")
+    roots, name = _roots(function, owner, *arrays), name_of(function)
     if roots & {"keras", "tf_keras"}:
         keras = sys.modules.get("keras")
         roots.add(keras.config.backend() if keras and "keras" in roots else "tensorflow")
@@ -142,21 +142,23 @@ def _ask_torch(function: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    module = getattr(function, "__self__", None) if getattr(function, "__name__", "") == "forward" else function
+    module = function.__self__ if name_of(function) == "forward" else function
     layers = list(module.modules()) if isinstance(module, torch.nn.Module) else []
     values = module.state_dict() if layers else {}
-    with FakeTensorMode() as mode, FlopCounterMode(display=False) as counter, torch.no_grad():
-        tensors = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in _specs(args, kwargs)]
-        state = {name: mode.from_tensor(value) for name, value in values.items()}
-        if layers:
-            function = functools.partial(_of_state, torch.func.functional_call, module, state)
-        result = _on(function, args, kwargs)(*tensors)
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # fused kernels, of attention and of recurrent layers, are not counted
+    plainly, counter = torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False)
+    try:
+        with warnings.catch_warnings(action="ignore"), plainly, FakeTensorMode() as mode, counter, torch.no_grad():
+            tensors = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in _specs(args, kwargs)]
+            state = {name: mode.from_tensor(value) for name, value in values.items()}
+            if layers:
+                function = lambda *args, **kwargs: torch.func.functional_call(module, state, args, kwargs)  # noqa: E731
+            result = _on(function, args, kwargs)(*tensors)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
     moved = sum(array_bytes(each) for each in (*tensors, *state.values(), *arrays_in([result])))
     return counter.get_total_flops(), moved, max(sum(not list(layer.children()) for layer in layers), 1)
-
-
-def _of_state(call: Callable, module: Any, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-    return call(module, state, args, kwargs)
 
 
 _ASK = {"tensorflow": _ask_tensorflow, "jax": _ask_jax, "torch": _ask_torch}

@@ -7,28 +7,40 @@ import operator
 import sys
 import threading
 import time
-import types
 import weakref
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..run.runnable import FunctionKey
 from .calls import Call, HiddenTransfer, RecordedCall, RecordedFunction
-from .describing import SCALARS, array_bytes, arrays_in, describe, describe_results, is_array_type, public_name, written_region
+from .describing import (
+    SCALARS,
+    array_bytes,
+    arrays_in,
+    arrays_only,
+    bound_to,
+    describe_call,
+    home_of,
+    is_array_type,
+    name_of,
+    public_name,
+)
 from .folding import Project
-from .frameworks import framework_object, model_work
+from .frameworks import FRAMEWORKS, framework_object, model_work
 
-MOST_CALLS = 200  # distinct ones of a function; further ones share an entry for each name
+# Distinct calls of a function: of one name after so many only arrays count, not parameters such as a loop's index; and after so
+# many in all, further ones share an entry for each name.
+MOST_EXACT, MOST_CALLS = 20, 200
 WORTH_AN_ENTRY_S = 50e-6  # of a call without arrays
 
 _BUFFERS = frozenset(map(id, (bytearray, memoryview, array)))
-_PLAIN = SCALARS | _BUFFERS | set(map(id, (list, tuple, dict, set, frozenset, FunctionType)))
-_NUMBERS = frozenset(map(id, np.sctypeDict.values()))
+_PYTHONS_OWN = SCALARS | _BUFFERS | set(map(id, (list, tuple, dict, set, frozenset, FunctionType)))
+_PLAIN = _PYTHONS_OWN | set(map(id, np.sctypeDict.values()))
 _ITERATING = frozenset(
     map(id, (list, tuple, set, frozenset, sorted, zip, enumerate, map, filter, sum, min, max, any, all, iter, reversed))
 )
@@ -36,63 +48,54 @@ _TAKING_VALUES = frozenset(map(id, (int, float, complex, bool, str, repr, print,
 _BUILTINS = _ITERATING | _TAKING_VALUES | set(map(id, (abs, pow, round, divmod)))
 _LOOK_AT_CALLER = frozenset({"query", "eval", "sql", "sql_expr"})  # pandas, Polars, DuckDB: at its variables
 # What of the standard library computes and does not ask who its caller is, as `logging` and `namedtuple` do.
-_COMPUTES = frozenset(
-    {
-        *("ast", "base64", "binascii", "bisect", "bz2", "copy", "csv", "decimal", "difflib", "fractions", "gzip", "hashlib"),
-        *("heapq", "hmac", "html", "itertools", "json", "lzma", "marshal", "pickle", "random", "re", "sqlite3", "statistics"),
-        *("struct", "textwrap", "tokenize", "xml", "zlib"),
-    }
-)
+_COMPUTES = {
+    *("json", "re", "csv", "xml", "html", "zlib", "gzip", "bz2", "lzma", "hashlib", "pickle", "copy", "difflib", "statistics"),
+    *("random", "heapq", "bisect", "itertools", "fractions", "decimal", "struct", "base64", "textwrap", "tokenize", "sqlite3"),
+}
 _UNRECORDED = frozenset({*sys.stdlib_module_names, "generated code", "altlas"}) - {"_operator"}
+_MAY_BE_ON_GPU = FRAMEWORKS | {"numpy", "ndarray", "ufunc", "scipy", "cupy", "cupyx", "builtins"}
 
 
 class Run:
-    """What is known during one trace of a program, between its start and its end."""
+    """What is known during one trace of a program."""
 
     def __init__(self, project: Project):
         self.project = project
         self.recorders: dict[int, Recorder] = {}  # of functions that were called
-        self._standings: dict[str | int, tuple[str | None, Any]] = {}
+        self.standings: dict[str | int, tuple[str | None, Any]] = {}
 
-    def standing(self, home: str | type) -> str | None:
-        """Of a type, or of a function's file or module.
+    def find_standing(self, home: str | type) -> tuple[str | None, Any]:
+        """Of a type, or of a function's file or module; with the type, so that no other can have its id.
 
         "array"; "library"; "standard" where that is Python's own and may take long; None if it is the user's or never recorded.
         """
-        key = home if type(home) is str else id(home)
-        if key not in self._standings:
-            try:
-                found = self._find_standing(home)
-            except Exception:  # a metaclass that answers nothing
-                found = None
-            self._standings[key] = found, home  # with the type, so that no other can have its id
-        return self._standings[key][0]
+        try:
+            found = self._find_standing(home)
+        except Exception:  # a metaclass that answers nothing
+            found = None
+        return self.standings.setdefault(home if type(home) is str else id(home), (found, home))
 
     def _find_standing(self, home: str | type) -> str | None:
         if type(home) is str:
-            library = home if home in sys.modules else self.project.library(FunctionKey(home, 0, ""))
+            library = self._library(home) if home in sys.modules else self.project.library(FunctionKey(home, 0, ""))
         else:
             # The class that says what shape an array has: if it is the user's, asking would run the user's code.
             definer = next((base for base in home.__mro__ if "shape" in vars(base)), home)
             if is_array_type(home) and not self.is_users(definer):
                 return "array"
-            library = None if self.is_users(home) else str(home.__module__)
+            library = self._library(str(home.__module__))
         if library is None or (root := library.partition(".")[0]) not in _UNRECORDED:
             return library and "library"
         return "standard" if root.strip("_") in _COMPUTES else None
 
-    def begin(self) -> None:
-        global _run
-        _run = self
-
-    def end(self) -> None:
-        global _run
-        _run = None
-
     def is_users(self, kind: type) -> bool:
-        module = str(kind.__module__)
+        return self._library(str(kind.__module__)) is None
+
+    def _library(self, module: str) -> str | None:
+        """The module itself; None: it is the user's."""
         file = getattr(sys.modules.get(module), "__file__", None)
-        return module == "__main__" or bool(file and self.project.library(FunctionKey(file, 0, "")) is None)
+        is_users = module == "__main__" or (file and self.project.library(FunctionKey(file, 0, "")) is None)
+        return None if is_users else module
 
 
 class _Thread(threading.local):
@@ -100,33 +103,24 @@ class _Thread(threading.local):
     n_running = 0  # recorded calls that have not returned
 
 
-_run: Run | None = None  # one program at a time is traced; elsewhere, as in a process that a function was sent to, None
+run: Run | None = None  # one program at a time is traced; elsewhere, as in a process that a function was sent to, None
 _thread = _Thread()
+
+
+def _standing(home: str | type) -> str | None:
+    if (of := run) is None:  # also in a thread of a program that outlives its trace
+        return None
+    return (of.standings.get(home if type(home) is str else id(home)) or of.find_standing(home))[0]
 
 
 def _is_plain(value: Any) -> bool:
     """Whether operators on it are Python's business, or the user's."""
     kind = type(value)
-    return id(kind) in _PLAIN or id(kind) in _NUMBERS or _run is None or _run.standing(kind) in (None, "standard")
+    return id(kind) in _PLAIN or _standing(kind) in (None, "standard")
 
 
 def _is_array(kind: type) -> bool:
-    return kind is np.ndarray or (id(kind) not in _PLAIN and _run is not None and _run.standing(kind) == "array")
-
-
-def _home(function: Any) -> str | type:
-    """Whose a function is: its file, its module or its class."""
-    kind = type(function)
-    if kind is FunctionType:
-        return function.__code__.co_filename
-    if kind is MethodType or kind is functools.partial:
-        return _home(function.__func__ if kind is MethodType else function.func)
-    if kind is BuiltinFunctionType:
-        owner = function.__self__
-        return function.__module__ or (owner if issubclass(type(owner), type) else type(owner))
-    if issubclass(kind, types.MethodDescriptorType):
-        return function.__objclass__
-    return function if issubclass(kind, type) else kind
+    return kind is np.ndarray or (id(kind) not in _PLAIN and _standing(kind) == "array")
 
 
 def _owner(values: Any) -> Any:
@@ -156,7 +150,7 @@ class _Entry:
 class Recorder:
     """What one of the user's functions asks for. Its methods stand in the function's code.
 
-    Threads share it without losing counts: CPython switches threads where code jumps or calls, which no sum here does midway.
+    Threads share it without losing counts: CPython switches threads where code jumps or calls, so no sum here has a call in it.
     """
 
     def __init__(self, key: FunctionKey):
@@ -170,6 +164,7 @@ class Recorder:
         self.n_calls = self.n_element_accesses = self.n_failures = 0
         self.input_bytes = self.output_bytes = self.resident_bytes = 0
         self.entries: dict[tuple, _Entry] = {}
+        self._n_exact: Counter[str] = Counter()
         self.transfers: Counter[tuple[int, str]] = Counter()
         self._origins: dict[int, _Origin] = {}
 
@@ -185,13 +180,15 @@ class Recorder:
 
     def enter(self, arguments: tuple) -> tuple[float, float] | None:
         """A function begins. Its time is of interest where a library called it: the library's own time is without it."""
-        if (run := _run) is None:
+        if (of := run) is None:
             return None
-        run.recorders[id(self)] = self
+        of.recorders[id(self)] = self
         self.n_calls += 1
         for value in arguments:
-            if id(type(value)) not in SCALARS:
-                self.input_bytes += self._passing_bytes(arguments, is_argument=True)
+            kind = type(value)
+            if id(kind) not in SCALARS and (issubclass(kind, (list, tuple, dict)) or _is_array(kind)):
+                n_bytes = self._passing_bytes(arguments, is_argument=True)
+                self.input_bytes += n_bytes
                 break
         return (time.perf_counter(), _thread.recorded_s) if _thread.n_running else None
 
@@ -203,16 +200,17 @@ class Recorder:
 
     def give(self, value: Any) -> Any:
         """A function returns or yields."""
-        self.output_bytes += self._passing_bytes((value,))
+        n_bytes = self._passing_bytes((value,))
+        self.output_bytes += n_bytes
         return value
 
     def wrap_call(self, function: Any) -> Any:
         kind = type(function)
-        if (kind is BuiltinFunctionType and id(type(function.__self__)) in _PLAIN) or (run := _run) is None:
+        if kind is BuiltinFunctionType and id(type(function.__self__)) in _PYTHONS_OWN:
             return function  # a method of a text or a list
         if id(function) in _BUILTINS:
             return functools.partial(self.call_builtin, function)
-        if run.standing(_home(function)) is None or _name(function) in _LOOK_AT_CALLER:
+        if _standing(home_of(function)) is None or name_of(function) in _LOOK_AT_CALLER:
             return function
         return functools.partial(self.call, function)
 
@@ -272,9 +270,9 @@ class Recorder:
     # Calls.
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        if _name(function) == "resize" and _run:
-            for recorder in [*_run.recorders.values()]:
-                recorder._origins.pop(id(getattr(function, "__self__", None)), None)
+        if name_of(function) == "resize" and (of := run):
+            for recorder in [*of.recorders.values()]:
+                recorder._origins.pop(id(bound_to(function)), None)
         thread = _thread
         before_s = thread.recorded_s
         thread.n_running += 1
@@ -284,7 +282,8 @@ class Recorder:
         finally:
             seconds = time.perf_counter() - start
             thread.n_running -= 1
-        self._try_to_record(function, args, kwargs, result, seconds, before_s)
+        if seconds >= WORTH_AN_ENTRY_S or _standing(home_of(function)) != "standard":
+            self._try_to_record(function, args, kwargs, result, seconds, before_s)
         return result
 
     def call_builtin(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -299,17 +298,15 @@ class Recorder:
 
     def _try_to_record(self, *call: Any) -> None:
         try:
-            if _run is not None:
-                self._record(_run, *call)
+            if (of := run) is not None:
+                self._record(of, *call)
         except Exception:  # an array of a kind that nobody foresaw must not stop the user's program
             self.n_failures += 1
 
-    def _record(self, run: Run, function: Any, args: tuple, kwargs: dict, result: Any, seconds: float, before_s: float) -> None:
-        if seconds < WORTH_AN_ENTRY_S and run.standing(_home(function)) == "standard":
-            return
+    def _record(self, of: Run, function: Any, args: tuple, kwargs: dict, result: Any, seconds: float, before_s: float) -> None:
         while type(function) is functools.partial:
             args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
-        if _is_array(type(owner := getattr(function, "__self__", None))):
+        if _is_array(type(owner := bound_to(function))):
             args = (owner, *args)
         if self._is_element_by_element(function, args, result):
             return
@@ -319,7 +316,9 @@ class Recorder:
             return
         _thread.recorded_s = before_s + seconds
         is_view = self._note_origins(operands, results)
-        name = public_name(function, [*operands, *args], run.is_users)
+        name = public_name(function, [*operands, *args], of.is_users)
+        if operands and name.partition(".")[0] not in _MAY_BE_ON_GPU:
+            self.take_value(f"array for {name}", operands[0])
         entry = self._entry(name, function, args, kwargs, result, is_view, framework_object(name, function, operands))
         entry.n_calls += 1
         entry.time_s += own_s
@@ -351,17 +350,19 @@ class Recorder:
 
     def _entry(self, name: str, function: Any, args: tuple, kwargs: dict, result: Any, is_view: bool, asked: Any) -> _Entry:
         """The entry of all calls with the same description."""
-        is_set = function is operator.setitem
-        described = tuple(describe(each, _is_array, is_index=is_set) for each in args)
-        named = {key: describe(each, _is_array) for key, each in kwargs.items()}
-        results = describe_results(written_region(*args[:2]) if is_set else result, _is_array)
-        key = (name, described, *named.items(), results, is_view, id(asked))
-        if (entry := self.entries.get(key)) is not None:
-            return entry
+        described, results = describe_call(function, (*args, *kwargs.values()), result, _is_array)
+        rest = (tuple(kwargs), results, is_view, id(asked))
+        if (name, described, *rest) not in self.entries and self._n_exact[name] >= MOST_EXACT:
+            described = arrays_only(described)
+        if (key := (name, described, *rest)) in self.entries:
+            return self.entries[key]
         if len(self.entries) >= MOST_CALLS:
             return self.entries.setdefault((name,), _Entry({"name": name}))
-        call = {"name": name, "args": described, "kwargs": named, "results": results, "is_view": is_view}
-        return self.entries.setdefault(key, _Entry(call, asked, None if asked is None else model_work(function, args, kwargs)))
+        self._n_exact[name] += 1
+        positional, named = described[: len(args)], dict(zip(kwargs, described[len(args) :], strict=True))
+        call = {"name": name, "args": positional, "kwargs": named, "results": results, "is_view": is_view}
+        ask = None if asked is None else model_work(function, args, kwargs)
+        return self.entries.setdefault(key, _Entry(call, asked, ask))
 
     # Where arrays came from.
 
@@ -428,13 +429,6 @@ class Recorder:
             resident_bytes=self.resident_bytes,
             hidden_transfers=[HiddenTransfer(line=line, what=what, n_times=n) for (line, what), n in places],
         )
-
-
-def _name(function: Any) -> str:
-    try:
-        return getattr(function, "__name__", "")
-    except Exception:  # a proxy of nothing
-        return ""
 
 
 def clean(traceback: Any) -> None:

@@ -23,6 +23,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from ..run.runnable import FunctionKey, ProfilingError
+from . import recorder
 from .calls import RecordedFunction
 from .folding import Project
 from .instrumentation import with_marks, with_recorders
@@ -64,8 +65,9 @@ def trace(
     """Run `call` once and record what functions of `project` ask of libraries; afterwards they are as they were.
 
     Args:
-        root: the function that `call` begins with; a note says so if it should have been seen and was not.
-        functions: those to record, the others run as they are; None: all of the project.
+        root: the function that `call` begins with.
+        functions: those to record, the others run as they are; None: all of the project. Notes say what of them, or whether the
+            root, was not seen.
         check_port: note where the values of arrays are needed on the host (`RecordedFunction.hidden_transfers`).
 
     Returns:
@@ -80,16 +82,19 @@ def trace(
         raise ProfilingError("an array trace is running in this process already; wait until it has ended")
     run, notes = Run(project), []
     try:
-        run.begin()
+        recorder.run = run
         with _instrumented(project, functions, check_port, notes):
             result = call()
-        run.end()
+        recorder.run = None
         recorders = [*run.recorders.values()]
         entries = [entry for each in recorders for entry in each.entries.values() if entry.ask]
         for entry in sorted(entries, key=lambda entry: -entry.time_s)[:_MOST_ASKED]:
             entry.call["model_work"] = entry.ask()
-        if all(each.key != root for each in recorders) and (functions is None or root in functions):
-            notes.append(f"what {root.name} itself calls was not seen: it is no function of the user's in Python source")
+        if missing := ({root} if functions is None else {*functions}) - {each.key for each in recorders}:
+            names = ", ".join(sorted(key.name for key in missing)[:3])
+            notes.append(
+                f"what {names} calls was not seen: not called in this run, or no function of the user's in Python source"
+            )
         if n_failures := sum(each.n_failures for each in recorders):
             notes.append(f"{n_failures} calls on arrays could not be described and are left out")
         recorded = [each.recorded(project, check_port=check_port) for each in recorders]
@@ -98,7 +103,7 @@ def trace(
         clean(error.__traceback__)
         raise
     finally:
-        run.end()
+        recorder.run = None
         for each in run.recorders.values():  # a script's code keeps them for the next run
             each.reset()
         _lock.release()
@@ -128,7 +133,7 @@ def _instrumented(
             if twin := twin_of.get(function.__code__):
                 originals[id(twin)] = twin, function.__code__
                 function.__code__ = twin
-            elif functions is None or FunctionKey.of(function.__code__) in functions:
+            elif (functions is None or FunctionKey.of(function.__code__) in functions) and not _is_recorded(function):
                 left.add(function.__qualname__)
         if left:
             names = ", ".join(sorted(left)[:3])
@@ -144,9 +149,15 @@ def _instrumented(
                 function.__code__ = found[1]
 
 
+def _is_recorded(function: FunctionType) -> bool:
+    """Already, as functions of a script are that an earlier run made."""
+    return any(type(getattr(const, "__self__", None)) is Recorder for const in function.__code__.co_consts)
+
+
 def _all_functions() -> list[FunctionType]:
     """Every Python function of the process, wherever it is kept, but for those whose bytecode Numba compiles."""
     objects = gc.get_objects()
     numba = sys.modules.get("numba.core.dispatcher")
-    compiled = {id(each.py_func) for each in objects if issubclass(type(each), numba.Dispatcher)} if numba else ()
+    kinds = {id(kind) for kind in (numba.Dispatcher, *numba.Dispatcher.__subclasses__())} if numba else ()
+    compiled = {id(each.py_func) for each in objects if id(type(each)) in kinds}
     return [each for each in objects if type(each) is FunctionType and id(each) not in compiled]
