@@ -1342,6 +1342,32 @@ def test_two_threads_in_recorded_functions_are_counted_rightly(program):
     assert not any("could not be described" in note for note in run.notes)
 
 
+def test_a_thread_may_outlive_its_trace(program):
+    user = program("""
+        import threading
+        import numpy as np
+        go, results = threading.Event(), []
+
+        class Own:
+            def __add__(self, other): return 1
+
+        def late():
+            go.wait()
+            x = np.ones(3)
+            x[0] = (x @ x).item()
+            results.append([float(x.sum()), max(x), [v for v in x], Own() + 1, "-".join(["a"])])
+
+        def main():
+            threading.Thread(target=late).start()
+    """)
+    traced(user, check_port=True)
+    user.go.set()
+    stop = time.monotonic() + 30
+    while not user.results and time.monotonic() < stop:
+        time.sleep(0.01)
+    assert user.results == [[5.0, 3.0, [3.0, 1.0, 1.0], 1, "a"]]
+
+
 @pytest.mark.parametrize("how", ["multiprocessing", "loky"])
 def test_recorded_functions_go_to_other_processes(program, how):
     if how == "loky":

@@ -76,12 +76,12 @@ def shape(array: Any) -> tuple[int, ...]:
 def dtype_name(array: Any) -> str:
     """'float32', also of TensorFlow's and PyTorch's types; 'mixed' for a table; 'object' where the name says nothing."""
     dtype = getattr(array, "dtype", "mixed")
-    return _recognised(str(getattr(dtype, "name", dtype)))
+    return _recognised(dtype if isinstance(dtype, np.dtype) else str(getattr(dtype, "name", dtype)))
 
 
-@functools.lru_cache(maxsize=256)
-def _recognised(dtype: str) -> str:
-    name = dtype.removeprefix("torch.").lower()
+@functools.lru_cache(maxsize=256)  # NumPy composes a dtype's name anew each time
+def _recognised(dtype: np.dtype | str) -> str:
+    name = str(getattr(dtype, "name", dtype)).removeprefix("torch.").lower()
     return name if DTYPE.fullmatch(name) else "object"
 
 

@@ -39,8 +39,8 @@ MOST_EXACT, MOST_CALLS = 20, 200
 WORTH_AN_ENTRY_S = 50e-6  # of a call without arrays
 
 _BUFFERS = frozenset(map(id, (bytearray, memoryview, array)))
-_PLAIN = SCALARS | _BUFFERS | set(map(id, (list, tuple, dict, set, frozenset, FunctionType)))
-_NUMBERS = frozenset(map(id, np.sctypeDict.values()))
+_PYTHONS_OWN = SCALARS | _BUFFERS | set(map(id, (list, tuple, dict, set, frozenset, FunctionType)))
+_PLAIN = _PYTHONS_OWN | set(map(id, np.sctypeDict.values()))
 _ITERATING = frozenset(
     map(id, (list, tuple, set, frozenset, sorted, zip, enumerate, map, filter, sum, min, max, any, all, iter, reversed))
 )
@@ -53,8 +53,6 @@ _COMPUTES = {
     *("random", "heapq", "bisect", "itertools", "fractions", "decimal", "struct", "base64", "textwrap", "tokenize", "sqlite3"),
 }
 _UNRECORDED = frozenset({*sys.stdlib_module_names, "generated code", "altlas"}) - {"_operator"}
-
-
 _MAY_BE_ON_GPU = FRAMEWORKS | {"numpy", "ndarray", "ufunc", "scipy", "cupy", "cupyx", "builtins"}
 
 
@@ -64,21 +62,18 @@ class Run:
     def __init__(self, project: Project):
         self.project = project
         self.recorders: dict[int, Recorder] = {}  # of functions that were called
-        self._standings: dict[str | int, tuple[str | None, Any]] = {}
+        self.standings: dict[str | int, tuple[str | None, Any]] = {}
 
-    def standing(self, home: str | type) -> str | None:
-        """Of a type, or of a function's file or module.
+    def find_standing(self, home: str | type) -> tuple[str | None, Any]:
+        """Of a type, or of a function's file or module; with the type, so that no other can have its id.
 
         "array"; "library"; "standard" where that is Python's own and may take long; None if it is the user's or never recorded.
         """
-        key = home if type(home) is str else id(home)
-        if key not in self._standings:
-            try:
-                found = self._find_standing(home)
-            except Exception:  # a metaclass that answers nothing
-                found = None
-            self._standings[key] = found, home  # with the type, so that no other can have its id
-        return self._standings[key][0]
+        try:
+            found = self._find_standing(home)
+        except Exception:  # a metaclass that answers nothing
+            found = None
+        return self.standings.setdefault(home if type(home) is str else id(home), (found, home))
 
     def _find_standing(self, home: str | type) -> str | None:
         if type(home) is str:
@@ -105,21 +100,27 @@ class Run:
 
 class _Thread(threading.local):
     recorded_s = 0.0  # that this thread has spent in recorded calls, and in the user's functions that they called
-    nrunning = 0  # recorded calls that have not returned
+    n_running = 0  # recorded calls that have not returned
 
 
 run: Run | None = None  # one program at a time is traced; elsewhere, as in a process that a function was sent to, None
 _thread = _Thread()
 
 
+def _standing(home: str | type) -> str | None:
+    if (of := run) is None:  # also in a thread of a program that outlives its trace
+        return None
+    return (of.standings.get(home if type(home) is str else id(home)) or of.find_standing(home))[0]
+
+
 def _is_plain(value: Any) -> bool:
     """Whether operators on it are Python's business, or the user's."""
     kind = type(value)
-    return id(kind) in _PLAIN or id(kind) in _NUMBERS or run is None or run.standing(kind) in (None, "standard")
+    return id(kind) in _PLAIN or _standing(kind) in (None, "standard")
 
 
 def _is_array(kind: type) -> bool:
-    return kind is np.ndarray or (id(kind) not in _PLAIN and run is not None and run.standing(kind) == "array")
+    return kind is np.ndarray or (id(kind) not in _PLAIN and _standing(kind) == "array")
 
 
 def _owner(values: Any) -> Any:
@@ -184,11 +185,12 @@ class Recorder:
         of.recorders[id(self)] = self
         self.n_calls += 1
         for value in arguments:
-            if id(type(value)) not in SCALARS:
+            kind = type(value)
+            if id(kind) not in SCALARS and (issubclass(kind, (list, tuple, dict)) or _is_array(kind)):
                 n_bytes = self._passing_bytes(arguments, is_argument=True)
                 self.input_bytes += n_bytes
                 break
-        return (time.perf_counter(), _thread.recorded_s) if _thread.nrunning else None
+        return (time.perf_counter(), _thread.recorded_s) if _thread.n_running else None
 
     def leave(self, entered: tuple[float, float] | None, value: Any) -> Any:
         if entered is not None:
@@ -204,11 +206,11 @@ class Recorder:
 
     def wrap_call(self, function: Any) -> Any:
         kind = type(function)
-        if (kind is BuiltinFunctionType and id(type(function.__self__)) in _PLAIN) or (of := run) is None:
+        if kind is BuiltinFunctionType and id(type(function.__self__)) in _PYTHONS_OWN:
             return function  # a method of a text or a list
         if id(function) in _BUILTINS:
             return functools.partial(self.call_builtin, function)
-        if of.standing(home_of(function)) is None or name_of(function) in _LOOK_AT_CALLER:
+        if _standing(home_of(function)) is None or name_of(function) in _LOOK_AT_CALLER:
             return function
         return functools.partial(self.call, function)
 
@@ -268,19 +270,20 @@ class Recorder:
     # Calls.
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        if name_of(function) == "resize" and run:
-            for recorder in [*run.recorders.values()]:
+        if name_of(function) == "resize" and (of := run):
+            for recorder in [*of.recorders.values()]:
                 recorder._origins.pop(id(bound_to(function)), None)
         thread = _thread
         before_s = thread.recorded_s
-        thread.nrunning += 1
+        thread.n_running += 1
         start = time.perf_counter()
         try:
             result = function(*args, **kwargs)
         finally:
             seconds = time.perf_counter() - start
-            thread.nrunning -= 1
-        self._try_to_record(function, args, kwargs, result, seconds, before_s)
+            thread.n_running -= 1
+        if seconds >= WORTH_AN_ENTRY_S or _standing(home_of(function)) != "standard":
+            self._try_to_record(function, args, kwargs, result, seconds, before_s)
         return result
 
     def call_builtin(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -301,8 +304,6 @@ class Recorder:
             self.n_failures += 1
 
     def _record(self, of: Run, function: Any, args: tuple, kwargs: dict, result: Any, seconds: float, before_s: float) -> None:
-        if seconds < WORTH_AN_ENTRY_S and of.standing(home_of(function)) == "standard":
-            return
         while type(function) is functools.partial:
             args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
         if _is_array(type(owner := bound_to(function))):
