@@ -235,9 +235,9 @@ def compare(
     second: Annotated[str, typer.Argument(help="Another one.", show_default=False)],
     everything: Annotated[bool, typer.Option("--all", help="Also what stayed within the noise.")] = False,
 ) -> None:
-    """Say what changed between two runs: what they were made with, and each number with its ratio.
+    """Say what changed between two runs: what they were made with, then times, memory, scores, losses, batches and verdicts.
 
-    Exit code 0: compared. 1: there is no such run.
+    A ratio is a range, and is only claimed where the two ranges do not overlap. Exit code 0: compared. 1: there is no such run.
     """
     from . import report
     from .paths import RunFolder, outputs_dir

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import statistics
+import string
 import subprocess
 import textwrap
 from collections.abc import Sequence
@@ -108,6 +109,27 @@ def format_value(value: float, unit: str) -> str:
             digits = f"{scaled:,.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}"
             return f"{digits} {name}".strip()
     raise AssertionError("unreachable: every scale ends with 0")
+
+
+class Sentence(Model):
+    """A sentence with its values kept apart, so that a report can say it in another language; `str` is the English one.
+
+    A value's name says how it reads: `*_points` is a difference of shares in percentage points, a whole number is grouped.
+    """
+
+    text: str = Field(min_length=1, description="English; `{name}` stands where a value goes")
+    values: dict[str, "Sentence | Quantity | int | float | str | None"] = {}
+
+    @model_validator(mode="after")
+    def _names_its_values(self) -> Self:
+        """A file must not reach into objects by `{name.attribute}`, nor ask for a billion digits by `{name:...}`."""
+        for _, name, form, conversion in string.Formatter().parse(self.text):
+            if name is not None and (name not in self.values or form or conversion):
+                raise ValueError(f"{self.text!r}: expected '{{name}}' of a value of {sorted(self.values)}, got {name!r}")
+        return self
+
+    def __str__(self) -> str:
+        return self.text.format(**{name: f"{value:,}" if type(value) is int else value for name, value in self.values.items()})
 
 
 class DataSource(Model):
@@ -655,6 +677,7 @@ class SimilarityResult(ChapterResult):
     most_similar: list[SimilarPair]
     expectations: list[Expectation] = []
     steps: list[Step] = Field(default=[], description="of the fastest method at the largest size")
+    sentences: list[Sentence] = Field(default=[], description="finding and titles of figures again, their values kept apart")
 
     @property
     def gpu_was_timed(self) -> bool:
@@ -729,6 +752,20 @@ class Remedy(Model):
     problem: str | None = None
 
 
+class GpuFit(Model):
+    """What makes a model's training step fit one GPU of the catalogue, by what was compiled for it."""
+
+    gpu: str
+    as_it_is: Literal["fits", "tight", "out of memory"] | None = Field(
+        description="of the model without a mitigation; None: not compiled"
+    )
+    fitting: list[str] = Field(
+        description="mitigations with which it fits, the model as it is among them, in the table's order"
+    )
+    plan: MemoryPlan | None = Field(description="of the first that fits, else of the model as it is; None: not compiled")
+    not_compiled: list[str] = Field(default=[], description="mitigations that nothing is known of on this GPU")
+
+
 class Kept(Model):
     """A ratio with its 95 % interval: an option's score, or gain over the base rate, over the reference's."""
 
@@ -756,9 +793,22 @@ class TrainingResult(ChapterResult):
     number: ClassVar[str] = "30"
 
     source: DataSource
+    data_kind: Literal["own", "generated, planted regime", "generated, fair"] = Field(
+        default="own", description="a series that was generated says nothing about the user's own"
+    )
     preset: str
+    model: str | None = Field(default=None, description="module:function of a model of the user's own; None: the preset")
+    stands_in_for: str | None = Field(default=None, description="the preset that a smaller one was trained in place of")
     n_parameters: int
-    micro_batch_size: int
+    micro_batch_size: int = Field(description="at the end of the training")
+    micro_batch_size_asked: int | None = Field(default=None, description="None: not recorded")
+    n_retreats: int = Field(
+        default=0, ge=0, description="times that the device ran out of memory and the micro-batch was halved"
+    )
+    best_epoch: int | None = Field(default=None, description="of the last stage: the one whose weights the scores are of")
+    constant_answer: str | None = Field(
+        default=None, description="what all seeds say of every test value; None: they tell values apart, or were not asked"
+    )
     gradient_accumulation_steps: int
     history: list[Epoch] = Field(description="of the first seed's training")
     metrics: list[Metric]
@@ -767,6 +817,9 @@ class TrainingResult(ChapterResult):
     peak_memory: Quantity | None = None
     gpu: str | None = Field(default=None, description="that the remedies are planned for")
     remedies: list[Remedy] = []
+    gpu_fits: list[GpuFit] = Field(
+        default=[], description="of the same model: each GPU of the catalogue, smallest memory first"
+    )
     qualities: list[Quality] = []
     notes: list[str] = Field(default=[], description="what did not go as asked for in training")
 

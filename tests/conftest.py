@@ -3,9 +3,13 @@
 import random
 import textwrap
 
+import hypothesis
 import pytest
 
 from altlas_lib import devices, paths, profiling
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # speed is the benchmarks' business, and machines are busy
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

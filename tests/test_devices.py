@@ -238,3 +238,20 @@ def test_a_row_with_a_typing_error_is_refused():
     for damage in ({"memory_gib": -16}, {"compute_capability": "sm_75"}, {"source": ""}, {"memory_gb": 16}, {"name": ""}):
         with pytest.raises(ValueError, match=next(iter(damage))):
             devices.GpuSpec.model_validate(row | damage)
+
+
+def test_processors_of_one_marketing_name_are_told_apart(monkeypatch):
+    """Two clouds sell an "AMD EPYC": family, model and stepping say which it is."""
+    from altlas_lib.devices import host
+
+    def named(model):
+        cpuinfo = (
+            f"processor\t: 0\ncpu family\t: 25\nmodel\t\t: {model}\nmodel name\t: AMD EPYC\nstepping\t: 1\n\nprocessor\t: 1\n"
+        )
+        monkeypatch.setattr(host.Path, "exists", lambda path: True)
+        monkeypatch.setattr(host.Path, "read_text", lambda path, **options: cpuinfo)
+        return str(host.describe_cpu.__wrapped__())
+
+    assert named(1).startswith("AMD EPYC (family 25 model 1 stepping 1, ")
+    assert named(1) != named(17)
+    assert str(host.Cpu("QEMU", 1, ())) == "QEMU (1 thread)"

@@ -29,9 +29,11 @@ class Cpu:
     name: str
     n_threads: int  # that this process may use: its affinity, not the machine's total
     instruction_sets: tuple[str, ...]
+    revision: str = ""  # that tells processors of one marketing name apart: "family 25 model 1 stepping 1"
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.n_threads} thread{'s' if self.n_threads > 1 else ''})"
+        threads = f"{self.n_threads} thread{'s' if self.n_threads > 1 else ''}"
+        return f"{self.name} ({', '.join(filter(None, (self.revision, threads)))})"
 
 
 @dataclass(frozen=True)
@@ -48,17 +50,25 @@ class Gpu:
 
 @functools.cache
 def describe_cpu() -> Cpu:
-    """This machine's CPU. Instruction sets are known on Linux only and empty elsewhere."""
+    """This machine's CPU. Instruction sets and revision are known on Linux only and empty elsewhere."""
     fields: dict[str, str] = {}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         first = cpuinfo.read_text(errors="replace").split("\n\n")[0]
         fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    revision = {
+        "family": "cpu family",
+        "model": "model",
+        "stepping": "stepping",
+        "part": "CPU part",
+        "revision": "CPU revision",
+    }
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     return Cpu(
         name=fields.get("model name") or platform.processor() or platform.machine(),
         n_threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         instruction_sets=tuple(name for flag, name in _INSTRUCTION_SETS.items() if flag in flags),
+        revision=" ".join(f"{word} {fields[key]}" for word, key in revision.items() if fields.get(key)),
     )
 
 

@@ -1,8 +1,9 @@
 """Chapter 90: what the saved results say, as one self-contained page and as the proof of concept's Markdown report."""
 
 from .compare import Comparison, compare_runs, format_comparison
-from .decide import Decision, Rules
-from .render import QUESTIONS, Report, decisions, overview, print_report, read_results, render_report
+from .decide import Decision, Overall
+from .render import QUESTIONS, Report, decisions, overall, overview, print_report, read_results, render_report
+from .rules import Rules
 from .stale import stale
 from .what_if import WhatIf, panel, what_if
 
@@ -10,12 +11,14 @@ __all__ = [
     "QUESTIONS",
     "Comparison",
     "Decision",
+    "Overall",
     "Report",
     "Rules",
     "WhatIf",
     "compare_runs",
     "decisions",
     "format_comparison",
+    "overall",
     "overview",
     "panel",
     "print_report",

@@ -1,58 +1,82 @@
-"""What changed between two runs, quantity by quantity: how a team reads "laptop against T4 server"."""
+"""What changed between two runs, number by number: how a team reads "laptop against T4 server"."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel
 
 from ..paths import RunFolder
-from ..results import CHAPTERS, ChapterResult, Quantity, ResultError, format_value
+from ..results import CHAPTERS, ChapterResult, Epoch, Metric, Quantity, ResultError, format_value
+from .bands import Band
+from .decide import Decider
+from .language import Language
+from .rules import Rules
 
 _IDENTIFYING = (
-    *("workload", "method", "name", "function", "option", "series", "tool"),
+    *("workload", "method", "name", "function", "option", "series", "tool", "kind", "gpu", "check"),
     *("n_texts", "on_gpu", "with_transfers", "stage", "epoch"),
 )
+_STATED = (
+    *("verdict", "advice", "standing", "same_answer", "ready", "status", "preset", "n_seeds", "micro_batch_size"),
+    *("gradient_accumulation_steps", "largest_batch", "break_even_n_texts", "data_kind", "n_retreats", "constant_answer"),
+)
+_FEWEST_RUNS = 3  # of a measurement with a range to speak of
 
 
 @dataclass(frozen=True)
 class Change:
-    """A quantity that two runs have, or one of them.
+    """A number or a statement, such as a verdict, that two runs have, or one of them.
 
     Attributes:
-        ratio: second / first, of the values or of the middles of bands; None where one is missing or 0.
-        sure: the two ranges, from the fastest to the slowest run or of the band, do not overlap; a measurement of fewer than
-            three runs has no range to speak of, and nothing is sure about it.
+        ratio: second / first as a band, from range to range; None where one is missing, a statement, or may be 0.
+        sure: statements that differ; numbers whose ranges, of the runs, of an interval or of a band, do not overlap. Nothing is
+            sure about a measurement of fewer than three runs.
     """
 
     chapter: str
     what: str
-    first: Quantity | None
-    second: Quantity | None
+    first: Quantity | str | None
+    second: Quantity | str | None
 
     @property
-    def ratio(self) -> float | None:
-        if not self.first or not self.second or not _middle(self.first) or self.first.unit != self.second.unit:
-            return None
-        return _middle(self.second) / _middle(self.first)
+    def _bands(self) -> tuple[Band, Band] | None:
+        comparable = (
+            all(isinstance(each, Quantity) for each in (self.first, self.second)) and self.first.unit == self.second.unit
+        )
+        return (Band.of(self.first), Band.of(self.second)) if comparable else None
+
+    @property
+    def ratio(self) -> Band | None:
+        return self._bands and self._bands[1].over(self._bands[0])
+
+    @property
+    def has_ranges(self) -> bool:
+        return bool(self._bands) and min(each.n_runs or _FEWEST_RUNS for each in (self.first, self.second)) >= _FEWEST_RUNS
 
     @property
     def sure(self) -> bool:
-        if not self.first or not self.second or min(each.n_runs or 3 for each in (self.first, self.second)) < 3:
-            return False
-        (low, high), (other_low, other_high) = _range(self.first), _range(self.second)
-        return high < other_low or other_high < low
+        if isinstance(self.first, str) and isinstance(self.second, str):
+            return self.first != self.second
+        return self.has_ranges and self._bands[0].is_apart_from(self._bands[1])
 
     @property
     def verdict(self) -> str:
         """The change in words; of two numbers within each other's noise no change is claimed."""
         if not self.first or not self.second:
             return "only in the second" if self.second else "only in the first"
+        if not self._bands:
+            return "changed" if self.first != self.second else "the same"
         if self.first.basis != self.second.basis:
             return f"{self.second.basis} beside {self.first.basis}"
+        if self._bands[0] == self._bands[1]:
+            return "the same"
         if not self.sure:
-            return "within the noise" if _range(self.first) != _range(self.second) else "the same"
-        return format_value(self.ratio, "x") if self.ratio else "changed"
+            return "within the noise" if self.has_ranges else "too few runs to say"
+        ends = [format_value(end, "x") for end in (self.ratio.low, self.ratio.high)] if self.ratio else ["changed"]
+        return " to ".join(dict.fromkeys(ends))
 
 
 @dataclass(frozen=True)
@@ -71,30 +95,44 @@ class Comparison:
     problems: list[str]
 
 
-def _middle(quantity: Quantity) -> float:
-    return quantity.value if quantity.value is not None else (quantity.low + quantity.high) / 2
-
-
-def _range(quantity: Quantity) -> tuple[float, float]:
-    return (quantity.value, quantity.value) if quantity.low is None else (quantity.low, quantity.high)
-
-
-def quantities(model: BaseModel, path: str = "") -> Iterator[tuple[str, Quantity]]:
-    """Every quantity in a result with a name made of its fields; an entry of a list is named by what it says of itself."""
+def quantities(model: BaseModel, path: str = "") -> Iterator[tuple[str, Quantity | str]]:
+    """All that two results are compared by, with a name made of its fields: quantities, scores with their intervals, losses of
+    the last epoch, batches and verdicts. An entry of a list is named by what it says of itself.
+    """
+    if isinstance(model, Metric):
+        yield path, _score(model)
+        return
     for name in type(model).model_fields:
         value, where = getattr(model, name), f"{path} {name.replace('_', ' ')}".strip()
         if isinstance(value, Quantity):
             yield where, value
+        elif name in _STATED and value is not None:
+            yield where, str(value)
+        elif isinstance(model, Epoch) and name == "metrics":
+            yield from (
+                (f"{where} {loss}", Quantity.measured([number], "", model.memory_device)) for loss, number in value.items()
+            )
         elif isinstance(value, BaseModel):
             yield from quantities(value, where)
         elif isinstance(value, list):
             seen = Counter()
-            for entry in value:
+            for entry in value[-1:] if name == "history" else value:
                 if isinstance(entry, BaseModel):
                     identity = _identity(entry)
                     seen[identity] += 1
                     again = f" #{seen[identity]}" if seen[identity] > 1 else ""
                     yield from quantities(entry, f"{where} [{identity}{again}]")
+
+
+def _score(metric: Metric) -> Quantity:
+    """A score with the interval of its gain over the base rate, which the same values have in both runs."""
+    ends = [metric.model, metric.model]
+    if None not in (metric.gain_low, metric.gain_high):
+        sign = 1 if metric.higher_is_better else -1
+        ends += [metric.base_rate + sign * gain for gain in (metric.gain_low, metric.gain_high)]
+    n = max(1, metric.n_samples) if len(ends) > 2 else 1
+    how = {"unit": metric.unit, "device": "test values", "basis": "measured", "n_runs": n}
+    return Quantity(value=metric.model, low=min(ends), high=max(ends), **how)
 
 
 def _identity(model: BaseModel) -> str:
@@ -108,26 +146,32 @@ def _identity(model: BaseModel) -> str:
 
 
 def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
-    """What the two runs measured, compiled and projected, side by side; what only one has is named."""
-    differences, changes, problems = [], [], []
+    """What the two runs measured, compiled, projected and decided, side by side; what only one has is named."""
+    differences, changes, problems, loaded = [], [], [], ({}, {})
     for chapter in CHAPTERS:
-        pair = []
-        for run in (first, second):
+        for run, results in zip((first, second), loaded, strict=True):
             try:
-                pair.append(chapter.load(run))
+                results[chapter.chapter] = chapter.load(run)
             except ResultError as error:
                 problems.append(str(error))
-        if len(pair) < 2:
-            continue
-        differences += [f"{chapter.chapter}: {difference}" for difference in _differences(*pair)]
-        one, two = (dict(quantities(result)) for result in pair)
-        changes += [Change(chapter.chapter, what, one.get(what), two.get(what)) for what in dict.fromkeys([*one, *two])]
+        pair = [results[chapter.chapter] for results in loaded if chapter.chapter in results]
+        if len(pair) == 2:
+            one, two = (dict(quantities(result)) for result in pair)
+            found = [Change(chapter.chapter, what, one.get(what), two.get(what)) for what in dict.fromkeys([*one, *two])]
+            differences += [f"{chapter.chapter}: {difference}" for difference in _differences(*pair, found)]
+            changes += found
+    decided = (Decider(results, Rules.load(), Language.load("en"), "").decide() for results in loaded)
+    for one, two in zip(*decided, strict=True):
+        if one.facts and two.facts:
+            changes.append(Change("decisions", one.question, one.verdict, two.verdict))
     return Comparison(first, second, list(dict.fromkeys(differences)), changes, problems)
 
 
-def _differences(one: ChapterResult, two: ChapterResult) -> Iterator[str]:
+def _differences(one: ChapterResult, two: ChapterResult, changes: list[Change]) -> Iterator[str]:
     if one.provenance.devices != two.provenance.devices:
         yield f"made on {'; '.join(one.provenance.devices)} and on {'; '.join(two.provenance.devices)}"
+    elif one.chapter == "environment" and (rates := [each for each in changes if each.sure and "cpu" in each.what]):
+        yield f"the machines have the same name and are not the same: {rates[0].what} {rates[0].first} and {rates[0].second}"
     sources = [getattr(result, "source", None) for result in (one, two)]
     if None not in sources and sources[0].sha256 != sources[1].sha256:
         yield f"made from different data: {sources[0].name} and {sources[1].name}"
@@ -141,24 +185,11 @@ def _differences(one: ChapterResult, two: ChapterResult) -> Iterator[str]:
 
 
 def format_comparison(comparison: Comparison, *, everything: bool = False) -> str:
-    """For a terminal: what the runs were made with, then each chapter's quantities, those that surely changed first.
+    """For a terminal: what the runs were made with, then each chapter's changes, those that are sure first.
 
     Args:
         everything: also what stayed within the noise.
     """
-    first, second = comparison.first.name, comparison.second.name
-    lines = [f"{first} beside {second}", ""]
-    lines += [f"! {problem}" for problem in comparison.problems]
-    lines += [f"* {difference}" for difference in comparison.differences] or [
-        "* made with the same devices, data, code and parameters"
-    ]
-    for chapter in dict.fromkeys(change.chapter for change in comparison.changes):
-        of_chapter = [change for change in comparison.changes if change.chapter == chapter]
-        told = [change for change in of_chapter if everything or change.verdict not in ("within the noise", "the same")]
-        told.sort(key=lambda change: not change.sure)
-        lines += ["", f"{chapter}: {sum(change.sure for change in of_chapter)} of {len(of_chapter)} surely changed"]
-        lines += [
-            f"  {change.what}\n      {change.first or '-'!s:>12} -> {change.second or '-'!s:12}  {change.verdict}"
-            for change in told
-        ]
-    return "\n".join(lines)
+    templates = Environment(loader=PackageLoader(__package__), trim_blocks=True, lstrip_blocks=True)
+    text = templates.get_template("comparison.txt.j2").render(comparison=comparison, everything=everything)
+    return re.sub(r"[^\n\x20-\x7e\xa0-\uffff]", "?", text)  # a name from data may hold a terminal's control characters

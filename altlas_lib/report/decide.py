@@ -1,84 +1,74 @@
-"""From results to decisions: go, go with conditions, no-go, or not enough evidence, by rules that are data."""
+"""From results to decisions: of each question's answers in `decisions.yaml` the first whose conditions hold."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import TypeAdapter
 
-from ..results import (
-    Candidate,
-    ChapterResult,
-    EnvironmentResult,
-    HotspotsResult,
-    Quantity,
-    Remedy,
-    SimilarityResult,
-    Timing,
-    TrainingResult,
-    format_value,
-)
+from ..results import CHAPTERS, ChapterResult, Quantity
+from .costs import savings
+from .facts import Facts, find_facts
 from .language import Language
+from .rules import Checked, Rules, read_yaml
 
 Verdict = Literal["go", "go with conditions", "no-go", "not enough evidence"]
-
-_Gain = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class _Rule(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+OverallVerdict = Literal["do now", "do not buy yet", "measure next"]
+_ORDER = ("integrate", "predict", "fit", "port", "machine")  # of next steps, the one that decides most first
 
 
-class PortRule(_Rule):
-    least_workload_gain: _Gain
+class Pointer(Checked):
+    """A number of a result by its place in the file (a JSON Pointer, RFC 6901); a quantity has unit and basis of its own."""
+
+    label: str
+    at: str
+    unit: str = "share"
+    basis: str = "measured"
+    when: tuple[str, ...] = ()
 
 
-class IntegrateRule(_Rule):
-    least_gain: _Gain
+class NextStep(Checked):
+    """What would answer an open question: `altlas run` with these options, or `altlas plan`."""
+
+    run: str = ""
+    plan: bool = False
+    on_gpu: bool = False
 
 
-class FitRule(_Rule):
-    accepted_verdicts: list[Literal["fits", "tight"]] = Field(min_length=1)
+class Answer(Checked):
+    """A row of a question's table."""
+
+    when: tuple[str, ...] = ()
+    verdict: Verdict | OverallVerdict
+    why: str
+    changes: tuple[str | dict[str, str], ...] = ()
+    next: NextStep | None = None
 
 
-class PredictRule(_Rule):
-    least_gain: float = Field(ge=0, lt=1)
+class Question(Checked):
+    chapter: str
+    key: str
+    question: str
+    about: str = ""
+    effort: str
+    risk: str
+    facts: dict[str, str]
+    evidence: tuple[Pointer, ...] = ()
+    changes: tuple[dict[str, str], ...] = ()
+    answers: list[Answer]
 
 
-class Rules(_Rule):
-    """`rules.yaml`, read and checked."""
+@functools.cache
+def load_questions() -> list[Question]:
+    """`decisions.yaml`, read and checked."""
+    return TypeAdapter(list[Question]).validate_python(read_yaml("decisions.yaml"))
 
-    port: PortRule
-    integrate: IntegrateRule
-    fit: FitRule
-    predict: PredictRule
 
-    @classmethod
-    def load(cls, path: str | Path | None = None) -> "Rules":
-        """The project's rules, with those lines changed that the file at `path` has.
-
-        Raises:
-            ValueError: the file cannot be read, or has a rule or value that does not exist; names it.
-        """
-        rules = yaml.safe_load(resources.files(__package__).joinpath("rules.yaml").read_text(encoding="utf-8"))
-        if not path:
-            return cls.model_validate(rules)
-        try:
-            changes = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-            for question, change in changes.items():
-                rules[question] = {**rules.get(question, {}), **change}
-            return cls.model_validate(rules)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"rules {path}: {where}: {first['msg']}; see altlas_lib/report/rules.yaml") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"rules {path} cannot be read ({error}); expected lines as in altlas_lib/report/rules.yaml"
-            ) from None
+@functools.cache
+def load_overall() -> list[Answer]:
+    """`overall.yaml`, read and checked."""
+    return TypeAdapter(list[Answer]).validate_python(read_yaml("overall.yaml"))
 
 
 @dataclass(frozen=True)
@@ -97,267 +87,168 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A command that answers an open question.
+
+    Attributes:
+        where: the machine that it needs; "": any.
+        minutes: that it takes, as this run's chapters took here, else as the rules say.
+        decides: the questions.
+    """
+
+    command: str
+    where: str
+    minutes: str
+    decides: str
+
+
+@dataclass(frozen=True)
 class Decision:
     """The answer to one question.
 
     Attributes:
         chapter: whose result it rests on.
         why: one sentence.
-        evidence: the two numbers that carry it, or fewer where there are none.
+        about: which data and model it speaks of; "" where the chapter says.
+        evidence: the numbers that carry it; none where there are none.
         changes: what would change it, each one sentence.
+        step: the command that would answer it; None: it is answered.
+        effort, risk: a sentence each.
+        facts: what the sentences were made of.
     """
 
     question: str
     chapter: str
     verdict: Verdict
     why: str
+    about: str = ""
     evidence: list[Evidence] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
+    step: Step | None = None
+    effort: str = ""
+    risk: str = ""
+    key: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
-def _quoted(quantity: Quantity, label: str, source: str) -> Evidence:
-    return Evidence(label, str(quantity), quantity.basis, quantity.device, source)
+@dataclass(frozen=True)
+class Overall:
+    """The one answer above all questions, and what to do next, the step that decides most first."""
+
+    verdict: OverallVerdict
+    why: str
+    steps: list[Step]
 
 
-def decide(results: dict[str, ChapterResult], rules: Rules, language: Language, run_name: str) -> list[Decision]:
-    """An answer to each question, from the chapters' results that are there."""
-    _ = language.text
-    again = "altlas run --run {} --only {}"
-    questions: list[tuple[type[ChapterResult], str, Callable]] = [
-        (EnvironmentResult, _("Is this machine ready?"), _machine),
-        (HotspotsResult, _("Is there a function worth porting?"), _port),
-        (SimilarityResult, _("Does the GPU port go into production?"), _integrate),
-        (TrainingResult, _("Does the training fit the GPU?"), _fit),
-        (TrainingResult, _("Is the model worth training?"), _predict),
-    ]
-    decisions = []
-    for result_type, question, answer in questions:
-        chapter = result_type.chapter
-        if chapter in results:
-            verdict, why, evidence, changes = answer(results[chapter], rules, language)
-        else:
-            verdict, why, evidence = "not enough evidence", _("This chapter has no result."), []
-            changes = [_("Run the chapter: {command}", command=again.format(run_name, result_type.number))]
-        evidence = [replace(number, text=language.number(number.text)) for number in evidence]
-        decisions.append(Decision(question, chapter, verdict, why, evidence, changes))
-    return decisions
+def holds(conditions: Sequence[str], facts: Mapping[str, Any]) -> bool:
+    """Whether all conditions, `"name"` or `"not name"`, are true of the facts; what is no fact is not true."""
+    return all(bool(facts.get(name.removeprefix("not "))) != name.startswith("not ") for name in conditions)
 
 
-_Answer = tuple[Verdict, str, list[Evidence], list[str]]
+@dataclass(frozen=True)
+class Decider:
+    """What all questions of a run share.
 
+    Attributes:
+        minutes: number of a chapter -> that it took in this run.
+    """
 
-def _machine(result: EnvironmentResult, rules: Rules, language: Language) -> _Answer:
-    _ = language.text
-    ceilings, source = result.ceilings, "results/environment.json"
-    evidence = [
-        _quoted(ceilings.cpu_matmul_float32, _("matrix products on this CPU"), f"{source}#/ceilings/cpu_matmul_float32")
-    ]
-    fixes = [finding.fix for finding in result.findings if finding.fix and finding.status == "failure"]
-    if ceilings.gpu_matmul_float32:
-        gpu = _quoted(ceilings.gpu_matmul_float32, _("matrix products on this GPU"), f"{source}#/ceilings/gpu_matmul_float32")
-        evidence.append(gpu)
-    if not result.ready:
-        return "no-go", _("The machine cannot run the workbook."), evidence, fixes
-    if ceilings.gpu_matmul_float32:
-        return "go", _("It runs the workbook, and its GPU was measured."), evidence, []
-    target = Evidence(
-        _("matrix products on a {gpu}", gpu=result.target_gpu.name),
-        format_value(1000 * result.target_gpu.float32_tflops, "GFLOP/s"),
-        "data sheet",
-        result.target_gpu.name,
-        f"{source}#/target_gpu/float32_tflops",
-    )
-    why = _("It runs the workbook, but has no GPU: whatever is said about one is projected or compiled.")
-    change = _("A GPU in the machine: then its own times are measured.")
-    return "go with conditions", why, [*evidence, target], [change]
+    results: Mapping[str, ChapterResult]
+    rules: Rules
+    language: Language
+    run_name: str
+    minutes: Mapping[str, float] = field(default_factory=dict)
 
+    def decide(self) -> list[Decision]:
+        """An answer to each question, from the chapters' results that are there."""
+        return [self._answer(asked) if asked.chapter in self.results else self._missing(asked) for asked in load_questions()]
 
-def _port(result: HotspotsResult, rules: Rules, language: Language) -> _Answer:
-    _ = language.text
-    least = rules.port.least_workload_gain
-    known = [each for each in result.candidates if each.workload_gain]
-    unknown = [each for each in result.candidates if each.advice == "unknown"]
-    best = max(known, key=lambda each: (each in result.to_port, each.workload_gain.low), default=None)
-    if best is None and result.candidates and not unknown:
-        why = _("Every function that takes time stays on the CPU: Python's own work, which no GPU takes over.")
-        return "no-go", why, [], [_("A function that works on arrays, profiled by chapter 10.")]
-    if best is None:
-        why = _("No function's work was seen well enough to project it.")
-        return "not enough evidence", why, [], [_("A function that works on arrays, profiled by chapter 10.")]
-    at = result.candidates.index(best)
-    source = f"results/hotspots.json#/candidates/{at}"
-    named = _("{function} in {workload}", function=best.function, workload=best.workload)
-    evidence = [
-        _quoted(best.workload_gain, _("the workload with {named} on a GPU", named=named), f"{source}/workload_gain"),
-        Evidence(
-            _("share of the time in it"), f"{best.share:.0%}", "measured", result.provenance.devices[0], f"{source}/share"
-        ),
-    ]
-    changes = list(_port_changes(best, least, language))
-    if unknown:
-        names = ", ".join(each.function for each in unknown)
-        changes.append(_("What was not seen of {names}: its projection is open.", names=names))
-    if best in result.to_port and best.workload_gain.low >= least:
-        why = _("Port {named}: the whole workload gains {gain}.", named=named, gain=best.workload_gain)
-        return ("go" if best.advice == "port it" else "go with conditions"), why, evidence, changes
-    if best.workload_gain.high >= least and best.advice != "unknown":
-        why = _("{named} may gain enough, but is not sure to: {advice}.", named=named, advice=_(best.advice))
-        return "go with conditions", why, evidence, changes
-    if unknown:  # which is never a no
-        return "not enough evidence", _("Too little was seen."), evidence, changes
-    why = _("No function makes its workload {least} times as fast, not even at the projection's high end.", least=f"{least:g}")
-    return "no-go", why, evidence, changes
+    def overall(self, decisions: Sequence[Decision]) -> Overall:
+        """The one answer above the questions."""
+        facts: Facts = {}
+        for each in decisions:
+            kinds = {"go": each.verdict.startswith("go"), "no": each.verdict == "no-go"}
+            kinds |= {"open": each.verdict == "not enough evidence", "why": each.why, "missing": not each.facts}
+            facts |= {f"{each.key}_{kind}": value for kind, value in kinds.items()}
+            facts |= {name: each.facts[name] for name in ("cheaper", "cheaper_gain") if name in each.facts}
+        of_search = [each for each in savings(self.results, self.rules.money) if each.chapter == "similarity"]
+        facts["costs_more"] = any(each.own_prices and each.money and each.money.high < 0 for each in of_search)
+        row = next(each for each in load_overall() if holds(each.when, facts))
+        steps: dict[str, Step] = {}
+        for each in sorted(decisions, key=lambda each: _ORDER.index(each.key)):
+            if each.step:
+                same = steps.get(each.step.command)
+                steps[each.step.command] = replace(each.step, decides=f"{same.decides} {each.question}") if same else each.step
+        return Overall(row.verdict, self.language.text(row.why, **facts), list(steps.values()))
 
+    def missing_command(self) -> str:
+        """The one command that makes every result that is not there."""
+        numbers = [chapter.number for chapter in CHAPTERS if chapter.chapter not in self.results]
+        return " ".join(["altlas run --run", self.run_name, *(f"--only {number}" for number in (*numbers, "90"))])
 
-def _port_changes(best: Candidate, least: float, language: Language) -> Iterator[str]:
-    _ = language.text
-    projection = best.projection
-    if projection and best.advice == "keep the data on the GPU":
-        yield _(
-            "The data stay on the GPU: then the function takes {resident} there instead of {moved}.",
-            resident=projection.on_gpu_resident,
-            moved=projection.on_gpu,
+    def _missing(self, asked: Question) -> Decision:
+        _ = self.language.text
+        command, question = self.missing_command(), _(asked.question)
+        changes = [_("Run the chapter: {command}", command=command)]
+        step = Step(command, "", self._minutes(command), question)
+        why = _("This chapter has no result.")
+        return Decision(question, asked.chapter, "not enough evidence", why, changes=changes, step=step, key=asked.key)
+
+    def _answer(self, asked: Question) -> Decision:
+        result, language = self.results[asked.chapter], self.language
+        facts = {"person_days": self.rules.money.person_days} | find_facts(asked.key, asked.facts, result, self.rules)
+        answer = next(each for each in asked.answers if holds(each.when, facts))
+        question = language.text(asked.question)
+        return Decision(
+            question=question,
+            chapter=asked.chapter,
+            verdict=answer.verdict,
+            why=language.text(answer.why, **facts),
+            about=language.text(asked.about, **facts) if asked.about else "",
+            evidence=list(self._evidence(asked, result, facts)),
+            changes=list(self._changes((*asked.changes, *answer.changes), facts)),
+            step=self._step(answer.next, facts, question) if answer.next else None,
+            effort=language.text(asked.effort, **facts),
+            risk=language.text(asked.risk, **facts),
+            key=asked.key,
+            facts=facts,
         )
-    elif best.advice == "batch first":
-        yield _("Larger batches: this work is too small for a GPU's launches.")
-    elif best.advice == "vectorise first":
-        yield _("Its Python loops become array operations first: that alone may be enough.")
-    if best.largest_gain and best.largest_gain < least:
-        yield _(
-            "A larger share of the time in it: now at most {gain} can be won, were it free.",
-            gain=format_value(best.largest_gain, "x"),
-        )
-    if projection:
-        yield _("What bounds it on the GPU: {cause}.", cause=_(projection.bound_by))
 
+    def _step(self, step: NextStep, facts: Facts, decides: str) -> Step:
+        gpu = facts.get("gpu") or "T4"
+        command = f'altlas plan --gpu "{gpu}"' if step.plan else f"altlas run --run {self.run_name} {step.run.format(**facts)}"
+        where = self.language.text("on a machine with a {gpu}", gpu=gpu) if step.on_gpu else ""
+        return Step(command, where, self._minutes(command), decides)
 
-def _integrate(result: SimilarityResult, rules: Rules, language: Language) -> _Answer:
-    _ = language.text
-    failed = [each.method for each in result.validations if not each.passed]
-    n = max(timing.n_texts for timing in result.timings if not timing.on_gpu)  # the largest with something to compare with
-    at_largest = [(at, timing) for at, timing in enumerate(result.timings) if timing.n_texts == n]
-    on_cpu = _fastest(at_largest, on_gpu=False)
-    on_gpu = _fastest(at_largest, on_gpu=True)
-    evidence = [_of(on_cpu, _("{n} texts on the CPU, {method}", n=f"{n:,}", method=on_cpu[1].method))]
-    again = _("A measurement on a GPU: run chapters 20 and 90 there under the same name.")
-    if failed:
-        why = _("Not the answer of the reference: {methods}.", methods=", ".join(failed))
-        return "no-go", why, evidence, [_("The error is found and chapter 20 run again.")]
-    if on_gpu is None:
-        projected = [(at, each) for at, each in enumerate(result.expectations) if each.on_gpu and each.n_texts == n]
-        if not projected:
-            return "not enough evidence", _("No GPU was measured, and none was projected."), evidence, [again]
-        at, expected = projected[0]
-        label = _("{n} texts on a {gpu}", n=f"{n:,}", gpu=expected.time.device)
-        evidence.append(_quoted(expected.time, label, f"results/similarity.json#/expectations/{at}/time"))
-        low, high = (on_cpu[1].time.value / bound for bound in (expected.time.high, expected.time.low))
-        band = Quantity.projected(low, high, "x", expected.time.device, expected.time.bound_by)
-        why = _("No GPU was measured. The projection says {band} the speed of the best CPU method.", band=band)
-        if high < rules.integrate.least_gain:
-            return "no-go", why, evidence, [_("More texts, or a faster GPU."), again]
-        return "not enough evidence", why, evidence, [again]
-    label = _("{n} texts on the GPU, {method}", n=f"{n:,}", method=on_gpu[1].method)
-    evidence.append(_of(on_gpu, label))
-    gain = format_value(on_cpu[1].time.value / on_gpu[1].time.value, "x")
-    if on_cpu[1].time.value < rules.integrate.least_gain * on_gpu[1].time.value:
-        why = _("On the GPU it is {gain} as fast as on the CPU, transfers included: too little.", gain=gain)
-        return "no-go", why, evidence, [_("More texts than {n}, or data that stay on the GPU.", n=f"{n:,}")]
-    why = _("Same answer, and {gain} as fast as on the CPU, transfers included.", gain=gain)
-    smallest = min(timing.n_texts for timing in result.timings)
-    if result.break_even_n_texts and result.break_even_n_texts > smallest:
-        condition = _("From {n} texts on; below that the CPU is faster.", n=f"{result.break_even_n_texts:,}")
-        return "go with conditions", why, evidence, [condition]
-    return "go", why, evidence, []
+    def _minutes(self, command: str) -> str:
+        known = self.rules.minutes | self.minutes
+        chapters = ["plan"] if command.startswith("altlas plan") else [part[:2] for part in command.split("--only ")[1:]]
+        return self.language.text("about {minutes} min", minutes=max(1, round(sum(known.get(each, 1) for each in chapters))))
 
+    def _changes(self, rows: Sequence[str | dict[str, str]], facts: Facts) -> Iterator[str]:
+        """A sentence; `{condition: sentence}`, said where it holds; or `*name`, a fact that is a list of sentences."""
+        for row in rows:
+            condition, sentence = next(iter(row.items())) if isinstance(row, dict) else ("", row)
+            if condition and not holds([condition], facts):
+                continue
+            if sentence.startswith("*"):
+                yield from map(self.language.say, facts[sentence[1:]])
+            else:
+                yield self.language.text(sentence, **facts)
 
-def _fastest(timings: list[tuple[int, Timing]], *, on_gpu: bool) -> tuple[int, Timing] | None:
-    of_kind = [(at, timing) for at, timing in timings if timing.on_gpu == on_gpu and timing.with_transfers]
-    return min(of_kind, key=lambda each: each[1].time.value, default=None)
-
-
-def _of(timing: tuple[int, Timing], label: str) -> Evidence:
-    return _quoted(timing[1].time, label, f"results/similarity.json#/timings/{timing[0]}/time")
-
-
-def _fit(result: TrainingResult, rules: Rules, language: Language) -> _Answer:
-    _ = language.text
-    more = _("All remedies planned: altlas plan --gpu {gpu}.", gpu=result.gpu or "T4")
-    if not result.remedies or not result.remedies[0].plan:  # the first is the model as it is
-        return "not enough evidence", _("Nothing was planned."), [], [more]
-    planned = [(at, remedy) for at, remedy in enumerate(result.remedies) if remedy.plan]
-    first = result.remedies[0].plan
-    accepted = rules.fit.accepted_verdicts
-    fitting = [(at, remedy) for at, remedy in planned if remedy.plan.verdict in accepted]
-    evidence = [
-        _peak(planned[0], language),
-        Evidence(
-            _("what CUDA offers on a {gpu}", gpu=first.gpu),
-            format_value(first.usable_bytes, "bytes"),
-            "data sheet",
-            first.gpu,
-            "results/training.json#/remedies/0/plan/usable_bytes",
-        ),
-    ]
-    limits = [_limit(remedy, language) for _at, remedy in planned if remedy.largest_batch]
-    if first.verdict in accepted:
-        return "go", _("The model as planned fits a {gpu}.", gpu=first.gpu), evidence, limits[:3]
-    if fitting:
-        names = ", ".join(remedy.name for _at, remedy in fitting[:3])
-        values = {"peak": first.peak, "gpu": first.gpu, "names": names}
-        if first.verdict == "out of memory":
-            why = _("As planned it needs {peak} and does not fit a {gpu}; it does with: {names}.", **values)
-        else:
-            why = _("As planned it needs {peak} and is not sure to fit a {gpu}; it is with: {names}.", **values)
-        return "go with conditions", why, [evidence[0], _peak(fitting[0], language)], limits[:3]
-    if len(planned) < len(result.remedies) or any(remedy.plan.verdict == "undecided" for _at, remedy in planned):
-        return "not enough evidence", _("No remedy is known to fit, and some are not compiled."), evidence, [more]
-    return "no-go", _("No remedy makes it fit a {gpu}.", gpu=first.gpu), evidence, [_("A larger GPU, or a smaller model.")]
-
-
-def _peak(remedy: tuple[int, Remedy], language: Language) -> Evidence:
-    at, (plan, name) = remedy[0], (remedy[1].plan, remedy[1].name)
-    label = language.text("peak memory of one step, {name}, batch {batch}", name=name, batch=plan.configuration["batch_size"])
-    return _quoted(plan.peak, label, f"results/training.json#/remedies/{at}/plan/peak")
-
-
-def _limit(remedy: Remedy, language: Language) -> str:
-    planned = remedy.plan.configuration["batch_size"]
-    if remedy.plan.verdict == "fits":
-        return language.text("{name}: batch {n} fits.", name=remedy.name, n=max(planned, remedy.largest_batch))
-    return language.text(
-        "{name}: batch {n} fits, {planned} does not.", name=remedy.name, n=remedy.largest_batch, planned=planned
-    )
-
-
-def _predict(result: TrainingResult, rules: Rules, language: Language) -> _Answer:
-    _ = language.text
-    accuracy = result.metrics[0] if result.metrics else None
-    if accuracy is None:
-        return "not enough evidence", _("The model was not scored."), [], []
-    device, source = result.step_time.device, "results/training.json#/metrics/0"
-    evidence = [
-        Evidence(f"{accuracy.name}, {_('the model')}", f"{accuracy.model:.1%}", "measured", device, f"{source}/model"),
-        Evidence(_("the base rate"), f"{accuracy.base_rate:.1%}", "measured", device, f"{source}/base_rate"),
-    ]
-    gain = _gain(accuracy.model - accuracy.base_rate)
-    if accuracy.best_possible is not None and accuracy.best_possible <= accuracy.base_rate:
-        why = _("On this series nothing can be predicted: the true odds do no better than the base rate.")
-        return "no-go", why, evidence, [_("Another series: no model and no training changes this.")]
-    if accuracy.gain_low is None:
-        return "not enough evidence", _("The gain has no interval."), evidence, []
-    interval = _(
-        "{gain} points over the base rate, 95 % interval {low} to {high}",
-        gain=gain,
-        low=_gain(accuracy.gain_low),
-        high=_gain(accuracy.gain_high),
-    )
-    if accuracy.gain_low > rules.predict.least_gain:
-        return "go", _("It predicts: {interval}.", interval=interval), evidence, []
-    if accuracy.gain_high <= rules.predict.least_gain:
-        return "no-go", _("It does not predict enough: {interval}.", interval=interval), evidence, []
-    why = _("The interval does not say: {interval}.", interval=interval)
-    return "not enough evidence", why, evidence, [_("More test values or more seeds: the interval becomes narrower.")]
-
-
-def _gain(share: float) -> str:
-    return f"{100 * share:+.1f}"
+    def _evidence(self, asked: Question, result: ChapterResult, facts: Facts) -> Iterator[Evidence]:
+        """Each number that the question points at, as far as the result has it."""
+        language = self.language
+        for pointer in asked.evidence:
+            named = {name for name in facts if f"{{{name}}}" in pointer.at}
+            if None in (facts[name] for name in named) or not holds(pointer.when, facts):
+                continue
+            place, value = pointer.at.format(**facts), result
+            for step in place.strip("/").split("/"):
+                value = value[int(step)] if isinstance(value, list) else getattr(value, step)
+            if value is None:
+                continue
+            of_own = isinstance(value, Quantity)
+            basis, device = (value.basis, value.device) if of_own else (pointer.basis, facts["device"])
+            text = language.band(value) if of_own else language.amount(value, pointer.unit)
+            yield Evidence(language.text(pointer.label, **facts), text, basis, device, f"results/{asked.chapter}.json#{place}")

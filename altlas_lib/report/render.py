@@ -1,7 +1,8 @@
-"""From the files of a run to its report. Nothing is computed here: results are read, set side by side and rendered."""
+"""From the files of a run to its report: results are read, set side by side and rendered."""
 
 import base64
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,11 +12,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ..paths import RunFolder, write_atomically
-from ..results import CHAPTERS, ChapterResult, FigureFile, Quantity, ResultError, format_value
-from .claims import claims
-from .decide import Decision, Rules, decide
+from ..results import CHAPTERS, ChapterResult, FigureFile, Quantity, ResultError, Sentence
+from .bands import Band
+from .costs import savings, side_by_side
+from .decide import Decider, Decision, Overall
 from .language import Language
-from .stale import stale
+from .rules import Rules
+from .stale import finished, stale
 
 NOT_MEASURED = "not measured"
 
@@ -35,15 +38,10 @@ class Report:
     results: dict[str, ChapterResult]
     problems: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def devices(self) -> list[str]:
-        """Every device that made a result, in the order of the chapters."""
-        return list(dict.fromkeys(device for result in self.results.values() for device in result.provenance.devices))
-
-    @property
-    def made_on_a_gpu_machine(self) -> bool:
-        """Whether any result was made where there is a GPU: `provenance.devices` holds the CPU first, then GPUs."""
-        return any(len(result.provenance.devices) > 1 for result in self.results.values())
+    def decider(self, language: Language, rules: Rules | str | Path | None = None) -> Decider:
+        ruled = rules if isinstance(rules, Rules) else Rules.load(rules)
+        minutes = {number: chapter.duration_s / 60 for number, chapter in finished(self.run).items()}
+        return Decider(self.results, ruled, language, self.run.name, minutes)
 
 
 def read_results(run: RunFolder) -> Report:
@@ -69,54 +67,76 @@ def overview(run: RunFolder) -> list[dict[str, str]]:
     ]
 
 
-def decisions(run: RunFolder, *, language: str = "en", rules: str | Path | None = None) -> list[Decision]:
+def decisions(run: RunFolder, *, language: str = "en", rules: Rules | str | Path | None = None) -> list[Decision]:
     """The answers of the report's first screen.
 
     Args:
-        rules: a file that changes what makes a go; "" or None: none.
+        rules: what makes a go and what it costs: `Rules.load(...)`, or a file that changes it; "" or None: as they are.
 
     Raises:
         ValueError: no such language, or rules that cannot be read.
     """
-    return decide(read_results(run).results, Rules.load(rules), Language.load(language), run.name)
+    return read_results(run).decider(Language.load(language), rules).decide()
+
+
+def overall(run: RunFolder, *, language: str = "en", rules: Rules | str | Path | None = None) -> Overall:
+    """The one answer above these decisions, and the next steps; arguments and errors as for `decisions`."""
+    decider = read_results(run).decider(Language.load(language), rules)
+    return decider.overall(decider.decide())
 
 
 def _quantity(quantity: Quantity | None, language: Language) -> Markup:
-    """A number with its basis, device and spread: `12.3 ms` *measured* on ..., 3 runs from 11.9 ms to 13 ms."""
+    """A number with its basis, device and spread: `12.3 ms` *measured* on ..., median of 3 runs from 11.9 ms to 13 ms."""
     if quantity is None:
         return Markup('<span class="missing">{}</span>').format(language.text(NOT_MEASURED))
-    details = f"{quantity.basis}, {quantity.device}"
+    details = f"{language.text(quantity.basis)}, {quantity.device}"
     if quantity.basis == "measured":
-        low, high = (format_value(bound, quantity.unit) for bound in (quantity.low, quantity.high))
-        details += f"; {quantity.n_runs} runs, {low} to {high}"
+        spread = language.band(Band.of(quantity))
+        details += language.text("; median of {n} runs, {spread}", n=quantity.n_runs, spread=spread)
     if quantity.bound_by:
-        details += f"; bound by {quantity.bound_by}"
+        details += language.text("; bound by {cause}", cause=language.say(quantity.bound_by))
     return Markup('<span class="quantity" title="{}">{} <span class="basis {}">{}</span></span>').format(
-        details, language.number(quantity), quantity.basis, language.text(quantity.basis)
+        details, language.band(quantity), quantity.basis, language.text(quantity.basis)
     )
 
 
-def _markdown_text(value: Any) -> Markup:
-    """Text that stays text in a Markdown table: no HTML, no cell border, no line break, no markup."""
-    flat = " ".join(str(value).split())
-    return Markup(re.sub(r"([\\`*_\[\]|~])", r"\\\1", str(escape(flat))))
+def _said(text: str, language: Language, apart: Mapping[str, Sentence]) -> Markup:
+    """What a chapter wrote, in the report's language where its sentence is known, else marked as English."""
+    found = language.say(apart.get(text, text))
+    is_english = language.code != "en" and found == text
+    return Markup('<span lang="en">{}</span>').format(text) if is_english else escape(found)
 
 
-def _markdown_quantity(quantity: Quantity | None) -> Markup:
+def _markdown_text(value: Any) -> str:
+    """Text that stays text in a Markdown table: no HTML, no entity, no cell border, no line break, no markup."""
+    return re.sub(r"([\\`*_\[\]|~<>&#!])", r"\\\1", " ".join(str(value).split()))
+
+
+def _markdown_quantity(quantity: Quantity | None) -> str:
     return _markdown_text(NOT_MEASURED if quantity is None else f"{quantity} ({quantity.basis}, {quantity.device})")
 
 
-def _templates(language: Language) -> Environment:
+def _templates(language: Language, results: Mapping[str, ChapterResult]) -> Environment:
     environment = Environment(
-        loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader(__package__),
+        autoescape=lambda name: not name.endswith(".md.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    apart = {str(each): each for result in results.values() for each in getattr(result, "sentences", ())}
+    missing = language.text("unknown")
     environment.globals["_"] = language.html
     environment.filters |= {
         "quantity": lambda quantity: _quantity(quantity, language),
+        "said": lambda text: _said(text, language, apart),
         "md": _markdown_text,
         "md_quantity": _markdown_quantity,
-        "size": lambda n_bytes: format_value(n_bytes, "bytes"),
-        "percent": lambda share: language.text(NOT_MEASURED) if share is None else f"{share:.1%}",
+        "amount": language.amount,
+        "band": lambda band: missing if band is None else language.band(band),
+        "n": language.integer,
+        "when": language.when,
+        "percent": lambda share: language.text(NOT_MEASURED) if share is None else language.amount(share, "share"),
     }
     return environment
 
@@ -131,15 +151,15 @@ def _picture(run: RunFolder, figure: FigureFile) -> str | None:
         return None
 
 
-def render_report(run: RunFolder, *, language: str = "en", rules: str | Path | None = None) -> list[Path]:
-    """Write `report/index.html` and `report/poc_cosine_similarity_cupy_report.md` from the saved results alone.
+def render_report(run: RunFolder, *, language: str = "en", rules: Rules | str | Path | None = None) -> list[Path]:
+    """Write `report/index.html`, and where chapter 20 has a result `report/poc_cosine_similarity_cupy_report.md`.
 
     A missing result does not fail the report: it is named, with the command that makes it.
 
     Args:
-        language: of the page, "en" or "tr". What the chapters wrote themselves, findings and figures, is English, and so is
-            the Markdown.
-        rules: a file that changes what makes a go, see `rules.yaml`.
+        language: of the page, "en" or "tr". Sentences of chapters that do not keep their values apart are English there, and
+            so is the Markdown.
+        rules: as for `decisions`.
 
     Returns:
         The files written.
@@ -147,25 +167,31 @@ def render_report(run: RunFolder, *, language: str = "en", rules: str | Path | N
     Raises:
         ValueError: no such language, or rules that cannot be read.
     """
-    spoken, ruled, report = Language.load(language), Rules.load(rules), read_results(run)
-    decided, in_english = (decide(report.results, ruled, each, run.name) for each in (spoken, Language.load("en")))
+    report = read_results(run)
+    decider, in_english = (report.decider(Language.load(code), rules) for code in (language, "en"))
+    decided, spoken = decider.decide(), decider.language
     context = {
         "report": report,
         "language": spoken,
-        "rules": ruled,
+        "rules": decider.rules,
         "decisions": decided,
-        "integration": next(each for each in in_english if each.chapter == "similarity"),
-        "claims": claims(report.results, spoken),
+        "overall": decider.overall(decided),
+        "missing_command": decider.missing_command(),
+        "savings": savings(report.results, decider.rules.money),
+        "gpus": side_by_side(report.results, decider.rules),
+        "integration": next(each for each in in_english.decide() if each.key == "integrate"),
         "stale": stale(run, report.results, spoken),
         "questions": QUESTIONS,
         "picture": lambda figure: _picture(run, figure),
         "made_at": datetime.now(UTC),
         "not_measured": NOT_MEASURED,
     }
-    templates = _templates(spoken)
+    files = {run.report / "index.html": spoken, run.report / "poc_cosine_similarity_cupy_report.md": in_english.language}
+    if "similarity" not in report.results:
+        files.popitem()[0].unlink(missing_ok=True)  # of an earlier result
     return [
-        write_atomically(run.report / file, templates.get_template(f"{file}.j2").render(context))
-        for file in ("index.html", "poc_cosine_similarity_cupy_report.md")
+        write_atomically(file, _templates(written, report.results).get_template(f"{file.name}.j2").render(context))
+        for file, written in files.items()
     ]
 
 

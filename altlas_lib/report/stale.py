@@ -1,7 +1,9 @@
 """Results that no longer say what they seem to: made with other parameters, data or code, or before what they rest on."""
 
-import json
 from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from ..paths import RunFolder
 from ..results import CHAPTERS, ChapterResult, git_state
@@ -11,16 +13,36 @@ from .language import Language
 _READS = {"hotspots": ("environment",), "similarity": ("environment", "hotspots")}
 
 
+class Finished(BaseModel):
+    """A chapter that ran to its end, as far as the report asks; the runner itself takes seconds to import."""
+
+    parameters: dict[str, Any] = {}
+    duration_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+
+
+class Manifest(BaseModel):
+    finished: dict[str, Finished] = {}
+
+
+def finished(run: RunFolder) -> dict[str, Finished]:
+    """Number of a chapter -> how it last ran, by the runner's `run.json`; none where it is not there or cannot be read."""
+    try:
+        chapters = Manifest.model_validate_json((run.path / "run.json").read_bytes()).finished
+    except (OSError, ValidationError):
+        return {}
+    return {name[:2]: chapter for name, chapter in chapters.items()}
+
+
 def stale(run: RunFolder, results: Mapping[str, ChapterResult], language: Language) -> list[str]:
     """What is wrong with which chapter's result, a sentence each."""
     _ = language.text
-    asked, (commit_now, _is_dirty) = _asked(run), git_state()
+    asked, (commit_now, _is_dirty) = finished(run), git_state()
     found, by_commit = [], {}
     for chapter in CHAPTERS:
         if (result := results.get(chapter.chapter)) is None:
             continue
         number, made = chapter.number, result.provenance
-        found += _other_parameters(number, made.parameters, asked.get(number, {}), language)
+        found += _other_parameters(number, made.parameters, asked[number].parameters if number in asked else {}, language)
         if commit_now and made.git_commit and made.git_commit != commit_now:
             by_commit.setdefault(made.git_commit, []).append(number)
         for earlier in _READS.get(chapter.chapter, ()):
@@ -35,15 +57,6 @@ def stale(run: RunFolder, results: Mapping[str, ChapterResult], language: Langua
     if alike and sources[0].sha256 != sources[1].sha256:
         found.append(_("Chapters 10 and 20 read different texts from {name}: it changed in between.", name=sources[0].name))
     return found
-
-
-def _asked(run: RunFolder) -> dict[str, dict]:
-    """Number of a chapter -> the parameters that it was last run with, by the runner's `run.json`; none where it is not."""
-    try:
-        finished = json.loads((run.path / "run.json").read_bytes())["finished"]
-        return {name[:2]: dict(chapter["parameters"]) for name, chapter in finished.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _other_parameters(number: str, made: Mapping, asked: Mapping, language: Language) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..devices import get_namespace, synchronize, to_gpu
-from ..results import Quantity, Step, Timing, Validation
+from ..results import Quantity, Sentence, Step, Timing, Validation
 from .engine import pairs_above, top_k
 from .inputs import check_k, check_vectors
 from .methods import METHODS, Method, available_methods
@@ -130,15 +130,15 @@ def time_steps(X: Any, k: int = 10, *, device: Literal["cpu", "gpu"] = "cpu", n_
 
 
 def break_even(timings: Iterable[Timing]) -> int | None:
-    """The smallest size from which on the GPU wins at every measured size: its fastest method with transfers against
-    the CPU's fastest, medians. None if it does not win at the largest size, or one of the two was not measured.
+    """The smallest size from which on the GPU wins at every measured size: the slowest run of its fastest method, transfers
+    included, against the fastest run of the CPU's. None if it does not at the largest size, or one of the two was not measured.
     """
     timings = list(timings)
     cpu = _fastest(timing for timing in timings if not timing.on_gpu)
     gpu = _fastest(timing for timing in timings if timing.on_gpu and timing.with_transfers)
     smallest = None
     for size in sorted(cpu.keys() & gpu.keys(), reverse=True):
-        if gpu[size].time.value >= cpu[size].time.value:
+        if gpu[size].time.high >= cpu[size].time.low:
             break
         smallest = size
     return smallest
@@ -150,26 +150,30 @@ def _fastest(timings: Iterable[Timing]) -> dict[int, Timing]:
     return {timing.n_texts: timing for timing in slowest_first}
 
 
-def summarize(timings: Iterable[Timing], validations: Iterable[Validation], k: int) -> str:
+def summarize(timings: Iterable[Timing], validations: Iterable[Validation], k: int) -> Sentence:
     """The finding in one sentence: times at the largest size with device and basis, agreement with float64, the GPU."""
     timings, validations = list(timings), list(validations)
     n = max(timing.n_texts for timing in timings)
-    k = min(k, n - 1)
     cpu = _fastest(timing for timing in timings if not timing.on_gpu)[n]
     gpu = _fastest(timing for timing in timings if timing.on_gpu and timing.with_transfers).get(n)
     n_wrong = sum(not validation.passed for validation in validations)
-    agreement = (
-        f"{n_wrong} of {len(validations)} methods DISAGREE with float64"
-        if n_wrong
-        else f"all methods agree with float64 (largest error {max(v.largest_error for v in validations):.1g})"
-    )
+    if n_wrong:
+        counts = {"n_wrong": n_wrong, "n_methods": len(validations)}
+        agreement = Sentence(text="{n_wrong} of {n_methods} methods DISAGREE with float64", values=counts)
+    else:
+        error = f"{max(validation.largest_error for validation in validations):.1g}"
+        agreement = Sentence(text="all methods agree with float64 (largest error {error})", values={"error": error})
     if gpu is None:
-        on_gpu = "GPU not measured: no CUDA GPU"
+        on_gpu = Sentence(text="GPU not measured: no CUDA GPU")
     else:
         size = break_even(timings)
-        pays = "does not pay at the measured sizes" if size is None else f"pays from {size:,} texts on"
-        on_gpu = f"{gpu.time} on {gpu.time.device} with transfers ({gpu.method}, measured), which {pays}"
-    return (
-        f"The {k} nearest of each of {n:,} texts take {cpu.time} on {cpu.time.device} ({cpu.method}, measured); {on_gpu}; "
-        f"{agreement}."
+        pays = Sentence(text="does not pay at the measured sizes")
+        if size is not None:
+            pays = Sentence(text="pays from {size} texts on", values={"size": size})
+        of_gpu = {"time": gpu.time, "device": gpu.time.device, "method": gpu.method, "pays": pays}
+        on_gpu = Sentence(text="{time} on {device} with transfers ({method}, measured), which {pays}", values=of_gpu)
+    of_cpu = {"k": min(k, n - 1), "n": n, "time": cpu.time, "device": cpu.time.device, "method": cpu.method}
+    return Sentence(
+        text="The {k} nearest of each of {n} texts take {time} on {device} ({method}, measured); {on_gpu}; {agreement}.",
+        values=of_cpu | {"on_gpu": on_gpu, "agreement": agreement},
     )

@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from ..figures import COLOURS
-from ..results import Expectation, Timing, format_value
+from ..results import Expectation, Sentence, Timing, format_value
 
 
 def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence[Expectation] = ()) -> Axes:
@@ -38,10 +38,27 @@ def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence
     ax.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
     ax.set_xticks([], minor=True)
     ax.yaxis.set_major_formatter("{x:g}")
-    fastest = {timing.on_gpu: timing for timing in reversed(at_largest) if timing.with_transfers}  # of the CPU and of the GPU
-    ax.set_title(f"{largest:,} texts: " + ", ".join(f"{timing.time} ({timing.method})" for timing in fastest.values()))
+    ax.set_title(str(times_title(timings)))
     ax.legend(loc="upper left", fontsize=8)
     return ax
+
+
+def times_title(timings: Sequence[Timing]) -> Sentence:
+    """The medians at the largest size: of the fastest method on the CPU and, where there is one, on the GPU."""
+    n = max(timing.n_texts for timing in timings)
+    at_largest = [timing for timing in timings if timing.n_texts == n and timing.with_transfers]
+    at_largest.sort(key=lambda timing: timing.time.value)
+    (first, *others) = {timing.on_gpu: timing for timing in reversed(at_largest)}.values()
+    values = {"n": n, "time": first.time, "method": first.method}
+    if not others:
+        return Sentence(text="{n} texts: median {time} ({method})", values=values)
+    other = {"other_time": others[0].time, "other_method": others[0].method}
+    return Sentence(text="{n} texts: median {time} ({method}), {other_time} ({other_method})", values=values | other)
+
+
+def memory_title() -> Sentence:
+    size = format_value(4 * 100_000**2, "bytes")
+    return Sentence(text="{n} texts: the matrix alone would take {size}", values={"n": 100_000, "size": size})
 
 
 def similarity_memory(ax: Axes, timings: Sequence[Timing], *, memory_bytes: int) -> Axes:
@@ -64,7 +81,7 @@ def similarity_memory(ax: Axes, timings: Sequence[Timing], *, memory_bytes: int)
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.yaxis.set_major_locator(mpl.ticker.LogLocator(base=32))
     ax.yaxis.set_major_formatter(lambda value, _: format_value(value, "bytes"))
-    ax.set_title(f"100,000 texts: the matrix alone would take {format_value(4 * 100_000**2, 'bytes')}")
+    ax.set_title(str(memory_title()))
     ax.legend(loc="lower right", fontsize=8)
     return ax
 

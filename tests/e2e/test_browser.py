@@ -192,7 +192,9 @@ def test_the_report_shows_its_decisions_on_the_first_screen_without_a_network(br
     expected = [report.language.Language.load(language).text(each.verdict) for each in report.decisions(run)]
     assert verdicts.all_inner_texts() == expected
     assert len(expected) == 5
-    for verdict in verdicts.all():
+    answer = page.locator(".overall .verdict")
+    assert answer.inner_text() == report.language.Language.load(language).text(report.overall(run).verdict)
+    for verdict in [answer, *verdicts.all()]:
         box = verdict.bounding_box()
         assert box["y"] + box["height"] <= SCREEN["height"], f"{verdict.inner_text()} is below the first screen"
     assert page.evaluate("document.documentElement.scrollWidth") <= SCREEN["width"]
@@ -202,7 +204,7 @@ def test_the_report_shows_its_decisions_on_the_first_screen_without_a_network(br
     context.close()
 
 
-@pytest.mark.parametrize("width", [390, 820])
+@pytest.mark.parametrize("width", [390, 820, 1280])
 def test_the_report_can_be_read_on_a_phone_and_a_tablet(browser, outputs, monkeypatch, width):
     from altlas_lib import paths, report
 
@@ -212,6 +214,8 @@ def test_the_report_can_be_read_on_a_phone_and_a_tablet(browser, outputs, monkey
     page = context.new_page()
     page.goto(file.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    beyond = "all => all.filter(each => each.getBoundingClientRect().right > window.innerWidth).length"
+    assert page.eval_on_selector_all(".overall, .decision, div.reason, .provenance p", beyond) == 0  # nothing is cut
     page.screenshot(path=SCREENSHOTS / f"report_{width}.png")
     context.close()
 

@@ -43,10 +43,14 @@ class Call(BaseModel):
     """One call: what is equal in all fields costs the same.
 
     Attributes:
-        name: 'numpy.matmul' (also for `@`), 'ndarray.argsort', 'keras.Model.predict'.
+        name: 'numpy.matmul' (also for `@`), 'ndarray.argsort', 'sklearn.cluster.KMeans.fit', 'torch.nn.Linear.__call__',
+            'numba:<function>': the shortest public one.
         args: an `Array` for each array, lists of them for lists, JSON values as they are, None for anything else; a method's
-            array comes first. Of indexing: the array, then the index.
-        is_view: the results lie in the memory of the operands.
+            array comes first. Of indexing: the array, then the index, with a slice as '1:10:2' and an ellipsis as '...'; of
+            `array[index] = value` the value last. Infinity is 'inf'. None also where parameters of too many calls differ.
+        results: the arrays that came out, NumPy's scalars included; of `array[index] = value` the region that is written to, if
+            no array or list of indices says where.
+        is_view: the results lie in the memory of the operands, also of what works in place.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -108,12 +112,19 @@ class HiddenTransfer(BaseModel):
     """A place that would copy between GPU and host on each execution, were the arrays on a GPU."""
 
     line: int
-    what: str  # 'float(x)', 'truth of an array', 'iteration', 'write into a host array'
+    what: str  # 'float(x)', 'x.item()', 'truth of an array', 'iteration over an array', 'array for pandas.Series', ...
     n_times: int
 
 
 class RecordedFunction(BaseModel):
-    """What one of the user's functions asked of arrays in one run."""
+    """What one of the user's functions asked of libraries in one run.
+
+    Attributes:
+        n_element_accesses: single elements read or written from Python.
+        input_bytes: of arrays that came as arguments, in each call; and of others that were read in one call only.
+        output_bytes: of arrays that were returned.
+        resident_bytes: of other arrays that were read in several calls, such as weights: moved once.
+    """
 
     function: str
     file: str

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from types import BuiltinFunctionType, MethodDescriptorType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -76,16 +76,12 @@ def shape(array: Any) -> tuple[int, ...]:
 def dtype_name(array: Any) -> str:
     """'float32', also of TensorFlow's and PyTorch's types; 'mixed' for a table; 'object' where the name says nothing."""
     dtype = getattr(array, "dtype", "mixed")
-    return _named(dtype) if isinstance(dtype, np.dtype) else _recognised(str(getattr(dtype, "name", dtype)))
+    return _recognised(str(getattr(dtype, "name", dtype)))
 
 
 @functools.lru_cache(maxsize=256)
-def _named(dtype: np.dtype) -> str:
-    return _recognised(dtype.name)
-
-
-def _recognised(name: str) -> str:
-    name = name.removeprefix("torch.").lower()
+def _recognised(dtype: str) -> str:
+    name = dtype.removeprefix("torch.").lower()
     return name if DTYPE.fullmatch(name) else "object"
 
 
@@ -157,20 +153,16 @@ def arrays_only(described: Any) -> Any:
     return described if isinstance(described, Array) else None
 
 
-def describe_call(
-    function: Any, args: tuple, kwargs: dict[str, Any], result: Any, is_array: Callable[[type], bool]
-) -> tuple[tuple, dict[str, Any], tuple[Array, ...]]:
-    """Arguments, named arguments and results; of `array[index] = value` what was written, where it is a view."""
+def describe_call(function: Any, args: tuple, result: Any, is_array: Callable[[type], bool]) -> tuple[tuple, tuple[Array, ...]]:
+    """Arguments, and the arrays that came out; of `array[index] = value` what was written to, if that is a view."""
     is_set = function is operator.setitem
     described = tuple(describe(each, is_array, is_index=is_set) for each in args)
     if is_set and issubclass(type(args[0]), np.ndarray) and _is_basic(args[1]):
         result = np.ndarray.__getitem__(args[0], args[1])
     if issubclass(type(result), np.generic):
-        results = (Array(dtype_name(result), ()),)
-    else:
-        found = describe(result, is_array)
-        results = tuple(each for each in (found if type(found) is tuple else [found]) if isinstance(each, Array))
-    return described, {key: describe(each, is_array) for key, each in kwargs.items()}, results
+        return described, (Array(dtype_name(result), ()),)
+    found = describe(result, is_array)
+    return described, tuple(each for each in (found if type(found) is tuple else [found]) if isinstance(each, Array))
 
 
 def _is_basic(index: Any) -> bool:
@@ -220,6 +212,22 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
 def bound_to(function: Any) -> Any:
     """What a method is bound to; other objects are not asked, for some make an attribute of any name."""
     return function.__self__ if isinstance(function, (MethodType, BuiltinFunctionType)) else None
+
+
+def home_of(function: Any) -> str | type:
+    """Whose a function is: its file, its module or its class."""
+    kind = type(function)
+    if kind is FunctionType:
+        file = function.__code__.co_filename
+        return file if not file.startswith("<") else str(function.__module__)  # made by a tool for that module
+    if kind is MethodType or kind is functools.partial:
+        return home_of(function.__func__ if kind is MethodType else function.func)
+    if kind is BuiltinFunctionType:
+        owner = function.__self__
+        return function.__module__ or (owner if issubclass(type(owner), type) else type(owner))
+    if issubclass(kind, MethodDescriptorType):
+        return function.__objclass__
+    return function if issubclass(kind, type) else kind
 
 
 def name_of(function: Any) -> str:

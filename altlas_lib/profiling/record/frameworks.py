@@ -1,7 +1,7 @@
 """What calls of TensorFlow, Keras, JAX and PyTorch take: each states it itself, from shapes, without running anything."""
 
-import functools
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ def framework_object(name: str, function: Any, operands: list[Any]) -> Any:
     Args:
         name: its public name.
     """
-    if name.startswith(("numpy.", "ndarray.")):
+    if name.startswith(("numpy.", "ndarray.")) or isinstance(function, type):
         return None
     homes = (name, *(str(type(each).__module__) for each in (function, *operands[:2])))
     if all(home.partition(".")[0] not in FRAMEWORKS for home in homes):
@@ -142,21 +142,23 @@ def _ask_torch(function: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    module = getattr(function, "__self__", None) if getattr(function, "__name__", "") == "forward" else function
+    module = function.__self__ if name_of(function) == "forward" else function
     layers = list(module.modules()) if isinstance(module, torch.nn.Module) else []
     values = module.state_dict() if layers else {}
-    with FakeTensorMode() as mode, FlopCounterMode(display=False) as counter, torch.no_grad():
-        tensors = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in _specs(args, kwargs)]
-        state = {name: mode.from_tensor(value) for name, value in values.items()}
-        if layers:
-            function = functools.partial(_of_state, torch.func.functional_call, module, state)
-        result = _on(function, args, kwargs)(*tensors)
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # fused kernels, of attention and of recurrent layers, are not counted
+    plainly, counter = torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False)
+    try:
+        with warnings.catch_warnings(action="ignore"), plainly, FakeTensorMode() as mode, counter, torch.no_grad():
+            tensors = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in _specs(args, kwargs)]
+            state = {name: mode.from_tensor(value) for name, value in values.items()}
+            if layers:
+                function = lambda *args, **kwargs: torch.func.functional_call(module, state, args, kwargs)  # noqa: E731
+            result = _on(function, args, kwargs)(*tensors)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
     moved = sum(array_bytes(each) for each in (*tensors, *state.values(), *arrays_in([result])))
     return counter.get_total_flops(), moved, max(sum(not list(layer.children()) for layer in layers), 1)
-
-
-def _of_state(call: Callable, module: Any, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-    return call(module, state, args, kwargs)
 
 
 _ASK = {"tensorflow": _ask_tensorflow, "jax": _ask_jax, "torch": _ask_torch}

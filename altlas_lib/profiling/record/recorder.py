@@ -7,12 +7,11 @@ import operator
 import sys
 import threading
 import time
-import types
 import weakref
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,12 +25,13 @@ from .describing import (
     arrays_only,
     bound_to,
     describe_call,
+    home_of,
     is_array_type,
     name_of,
     public_name,
 )
 from .folding import Project
-from .frameworks import framework_object, model_work
+from .frameworks import FRAMEWORKS, framework_object, model_work
 
 # Distinct calls of a function: of one name after so many only arrays count, not parameters such as a loop's index; and after so
 # many in all, further ones share an entry for each name.
@@ -48,18 +48,18 @@ _TAKING_VALUES = frozenset(map(id, (int, float, complex, bool, str, repr, print,
 _BUILTINS = _ITERATING | _TAKING_VALUES | set(map(id, (abs, pow, round, divmod)))
 _LOOK_AT_CALLER = frozenset({"query", "eval", "sql", "sql_expr"})  # pandas, Polars, DuckDB: at its variables
 # What of the standard library computes and does not ask who its caller is, as `logging` and `namedtuple` do.
-_COMPUTES = frozenset(
-    {
-        *("ast", "base64", "binascii", "bisect", "bz2", "copy", "csv", "decimal", "difflib", "fractions", "gzip", "hashlib"),
-        *("heapq", "hmac", "html", "itertools", "json", "lzma", "marshal", "pickle", "random", "re", "sqlite3", "statistics"),
-        *("struct", "textwrap", "tokenize", "xml", "zlib"),
-    }
-)
+_COMPUTES = {
+    *("json", "re", "csv", "xml", "html", "zlib", "gzip", "bz2", "lzma", "hashlib", "pickle", "copy", "difflib", "statistics"),
+    *("random", "heapq", "bisect", "itertools", "fractions", "decimal", "struct", "base64", "textwrap", "tokenize", "sqlite3"),
+}
 _UNRECORDED = frozenset({*sys.stdlib_module_names, "generated code", "altlas"}) - {"_operator"}
 
 
+_MAY_BE_ON_GPU = FRAMEWORKS | {"numpy", "ndarray", "ufunc", "scipy", "cupy", "cupyx", "builtins"}
+
+
 class Run:
-    """What is known during one trace of a program, between its start and its end."""
+    """What is known during one trace of a program."""
 
     def __init__(self, project: Project):
         self.project = project
@@ -102,48 +102,24 @@ class Run:
         is_users = module == "__main__" or (file and self.project.library(FunctionKey(file, 0, "")) is None)
         return None if is_users else module
 
-    def begin(self) -> None:
-        global _run
-        _run = self
-
-    def end(self) -> None:
-        global _run
-        _run = None
-
 
 class _Thread(threading.local):
     recorded_s = 0.0  # that this thread has spent in recorded calls, and in the user's functions that they called
-    n_running = 0  # recorded calls that have not returned
+    nrunning = 0  # recorded calls that have not returned
 
 
-_run: Run | None = None  # one program at a time is traced; elsewhere, as in a process that a function was sent to, None
+run: Run | None = None  # one program at a time is traced; elsewhere, as in a process that a function was sent to, None
 _thread = _Thread()
 
 
 def _is_plain(value: Any) -> bool:
     """Whether operators on it are Python's business, or the user's."""
     kind = type(value)
-    return id(kind) in _PLAIN or id(kind) in _NUMBERS or _run is None or _run.standing(kind) in (None, "standard")
+    return id(kind) in _PLAIN or id(kind) in _NUMBERS or run is None or run.standing(kind) in (None, "standard")
 
 
 def _is_array(kind: type) -> bool:
-    return kind is np.ndarray or (id(kind) not in _PLAIN and _run is not None and _run.standing(kind) == "array")
-
-
-def _home(function: Any) -> str | type:
-    """Whose a function is: its file, its module or its class."""
-    kind = type(function)
-    if kind is FunctionType:
-        file = function.__code__.co_filename
-        return file if not file.startswith("<") else str(function.__module__)  # made by a tool for that module
-    if kind is MethodType or kind is functools.partial:
-        return _home(function.__func__ if kind is MethodType else function.func)
-    if kind is BuiltinFunctionType:
-        owner = function.__self__
-        return function.__module__ or (owner if issubclass(type(owner), type) else type(owner))
-    if issubclass(kind, types.MethodDescriptorType):
-        return function.__objclass__
-    return function if issubclass(kind, type) else kind
+    return kind is np.ndarray or (id(kind) not in _PLAIN and run is not None and run.standing(kind) == "array")
 
 
 def _owner(values: Any) -> Any:
@@ -173,7 +149,7 @@ class _Entry:
 class Recorder:
     """What one of the user's functions asks for. Its methods stand in the function's code.
 
-    Threads share it without losing counts: CPython switches threads where code jumps or calls, which no sum here does midway.
+    Threads share it without losing counts: CPython switches threads where code jumps or calls, so no sum here has a call in it.
     """
 
     def __init__(self, key: FunctionKey):
@@ -203,15 +179,16 @@ class Recorder:
 
     def enter(self, arguments: tuple) -> tuple[float, float] | None:
         """A function begins. Its time is of interest where a library called it: the library's own time is without it."""
-        if (run := _run) is None:
+        if (of := run) is None:
             return None
-        run.recorders[id(self)] = self
+        of.recorders[id(self)] = self
         self.n_calls += 1
         for value in arguments:
             if id(type(value)) not in SCALARS:
-                self.input_bytes += self._passing_bytes(arguments, is_argument=True)
+                n_bytes = self._passing_bytes(arguments, is_argument=True)
+                self.input_bytes += n_bytes
                 break
-        return (time.perf_counter(), _thread.recorded_s) if _thread.n_running else None
+        return (time.perf_counter(), _thread.recorded_s) if _thread.nrunning else None
 
     def leave(self, entered: tuple[float, float] | None, value: Any) -> Any:
         if entered is not None:
@@ -221,16 +198,17 @@ class Recorder:
 
     def give(self, value: Any) -> Any:
         """A function returns or yields."""
-        self.output_bytes += self._passing_bytes((value,))
+        n_bytes = self._passing_bytes((value,))
+        self.output_bytes += n_bytes
         return value
 
     def wrap_call(self, function: Any) -> Any:
         kind = type(function)
-        if (kind is BuiltinFunctionType and id(type(function.__self__)) in _PLAIN) or (run := _run) is None:
+        if (kind is BuiltinFunctionType and id(type(function.__self__)) in _PLAIN) or (of := run) is None:
             return function  # a method of a text or a list
         if id(function) in _BUILTINS:
             return functools.partial(self.call_builtin, function)
-        if run.standing(_home(function)) is None or name_of(function) in _LOOK_AT_CALLER:
+        if of.standing(home_of(function)) is None or name_of(function) in _LOOK_AT_CALLER:
             return function
         return functools.partial(self.call, function)
 
@@ -290,18 +268,18 @@ class Recorder:
     # Calls.
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        if name_of(function) == "resize" and _run:
-            for recorder in [*_run.recorders.values()]:
+        if name_of(function) == "resize" and run:
+            for recorder in [*run.recorders.values()]:
                 recorder._origins.pop(id(bound_to(function)), None)
         thread = _thread
         before_s = thread.recorded_s
-        thread.n_running += 1
+        thread.nrunning += 1
         start = time.perf_counter()
         try:
             result = function(*args, **kwargs)
         finally:
             seconds = time.perf_counter() - start
-            thread.n_running -= 1
+            thread.nrunning -= 1
         self._try_to_record(function, args, kwargs, result, seconds, before_s)
         return result
 
@@ -317,13 +295,13 @@ class Recorder:
 
     def _try_to_record(self, *call: Any) -> None:
         try:
-            if _run is not None:
-                self._record(_run, *call)
+            if (of := run) is not None:
+                self._record(of, *call)
         except Exception:  # an array of a kind that nobody foresaw must not stop the user's program
             self.n_failures += 1
 
-    def _record(self, run: Run, function: Any, args: tuple, kwargs: dict, result: Any, seconds: float, before_s: float) -> None:
-        if seconds < WORTH_AN_ENTRY_S and run.standing(_home(function)) == "standard":
+    def _record(self, of: Run, function: Any, args: tuple, kwargs: dict, result: Any, seconds: float, before_s: float) -> None:
+        if seconds < WORTH_AN_ENTRY_S and of.standing(home_of(function)) == "standard":
             return
         while type(function) is functools.partial:
             args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
@@ -337,7 +315,9 @@ class Recorder:
             return
         _thread.recorded_s = before_s + seconds
         is_view = self._note_origins(operands, results)
-        name = public_name(function, [*operands, *args], run.is_users)
+        name = public_name(function, [*operands, *args], of.is_users)
+        if operands and name.partition(".")[0] not in _MAY_BE_ON_GPU:
+            self.take_value(f"array for {name}", operands[0])
         entry = self._entry(name, function, args, kwargs, result, is_view, framework_object(name, function, operands))
         entry.n_calls += 1
         entry.time_s += own_s
@@ -369,19 +349,19 @@ class Recorder:
 
     def _entry(self, name: str, function: Any, args: tuple, kwargs: dict, result: Any, is_view: bool, asked: Any) -> _Entry:
         """The entry of all calls with the same description."""
-        described, named, results = describe_call(function, args, kwargs, result, _is_array)
-        key = (name, described, *named.items(), results, is_view, id(asked))
-        if key not in self.entries and self._n_exact[name] >= MOST_EXACT:
-            described, named = arrays_only(described), {key: arrays_only(each) for key, each in named.items()}
-            key = (name, described, *named.items(), results, is_view, id(asked))
-        if key not in self.entries and len(self.entries) >= MOST_CALLS:
+        described, results = describe_call(function, (*args, *kwargs.values()), result, _is_array)
+        rest = (tuple(kwargs), results, is_view, id(asked))
+        if (name, described, *rest) not in self.entries and self._n_exact[name] >= MOST_EXACT:
+            described = arrays_only(described)
+        if (key := (name, described, *rest)) in self.entries:
+            return self.entries[key]
+        if len(self.entries) >= MOST_CALLS:
             return self.entries.setdefault((name,), _Entry({"name": name}))
-        if (entry := self.entries.get(key)) is None:
-            self._n_exact[name] += 1
-            call = {"name": name, "args": described, "kwargs": named, "results": results, "is_view": is_view}
-            ask = None if asked is None else model_work(function, args, kwargs)
-            entry = self.entries.setdefault(key, _Entry(call, asked, ask))
-        return entry
+        self._n_exact[name] += 1
+        positional, named = described[: len(args)], dict(zip(kwargs, described[len(args) :], strict=True))
+        call = {"name": name, "args": positional, "kwargs": named, "results": results, "is_view": is_view}
+        ask = None if asked is None else model_work(function, args, kwargs)
+        return self.entries.setdefault(key, _Entry(call, asked, ask))
 
     # Where arrays came from.
 

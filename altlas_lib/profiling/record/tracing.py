@@ -23,6 +23,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from ..run.runnable import FunctionKey, ProfilingError
+from . import recorder
 from .calls import RecordedFunction
 from .folding import Project
 from .instrumentation import with_marks, with_recorders
@@ -81,10 +82,10 @@ def trace(
         raise ProfilingError("an array trace is running in this process already; wait until it has ended")
     run, notes = Run(project), []
     try:
-        run.begin()
+        recorder.run = run
         with _instrumented(project, functions, check_port, notes):
             result = call()
-        run.end()
+        recorder.run = None
         recorders = [*run.recorders.values()]
         entries = [entry for each in recorders for entry in each.entries.values() if entry.ask]
         for entry in sorted(entries, key=lambda entry: -entry.time_s)[:_MOST_ASKED]:
@@ -102,7 +103,7 @@ def trace(
         clean(error.__traceback__)
         raise
     finally:
-        run.end()
+        recorder.run = None
         for each in run.recorders.values():  # a script's code keeps them for the next run
             each.reset()
         _lock.release()

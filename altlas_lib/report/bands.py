@@ -1,0 +1,38 @@
+"""Arithmetic with ranges: what is compared, priced or projected further goes from a low to a high end, never by a median."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from ..results import Quantity
+
+
+@dataclass(frozen=True)
+class Band:
+    """From `low` to `high` in a unit; both ends are the same where a number has no range."""
+
+    low: float
+    high: float
+    unit: str
+
+    @classmethod
+    def of(cls, quantity: Quantity) -> Self:
+        """From the fastest to the slowest run, or a projection's ends."""
+        if quantity.low is None:
+            return cls(quantity.value, quantity.value, quantity.unit)
+        return cls(quantity.low, quantity.high, quantity.unit)
+
+    def times(self, factor: float, unit: str) -> Self:
+        return type(self)(*sorted((self.low * factor, self.high * factor)), unit)
+
+    def plus(self, other: Self) -> Self:
+        return type(self)(self.low + other.low, self.high + other.high, self.unit)
+
+    def minus(self, other: Self) -> Self:
+        return type(self)(self.low - other.high, self.high - other.low, self.unit)
+
+    def over(self, other: Self, unit: str = "x") -> Self | None:
+        """How many times `other` goes into this; None where `other` may be 0 or less."""
+        return type(self)(self.low / other.high, self.high / other.low, unit) if other.low > 0 else None
+
+    def is_apart_from(self, other: Self) -> bool:
+        return self.high < other.low or other.high < self.low

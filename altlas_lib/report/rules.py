@@ -1,0 +1,123 @@
+"""What makes a go and what it costs, as data: `rules.yaml`, and what a user's own file or parameters change in it."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ..devices import GpuSpec, find_gpu, load_catalogue
+
+_Gain = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def read_yaml(name: str) -> Any:
+    """A data file of this package."""
+    return yaml.safe_load(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
+
+
+class Checked(BaseModel):
+    """A part of a data file, all of whose names are known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PortRule(Checked):
+    least_workload_gain: _Gain
+
+
+class IntegrateRule(Checked):
+    least_gain: _Gain
+    least_runs: int = Field(ge=1)
+
+
+class FitRule(Checked):
+    accepted_verdicts: list[Literal["fits", "tight"]] = Field(min_length=1)
+
+
+class PredictRule(Checked):
+    least_gain: float = Field(ge=0, lt=1)
+    least_seeds: int = Field(ge=1)
+    stand_in_presets: list[str]
+
+
+class Money(Checked):
+    """What running costs; `given` names what the user said, the rest are examples."""
+
+    currency: str
+    price_per_hour: dict[str, _Cost]
+    runs_per_day: _Cost
+    person_days: _Cost
+    price_per_person_day: _Cost
+    price_per_kwh: _Cost
+    cpu_power_w: _Cost
+    gpus: list[str]
+    given: frozenset[str] = frozenset()
+
+    @field_validator("gpus")
+    @classmethod
+    def _are_known(cls, names: list[str]) -> list[str]:
+        return [find_gpu(name).name for name in names]
+
+    @property
+    def specs(self) -> list[GpuSpec]:
+        """The GPUs to set side by side."""
+        return [gpu for gpu in load_catalogue() if not self.gpus or gpu.name in self.gpus]
+
+    @property
+    def examples(self) -> list[str]:
+        """What is still an example of this book's and not the user's own."""
+        return sorted(type(self).model_fields.keys() - self.given - {"given", "gpus"})
+
+
+class Rules(Checked):
+    """`rules.yaml`, read and checked."""
+
+    port: PortRule
+    integrate: IntegrateRule
+    fit: FitRule
+    predict: PredictRule
+    money: Money
+    minutes: dict[str, float]
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, **money: Any) -> "Rules":
+        """The project's rules, with those lines changed that the file at `path` has, then those of `money`.
+
+        Args:
+            **money: fields of `Money`; `price_per_hour` may be `["T4=0.5", "CPU=0.1"]`. What is empty or 0 is not given.
+
+        Raises:
+            ValueError: the file cannot be read, or has a rule or value that does not exist; names it.
+        """
+        rules, origin = read_yaml("rules.yaml"), f"rules {path}" if path else "prices"
+        examples = rules["money"]["price_per_hour"]
+        try:
+            changes = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}) if path else {}
+            given = [changes.get("money") or {}, {name: value for name, value in money.items() if value}]
+            prices = {_device(name): price for each in given for name, price in _prices(each.get("price_per_hour", {})).items()}
+            for question, change in changes.items():
+                rules[question] = {**rules.get(question, {}), **change}
+            rules["money"] |= given[1] | {
+                "price_per_hour": examples | prices,
+                "given": given[0].keys() | given[1] | prices.keys(),
+            }
+            return cls.model_validate(rules)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{origin}: {where}: {first['msg']}; see altlas_lib/report/rules.yaml") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"rules {path} cannot be read ({error}); expected lines as in altlas_lib/report/rules.yaml"
+            ) from None
+
+
+def _prices(given: Any) -> dict[str, Any]:
+    return dict(each.partition("=")[::2] for each in given) if isinstance(given, list) else given
+
+
+def _device(name: str) -> str:
+    return name if name == "CPU" else find_gpu(name).name
