@@ -1,11 +1,13 @@
 """One child process for all tools, whatever the target does to it; and nothing of it stays behind."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -275,10 +277,18 @@ ECHO = """
 """
 
 
+@contextlib.contextmanager
+def ended_afterwards(child: Child) -> Iterator[Child]:
+    try:
+        yield child
+    finally:
+        assert child.end() == []
+
+
 @pytest.fixture
 def echo(write, folder, monkeypatch):
     monkeypatch.syspath_prepend(folder)
-    with Child(write(ECHO)) as child:
+    with ended_afterwards(Child(write(ECHO))) as child:
         assert child.receive(30) == b"hello"
         yield child
 
@@ -296,7 +306,7 @@ def echo_of_all(tmp_path_factory):
     folder = tmp_path_factory.mktemp("echo")
     (folder / "echo_of_all.py").write_text(textwrap.dedent(ECHO))
     sys.path.insert(0, str(folder))
-    with Child("echo_of_all") as child:
+    with ended_afterwards(Child("echo_of_all")) as child:
         assert child.receive(30) == b"hello"
         yield child
     sys.path.remove(str(folder))

@@ -126,7 +126,7 @@ def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: fl
     records under the count that was best until then, and sees the calling thread only.
 
     A long run is not repeated needlessly. No run begins that would not end within half of the time limit, going by the one
-    before it; none is repeated once a third is over; other thread counts are tried if a run takes less than a tenth.
+    before it, and none is repeated beyond a third of it. Another thread count is tried if a run takes less than a tenth.
 
     Args:
         first_s: of the run that warmed up.
@@ -136,8 +136,8 @@ def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: fl
     plain_s: dict[int, list[float]] = {n: [] for n in counts}
     is_threaded = False
 
-    def has_time() -> bool:
-        return perf_counter() - start + latest_s <= _SHARE_OF_THE_LIMIT * time_limit_s
+    def has_time(share: float = _SHARE_OF_THE_LIMIT) -> bool:
+        return perf_counter() - start + latest_s <= share * time_limit_s
 
     def plain_runs() -> Iterator[Run]:
         nonlocal latest_s
@@ -146,21 +146,15 @@ def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: fl
                 yield (run := timed_run(runnable, "none", n))
             plain_s[n].append(latest_s := run.wall_s)
             if latest_s > _SWEPT * time_limit_s:
-                break
+                del counts[1:]
 
     for repeat in range(n_repeats):
-        if not has_time():
-            yield f"{repeat} of {n_repeats} repeats: half of time_limit_s={time_limit_s:g} would not be enough for another"
-            break
-        if repeat and perf_counter() - start > _SHARE_OF_REPEATS * time_limit_s:
-            yield f"{repeat} of {n_repeats} repeats: a third of time_limit_s={time_limit_s:g} was over"
+        if not has_time(_SHARE_OF_REPEATS if repeat else _SHARE_OF_THE_LIMIT):
+            yield f"{repeat} of {n_repeats} repeats: too little of time_limit_s={time_limit_s:g} was left for more"
             break
         yield from plain_runs()
-        if len(counts) > 1 and latest_s > _SWEPT * time_limit_s:
-            yield f"no sweep over BLAS threads: one run took {latest_s:.3g} s; raise the time limit"
-            counts = counts[:1]
         if has_time():
-            with blas_threads(min(filter(plain_s.get, counts), key=lambda n: min(plain_s[n]))):
+            with blas_threads(min(filter(plain_s.get, plain_s), key=lambda n: min(plain_s[n]))):
                 run, is_threaded = _profiled_run(runnable, is_threaded)
             yield run
     while has_time() and 0 < len(plain_s[counts[0]]) < _MOST_RUNS and sum(map(sum, plain_s.values())) < _SHORT_S:

@@ -22,7 +22,7 @@ from .py_spy import FellBehind, PySpy
 # as the target runs in it again and again.
 Repeat = Callable[[float, bool], Iterator[int | None]]
 
-_FEWER, _LONGEST = 10, 5  # times fewer samples a second, for at most so many times as long, where py-spy cannot keep up
+_FEWER, _LONGEST = 10, 2  # times fewer samples a second, for at most so many times as long, where py-spy cannot keep up
 _LARGEST_N_STACKS = 300
 _PROCESS = re.compile(r"process \d+:")
 _WAITS_IN_PYTHON = {

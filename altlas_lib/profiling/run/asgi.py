@@ -18,7 +18,7 @@ from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from .runnable import FunctionKey, ProfilingError, Runnable, describe
-from .targets import Target, resolve, target_name, unwrap
+from .targets import Target, refuse_running_loop, resolve, target_name, unwrap
 
 _LONGEST_SHUTDOWN_S = 10.0
 
@@ -122,11 +122,7 @@ def application(target: Target, requests: Sequence[AsgiRequest], concurrency: in
         file = getattr(sys.modules[name.partition(":")[0]], "__file__", None) or os.path.abspath(name)
     else:
         file = os.path.abspath(name)
-    if asyncio._get_running_loop():
-        raise ProfilingError(
-            f"application {name!r}: an event loop runs here already, as in a notebook; "
-            "name it as 'module:app', which runs in a process of its own"
-        )
+    refuse_running_loop(name)
     service = _Service(name, app, requests, concurrency)
     with asyncio.Runner() as runner:
         runner.run(service.start())

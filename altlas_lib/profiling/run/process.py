@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from multiprocessing.connection import wait
-from typing import Self
 
 from . import guardian
 from .runnable import file_identity
@@ -81,12 +80,6 @@ class Child:
             **apart,
         )
         threading.Thread(target=self._drain, args=[self._process.stderr], daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
 
     def _drain(self, stream) -> None:
         """Keep the end of what the target writes to stderr, which may be gigabytes."""

@@ -112,12 +112,18 @@ def prepare(
 def _run_coroutine(call: Callable[[], Any], name: str) -> Any:
     import asyncio
 
+    refuse_running_loop(name)
+    return asyncio.run(call())
+
+
+def refuse_running_loop(name: str) -> None:
+    import asyncio
+
     if asyncio._get_running_loop():
         raise ProfilingError(
-            f"target {name!r} is a coroutine, and an event loop runs here already, as in a notebook; "
+            f"target {name!r}: an event loop runs here already, as in a notebook; "
             "name it as 'module:function', which runs in a process of its own"
         )
-    return asyncio.run(call())
 
 
 def resolve(target: Target) -> Callable[..., Any]:
