@@ -37,21 +37,19 @@ def time_lines(runnable: Runnable, functions: Sequence[FunctionKey]) -> tuple[Ru
     def marked(code: CodeType) -> CodeType:
         constants = tuple(marked(each) if isinstance(each, CodeType) else each for each in code.co_consts)
         if any(new is not old for new, old in zip(constants, code.co_consts, strict=True)):
-            original, code = code, code.replace(co_consts=constants)
-        else:
-            original = code
-        if FunctionKey.of(original) in wanted:
+            code = code.replace(co_consts=constants)
+        if FunctionKey.of(code) in wanted:
             watched = FunctionType(code, {}, closure=tuple(CellType() for _ in code.co_freevars))
             profiler.add_function(watched)
             code = watched.__code__
         return code
 
-    originals = []
+    originals, files = [], {key.file for key in wanted}
     try:
-        for function in _functions_from({key.file for key in wanted}):
-            if (code := marked(function.__code__)) is not function.__code__:
+        for function in gc.get_objects():  # decorated, nested and bound ones too
+            if type(function) is FunctionType and function.__code__.co_filename in files:
                 originals.append((function, function.__code__))
-                function.__code__ = code
+                function.__code__ = marked(function.__code__)
         if isinstance(runnable.call, Script):
             runnable.call.code = marked(runnable.call.code)
         run = timed_run(runnable, "line_profiler", under=profiler.runcall)
@@ -60,11 +58,6 @@ def time_lines(runnable: Runnable, functions: Sequence[FunctionKey]) -> tuple[Ru
             function.__code__ = code
         profiler.functions.clear()  # the watched ones, else found as the user's by whoever looks for those
     return run, list(_lines(profiler, wanted))
-
-
-def _functions_from(files: Iterable[str]) -> list[FunctionType]:
-    """Every function of these source files that exists in this process, decorated, nested and bound ones too."""
-    return [each for each in gc.get_objects() if type(each) is FunctionType and each.__code__.co_filename in files]
 
 
 def _lines(profiler, wanted: Iterable[FunctionKey]) -> Iterator[FunctionLines]:

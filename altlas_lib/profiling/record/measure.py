@@ -21,42 +21,43 @@ from ..run.runnable import ProfilingError, Runnable
 from .folding import CallGraph
 
 _SHARE_OF_THE_LIMIT = 1 / 2  # for this tool; the others need the rest
-_SHARE_OF_REPEATS = 1 / 3  # after which no repeat begins
-_SWEPT = 1 / 10  # of the limit: a longer run is not tried with another thread count
+SWEPT = 1 / 10  # of the limit: a longer run is not tried with another thread count
 _SHORT_S, _MOST_RUNS = 1.0, 10  # a target that takes milliseconds is repeated, up to a second
 _PARALLEL = 0.1  # processor time of others than the calling thread over the time of a run, of a parallel target
 
 
-class Run(BaseModel):
+class Run(BaseModel, ser_json_inf_nan="constants"):
     """One run of a function, and what it took.
 
     Attributes:
         tool: that it ran under: "warm-up", "none", "comparison", or a profiler.
         n_threads: of the BLAS and OpenMP pools.
-        cpu_s: processor time of all threads of this process, and of the processes that it started.
-        calling_s, processes_s: of that, the calling thread's and those processes'.
-        delayed_s: for which the calling thread was ready to run while others had the processors; None: not known.
+        own_s, calling_s: processor time of all threads of this process, and of that the calling thread's.
+        processes_s: processor time of the processes that it started.
+        delayed_s: for which the calling thread was ready to run while others had the processors; NaN: not known.
         held_bytes, peak_bytes: resident memory of the process before the run, and the most during it.
     """
 
     tool: str
     n_threads: int | None = None
     wall_s: float
-    cpu_s: float
+    own_s: float
     calling_s: float
     processes_s: float
-    delayed_s: float | None
+    delayed_s: float
     held_bytes: int
     peak_bytes: int
     recording: CallGraph | None = None
 
     @property
+    def cpu_s(self) -> float:
+        return self.own_s + self.processes_s
+
+    @property
     def quiet_s(self) -> float | None:
-        """What the run would take if nobody else wanted a processor: see `WorkloadProfile.quiet`."""
-        if self.delayed_s is None:
-            return None
+        """What the run would take if nobody else wanted a processor: see `WorkloadProfile.quiet`. None: not known."""
         waiting_s = max(self.wall_s - self.calling_s - self.delayed_s, 0.0)
-        return min(self.wall_s, self.cpu_s + waiting_s)
+        return None if math.isnan(self.delayed_s) else min(self.wall_s, self.cpu_s + waiting_s)
 
     @property
     def is_parallel(self) -> bool:
@@ -66,33 +67,21 @@ class Run(BaseModel):
 def timed_run(
     runnable: Runnable, tool: str, n_threads: int | None = None, under: Callable[[Callable[[], Any]], Any] = operator.call
 ) -> Run:
-    """One run of the target; `under` calls it, in its own way. Raises as `Runnable.timed`."""
-    start, end, memory = [], [], []
+    """One run of the target; `under` calls it, in its own way. Raises as `Runnable.run`."""
+    measured: dict[str, Any] = {}
 
     def between_clocks(call: Callable[[], Any]) -> None:
-        memory.append(_peak_bytes(begin_anew=True))
-        start.extend(clock() for clock in reversed(_CLOCKS))
+        measured["held_bytes"] = _peak_bytes(begin_anew=True)
+        before = {name: clock() for name, clock in reversed(_CLOCKS.items())}
         try:
             under(call)
         finally:
-            end.extend(clock() for clock in _CLOCKS)
-            memory.append(_peak_bytes())
+            measured.update({name: clock() - before[name] for name, clock in _CLOCKS.items()})
+            measured["peak_bytes"] = _peak_bytes()
 
-    runnable.timed(between_clocks)
-    wall_s, calling_s, cpu_s, delayed_s, processes_s = (
-        after - before for after, before in zip(end, reversed(start), strict=True)
-    )
-    return Run(
-        tool=tool,
-        n_threads=n_threads,
-        wall_s=wall_s,
-        cpu_s=cpu_s + processes_s,
-        calling_s=calling_s,
-        processes_s=processes_s,
-        delayed_s=None if math.isnan(delayed_s) else delayed_s,
-        held_bytes=memory[0],
-        peak_bytes=memory[1],
-    )
+    with blas_threads(n_threads):
+        runnable.run(between_clocks)
+    return Run(tool=tool, n_threads=n_threads, **measured)
 
 
 def _delayed_s() -> float:
@@ -116,7 +105,13 @@ def _processes_s() -> float:
     return usage.ru_utime + usage.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
 
 
-_CLOCKS = (perf_counter, time.thread_time, time.process_time, _delayed_s, _processes_s)  # the slow ones outside
+_CLOCKS = {  # the slow ones outside
+    "wall_s": perf_counter,
+    "calling_s": time.thread_time,
+    "own_s": time.process_time,
+    "delayed_s": _delayed_s,
+    "processes_s": _processes_s,
+}
 
 
 def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: float) -> Iterator[Run | str]:
@@ -126,67 +121,62 @@ def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: fl
     records under the count that was best until then, and sees the calling thread only.
 
     A long run is not repeated needlessly. No run begins that would not end within half of the time limit, going by the one
-    before it, and none is repeated beyond a third of it. Another thread count is tried if a run takes less than a tenth.
+    before it. Another thread count is tried if a run takes less than a tenth.
 
     Args:
         first_s: of the run that warmed up.
     """
     _refuse_a_second_profiler()
-    start, latest_s, counts = perf_counter(), first_s, blas_thread_counts()
-    plain_s: dict[int, list[float]] = {n: [] for n in counts}
-    is_threaded = False
+    start, counts, plain = perf_counter(), blas_thread_counts(), []
 
-    def has_time(share: float = _SHARE_OF_THE_LIMIT) -> bool:
-        return perf_counter() - start + latest_s <= share * time_limit_s
+    def has_time() -> bool:
+        latest_s = plain[-1].wall_s if plain else first_s
+        return perf_counter() - start + latest_s <= _SHARE_OF_THE_LIMIT * time_limit_s
 
     def plain_runs() -> Iterator[Run]:
-        nonlocal latest_s
         for n in counts:
-            with blas_threads(n):
-                yield (run := timed_run(runnable, "none", n))
-            plain_s[n].append(latest_s := run.wall_s)
-            if latest_s > _SWEPT * time_limit_s:
+            plain.append(timed_run(runnable, "none", n))
+            yield plain[-1]
+            if plain[-1].wall_s > SWEPT * time_limit_s:
                 del counts[1:]
 
     for repeat in range(n_repeats):
-        if not has_time(_SHARE_OF_REPEATS if repeat else _SHARE_OF_THE_LIMIT):
+        if not has_time():
             yield f"{repeat} of {n_repeats} repeats: too little of time_limit_s={time_limit_s:g} was left for more"
             break
         yield from plain_runs()
         if has_time():
-            with blas_threads(min(filter(plain_s.get, plain_s), key=lambda n: min(plain_s[n]))):
-                run, is_threaded = _profiled_run(runnable, is_threaded)
-            yield run
-    while has_time() and 0 < len(plain_s[counts[0]]) < _MOST_RUNS and sum(map(sum, plain_s.values())) < _SHORT_S:
+            yield _profiled_run(runnable, min(plain, key=lambda run: run.wall_s).n_threads)
+    while has_time() and 0 < len(plain) < _MOST_RUNS * len(counts) and sum(run.wall_s for run in plain) < _SHORT_S:
         yield from plain_runs()
 
 
-def _profiled_run(runnable: Runnable, is_threaded: bool) -> tuple[Run, bool]:
-    """A run under cProfile, and whether Python code ran in other threads.
+def _profiled_run(runnable: Runnable, n_threads: int) -> Run:
+    """A run under cProfile.
 
     From Python 3.12 on cProfile is told of all threads' calls, and takes them for the calling thread's. Where others run, a
     second run keeps theirs away from it.
     """
     monitoring = getattr(sys, "monitoring", None)
+    runnable.starts_threads |= len(sys._current_frames()) > 1
 
     def under(call: Callable[[], Any]) -> None:
         profiler.enable()
         try:
-            if is_threaded and monitoring:
+            if runnable.starts_threads and monitoring:
                 _hear_only_this_thread(monitoring)
             call()
         finally:
             profiler.disable()
 
-    is_threaded = is_threaded or len(sys._current_frames()) > 1
-    while True:
-        profiler = cProfile.Profile()
-        run = timed_run(runnable, "cProfile", under=under)
-        graph = CallGraph.of(profiler.getstats())
-        if is_threaded or not monitoring or all(key.name != "Thread._bootstrap" for key, _ in graph.functions):
-            run.recording = graph
-            return run, is_threaded
-        is_threaded = True
+    profiler = cProfile.Profile()
+    run = timed_run(runnable, "cProfile", n_threads, under)
+    run.recording = CallGraph.of(profiler.getstats())
+    has_others = any(key.name == "Thread._bootstrap" for key, _ in run.recording.functions)
+    if not monitoring or runnable.starts_threads or not has_others:
+        return run
+    runnable.starts_threads = True
+    return _profiled_run(runnable, n_threads)
 
 
 def _hear_only_this_thread(monitoring: Any) -> None:
@@ -203,11 +193,8 @@ def _hear_only_this_thread(monitoring: Any) -> None:
 
 def _refuse_a_second_profiler() -> None:
     monitoring = getattr(sys, "monitoring", None)  # of Python 3.12; 3.11 would replace the other profiler without a word
-    active = sys.getprofile() or (monitoring and monitoring.get_tool(monitoring.PROFILER_ID))
-    if active:
-        raise ProfilingError(
-            f"another profiler is active ({active!r}); stop it (a profiler, coverage, a debugger), then try again"
-        )
+    if active := sys.getprofile() or (monitoring and monitoring.get_tool(monitoring.PROFILER_ID)):
+        raise ProfilingError(f"another profiler is active ({active!r}); stop it (a profiler, coverage), then try again")
 
 
 def blas_thread_counts() -> list[int]:

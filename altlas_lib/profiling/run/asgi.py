@@ -10,9 +10,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -21,6 +22,7 @@ from .runnable import FunctionKey, ProfilingError, Runnable, describe
 from .targets import Target, refuse_running_loop, resolve, target_name, unwrap
 
 _LONGEST_SHUTDOWN_S = 10.0
+_FORM = '{"method": "POST", "path": "/items", "headers": {...}, "json": ...} or "body" in place of "json"'
 
 
 @dataclass(config=ConfigDict(extra="forbid"))
@@ -29,20 +31,18 @@ class AsgiRequest:
 
     path: str
     method: str = "GET"
-    headers: dict[str, str] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
     json: JsonValue = None
     body: str | None = None
 
     def __post_init__(self) -> None:
         if self.json is not None and self.body is not None:
             raise ValueError("json and body exclude each other")
-        for name, value in (self.headers or {}).items():
+        for name, value in self.headers.items():
             if not f"{name}{value}".isascii():
                 raise ValueError(f"header {name!r}: {value!r} is not ASCII; a header holds ASCII only, percent-encode the rest")
-        try:
-            urlsplit(self.path)
-        except ValueError as error:  # '//[::1': what follows two slashes is read as a host
-            raise ValueError(f"path {self.path!r}: {error}; a path begins with one slash") from None
+        if not self.path.startswith("/") or self.path.startswith("//"):  # what follows two slashes is read as a host
+            raise ValueError(f"path {self.path!r} is no path of an application; a path begins with one slash")
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -53,22 +53,20 @@ class AsgiRequest:
 
     def scope(self) -> dict[str, Any]:
         """Of an HTTP connection to a server at http://localhost."""
-        parts = urlsplit(self.path)
-        headers = {"host": "localhost"}
-        if content := self.content:
-            headers["content-length"] = str(len(content))
+        path, _, query = self.path.partition("?")
+        headers = {"host": "localhost", "content-length": str(len(self.content))}
         if self.json is not None:
             headers["content-type"] = "application/json"
-        headers |= {name.lower(): value for name, value in (self.headers or {}).items()}
+        headers |= {name.lower(): value for name, value in self.headers.items()}
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
             "method": self.method.upper(),
             "scheme": "http",
-            "path": unquote(parts.path) or "/",
-            "raw_path": quote(parts.path, safe="/%~").encode(),
-            "query_string": quote(parts.query, safe="=&;%+,/:?@!$'()*~[]-._").encode(),
+            "path": unquote(path),
+            "raw_path": quote(path, safe="/%~").encode(),
+            "query_string": quote(query, safe="=&;%+,/:?@!$'()*~[]-._").encode(),
             "root_path": "",
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
             "client": ("127.0.0.1", 50000),
@@ -82,27 +80,22 @@ def load_requests(requests: str | os.PathLike | Sequence[Mapping[str, Any]]) -> 
     Raises:
         ProfilingError: the file cannot be read, there is no request in it, or one is not of the form above.
     """
+    parse, where, entries = TypeAdapter(AsgiRequest).validate_python, "request", requests
     if isinstance(requests, str | os.PathLike):
+        parse, where = TypeAdapter(AsgiRequest).validate_json, f"{requests}, line"
         try:
-            lines = Path(requests).read_text(encoding="utf-8-sig").split("\n")  # U+2028 is a character of JSON's strings
+            entries = Path(requests).read_text(encoding="utf-8-sig").split("\n")  # U+2028 is a character of JSON's strings
         except (OSError, UnicodeDecodeError) as error:
             raise ProfilingError(f"requests {str(requests)!r} cannot be read ({error}); name a JSON Lines file") from None
-        named = {f"{requests}, line {number}": line for number, line in enumerate(lines, 1) if line.strip()}
-        parse = TypeAdapter(AsgiRequest).validate_json
-    else:
-        named = {f"request {number}": request for number, request in enumerate(requests, 1)}
-        parse = TypeAdapter(AsgiRequest).validate_python
     loaded = []
-    for where, request in named.items():
+    for number, entry in enumerate(entries, 1):
         try:
-            loaded.append(parse(request))
+            if not isinstance(entry, str) or entry.strip():
+                loaded.append(parse(entry))
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise ProfilingError(
-                f"{where}{f', {field}' if field else ''}: {first['msg']}; "
-                'expected {"method": "POST", "path": "/items", "headers": {...}, "json": ...} or "body" in place of "json"'
-            ) from None
+            place = ", ".join([f"{where} {number}", ".".join(map(str, first["loc"]))]).removesuffix(", ")
+            raise ProfilingError(f"{place}: {first['msg']}; expected {_FORM}") from None
     if not loaded:
         raise ProfilingError(f"requests {str(requests)!r}: there is none in it; write one JSON object a line")
     return loaded
@@ -114,19 +107,15 @@ def application(target: Target, requests: Sequence[AsgiRequest], concurrency: in
 
     The root function of its profile is the application as a whole: the framework and the event loop.
     """
-    name = target_name(target)
-    app = resolve(target)
-    if code := getattr(unwrap(app), "__code__", None):
-        file = code.co_filename
-    elif isinstance(target, str):
-        file = getattr(sys.modules[name.partition(":")[0]], "__file__", None) or os.path.abspath(name)
-    else:
-        file = os.path.abspath(name)
+    name, app = target_name(target), resolve(target)
+    code, module = getattr(unwrap(app), "__code__", None), sys.modules.get(name.partition(":")[0])
+    file = code.co_filename if code else getattr(module, "__file__", None)
     refuse_running_loop(name)
     service = _Service(name, app, requests, concurrency)
     with asyncio.Runner() as runner:
         runner.run(service.start())
-        yield Runnable(name, lambda: runner.run(service.send_all()), FunctionKey(file, 1, name), notes=service.notes)
+        root = FunctionKey(file or os.path.abspath(name), 1, name)
+        yield Runnable(name, lambda: runner.run(service.send_all()), root, notes=service.notes)
         runner.run(service.stop())
 
 
@@ -134,19 +123,17 @@ class _Service:
     """What a server does for an application, without a network."""
 
     def __init__(self, name: str, app: Callable, requests: Sequence[AsgiRequest], concurrency: int):
-        self.name, self.requests, self.concurrency = name, requests, concurrency
+        self._name, self._app, self._requests, self._concurrency = name, app, requests, concurrency
         self.notes: list[str] = []
-        self._app = app
         self._state: dict[str, Any] = {}  # of the lifespan; each request gets a copy
 
     async def start(self) -> None:
         """Run the application's start-up; one without the lifespan protocol raises or returns, and is ready."""
-        self._to_app: asyncio.Queue = asyncio.Queue()
-        self._from_app: asyncio.Queue = asyncio.Queue()
+        self._to_app, self._from_app = asyncio.Queue(), asyncio.Queue()
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self._state}
         self._lifespan = asyncio.create_task(self._app(scope, self._to_app.get, self._from_app.put))
         if (failure := await self._tell_lifespan("startup", None)) is not None:  # the time limit ends one that hangs
-            raise ProfilingError(f"application {self.name!r}: its startup failed: {failure}")
+            raise ProfilingError(f"application {self._name!r}: its startup failed: {failure}")
 
     async def stop(self) -> None:
         if not self._lifespan.done() and (failure := await self._tell_lifespan("shutdown", _LONGEST_SHUTDOWN_S)) is not None:
@@ -170,26 +157,23 @@ class _Service:
         Raises:
             ProfilingError: none was answered with a status below 400.
         """
-        pending = iter(enumerate(self.requests, 1))  # shared
+        pending, failures = iter(enumerate(self._requests, 1)), []  # shared
 
         async def send() -> None:
             for number, request in pending:
                 if failure := await self._send(request):
                     failures.append(f"request {number} ({request}) {failure}")
 
-        failures: list[str] = []
-        await asyncio.gather(*(send() for _ in range(self.concurrency)))
-        if len(failures) == len(self.requests):
-            raise ProfilingError(
-                f"application {self.name!r} answered none of {len(failures)} requests: {failures[0]}; "
-                "mend the requests, or make it answer without the profiler first"
-            )
+        await asyncio.gather(*(send() for _ in range(self._concurrency)))
+        if len(failures) == len(self._requests):
+            answered = f"application {self._name!r} answered none of {len(failures)} requests: {failures[0]}"
+            raise ProfilingError(f"{answered}; mend the requests, or make it answer without the profiler first")
         self.notes += [failure for failure in failures if failure not in self.notes]
 
     async def _send(self, request: AsgiRequest) -> str | None:
         """One request as a server would pass it on (https://asgi.readthedocs.io/en/latest/specs/www.html); how it failed."""
         incoming = iter([{"type": "http.request", "body": request.content, "more_body": False}])
-        status, text, answered = 0, bytearray(), asyncio.Event()
+        sent, answered = [], asyncio.Event()
 
         async def receive() -> dict[str, Any]:
             if message := next(incoming, None):
@@ -198,13 +182,9 @@ class _Service:
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            elif message["type"] == "http.response.body":
-                text.extend(message.get("body", b"")[:200])
-                if not message.get("more_body", False):
-                    answered.set()
+            sent.append((message.get("status", 0), message.get("body", b"")[:200]))  # not the whole of a large body
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                answered.set()
 
         try:
             await self._app({**request.scope(), "state": dict(self._state)}, receive, send)
@@ -212,4 +192,5 @@ class _Service:
             return f"raised {describe(error)}"
         if not answered.is_set():
             return "got no whole answer"
-        return f"was answered with {status}: {bytes(text[:200]).decode(errors='replace')!r}" if status >= 400 else None
+        status, text = max(status for status, _ in sent), b"".join(text for _, text in sent)[:200]
+        return f"was answered with {status}: {text.decode(errors='replace')!r}" if status >= 400 else None

@@ -1,28 +1,24 @@
-"""A child process that answers jobs: started, spoken to by one socket, and ended with all that it started.
-
-Messages are lines of text, both ways. A target may close every descriptor of its process, the socket's among them: then the
-child connects anew, to the same address.
-"""
+"""A child process that answers jobs: started, spoken to through one pipe, and ended with all that it started."""
 
 import contextlib
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from multiprocessing.connection import wait
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 
 from . import guardian
 from .runnable import file_identity
 
 _TO_END_S = 5.0  # for a target's own atexit functions and threads, once it has nothing left to do
-_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from {module} import main; main({address!r})"
+TICK_S = 0.05  # after which a process is looked at again: what it started may hold the pipe open
+_TO_TELL_S = 0.5  # for a process that ends, to say how and why
+_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from {module} import main; main({descriptor})"
 
 
 class ChildEnded(Exception):
@@ -30,56 +26,44 @@ class ChildEnded(Exception):
 
 
 class Channel:
-    """The child's end."""
+    """The child's end of the pipe: messages of text, both ways."""
 
-    def __init__(self, address: str):
-        self._address = address
-        self._connect()
+    def __init__(self, descriptor: int):
+        os.set_inheritable(descriptor, False)  # so the other end sees it close when another program takes this one's place
+        self._connection, self._identity = Connection(descriptor), file_identity(descriptor)
 
-    def _connect(self) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(None)  # a target may have set another default
-        self._socket.connect(self._address)
-        self._lines = self._socket.makefile("rb")
-        self._identity = file_identity(self._socket.fileno())
+    def send(self, text: str) -> None:
+        while file_identity(self._connection.fileno()) != self._identity:
+            signal.pause()  # the target has closed it, which ends this process; the number may stand for a file of the target
+        self._connection.send_bytes(text.encode())
 
-    def send(self, line: str) -> None:
-        if file_identity(self._socket.fileno()) != self._identity:  # closed; its number may stand for a file of the target
-            self._socket.detach()
-            self._connect()
-        self._socket.sendall(line.encode() + b"\n")
-
-    def receive(self) -> bytes:
-        """The next line; empty: there will be none."""
-        return self._lines.readline()
+    def receive(self) -> str:
+        """The next message; empty: there will be none."""
+        return self._connection.recv_bytes().decode()
 
 
 class Child:
-    """`main(address)` of a module in a process of its own; `end` ends it with all that it started."""
+    """`main(descriptor)` of a module in a process of its own; `end` ends it with all that it started."""
 
     def __init__(self, module: str):
-        self._folder = tempfile.mkdtemp(prefix="altlas-", dir="/tmp")  # a socket's path has at most 100 characters or so
-        address = os.path.join(self._folder, "jobs")
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(address)
-        self._listener.listen()
-        self._connection: socket.socket | None = None
-        self._received = self._last_on_stderr = b""
-        self._mark = uuid.uuid4().hex
+        self._connection, other_end = Pipe()
+        self._mark, self._last_on_stderr = uuid.uuid4().hex, b""
         apart = {"start_new_session": True}  # a process group of its own: Ctrl-C reaches this process only, which ends it
         guard = [sys.executable, "-P", guardian.__file__, self._mark]
         self._guardian = subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, **apart)
         path = [os.getcwd(), *sys.path]  # as `python -m` has it; the child imports what this process can
-        self._command = [sys.executable, "-c", _BOOTSTRAP.format(path=path, module=module, address=address)]
         self._process = subprocess.Popen(
-            self._command,
+            [sys.executable, "-c", _BOOTSTRAP.format(path=path, module=module, descriptor=other_end.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env={**os.environ, guardian.MARK: self._mark},
+            pass_fds=[other_end.fileno()],
             **apart,
         )
-        threading.Thread(target=self._drain, args=[self._process.stderr], daemon=True).start()
+        other_end.close()
+        self._drains = threading.Thread(target=self._drain, args=[self._process.stderr], daemon=True)
+        self._drains.start()
 
     def _drain(self, stream) -> None:
         """Keep the end of what the target writes to stderr, which may be gigabytes."""
@@ -91,62 +75,48 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, line: str) -> None:
+    def send(self, text: str) -> None:
         """To be called when the child waits for it; whether it got there, the next `receive` says."""
-        with contextlib.suppress(OSError, AttributeError):
-            self._connection.sendall(line.encode() + b"\n")
+        with contextlib.suppress(OSError):
+            self._connection.send_bytes(text.encode())
 
-    def receive(self, within_s: float) -> bytes | None:
+    def receive(self, within_s: float) -> str | None:
         """The next message; None: there was none in time.
 
         Raises:
-            ChildEnded: the process has ended, or another program runs in it, and all that it sent has been received.
+            ChildEnded: the process has ended, or closed its end, and all that it sent has been received.
         """
-        stop = time.monotonic() + within_s
-        while b"\n" not in self._received:
-            has_ended = self._process.poll() is not None  # so what it sent before is there now
-            left_s = 0 if has_ended else min(max(stop - time.monotonic(), 0), 0.05)
-            ready = wait([each for each in (self._listener, self._connection) if each], left_s)
-            if self._listener in ready:
-                self._connection, self._received = self._listener.accept()[0], b""
-            elif ready:
-                self._take()
-            elif has_ended or (not self._connection and self._runs_another_program()):
-                raise ChildEnded(self._describe_end())
-            elif time.monotonic() >= stop:
-                return None
-        line, _, self._received = self._received.partition(b"\n")
-        return line
-
-    def _take(self) -> None:
-        block = b""
-        with contextlib.suppress(ConnectionError):
-            block = self._connection.recv(1 << 20)
-        self._received += block
-        if not block:
-            self._connection = None
-
-    def _runs_another_program(self) -> bool:
-        import psutil
-
-        with contextlib.suppress(psutil.Error):
-            return psutil.Process(self.pid).cmdline()[1:] != self._command[1:]
-        return False
+        has_ended = self._process.poll() is not None  # so what it sent before is there now
+        try:
+            if self._connection.poll(0 if has_ended else within_s):
+                return self._connection.recv_bytes().decode()
+        except (EOFError, OSError):
+            has_ended = True
+        if has_ended:
+            raise ChildEnded(self._describe_end())
+        return None
 
     def _describe_end(self) -> str:
+        how = "by closing all its descriptors or starting another program in it"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self._process.wait(_TO_TELL_S)
+            names = {number.value: f"{number.name} ({signal.strsignal(number)})" for number in signal.Signals}
+            how = f"with status {status}" if status >= 0 else f"by {names.get(-status, f'signal {-status}')}"
+            self._drains.join(_TO_TELL_S)  # what it started may hold stderr open
         last_message = self._last_on_stderr.decode(errors="replace").strip().rpartition("\n")[2]
         return (
-            f"ended its process {_status_in_words(self._process.returncode)} before it returned "
-            f"(last on stderr: {last_message or 'nothing'}); make it return without ending the interpreter"
+            f"ended its process {how} before it returned (last on stderr: {last_message or 'nothing'}); "
+            "make it return without ending the interpreter"
         )
 
-    def finish(self) -> Iterator[bytes]:
+    def finish(self) -> Iterator[str]:
         """Let it end as Python ends, within bounds; what it still says meanwhile."""
         stop = time.monotonic() + _TO_END_S
-        with contextlib.suppress(ChildEnded, OSError, AttributeError):
-            self._connection.shutdown(socket.SHUT_WR)
-            while line := self.receive(stop - time.monotonic()):
-                yield line
+        self.send("")
+        with contextlib.suppress(ChildEnded):
+            while time.monotonic() < stop:
+                if text := self.receive(TICK_S):
+                    yield text
 
     def end(self) -> list[str]:
         """Kill it and all that it started; the names of processes that would not end."""
@@ -158,16 +128,5 @@ class Child:
                 process.kill()
                 process.wait(guardian.TO_DIE_S)
         self._guardian.stdin.close()
-        self._listener.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._connection.close()
         return left
-
-
-def _status_in_words(status: int | None) -> str:
-    if status is None:
-        return "by starting another program in it"
-    if status >= 0:
-        return f"with status {status}"
-    with contextlib.suppress(ValueError):
-        return f"by {signal.Signals(-status).name}{' (a segmentation fault)' if -status == signal.SIGSEGV else ''}"
-    return f"by signal {-status}"

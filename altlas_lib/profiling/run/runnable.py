@@ -5,7 +5,6 @@ import functools
 import operator
 import os
 import sys
-import time
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -45,24 +44,22 @@ class Runnable:
     inputs: tuple = ()  # values and named arguments that `call` passes on
     notes: list[str] = field(default_factory=list)
     n_finished: int = 0
+    starts_threads: bool = False  # as one of its runs has shown
 
-    def timed(self, under: Callable[[Callable[[], Any]], Any] = operator.call) -> float:
-        """Seconds of one run; `under` calls the target, in its own way.
+    def run(self, under: Callable[[Callable[[], Any]], Any] = operator.call) -> None:
+        """Run it once; `under` calls the target, in its own way.
 
         Raises:
             ProfilingError: the target raised or called `sys.exit`.
         """
         process = os.getpid()
         with self.around():
-            start = time.perf_counter()
             try:
                 call_user_code(functools.partial(under, self.call), f"target {self.name!r}", after=self.n_finished)
-                seconds = time.perf_counter() - start
             finally:
                 if os.getpid() != process:  # the target forked, and its child came to this point too: it ends here
                     _end_fork(sys.exception())
         self.n_finished += 1
-        return seconds
 
 
 def _end_fork(error: BaseException | None) -> None:
@@ -97,17 +94,15 @@ class Script:
 
 def call_user_code(function: Callable[[], Any], what: str, *, after: int = 0) -> Any:
     """What `function` returns; a `ProfilingError` if it raises or calls `sys.exit`. `after`: earlier runs that ended well."""
+    when = f" in run {after + 1}" if after else ""
+    what_next = "it must be safe to run repeatedly" if after else "make it run without the profiler first"
     try:
         return function()
     except ProfilingError:
         raise
-    except (Exception, SystemExit) as error:
-        when = f" in run {after + 1}" if after else ""
-        if isinstance(error, SystemExit):
-            raise ProfilingError(
-                f"{what} ended{when} by sys.exit({error.code!r}): expected an end without a failure"
-            ) from error
-        what_next = "it must be safe to run repeatedly" if after else "make it run without the profiler first"
+    except SystemExit as end:
+        raise ProfilingError(f"{what} ended{when} by sys.exit({end.code!r}): expected an end without a failure") from end
+    except Exception as error:
         raise ProfilingError(f"{what} raised {describe(error)}{when}; {what_next}") from error
 
 
@@ -129,20 +124,15 @@ def file_identity(descriptor: int) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def process_state_restored() -> Iterator[None]:
-    """The next run finds the folder, `sys.path`, arguments, environment and standard streams that this one found."""
+    """The next run finds the folder, `sys.path`, arguments and environment that this one found, and open standard streams."""
     folder, path, argv, environment = os.getcwd(), [*sys.path], [*sys.argv], dict(os.environ)
-    copies = [(copy := os.dup(descriptor), file_identity(copy)) for descriptor in range(3)]
     try:
         yield
     finally:
-        for descriptor, (copy, identity) in enumerate(copies):
-            if file_identity(copy) != identity:  # the target closed it, with all others
-                copy = os.open(os.devnull, os.O_RDWR)
-            os.dup2(copy, descriptor)
-            os.close(copy)
-        for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-            stream = getattr(sys, name)
-            if stream is None or stream.closed:
+        for descriptor, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
+            if file_identity(descriptor) is None:
+                os.open(os.devnull, os.O_RDWR)  # gets the least number that is free
+            if (stream := getattr(sys, name)) is None or stream.closed:
                 setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
         with contextlib.suppress(FileNotFoundError):
             os.chdir(folder)

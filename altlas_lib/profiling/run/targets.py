@@ -1,5 +1,6 @@
 """What is profiled, found and checked: a function, a script, a process; `asgi` knows of applications."""
 
+import asyncio
 import functools
 import importlib.util
 import inspect
@@ -9,7 +10,7 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from ...names import nearest
 from .runnable import FunctionKey, ProfilingError, Runnable, Script, call_user_code, describe
@@ -43,6 +44,10 @@ def unwrap(target: Callable[..., Any]) -> Callable[..., Any]:
     return inspect.unwrap(target)
 
 
+def _fail(name: str, what: str) -> NoReturn:
+    raise ProfilingError(f"target {name!r}{what}")
+
+
 def target_kind(name: str) -> Kind:
     """What a target's text means: `module:function`, `pid:1234` or `path/to/script.py`.
 
@@ -55,15 +60,13 @@ def target_kind(name: str) -> Kind:
         return "function"
     path = Path(name)
     if name and path.is_dir():
-        raise ProfilingError(f"target {name!r} is a folder; name the script in it, such as {str(path / '__main__.py')!r}")
+        _fail(name, f" is a folder; name the script in it, such as {str(path / '__main__.py')!r}")
     if name and path.exists():
         return "script"
     if name.endswith(".py"):
         hint = nearest(path.name, (file.name for file in path.parent.glob("*.py")))
-        raise ProfilingError(f"target {name!r}: no such file{hint or f'; the current folder is {os.getcwd()!r}'}")
-    raise ProfilingError(
-        f"target {name!r}: expected 'module:function', as in 'package.module:main', 'path/to/script.py' or 'pid:1234'"
-    )
+        _fail(name, f": no such file{hint or f'; the current folder is {os.getcwd()!r}'}")
+    _fail(name, ": expected 'module:function', as in 'package.module:main', 'path/to/script.py' or 'pid:1234'")
 
 
 def _read_script(path: str, argv: Sequence[str]) -> Script:
@@ -72,13 +75,12 @@ def _read_script(path: str, argv: Sequence[str]) -> Script:
         source = importlib.util.decode_source(Path(path).read_bytes())
         return Script(path, argv, source, compile(source, path, "exec", dont_inherit=True))
     except OSError as error:
-        raise ProfilingError(f"target {path!r} cannot be read ({error.strerror}); name a Python file that can") from None
+        _fail(path, f" cannot be read ({error.strerror}); name a Python file that can")
     except (SyntaxError, ValueError) as error:
         if getattr(error, "text", None):
-            raise _syntax_error(path, error) from error
-        raise ProfilingError(  # NUL bytes, or no text in its encoding
-            f"target {path!r} is no Python source ({error}); name a script, or start the program and name it as pid:NUMBER"
-        ) from error
+            _fail(path, f": {error.msg} in {error.filename}, line {error.lineno}; correct it, then profile again")
+        # NUL bytes, or no text in its encoding
+        _fail(path, f" is no Python source ({error}); name a script, or start the program and name it as pid:NUMBER")
 
 
 def prepare(
@@ -88,20 +90,16 @@ def prepare(
 
     A coroutine that the target returns is run by `asyncio.run`.
     """
-    name, arguments = target_name(target), arguments or {}
+    name, values, named = target_name(target), (), dict(arguments or {})
     if not callable(target) and target_kind(name) == "script":
         script = _read_script(name, argv)
         return Runnable(name, script, FunctionKey.of(script.code))
     function = resolve(target)  # before the set-up, which may take long
     inner = unwrap(function)
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
-        raise ProfilingError(
-            f"target {name!r} is a generator, whose call does nothing yet; name a function that runs through it (list(...))"
-        )
-    if setup is None:
-        values, named = (), arguments
-    else:
-        values = (call_user_code(_bind(resolve(setup), setup, (), arguments), f"setup {target_name(setup)!r}"),)
+        _fail(name, " is a generator, whose call does nothing yet; name a function that runs through it (list(...))")
+    if setup is not None:
+        values = (call_user_code(_bind(resolve(setup), setup, (), named), f"setup {target_name(setup)!r}"),)
         named = {}
     call = _bind(function, target, values, named)
     if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None)):  # noqa: B004
@@ -110,20 +108,14 @@ def prepare(
 
 
 def _run_coroutine(call: Callable[[], Any], name: str) -> Any:
-    import asyncio
-
     refuse_running_loop(name)
     return asyncio.run(call())
 
 
 def refuse_running_loop(name: str) -> None:
-    import asyncio
-
     if asyncio._get_running_loop():
-        raise ProfilingError(
-            f"target {name!r}: an event loop runs here already, as in a notebook; "
-            "name it as 'module:function', which runs in a process of its own"
-        )
+        what_next = "name it as 'module:function', which runs in a process of its own"
+        _fail(name, f": an event loop runs here already, as in a notebook; {what_next}")
 
 
 def resolve(target: Target) -> Callable[..., Any]:
@@ -131,40 +123,30 @@ def resolve(target: Target) -> Callable[..., Any]:
     name = target_name(target)
     function = _import(name) if isinstance(target, str) else target
     if not callable(function):
-        raise ProfilingError(f"target {name!r} is {type(function).__name__}, not callable; name a function")
+        _fail(name, f" is {type(function).__name__}, not callable; name a function")
     return function
 
 
 def _import(name: str) -> Any:
     match = _NAME.fullmatch(name)
     if not match:
-        raise ProfilingError(f"target {name!r}: expected 'module:function', as in 'package.module:main'")
+        _fail(name, ": expected 'module:function', as in 'package.module:main'")
     module_name, attribute, is_factory = match.groups()
     try:
         module = importlib.import_module(module_name)
     except SyntaxError as error:
-        raise _syntax_error(name, error) from error
+        _fail(name, f": {error.msg} in {error.filename}, line {error.lineno}; correct it, then profile again")
     except ModuleNotFoundError as error:
-        raise ProfilingError(
-            f"target {name!r}: no module named {error.name!r}; "
-            "install it, or start in the folder that holds it (the current folder is searched)"
-        ) from error
+        what_next = "install it, or start in the folder that holds it (the current folder is searched)"
+        _fail(name, f": no module named {error.name!r}; {what_next}")
     except (Exception, SystemExit) as error:
-        raise ProfilingError(
-            f"target {name!r}: importing {module_name} raised {describe(error)}; make `import {module_name}` work first"
-        ) from error
+        _fail(name, f": importing {module_name} raised {describe(error)}; make `import {module_name}` work first")
     try:
         value = operator.attrgetter(attribute)(module)
-    except AttributeError as error:
+    except AttributeError:
         hint = nearest(attribute, dir(module), n=3) or "; name a function that it defines"
-        raise ProfilingError(f"target {name!r}: {module_name} has no {attribute!r}{hint}") from error
+        _fail(name, f": {module_name} has no {attribute!r}{hint}")
     return call_user_code(value, f"factory {name!r}") if is_factory else value
-
-
-def _syntax_error(name: str, error: SyntaxError) -> ProfilingError:
-    return ProfilingError(
-        f"target {name!r}: {error.msg} in {error.filename}, line {error.lineno}; correct it, then profile again"
-    )
 
 
 def _bind(function: Callable, target: Target, values: tuple, arguments: Mapping[str, Any]) -> Callable[[], Any]:
