@@ -74,7 +74,7 @@ def test_a_slow_first_call_is_neither_timed_nor_sampled(write, py_spy_permitted)
     ("first_s", "warm_s", "limit_s", "plain", "under_cprofile"),
     [
         (0.01, 0.3, 60, 4, 2),  # short: both thread counts if there are two, each repeat
-        (0.2, 0.2, 1.0, 1, 1),  # more than a tenth of the limit: one thread count, no repeat after a third of it
+        (0.2, 0.2, 1.0, 1, 1),  # more than a tenth of the limit: one thread count, no repeat beyond half of it
         (0.2, 0.2, 0.7, 1, 0),  # only one more fits into half of the limit
         (0.2, 0.2, 0.3, 0, 0),  # none: the sampler gets the time that is left
     ],
@@ -160,7 +160,7 @@ def test_a_run_tells_work_from_waiting_and_threads_from_the_caller():
     assert run.processes_s == 0
     assert run.wall_s >= 0.3
     assert run.is_parallel
-    if run.delayed_s is not None:
+    if run.quiet_s is not None:
         assert 0.19 <= run.quiet_s <= run.wall_s
     alone = timed_run(runnable_of(lambda: burn(0.1)), "none")
     assert not alone.is_parallel

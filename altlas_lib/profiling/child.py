@@ -1,17 +1,18 @@
-"""What runs in the child process; what the target does to it (exit, crash, never end, print megabytes) stays in it.
+"""A target and the tools on it: in this process, or in a child process with whatever the target does to that.
 
-The target is imported, set up and warmed up once; then the child does one job after the other and says what it finds as it
-goes, so that a crash leaves what was found before. Nothing here imports NumPy: the target shall find the process as Python
-would have started it.
+The target is imported, set up and warmed up once; then one job after the other is done, and what it finds is said as it goes,
+so that a crash leaves what was found before. Nothing here imports NumPy: the target shall find its process as Python would have
+started it.
 """
 
 import contextlib
 import copy
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator
 from time import perf_counter  # as it was before the target ran, which may put another clock there
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, JsonValue
 
@@ -21,12 +22,11 @@ from .record.lines import FunctionLines, time_lines
 from .record.measure import Run, blas_threads, measure, timed_run
 from .record.py_spy import allow_sampling, settle
 from .run.asgi import AsgiRequest, application
-from .run.process import Channel
+from .run.process import TICK_S, Channel, Child, ChildEnded
 from .run.runnable import FunctionKey, ProfilingError, Runnable, Script, describe, process_state_restored
 from .run.targets import Target, prepare, resolve
 
 _MOST_TRACED_RUNS, _SHORT_S = 3, 0.5
-_TOLD_AFTER_S = 0.1  # runs of a millisecond are told of together
 
 
 class TargetSpec(BaseModel, ser_json_inf_nan="constants"):
@@ -41,22 +41,20 @@ class TargetSpec(BaseModel, ser_json_inf_nan="constants"):
 
 
 class ChildJob(BaseModel):
-    """Measure the target, repeat it while a sampler watches, time its lines, trace its arrays, or race another function."""
+    """Warm the target up, measure it, repeat it while a sampler watches, time its lines, trace it, or race another function."""
 
     mode: Literal["warm up", "measure", "sample", "lines", "trace", "race"]
     time_limit_s: float = 0  # to plan with
     n_repeats: int = 1
     n_threads: int | None = None  # of BLAS and OpenMP: 1, or as the program has them
-    first_s: float = 0
     for_s: float = 0
-    is_patient: bool = False  # sampled, however much the sampler slows it down
     functions: list[FunctionKey] = []  # whose lines are timed, or whose calls are recorded
     check_port: bool = False
     alternative: Any = None  # that races the target
     same_answer: Any = None  # a function of both answers; None: as `compare_answers`
 
 
-class ChildResult(BaseModel):
+class ChildResult(BaseModel, ser_json_inf_nan="constants"):
     """What was found since the last message."""
 
     root: FunctionKey | None = None
@@ -65,33 +63,8 @@ class ChildResult(BaseModel):
     traces: list[RecordedFunction] = []
     comparison: Comparison | None = None
     notes: list[str] = []
-    awaits: Literal["target", "sampler"] | None = None  # a message that tells of the one, or that the other is there
-    fell_behind: bool = False  # it was not run, for the sampler takes too long
     error: str | None = None
-    is_last: bool = False
-
-
-def main(address: str) -> None:
-    allow_sampling()
-    channel = Channel(address)
-    channel.send(ChildResult(awaits="target").model_dump_json())
-    with Dispatcher(TargetSpec.model_validate_json(channel.receive()), process_state_restored) as dispatcher:
-        job = ChildJob(mode="warm up")
-        while job:
-            last = ChildResult(is_last=True)
-            try:
-                for result in dispatcher.answers(job):
-                    channel.send(result.model_dump_json())
-                    if result.awaits:
-                        channel.receive()
-            except ProfilingError as error:
-                last.error = str(error)
-            except Exception as error:  # the profiler's own, among objects that the target has changed
-                last.error = f"the profiler itself raised {describe(error)}"
-            channel.send(last.model_dump_json())
-            line = channel.receive()
-            job = ChildJob.model_validate_json(line) if line else None
-    channel.send(ChildResult(notes=dispatcher.notes).model_dump_json())  # of an application's end
+    is_last: bool = False  # of its job
 
 
 def sampled_call(call: Callable[[], Any]) -> None:
@@ -105,43 +78,38 @@ class Dispatcher(contextlib.ExitStack):
     def __init__(self, spec: TargetSpec, around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext):
         super().__init__()
         self._spec, self._around = spec, around
-        self._runnable: Runnable | None = None
-        self.pid = os.getpid()
-
-    @property
-    def notes(self) -> list[str]:
-        return self._runnable.notes if self._runnable else []
+        self.pid, self.notes = os.getpid(), []
 
     def answers(self, job: ChildJob) -> Iterator[ChildResult]:
         """What a job finds, as it goes."""
-        match job.mode:
-            case "warm up":
-                self._runnable = self._prepare(self._spec.target, self._spec.arguments)
-                yield ChildResult(root=self._runnable.root)
-                yield ChildResult(runs=[timed_run(self._runnable, "warm-up")])
-            case "measure":
-                for found in measure(self._runnable, job.first_s, job.n_repeats, job.time_limit_s):
-                    yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(notes=[found])
-            case "race":
-                functions = (self._spec.target, job.alternative)
-                contestants = (self._prepare(each, copy.deepcopy(self._spec.arguments)) for each in functions)
-                same_answer = resolve(job.same_answer) if job.same_answer else None
-                for found in race(*contestants, job.n_repeats, job.time_limit_s, same_answer):
-                    yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(comparison=found)
-            case "sample":
-                yield ChildResult(awaits="sampler")
-                if not settle() and not job.is_patient:
-                    yield ChildResult(fell_behind=True)
-                    return
-                stop, runs = perf_counter() + job.for_s, []
-                while not runs or perf_counter() < stop:
-                    yield ChildResult(runs=(runs := self._repeat(job.n_threads, min(stop, perf_counter() + _TOLD_AFTER_S))))
-            case "lines":
-                with blas_threads(job.n_threads):
+        with blas_threads(job.n_threads):
+            match job.mode:
+                case "warm up":
+                    self._runnable = self._prepare(self._spec.target, self._spec.arguments)
+                    self.notes = self._runnable.notes
+                    yield ChildResult(root=self._runnable.root)
+                    self._first = timed_run(self._runnable, "warm-up")
+                    yield ChildResult(runs=[self._first])
+                case "measure":
+                    for found in measure(self._runnable, self._first.wall_s, job.n_repeats, job.time_limit_s):
+                        yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(notes=[found])
+                case "race":
+                    functions = (self._spec.target, job.alternative)
+                    contestants = (self._prepare(each, copy.deepcopy(self._spec.arguments)) for each in functions)
+                    same_answer = resolve(job.same_answer) if job.same_answer else None
+                    for found in race(*contestants, job.n_repeats, job.time_limit_s, same_answer):
+                        yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(comparison=found)
+                case "sample":
+                    settle()
+                    start = perf_counter()
+                    while True:
+                        yield ChildResult(runs=[timed_run(self._runnable, "py-spy", under=sampled_call)])
+                        if perf_counter() - start > job.for_s:
+                            break
+                case "lines":
                     run, lines = time_lines(self._runnable, job.functions)
-                yield ChildResult(runs=[run], lines=lines)
-            case "trace":
-                with blas_threads(job.n_threads):
+                    yield ChildResult(runs=[run], lines=lines)
+                case "trace":
                     yield _trace(self._runnable, job)
         yield ChildResult(notes=self.notes)
 
@@ -152,13 +120,6 @@ class Dispatcher(contextlib.ExitStack):
             runnable = prepare(target, self._spec.setup, arguments, self._spec.argv)
         runnable.around = self._around
         return runnable
-
-    def _repeat(self, n_threads: int | None, stop: float) -> list[Run]:
-        runs = []
-        with blas_threads(n_threads):
-            while not runs or perf_counter() < stop:
-                runs.append(timed_run(self._runnable, "py-spy", under=sampled_call))
-        return runs
 
 
 def _trace(runnable: Runnable, job: ChildJob) -> ChildResult:
@@ -173,3 +134,83 @@ def _trace(runnable: Runnable, job: ChildJob) -> ChildResult:
         found.append(trace(run, Project(runnable.root.file), runnable.root, job.functions, job.check_port))
     _, traces, notes = min(found, key=lambda each: each[0].wall_s)
     return ChildResult(runs=[run for run, *_ in found], traces=traces, notes=notes)
+
+
+def main(descriptor: int) -> None:
+    """What the child process does."""
+    allow_sampling()
+    channel = Channel(descriptor)
+    with Dispatcher(TargetSpec.model_validate_json(channel.receive()), process_state_restored) as dispatcher:
+        while text := channel.receive():
+            last = ChildResult(is_last=True)
+            try:
+                for result in dispatcher.answers(ChildJob.model_validate_json(text)):
+                    channel.send(result.model_dump_json())
+            except ProfilingError as error:
+                last.error = str(error)
+            except Exception as error:  # the profiler's own, among objects that the target has changed
+                last.error = f"the profiler itself raised {describe(error)}"
+            channel.send(last.model_dump_json())
+    channel.send(ChildResult(notes=dispatcher.notes).model_dump_json())  # of an application's end
+
+
+class InChild:
+    """As `Dispatcher`, in a child process; in another one after a crash, or where a tool took too long."""
+
+    def __init__(self, spec: TargetSpec, time_limit_s: float):
+        self._spec, self._time_limit_s = spec, time_limit_s
+        self._child: Child | None = None
+        self.notes: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error_type: type | None, *_: object) -> None:
+        if self._child and error_type is None:
+            for text in self._child.finish():
+                self.notes += ChildResult.model_validate_json(text).notes
+        self._end()
+
+    def _end(self) -> None:
+        if self._child and (left := self._child.end()):
+            self.notes.append(f"these processes of the target would not end: {', '.join(left)}")
+        self._child = None
+
+    @property
+    def pid(self) -> int | None:
+        """None: the target's process has ended; the next job gets another one."""
+        return self._child and self._child.pid
+
+    def answers(self, job: ChildJob) -> Iterator[ChildResult]:
+        """What a job finds, as it goes, a warm target first; empty results while there is nothing new.
+
+        Raises:
+            ProfilingError: the job failed, its time was over, or the target's process ended.
+        """
+        stop = time.monotonic() + job.time_limit_s
+        if self._child is None:
+            self._child = Child(__name__)
+            self._child.send(self._spec.model_dump_json())
+            yield from self._receive(ChildJob(mode="warm up"), stop)
+        if job.mode != "warm up":
+            yield from self._receive(job, stop)
+
+    def _receive(self, job: ChildJob, stop: float) -> Iterator[ChildResult]:
+        result = ChildResult()
+        try:
+            self._child.send(job.model_dump_json())
+            while not result.is_last:
+                text = self._child.receive(TICK_S)
+                if text is None and time.monotonic() > stop:
+                    raise ChildEnded(
+                        f"did not finish within time_limit_s={self._time_limit_s:g}; give it a smaller input by its arguments, "
+                        "more time (time_limit_s, --time-limit), or start it by itself and profile it as pid:NUMBER"
+                    )
+                yield (result := ChildResult.model_validate_json(text or "{}"))
+        except ChildEnded as error:
+            self._end()
+            raise ProfilingError(f"target {self._spec.target!r} {error}") from None
+        if result.error:
+            if job.mode == "warm up":  # there is no target in it
+                self._end()
+            raise ProfilingError(result.error)

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..results import Overhead, WorkloadProfile
-from .child import Dispatcher, TargetSpec
+from .child import Dispatcher, InChild, TargetSpec
 from .record.folding import Project
 from .record.functions import function_times
 from .record.sampling import flame_stacks, sample_process
@@ -19,7 +19,6 @@ from .run.asgi import load_requests
 from .run.runnable import FunctionKey, ProfilingError
 from .run.targets import Target, target_kind, target_name
 from .session import Session, tool_version
-from .worker import InChild
 
 _TRACED_SHARE = 0.05  # of the time: what a function below it does with arrays changes no decision
 _TAKES = {
@@ -83,12 +82,10 @@ def profile(
         ProfilingError: the target cannot be found, called or finished; the message says why and what to do.
         ValueError: a number that is not positive.
     """
-    for number in (n_repeats, sampling_rate_hz, sampling_s, time_limit_s, concurrency):
+    numbers = {"n_repeats": n_repeats, "sampling_rate_hz": sampling_rate_hz, "sampling_s": sampling_s}
+    for option, number in {**numbers, "time_limit_s": time_limit_s, "concurrency": concurrency}.items():
         if number <= 0:
-            raise ValueError(
-                "n_repeats, sampling_rate_hz, sampling_s, time_limit_s and concurrency must be positive, "
-                f"got {number!r} among {(n_repeats, sampling_rate_hz, sampling_s, time_limit_s, concurrency)}"
-            )
+            raise ValueError(f"{option} must be positive, got {number!r}")
     name = target_name(target)
     kind = "callable" if callable(target) else target_kind(name)
     options = {"setup": setup, "arguments": arguments, "argv": argv, "requests": requests, "alternatives": alternatives}
@@ -98,10 +95,10 @@ def profile(
     requests = load_requests(requests) if requests is not None else None
     spec = {"setup": setup, "arguments": arguments or {}, "argv": [*map(str, argv)], "requests": requests}
     with _start(target, kind, {**spec, "concurrency": concurrency}, time_limit_s) as worker:
-        session = Session(worker, name, time_limit_s)
+        session = Session(worker, time_limit_s)
         session.measure(n_repeats)
         if kind == "callable":
-            session.note(
+            session.notes.append(
                 "py-spy gave no shares: a callable runs in this process; name it as 'module:function' to have it sampled"
             )
         else:
@@ -112,13 +109,14 @@ def profile(
             session.use("no trace of arrays", "trace", functions=session.hottest(_TRACED_SHARE), check_port=check_port)
         for alternative in alternatives:
             session.race(alternative, n_repeats, same_answer)
-    session.note(*worker.notes)
+    session.notes += [note for note in worker.notes if note not in session.notes]
+    short_name = Path(name).stem if kind == "script" else name.partition(":")[0].rpartition(".")[2]
     if kind == "script":
         name = shlex.join([name, *map(str, argv)])
-        session.note("a script's imports are made in its first run, which is not counted, and kept for the later ones")
+        session.notes.append("a script's imports are made in its first run, which is not counted, and kept for the later ones")
     elif requests:
         name = f"{name} under {len(requests)} requests" + (f", {concurrency} at a time" if concurrency > 1 else "")
-    return session.profile(name, workload or _short_name(target_name(target), kind))
+    return session.profile(name, workload or short_name)
 
 
 def _start(target: Target, kind: str, options: Mapping[str, Any], time_limit_s: float) -> InChild | Dispatcher:
@@ -137,39 +135,30 @@ def _start(target: Target, kind: str, options: Mapping[str, Any], time_limit_s: 
 
 def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
     given = {option for option, value in options.items() if value}
+    error = None
     if options["requests"] is not None and given & {"setup", "arguments", "alternatives"}:
-        raise ProfilingError(
-            f"target {name!r} gets requests: leave out setup, arguments and alternatives; give what it needs by its factory"
-        )
-    if refused := sorted(given - _TAKES[kind]):
+        error = "gets requests: leave out setup, arguments and alternatives; give what it needs by its factory"
+    elif refused := sorted(given - _TAKES[kind]):
         takes = ", ".join(sorted(_TAKES[kind])) or "none of them"
         hint = "; in a terminal, options go before the target" if "argv" in refused else ""
-        raise ProfilingError(
-            f"target {name!r} is a {kind}, for which {' and '.join(refused)} mean nothing; it takes {takes}{hint}"
-        )
-    if kind == "function" and any(map(callable, options["alternatives"])):
-        raise ProfilingError(
-            f"alternatives of target {name!r} run in its child process, which no callable reaches; name them 'module:function'"
-        )
-
-
-def _short_name(name: str, kind: str) -> str:
-    return Path(name).stem if kind == "script" else name.partition(":")[0].rpartition(".")[2]
+        error = f"is a {kind}, for which {' and '.join(refused)} mean nothing; it takes {takes}{hint}"
+    elif kind == "function" and any(map(callable, options["alternatives"])):
+        error = "runs in a child process, its alternatives too, which no callable reaches; name them 'module:function'"
+    if error:
+        raise ProfilingError(f"target {name!r} {error}")
 
 
 def _profile_process(name: str, workload: str | None, for_s: float, rate_hz: int) -> WorkloadProfile:
     """What py-spy sees of a process that runs already: shares only."""
     import psutil
 
-    match = re.fullmatch(r"pid:(\d+)", name)
-    if not match:
+    if not re.fullmatch(r"pid:\d+", name):
         raise ProfilingError(f"target {name!r}: expected the number of a process, as in 'pid:1234'")
-    pid = int(match[1])
+    pid = int(name.removeprefix("pid:"))
     if pid == os.getpid():
         raise ProfilingError(f"target {name!r} is this process itself; profile it from another one")
     try:
-        process = psutil.Process(pid)
-        main_file = _main_file(process)
+        main_file = _main_file(psutil.Process(pid))
         samples = sample_process(pid, for_s=for_s, rate_hz=rate_hz)
     except psutil.NoSuchProcess:
         raise ProfilingError(f"target {name!r}: no such process; `ps` lists those that run") from None
@@ -181,10 +170,10 @@ def _profile_process(name: str, workload: str | None, for_s: float, rate_hz: int
     project, root = Project(main_file), FunctionKey(main_file, 1, f"process {pid}")
     stacks = samples.counted(project)
     return WorkloadProfile(
-        workload=workload or f"process {pid}",
+        workload=workload or root.name,
         target=name,
         total=None,
-        functions=function_times(project, root, samples, [], []),
+        functions=[*function_times(project, root, stacks, [], []).values()],
         tools=[Overhead(tool="py-spy", version=tool_version("py-spy"), gave="shares, stacks, classes of time")],
         n_samples=stacks.total(),
         stacks=flame_stacks(stacks, project, root),

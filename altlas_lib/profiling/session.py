@@ -1,6 +1,5 @@
 """The tools on one target, one after the other; what one finds stays, whatever becomes of the others."""
 
-import contextlib
 import platform
 import statistics
 import time
@@ -10,17 +9,15 @@ from importlib import metadata
 from typing import Any
 
 from ..devices import OtherLoad, describe_cpu
-from ..results import LARGEST_OTHER_LOAD, Alternative, Overhead, Quantity, WorkloadProfile
-from .child import ChildJob, ChildResult, Dispatcher
+from ..results import LARGEST_OTHER_LOAD, Alternative, FunctionTime, Overhead, Quantity, WorkloadProfile
+from .child import ChildJob, ChildResult, Dispatcher, InChild
 from .project.operations import price_trace
-from .record.folding import CallGraph, Project
-from .record.functions import function_times, hottest
+from .record.folding import Project
+from .record.functions import function_times
 from .record.measure import Run
-from .record.py_spy import FellBehind
-from .record.sampling import Samples, Stack, flame_stacks, sample
+from .record.sampling import Stack, flame_stacks, note_failure, sample
 from .run.runnable import FunctionKey, ProfilingError
 from .run.targets import Target, target_name
-from .worker import InChild, too_slow
 
 BUSY_NOTE = "other programs took"
 _GAVE = {
@@ -33,23 +30,16 @@ _PROCESSES_WORTH_A_NOTE = 0.1  # of the processor time
 
 
 class Session:
-    def __init__(self, worker: InChild | Dispatcher, name: str, time_limit_s: float):
-        self._worker, self._name, self._time_limit_s = worker, name, time_limit_s
+    """One use of each tool, and the profile that comes of it."""
+
+    def __init__(self, worker: InChild | Dispatcher, time_limit_s: float):
+        self._worker, self._time_limit_s = worker, time_limit_s
         self._stop = time.monotonic() + time_limit_s
         self._found = ChildResult()
-        self._samples: Samples | None = None
+        self._stacks: Counter[Stack] = Counter()
         self._alternatives: list[Alternative] = []
         self._load, self._cpu = OtherLoad(), str(describe_cpu())
-
-    def note(self, *notes: str) -> None:
-        self._found.notes += [note for note in notes if note not in self._found.notes]
-
-    @contextlib.contextmanager
-    def _noting(self, failure: str) -> Iterator[None]:
-        try:
-            yield
-        except ProfilingError as error:
-            self.note(f"{failure}: {error}")
+        self.notes = self._found.notes
 
     def _answers(self, mode: str, **options: Any) -> Iterator[ChildResult]:
         """What a job finds. Measuring and sampling may take all the time that is left, the other tools half of it each."""
@@ -57,94 +47,93 @@ class Session:
         if left_s < min((run.wall_s for run in self._found.runs[1:]), default=0):
             raise ProfilingError(f"time_limit_s={self._time_limit_s:g} is over; raise it")
         limit_s = left_s if mode in ("warm up", "measure", "sample") else left_s / 2
-        for result in self._worker.answers(ChildJob(mode=mode, time_limit_s=limit_s, n_threads=self._n_threads, **options)):
+        for result in self._worker.answers(ChildJob(mode=mode, time_limit_s=limit_s, **options)):
             self._found.root = result.root or self._found.root
-            self._found.runs += result.runs
-            self._found.lines += result.lines
-            self._found.traces += result.traces
-            self.note(*result.notes)
+            for name in ("runs", "lines", "traces"):
+                getattr(self._found, name).extend(getattr(result, name))
+            self.notes += [note for note in result.notes if note not in self.notes]
             yield result
 
     def use(self, failure: str, mode: str, **options: Any) -> None:
         """One of the tools; `failure` begins the note where it cannot be used."""
-        with self._noting(failure):
-            list(self._answers(mode, **options))
+        with note_failure(failure, self.notes):
+            list(self._answers(mode, n_threads=self._n_threads, **options))
 
     def measure(self, n_repeats: int) -> None:
+        """The target warm and cold, without a profiler and under cProfile."""
         list(self._answers("warm up"))
-        if time.monotonic() > self._stop:
-            raise ProfilingError(f"target {self._name!r} {too_slow(self._time_limit_s)}")
         try:
             with self._load:
-                list(self._answers("measure", n_repeats=n_repeats, first_s=self._found.runs[0].wall_s))
+                list(self._answers("measure", n_repeats=n_repeats))
         except ProfilingError as error:
             if self._worker.pid and not self._under("none"):  # it raised where it should have run again
                 raise
-            self.note(f"not finished: {error}")
+            self.notes.append(f"not finished: {error}")
 
     def sample(self, for_s: float, rate_hz: int) -> None:
-        def repeat(for_s: float, is_patient: bool) -> Iterator[int | None]:
-            fell_behind = False
-            for result in self._answers("sample", for_s=for_s, is_patient=is_patient):
-                fell_behind = fell_behind or result.fell_behind
-                yield self._worker.pid if result.awaits else None
-            if fell_behind:
-                raise FellBehind
+        """The target under py-spy, which is attached to its process."""
 
-        with self._noting("py-spy gave no shares"):
-            self._samples = sample(repeat, rate_hz=rate_hz, for_s=for_s)
-            self.note(*self._samples.notes)
+        def repeat(for_s: float) -> Iterator[ChildResult]:
+            return self._answers("sample", for_s=for_s, n_threads=self._n_threads)
+
+        with note_failure("py-spy gave no shares", self.notes):
+            list(self._answers("warm up"))  # in another process, if there is none
+            samples = sample(self._worker.pid, repeat, rate_hz=rate_hz, for_s=for_s)
+            self.notes += samples.notes
+            self._stacks = samples.counted(self._project)
 
     def race(self, alternative: Target, n_repeats: int, same_answer: Target | None) -> None:
         """The target and another function."""
-        before, comparison, name = len(self._found.runs), None, target_name(alternative)
-        with self._noting(f"alternative {name!r}"):
+        runs, comparison, name = [], None, target_name(alternative)
+        with note_failure(f"alternative {name!r}", self.notes):
             for result in self._answers("race", n_repeats=n_repeats, alternative=alternative, same_answer=same_answer):
+                runs += result.runs
                 comparison = result.comparison or comparison
-        both = (self._best(tool, before) for tool in ("comparison", "alternative"))
-        now_s, then_s = ([run.quiet_s or run.wall_s for run in runs] for runs in both)
+        now_s, then_s = ([run.quiet_s or run.wall_s for run in _best(runs, tool)] for tool in ("comparison", "alternative"))
         if comparison and now_s and then_s:
             gains = min(now_s) / max(then_s), statistics.median(now_s) / statistics.median(then_s), max(now_s) / min(then_s)
-            gain = Quantity.measured(gains, "x", self._cpu).model_copy(update={"n_runs": len(then_s)})
-            seconds = Quantity.measured(then_s, "s", self._cpu)
-            self._alternatives.append(Alternative(name=name, time=seconds, gain=gain, **comparison.model_dump()))
+            gain = self._measured(gains, "x").model_copy(update={"n_runs": len(then_s)})
+            self._alternatives.append(Alternative(name=name, time=self._measured(then_s), gain=gain, **comparison.model_dump()))
 
     # What was found.
 
     def hottest(self, least_share: float = 0.0) -> list[FunctionKey]:
-        return hottest(self._project, self._found.root, self._samples, self._recordings, least_share=least_share)
+        """The Python functions of the calling thread with more than `least_share` of the time, the greatest own share first."""
+        own = {
+            key: row.sampled_own_share if self._stacks else row.own.value
+            for key, row in self._functions.items()
+            if key.line and row.ran_in == "the calling thread"
+        }
+        return [key for key, of_key in own.items() if of_key > least_share * sum(own.values())]
+
+    @property
+    def _functions(self) -> dict[FunctionKey, FunctionTime]:
+        recordings = [run.recording for run in self._found.runs if run.recording]
+        return function_times(self._project, self._found.root, self._stacks, recordings, self._found.lines)
 
     @property
     def _project(self) -> Project:
         return Project(self._found.root.file)
 
-    @property
-    def _recordings(self) -> list[CallGraph]:
-        return [run.recording for run in self._found.runs if run.recording]
-
-    def _under(self, tool: str, since: int = 0) -> list[Run]:
-        return [run for run in self._found.runs[since:] if run.tool == tool]
-
-    def _best(self, tool: str = "none", since: int = 0) -> list[Run]:
-        """The runs under a tool with the thread count that suits the function best."""
-        fastest = min(runs := self._under(tool, since), key=lambda run: run.wall_s, default=None)
-        return [run for run in runs if run.n_threads == fastest.n_threads]
+    def _under(self, tool: str) -> list[Run]:
+        return [run for run in self._found.runs if run.tool == tool]
 
     @property
     def _n_threads(self) -> int | None:
-        return self._best()[0].n_threads if self._best() else None
+        return next((run.n_threads for run in _best(self._found.runs, "none")), None)
 
     def profile(self, target: str, workload: str) -> WorkloadProfile:
+        """All of it."""
         found, plain = self._found, self._under("none")
-        baseline = self._best() or self._under("py-spy") or found.runs[:1]
-        stacks = self._samples.counted(self._project) if self._samples else Counter()
+        baseline = _best(plain, "none") or self._under("py-spy") or found.runs[:1]
         if not plain:
             what = "runs under py-spy" if len(baseline) > 1 else "the first run, nothing warm"
-            self.note(f"the total is that of {what}: there was no time for another")
-        if not self._recordings:
-            self.note("cProfile gave no times: there was no time for a run under it")
-        self._note_others(baseline, stacks)
-        of_memory = [run.peak_bytes - found.runs[0].held_bytes for run in found.runs if run.tool in ("warm-up", "none")]
+            self.notes.append(f"the total is that of {what}: there was no time for another")
+        if not self._under("cProfile"):
+            self.notes.append("cProfile gave no times: there was no time for a run under it")
+        self._note_others(baseline)
+        # What this process held before the first run is its own affair; of a child it is the target's.
+        of_memory = [run for run in found.runs if run.tool in ("warm-up", "none") and isinstance(self._worker, InChild)]
         return WorkloadProfile(
             workload=workload,
             target=target,
@@ -154,49 +143,52 @@ class Session:
             other_load=self._load.share,
             is_parallel=any(run.is_parallel for run in plain or baseline),
             n_runs=sum(not run.tool.startswith("alternative") for run in found.runs),
-            seconds_by_n_threads={
-                n: min(run.wall_s for run in plain if run.n_threads == n) for n in sorted({run.n_threads for run in plain})
-            },
-            functions=function_times(self._project, found.root, self._samples, self._recordings, found.lines),
-            tools=self._tools(plain),
-            n_samples=stacks.total(),
-            stacks=flame_stacks(stacks, self._project, found.root),
+            # The last of a number of threads is the fastest.
+            seconds_by_n_threads={run.n_threads: run.wall_s for run in sorted(plain, key=lambda run: -run.wall_s)},
+            functions=[*self._functions.values()],
+            tools=[*self._tools(plain)],
+            n_samples=self._stacks.total(),
+            stacks=flame_stacks(self._stacks, self._project, found.root),
             traces=list(map(price_trace, found.traces)),
-            # What this process held before the first run is its own affair; of a child it is the target's.
-            peak_memory=self._measured((max(n, 0) for n in of_memory), "bytes") if isinstance(self._worker, InChild) else None,
+            peak_memory=self._measured((max(run.peak_bytes - found.runs[0].held_bytes, 0) for run in of_memory), "bytes"),
             alternatives=self._alternatives,
             notes=found.notes,
         )
 
     def _measured(self, values: Iterable[float | None], unit: str = "s") -> Quantity | None:
         values = list(values)
-        return None if None in values else Quantity.measured(values, unit, self._cpu)
+        return Quantity.measured(values, unit, self._cpu) if values and None not in values else None
 
-    def _tools(self, plain: Sequence[Run]) -> list[Overhead]:
+    def _tools(self, plain: Sequence[Run]) -> Iterator[Overhead]:
         """Factors are of fastest runs: what else the machine does only ever adds time."""
-        tools = []
         for tool, gave in _GAVE.items():
             seconds = [run.wall_s for run in self._under(tool)]
-            if self._samples if tool == "py-spy" else seconds:  # a run that never ended was sampled too
+            if self._stacks if tool == "py-spy" else seconds:  # a run that never ended was sampled too
                 factor = min(seconds) / min(run.wall_s for run in plain) if seconds and plain else None
-                tools.append(Overhead(tool=tool, version=tool_version(tool), gave=gave, factor=factor))
-        return tools
+                yield Overhead(tool=tool, version=tool_version(tool), gave=gave, factor=factor)
 
-    def _note_others(self, baseline: Sequence[Run], stacks: Counter[Stack]) -> None:
+    def _note_others(self, baseline: Sequence[Run]) -> None:
         """Processes that the target started, and other programs."""
         share = sum(run.processes_s for run in baseline) / (sum(run.cpu_s for run in baseline) or 1)
         if share > _PROCESSES_WORTH_A_NOTE:
-            n_samples = sum(n for stack, n in stacks.items() if stack.origin == "another process")
+            n_samples = sum(n for stack, n in self._stacks.items() if stack.origin == "another process")
             looks = f"py-spy took {n_samples} samples in them" if n_samples else "py-spy found no Python function in them"
-            self.note(
+            self.notes.append(
                 f"{share:.0%} of the processor time went to processes that the target started: {looks}, "
                 "cProfile, line_profiler and the array trace do not look into them"
             )
         if (self._load.share or 0) > LARGEST_OTHER_LOAD:
-            self.note(
+            self.notes.append(
                 f"{BUSY_NOTE} {self._load.share:.0%} of the processors while it was measured: "
                 "times and shares are rough; profile again when it is quiet"
             )
+
+
+def _best(runs: Sequence[Run], tool: str) -> list[Run]:
+    """The runs under a tool with the thread count that suits the function best."""
+    of_tool = [run for run in runs if run.tool == tool]
+    fastest = min(of_tool, key=lambda run: run.wall_s, default=None)
+    return [run for run in of_tool if run.n_threads == fastest.n_threads]
 
 
 def tool_version(tool: str) -> str:

@@ -10,7 +10,7 @@ from ...results import FunctionTime, LineTime, Quantity
 from ..run.runnable import FunctionKey
 from .folding import CallGraph, Project, Time, fold
 from .lines import FunctionLines
-from .sampling import FunctionSamples, Samples, by_function, display_name
+from .sampling import FunctionSamples, Stack, by_function, display_name
 
 _N_LINES = 8
 _LONGEST_SOURCE = 200
@@ -19,42 +19,37 @@ _LONGEST_SOURCE = 200
 def function_times(
     project: Project,
     root: FunctionKey,
-    samples: Samples | None,
+    stacks: Counter[Stack],
     recordings: Sequence[CallGraph],
     lines: Sequence[FunctionLines],
-) -> list[FunctionTime]:
+) -> dict[FunctionKey, FunctionTime]:
     """Every user's function, greatest share first; times are medians over the runs, 0 for a run in which it was not called."""
-    device = str(describe_cpu())
-    stacks = samples.counted(project) if samples else Counter()
-    n_samples = stacks.total()
+    device, n_samples = str(describe_cpu()), stacks.total()
     sampled = by_function(stacks, project, root)
-    classified = by_function(samples.classified.counted(project), project, root) if samples and samples.classified else sampled
     runs = [_folded(recording, project, root) for recording in recordings]
     lines_of = {each.key: each for each in lines}
-    functions = []
+    functions = {}
     for key in dict.fromkeys([*(key for run in runs for key in run), *sampled]):
         rows = [run.get(key, (Time(), {})) for run in runs]
         seen = any(time.n_calls for time, _ in rows)  # else it ran in another thread, of which cProfile knows nothing
         by_library = sum((Counter(own) for _, own in rows), Counter())
         of_stacks = sampled.get(key, FunctionSamples())
-        by_class = classified.get(key, FunctionSamples()).own
-        functions.append(
-            FunctionTime(
-                name=display_name(key),
-                file=project.relative(key.file),
-                line=key.line,
-                n_calls=statistics.median_high(time.n_calls for time, _ in rows) if seen else None,
-                own=Quantity.measured([sum(own.values()) for _, own in rows], "s", device) if seen else None,
-                cumulative=Quantity.measured([time.cumulative_s for time, _ in rows], "s", device) if seen else None,
-                own_by_library={name: s / by_library.total() for name, s in by_library.most_common()},
-                sampled_own_share=of_stacks.own.total() / n_samples if n_samples else None,
-                sampled_share=of_stacks.n_on_stack / n_samples if n_samples else None,
-                own_by_class={kind: n / by_class.total() for kind, n in by_class.most_common() if kind},
-                lines=_line_times(lines_of[key]) if key in lines_of else [],
-                ran_in="the calling thread" if seen else of_stacks.origins.most_common(1)[0][0],
-            )
+        functions[key] = FunctionTime(
+            name=display_name(key),
+            file=project.relative(key.file),
+            line=key.line,
+            n_calls=statistics.median_high(time.n_calls for time, _ in rows) if seen else None,
+            own=Quantity.measured([sum(own.values()) for _, own in rows], "s", device) if seen else None,
+            cumulative=Quantity.measured([time.cumulative_s for time, _ in rows], "s", device) if seen else None,
+            own_by_library={name: s / by_library.total() for name, s in by_library.most_common()},
+            sampled_own_share=of_stacks.own.total() / n_samples if n_samples else None,
+            sampled_share=of_stacks.n_on_stack / n_samples if n_samples else None,
+            own_by_class={kind: n / of_stacks.own.total() for kind, n in of_stacks.own.most_common() if kind},
+            lines=_line_times(lines_of[key]) if key in lines_of else [],
+            ran_in="the calling thread" if seen else of_stacks.origins.most_common(1)[0][0],
         )
-    return sorted(functions, key=lambda each: (-(each.sampled_own_share or 0), -(each.own.value if each.own else 0)))
+    own_s = {key: row.own.value if row.own else 0 for key, row in functions.items()}
+    return dict(sorted(functions.items(), key=lambda item: (-(item[1].sampled_own_share or 0), -own_s[item[0]])))
 
 
 def _folded(graph: CallGraph, project: Project, root: FunctionKey) -> dict[FunctionKey, tuple[Time, Mapping[str, float]]]:
@@ -62,27 +57,6 @@ def _folded(graph: CallGraph, project: Project, root: FunctionKey) -> dict[Funct
     if root not in times:  # no Python function: a built-in, which cProfile has by another name, or an application
         times[root] = Time(1, 0.0, sum(time.own_s for time in times.values()))
     return {key: (times[key], own[key]) for key in own}
-
-
-def hottest(
-    project: Project,
-    root: FunctionKey,
-    samples: Samples | None,
-    recordings: Sequence[CallGraph],
-    *,
-    least_share: float = 0.0,
-) -> list[FunctionKey]:
-    """The Python functions of the calling thread with more than `least_share` of the time, the greatest own share first."""
-    own = Counter()
-    for recording in recordings:
-        for key, (time, seconds) in _folded(recording, project, root).items():
-            if time.n_calls and key.line:
-                own[key] += sum(seconds.values())
-    if samples:
-        sampled = by_function(samples.counted(project), project, root)
-        in_thread = {key for key, each in sampled.items() if each.origins["the calling thread"]}
-        own = Counter({key: sampled[key].own.total() for key in in_thread if key in own or not recordings})
-    return [key for key, of_key in own.most_common() if of_key > least_share * own.total()]
 
 
 def _line_times(timed: FunctionLines) -> list[LineTime]:

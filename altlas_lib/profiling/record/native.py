@@ -24,7 +24,7 @@ class NativeFrame(NamedTuple):
 
 
 _TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
-_PATTERNS = {name: re.compile(pattern, re.VERBOSE) for name, pattern in _TABLE.items() if name != "rule"}
+_PATTERNS = {name: re.compile(pattern, re.VERBOSE) for name, pattern in _TABLE.items() if isinstance(pattern, str)}
 _SYSCALLS = {"x86_64": b"\x0f\x05", "aarch64": b"\x01\x00\x00\xd4"}  # the instruction that enters the kernel
 
 
@@ -99,6 +99,11 @@ def time_class(frames: Iterable[NativeFrame], python_file: str = "") -> TimeClas
 def _class_of(frame: NativeFrame) -> TimeClass | None:
     holding = (kind for kind, files, functions in _RULES if files.search(frame.file) and functions.search(frame.function))
     return next(holding, None)
+
+
+def waits_in_python(file: str, function: str) -> bool:
+    """Whether a function of the standard library, the innermost on a stack, waits."""
+    return function in _TABLE["waits_in_python"].get(Path(file).name, ())
 
 
 def waits_for_threads(frames: Sequence[NativeFrame]) -> bool:

@@ -28,21 +28,15 @@ def allow_sampling() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(_ANY_PROCESS), 0, 0, 0)
 
 
-def settle() -> bool:
-    """In the process to be sampled: wait until sleeps end on time; whether they do.
+def settle() -> None:
+    """In the process to be sampled: wait until sleeps end on time, or for some seconds.
 
-    A sampler reads symbols at first, and takes the samples that it missed at once. Where a sample takes longer than the time
-    between two, it stays late.
+    A sampler reads symbols at first, and takes the samples that it missed at once.
     """
     stop, n_on_time = time.perf_counter() + _NEVER_ON_TIME_S, 0
     while n_on_time < _N_ON_TIME and (start := time.perf_counter()) < stop:
         time.sleep(0.01)
         n_on_time = n_on_time + 1 if time.perf_counter() - start < _ON_TIME_S else 0
-    return n_on_time == _N_ON_TIME
-
-
-class FellBehind(Exception):
-    """It cannot take as many samples a second: it stops every thread of the process for each, and follows its native frames."""
 
 
 class PySpy:
@@ -55,45 +49,44 @@ class PySpy:
         # Idle stacks too: waiting is part of the time, and a thread that waits for BLAS's own threads passes for idle.
         options = ["--format", "speedscope", "--full-filenames", "--function", "--idle", "--subprocesses"]
         self._command = [program, "record", *options, *(["--native"] if native else []), "--rate", str(rate_hz)]
-        self._process: subprocess.Popen | None = None
+        self.native = native
 
     def __enter__(self) -> "PySpy":
         self._folder = tempfile.TemporaryDirectory(prefix="altlas-")
         self._recording, self._messages = (Path(self._folder.name, name) for name in ("recording.json", "messages.txt"))
+        self._process: subprocess.Popen | None = None
         return self
 
     def attach(self, pid: int) -> None:
         """Begin to sample a process, and those that it starts."""
+        command = [*self._command, "--pid", str(pid), "--output", str(self._recording)]
         with open(self._messages, "wb") as messages:
-            self._process = subprocess.Popen(
-                [*self._command, "--pid", str(pid), "--output", str(self._recording)],
-                stdin=subprocess.DEVNULL,
-                stdout=messages,
-                stderr=messages,
-                start_new_session=True,  # Ctrl-C reaches this process only, which ends it
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": messages, "stderr": messages}
+            # Ctrl-C reaches this process only, which ends it.
+            self._process = subprocess.Popen(command, **streams, start_new_session=True)
         stop = time.monotonic() + _TO_ATTACH_S
         while "Sampling process" not in self._said():
             if self._process.poll() is not None or time.monotonic() > stop:
                 raise ProfilingError(self._error())
             time.sleep(0.01)
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
         if self._process:
             self._process.kill()
             self._process.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
         self._folder.cleanup()
 
-    def check(self) -> None:
-        """Raises if it takes samples later than it should, one directly after the other: the process hardly runs then."""
+    def is_behind(self) -> bool:
+        """Whether it takes samples later than it should, one directly after the other: the process hardly runs then."""
         behind = re.findall(r"([\d.]+)s behind in sampling", self._said())
-        if behind and float(behind[-1]) > _TOO_FAR_BEHIND_S:
-            raise FellBehind
+        return bool(behind) and float(behind[-1]) > _TOO_FAR_BEHIND_S
 
     def recording(self) -> dict:
         """End the sampling; what was recorded, in speedscope's format."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGINT)
+        self._process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_TO_WRITE_S)
         try:

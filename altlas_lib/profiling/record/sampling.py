@@ -4,25 +4,23 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
 from ...results import Origin, TimeClass
 from ..run.runnable import FunctionKey, ProfilingError
 from .folding import OWN_LINES, Project
-from .native import CodeMaps, NativeFrame, is_native, time_class, waits_for_threads
-from .py_spy import FellBehind, PySpy
+from .native import CodeMaps, NativeFrame, is_native, time_class, waits_for_threads, waits_in_python
+from .py_spy import PySpy
 
-# (for so many seconds, also if a sampler slows it down) -> the number of a process that waits for a sampler, then None as long
-# as the target runs in it again and again.
-Repeat = Callable[[float, bool], Iterator[int | None]]
+Repeat = Callable[[float], Iterator[Any]]  # so many seconds -> an iterator, as long as the target runs again and again
 
-_FEWER, _LONGEST = 10, 2  # times fewer samples a second, for at most so many times as long, where py-spy cannot keep up
+_FEWER, _LONGER = 10, 2  # times fewer samples a second, for so many times as long, where py-spy cannot keep up
 _LARGEST_N_STACKS = 300
 _PROCESS = re.compile(r"process \d+:")
 _WAITS_IN_PYTHON = {
@@ -56,7 +54,6 @@ class Samples:
 
     stacks: Counter[Stack]
     notes: list[str] = field(default_factory=list)
-    classified: "Samples | None" = None  # others, taken for the classes of time only, where these have none
 
     def counted(self, project: Project) -> Counter[Stack]:
         """The stacks that shares are taken of.
@@ -97,32 +94,29 @@ def flame_stacks(stacks: Counter[Stack], project: Project, root: FunctionKey) ->
     return dict(named.most_common(_LARGEST_N_STACKS))
 
 
-def _names(stack: Stack, project: Project, root: FunctionKey) -> list[str]:
+def _names(stack: Stack, project: Project, root: FunctionKey) -> Iterator[str]:
     frames = [(function, project.library(function)) for function in stack.functions]
     frames = [(function, library) for function, library in frames if library not in (OWN_LINES, "altlas")]
-    first = next((depth for depth, (_, library) in enumerate(frames) if library is None), None)
-    names = [display_name(root)]
-    if first is None:  # library code only: the innermost says most
-        names += [library for _, library in frames[-1:]]
-    else:
-        entered = False  # a library, from the user's function before
-        for function, library in frames[first + (frames[first][0] == root) :]:
-            if library is None or not entered:
-                names.append(library or display_name(function))
-            entered = library is not None
-    return [*names, f"[{stack.time_class}]"] if stack.time_class else names
+    first = next((depth for depth, (_, library) in enumerate(frames) if library is None), len(frames) - 1)  # else the innermost
+    yield display_name(root)
+    in_library = False
+    for depth, (function, library) in enumerate(frames[max(first, 0) :]):
+        if (function != root or depth) and not (library and in_library):  # of a library the function that enters it, by name
+            yield library or display_name(function)
+        in_library = library is not None
+    if stack.time_class:
+        yield f"[{stack.time_class}]"
 
 
 def display_name(function: FunctionKey) -> str:
     return function.name.replace(".<locals>", "")
 
 
-def sample(repeat: Repeat, *, rate_hz: int, for_s: float, below_call: bool = True) -> Samples:
+def sample(pid: int, repeat: Repeat, *, rate_hz: int, for_s: float, below_call: bool = True) -> Samples:
     """Stacks of a process while it runs, with native frames where py-spy can follow them.
 
     py-spy stops every thread for each sample. In a process with many threads and large libraries that takes longer than the
-    time between samples, and then waits look longer than they are. So the shares come from samples without native frames
-    there, and only the classes of each function's time from fewer samples with them.
+    time between samples, and then waits look longer than they are: such a process is sampled less often.
 
     Args:
         below_call: of the thread that called the target count the frames below `child.sampled_call`; else the main thread
@@ -131,42 +125,36 @@ def sample(repeat: Repeat, *, rate_hz: int, for_s: float, below_call: bool = Tru
     Raises:
         ProfilingError: the target did not run, or py-spy saw nothing of it.
     """
-
-    def record(at_hz: int, native: bool, is_slow: bool) -> Samples:
-        notes, stop = [], time.monotonic() + _LONGEST * for_s
-        py_spy = PySpy(at_hz, native)
-        with _to_the_end(repeat(for_s, is_slow)) as running, py_spy:
-            pid = next(filter(None, running))
-            py_spy.attach(pid)
-            with _noting("not finished", notes):
-                for _ in running:
-                    if native and not is_slow:
-                        py_spy.check()
-                    elif native and time.monotonic() > stop:
-                        break
-            stacks = _stacks(py_spy.recording(), pid, native, below_call)
-        if not any(stack.origin == "the calling thread" for stack in stacks):
-            raise ProfilingError(notes[0] if notes else f"it saw nothing of the target at {at_hz} Hz; raise sampling_s")
-        return Samples(stacks, notes)
-
+    slower_hz, notes = max(rate_hz // _FEWER, 1), []
     try:
-        return record(rate_hz, native=True, is_slow=False)
-    except FellBehind:
-        reason, slower_hz = f"{rate_hz} times a second", max(rate_hz // _FEWER, 1)
+        stacks = _record(pid, repeat(for_s), PySpy(rate_hz, native=True), below_call, notes)
+        if stacks is None:
+            notes.append(f"{slower_hz} samples a second: py-spy cannot take {rate_hz} with native frames here")
+            stacks = _record(pid, repeat(_LONGER * for_s), PySpy(slower_hz, native=True), below_call, notes, is_patient=True)
     except ProfilingError as error:
-        reason, slower_hz = f"({error})", 0
-    samples = record(rate_hz, native=False, is_slow=True)
-    if not slower_hz:
-        samples.notes.append(f"no classes of time: py-spy cannot follow native frames here {reason}")
-        return samples
-    with _noting("no classes of time", samples.notes):
-        classified = record(slower_hz, native=True, is_slow=True)
-        samples.notes.append(
-            f"classes of time are from {classified.stacks.total()} samples of their own, {slower_hz} a second: "
-            f"py-spy cannot follow native frames here {reason}"
-        )
-        return replace(samples, classified=classified)
-    return samples
+        if not psutil.pid_exists(pid):
+            raise
+        notes.append(f"no classes of time: py-spy cannot follow native frames here ({error})")
+        stacks = _record(pid, repeat(for_s), PySpy(rate_hz, native=False), below_call, notes, is_patient=True)
+    return Samples(stacks, notes)
+
+
+def _record(
+    pid: int, running: Iterator, py_spy: PySpy, below_call: bool, notes: list[str], *, is_patient: bool = False
+) -> Counter[Stack] | None:
+    """None: py-spy cannot keep up, and has been ended; where `is_patient` it may be late."""
+    is_behind = False
+    with py_spy:
+        py_spy.attach(pid)
+        with note_failure("not finished", notes):
+            for _ in running:
+                if not is_behind and not is_patient and py_spy.is_behind():
+                    is_behind = True
+                    py_spy.end()  # the target goes on without it
+        stacks = None if is_behind else _stacks(py_spy.recording(), pid, py_spy.native, below_call)
+    if stacks is not None and not any(stack.origin == "the calling thread" for stack in stacks):
+        raise ProfilingError(notes[-1] if notes else "it saw nothing of the target; raise sampling_s")
+    return stacks
 
 
 def sample_process(pid: int, *, rate_hz: int, for_s: float) -> Samples:
@@ -176,31 +164,17 @@ def sample_process(pid: int, *, rate_hz: int, for_s: float) -> Samples:
         ProfilingError: there is none, py-spy may not look into it, or it is no Python process.
     """
 
-    def let_run(for_s: float, is_slow: bool) -> Iterator[int | None]:
-        yield pid
+    def let_run(for_s: float) -> Iterator[None]:
         stop = time.monotonic() + for_s
         while time.monotonic() < stop and psutil.pid_exists(pid):
             time.sleep(0.02)
-            yield None
+            yield
 
-    return sample(let_run, rate_hz=rate_hz, for_s=for_s, below_call=False)
-
-
-@contextlib.contextmanager
-def _to_the_end(running: Iterator[int | None]) -> Iterator[Iterator[int | None]]:
-    """What the sampler leaves of a job goes on without it."""
-    try:
-        yield running
-    except (FellBehind, ProfilingError):
-        with _noting("", []):
-            list(running)
-        raise
-    with _noting("", []):
-        list(running)
+    return sample(pid, let_run, rate_hz=rate_hz, for_s=for_s, below_call=False)
 
 
 @contextlib.contextmanager
-def _noting(what: str, notes: list[str]) -> Iterator[None]:
+def note_failure(what: str, notes: list[str]) -> Iterator[None]:
     try:
         yield
     except ProfilingError as error:
@@ -213,36 +187,30 @@ def _stacks(recording: dict, pid: int, native: bool, below_call: bool) -> Counte
         FunctionKey("" if frame["file"] in (None, "?") else frame["file"], frame["line"] or 0, frame["name"])
         for frame in recording["shared"]["frames"]
     ]
+    # py-spy's own, the outermost: 'process 12: python app.py'
+    is_process = [not frame.file and bool(re.match(r"process \d+:", frame.name)) for frame in frames]
     is_call = [frame.name == "sampled_call" and Path(frame.file).name == "child.py" for frame in frames]
-    is_process = [not frame.file and bool(_PROCESS.match(frame.name)) for frame in frames]  # py-spy's own, the outermost
     is_native_frame = [native and is_native(frame.file) for frame in frames]
     maps = CodeMaps({pid, *map(int, re.findall(r"Process (\d+)", " ".join(each["name"] for each in recording["profiles"])))})
     native_frames = [NativeFrame(maps.name_of(frame.name, frame.file), frame.file) for frame in frames]
     stacks = Counter()
     for thread in recording["profiles"]:
-        counts = Counter(tuple(each) for each in thread["samples"])
-        origin: Origin = "another thread" if f"Process {pid} " in thread["name"] else "another process"
-        if below_call:
-            is_calling = any(is_call[i] for indices in counts for i in indices)
-        else:
-            is_calling = f"Thread {pid} " in thread["name"] or "MainThread" in thread["name"]
-        if origin == "another thread" and is_calling:
-            origin = "the calling thread"
+        counts = Counter(map(tuple, thread["samples"]))
+        is_main = f"Thread {pid} " in thread["name"] or "MainThread" in thread["name"]
+        is_calling = any(is_call[i] for indices in counts for i in indices) if below_call else is_main
+        here: Origin = "the calling thread" if is_calling else "another thread"
+        origin: Origin = here if f"Process {pid} " in thread["name"] else "another process"
         for indices, n in counts.items():
             depth = next((depth for depth, i in enumerate(indices) if is_call[i]), None)
-            if depth is None and origin == "the calling thread" and below_call:
+            if depth is None and below_call and origin == "the calling thread":
                 continue
             indices = [i for i in indices[0 if depth is None else depth + 1 :] if not is_process[i]]
             functions = tuple(frames[i] for i in indices if not is_native_frame[i])
             innermost = [native_frames[i] for i in takewhile(is_native_frame.__getitem__, reversed(indices))]
             kind = time_class(innermost, functions[-1].file if functions else "") if native else None
-            in_python = _waits_in_python(functions)
+            in_python = bool(functions) and waits_in_python(functions[-1].file, functions[-1].name.rpartition(".")[2])
             if kind == "interpreter" and in_python:
                 kind = "waiting"
             waits = kind in ("waiting", None) and (in_python or waits_for_threads(innermost))
             stacks[Stack(functions, kind, waits, origin)] += n
     return stacks
-
-
-def _waits_in_python(functions: Sequence[FunctionKey]) -> bool:
-    return bool(functions) and functions[-1].name.rpartition(".")[2] in _WAITS_IN_PYTHON.get(Path(functions[-1].file).name, ())
