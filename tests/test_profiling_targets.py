@@ -152,7 +152,11 @@ def test_files_that_are_no_scripts(folder):
         ("script.py", {"setup": "json:dumps"}, "is a script, for which setup mean"),
         ("script.py", {"arguments": {"n": 1}}, "it takes argv"),
         ("json:dumps", {"argv": ["1"]}, "is a function, for which argv mean"),
-        ("json:dumps", {"requests": [], "arguments": {"n": 1}}, "gets requests: leave out setup, arguments and alternatives"),
+        (
+            "json:dumps",
+            {"requests": [], "arguments": {"n": 1}},
+            "web application, for which arguments mean nothing; it takes requests",
+        ),
         ("pid:1", {"argv": ["1"]}, "it takes none of them"),
     ],
 )

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from time import perf_counter  # as it was before the target ran, which may put another clock there
-from typing import Any, Literal, Self
+from typing import Any
 
 from pydantic import BaseModel, JsonValue
 
@@ -29,7 +29,7 @@ from .run.targets import Target, prepare, resolve
 _MOST_TRACED_RUNS, _SHORT_S = 3, 0.5
 
 
-class TargetSpec(BaseModel, ser_json_inf_nan="constants"):
+class TargetSpec(BaseModel):
     """What is profiled: the first message."""
 
     target: str
@@ -38,33 +38,16 @@ class TargetSpec(BaseModel, ser_json_inf_nan="constants"):
     argv: list[str] = []
     requests: list[AsgiRequest] | None = None
     concurrency: int = 1
-
-
-class ChildJob(BaseModel):
-    """Warm the target up, measure it, repeat it while a sampler watches, time its lines, trace it, or race another function."""
-
-    mode: Literal["warm up", "measure", "sample", "lines", "trace", "race"]
-    time_limit_s: float = 0  # to plan with
-    n_repeats: int = 1
-    n_threads: int | None = None  # of BLAS and OpenMP: 1, or as the program has them
-    for_s: float = 0
-    functions: list[FunctionKey] = []  # whose lines are timed, or whose calls are recorded
-    check_port: bool = False
-    alternative: Any = None  # that races the target
-    same_answer: Any = None  # a function of both answers; None: as `compare_answers`
+    alternatives: list[str] = []
+    same_answer: str | None = None
 
 
 class ChildResult(BaseModel, ser_json_inf_nan="constants"):
-    """What was found since the last message."""
+    """Something that was found: the target's root function, a run, lines of a function, ..., or a note. Or the end of a job."""
 
-    root: FunctionKey | None = None
-    runs: list[Run] = []
-    lines: list[FunctionLines] = []
-    traces: list[RecordedFunction] = []
-    comparison: Comparison | None = None
-    notes: list[str] = []
+    found: FunctionKey | Run | FunctionLines | RecordedFunction | Comparison | str | None = None
     error: str | None = None
-    is_last: bool = False  # of its job
+    is_last: bool = False
 
 
 def sampled_call(call: Callable[[], Any]) -> None:
@@ -80,38 +63,60 @@ class Dispatcher(contextlib.ExitStack):
         self._spec, self._around = spec, around
         self.pid, self.notes = os.getpid(), []
 
-    def answers(self, job: ChildJob) -> Iterator[ChildResult]:
-        """What a job finds, as it goes."""
-        with blas_threads(job.n_threads):
-            match job.mode:
-                case "warm up":
-                    self._runnable = self._prepare(self._spec.target, self._spec.arguments)
-                    self.notes = self._runnable.notes
-                    yield ChildResult(root=self._runnable.root)
-                    self._first = timed_run(self._runnable, "warm-up")
-                    yield ChildResult(runs=[self._first])
-                case "measure":
-                    for found in measure(self._runnable, self._first.wall_s, job.n_repeats, job.time_limit_s):
-                        yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(notes=[found])
-                case "race":
-                    functions = (self._spec.target, job.alternative)
-                    contestants = (self._prepare(each, copy.deepcopy(self._spec.arguments)) for each in functions)
-                    same_answer = resolve(job.same_answer) if job.same_answer else None
-                    for found in race(*contestants, job.n_repeats, job.time_limit_s, same_answer):
-                        yield ChildResult(runs=[found]) if isinstance(found, Run) else ChildResult(comparison=found)
-                case "sample":
-                    settle()
-                    start = perf_counter()
-                    while True:
-                        yield ChildResult(runs=[timed_run(self._runnable, "py-spy", under=sampled_call)])
-                        if perf_counter() - start > job.for_s:
-                            break
-                case "lines":
-                    run, lines = time_lines(self._runnable, job.functions)
-                    yield ChildResult(runs=[run], lines=lines)
-                case "trace":
-                    yield _trace(self._runnable, job)
-        yield ChildResult(notes=self.notes)
+    def answers(self, job: str, time_limit_s: float, n_threads: int | None = None, **options: Any) -> Iterator[Any]:
+        """What a job finds, as it goes.
+
+        Args:
+            job: one of the methods below, which takes `options`.
+            time_limit_s: to plan with.
+            n_threads: of BLAS and OpenMP: 1, or as the program has them.
+        """
+        self._time_limit_s = time_limit_s
+        with blas_threads(n_threads):
+            yield from getattr(self, job)(**options)
+        yield from self.notes
+
+    def warm_up(self) -> Iterator[FunctionKey | Run]:
+        self._runnable = self._prepare(self._spec.target, self._spec.arguments)
+        self.notes = self._runnable.notes
+        yield self._runnable.root
+        self._first = timed_run(self._runnable, "warm-up")
+        yield self._first
+
+    def measure(self, n_repeats: int) -> Iterator[Run | str]:
+        return measure(self._runnable, self._first.wall_s, n_repeats, self._time_limit_s)
+
+    def race(self, alternative: Target, n_repeats: int) -> Iterator[Run | Comparison]:
+        functions = (self._spec.target, alternative)
+        contestants = (self._prepare(each, copy.deepcopy(self._spec.arguments)) for each in functions)
+        same_answer = resolve(self._spec.same_answer) if self._spec.same_answer else None
+        return race(*contestants, n_repeats, self._time_limit_s, same_answer)
+
+    def sample(self, for_s: float) -> Iterator[Run]:
+        """Runs, for so many seconds; at least one."""
+        settle()
+        start = perf_counter()
+        yield timed_run(self._runnable, "py-spy", under=sampled_call)
+        while perf_counter() - start < for_s:
+            yield timed_run(self._runnable, "py-spy", under=sampled_call)
+
+    def lines(self, functions: list[FunctionKey]) -> Iterator[Run | FunctionLines]:
+        run, lines = time_lines(self._runnable, functions)
+        yield from [run, *lines]
+
+    def trace(self, functions: list[FunctionKey], check_port: bool) -> Iterator[Run | RecordedFunction | str]:
+        """Of a short target the fastest of a few traced runs: what else the machine does only ever adds time."""
+        from .record.folding import Project
+        from .record.tracing import instrument_source, trace
+
+        runnable = self._runnable
+        if isinstance(script := runnable.call, Script):
+            script.code = instrument_source(script.source, script.path, functions, check_port=check_port)
+        run, found = functools.partial(timed_run, runnable, "array trace"), []
+        while not found or (len(found) < _MOST_TRACED_RUNS and sum(run.wall_s for run, *_ in found) < _SHORT_S):
+            found.append(trace(run, Project(runnable.root.file), runnable.root, functions, check_port))
+        _, traces, notes = min(found, key=lambda each: each[0].wall_s)
+        yield from [*(run for run, *_ in found), *traces, *notes]
 
     def _prepare(self, target: Target, arguments: dict[str, Any]) -> Runnable:
         if self._spec.requests is not None:
@@ -122,39 +127,26 @@ class Dispatcher(contextlib.ExitStack):
         return runnable
 
 
-def _trace(runnable: Runnable, job: ChildJob) -> ChildResult:
-    """Of a short target the fastest of a few traced runs: what else the machine does only ever adds time."""
-    from .record.folding import Project
-    from .record.tracing import instrument_source, trace
-
-    if isinstance(script := runnable.call, Script):
-        script.code = instrument_source(script.source, script.path, job.functions, check_port=job.check_port)
-    run, found = functools.partial(timed_run, runnable, "array trace"), []
-    while not found or (len(found) < _MOST_TRACED_RUNS and sum(run.wall_s for run, *_ in found) < _SHORT_S):
-        found.append(trace(run, Project(runnable.root.file), runnable.root, job.functions, job.check_port))
-    _, traces, notes = min(found, key=lambda each: each[0].wall_s)
-    return ChildResult(runs=[run for run, *_ in found], traces=traces, notes=notes)
-
-
 def main(descriptor: int) -> None:
     """What the child process does."""
     allow_sampling()
     channel = Channel(descriptor)
-    with Dispatcher(TargetSpec.model_validate_json(channel.receive()), process_state_restored) as dispatcher:
-        while text := channel.receive():
+    with Dispatcher(channel.receive(), process_state_restored) as dispatcher:
+        while job := channel.receive():
             last = ChildResult(is_last=True)
             try:
-                for result in dispatcher.answers(ChildJob.model_validate_json(text)):
-                    channel.send(result.model_dump_json())
+                for found in dispatcher.answers(**job):
+                    channel.send(ChildResult(found=found).model_dump_json())
             except ProfilingError as error:
                 last.error = str(error)
             except Exception as error:  # the profiler's own, among objects that the target has changed
                 last.error = f"the profiler itself raised {describe(error)}"
             channel.send(last.model_dump_json())
-    channel.send(ChildResult(notes=dispatcher.notes).model_dump_json())  # of an application's end
+    for note in dispatcher.notes:  # of an application's end
+        channel.send(ChildResult(found=note).model_dump_json())
 
 
-class InChild:
+class InChild(contextlib.AbstractContextManager):
     """As `Dispatcher`, in a child process; in another one after a crash, or where a tool took too long."""
 
     def __init__(self, spec: TargetSpec, time_limit_s: float):
@@ -162,13 +154,9 @@ class InChild:
         self._child: Child | None = None
         self.notes: list[str] = []
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, error_type: type | None, *_: object) -> None:
         if self._child and error_type is None:
-            for text in self._child.finish():
-                self.notes += ChildResult.model_validate_json(text).notes
+            self.notes += [ChildResult.model_validate_json(text).found for text in self._child.finish()]
         self._end()
 
     def _end(self) -> None:
@@ -181,24 +169,24 @@ class InChild:
         """None: the target's process has ended; the next job gets another one."""
         return self._child and self._child.pid
 
-    def answers(self, job: ChildJob) -> Iterator[ChildResult]:
-        """What a job finds, as it goes, a warm target first; empty results while there is nothing new.
+    def answers(self, job: str, time_limit_s: float, **options: Any) -> Iterator[Any]:
+        """What a job finds, as it goes, with a warm target; None while there is nothing new.
 
         Raises:
             ProfilingError: the job failed, its time was over, or the target's process ended.
         """
-        stop = time.monotonic() + job.time_limit_s
+        stop = time.monotonic() + time_limit_s
         if self._child is None:
             self._child = Child(__name__)
-            self._child.send(self._spec.model_dump_json())
-            yield from self._receive(ChildJob(mode="warm up"), stop)
-        if job.mode != "warm up":
-            yield from self._receive(job, stop)
+            self._child.send(self._spec)
+            yield from self._receive(stop, job="warm_up", time_limit_s=time_limit_s)
+        if job != "warm_up":
+            yield from self._receive(stop, job=job, time_limit_s=time_limit_s, **options)
 
-    def _receive(self, job: ChildJob, stop: float) -> Iterator[ChildResult]:
+    def _receive(self, stop: float, **job: Any) -> Iterator[Any]:
         result = ChildResult()
         try:
-            self._child.send(job.model_dump_json())
+            self._child.send(job)
             while not result.is_last:
                 text = self._child.receive(TICK_S)
                 if text is None and time.monotonic() > stop:
@@ -206,11 +194,12 @@ class InChild:
                         f"did not finish within time_limit_s={self._time_limit_s:g}; give it a smaller input by its arguments, "
                         "more time (time_limit_s, --time-limit), or start it by itself and profile it as pid:NUMBER"
                     )
-                yield (result := ChildResult.model_validate_json(text or "{}"))
+                result = ChildResult.model_validate_json(text or "{}")
+                yield result.found
         except ChildEnded as error:
             self._end()
             raise ProfilingError(f"target {self._spec.target!r} {error}") from None
         if result.error:
-            if job.mode == "warm up":  # there is no target in it
+            if job["job"] == "warm_up":  # there is no target in it
                 self._end()
             raise ProfilingError(result.error)

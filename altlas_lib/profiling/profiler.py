@@ -22,8 +22,9 @@ from .session import Session, tool_version
 
 _TRACED_SHARE = 0.05  # of the time: what a function below it does with arrays changes no decision
 _TAKES = {
-    "callable": {"setup", "arguments", "requests", "alternatives"},
-    "function": {"setup", "arguments", "requests", "alternatives"},
+    "callable": {"setup", "arguments", "alternatives"},
+    "function": {"setup", "arguments", "alternatives"},
+    "web application": {"requests"},  # what else it needs, its factory gives
     "script": {"argv"},
     "process": set(),
 }
@@ -93,8 +94,9 @@ def profile(
     if kind == "process":
         return _profile_process(name, workload, sampling_s, sampling_rate_hz)
     requests = load_requests(requests) if requests is not None else None
-    spec = {"setup": setup, "arguments": arguments or {}, "argv": [*map(str, argv)], "requests": requests}
-    with _start(target, kind, {**spec, "concurrency": concurrency}, time_limit_s) as worker:
+    options |= {"arguments": arguments or {}, "argv": [*map(str, argv)], "requests": requests, "alternatives": [*alternatives]}
+    options |= {"concurrency": concurrency, "same_answer": same_answer}
+    with _start(target, kind, options, time_limit_s) as worker:
         session = Session(worker, time_limit_s)
         session.measure(n_repeats)
         if kind == "callable":
@@ -108,7 +110,7 @@ def profile(
         if trace_arrays:
             session.use("no trace of arrays", "trace", functions=session.hottest(_TRACED_SHARE), check_port=check_port)
         for alternative in alternatives:
-            session.race(alternative, n_repeats, same_answer)
+            session.race(alternative, n_repeats)
     session.notes += [note for note in worker.notes if note not in session.notes]
     short_name = Path(name).stem if kind == "script" else name.partition(":")[0].rpartition(".")[2]
     if kind == "script":
@@ -129,23 +131,20 @@ def _start(target: Target, kind: str, options: Mapping[str, Any], time_limit_s: 
         what = f"{'.'.join(map(str, first['loc']))}={reprlib.repr(first['input'])}"
         raise ProfilingError(
             f"{what} cannot reach the child process that runs {target_name(target)!r} ({first['msg']}); "
-            "use JSON values as arguments, or make them in setup; name setup as 'module:function'"
+            "use JSON values as arguments, or make them in setup; name setup and alternatives as 'module:function'"
         ) from None
 
 
 def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
-    given = {option for option, value in options.items() if value}
-    error = None
-    if options["requests"] is not None and given & {"setup", "arguments", "alternatives"}:
-        error = "gets requests: leave out setup, arguments and alternatives; give what it needs by its factory"
-    elif refused := sorted(given - _TAKES[kind]):
-        takes = ", ".join(sorted(_TAKES[kind])) or "none of them"
+    if options["requests"] is not None and kind in ("callable", "function"):
+        kind = "web application"
+    if refused := sorted({option for option, value in options.items() if value} - _TAKES[kind]):
+        nothing = (
+            f"for which {' and '.join(refused)} mean nothing; it takes {', '.join(sorted(_TAKES[kind])) or 'none of them'}"
+        )
         hint = "; in a terminal, options go before the target" if "argv" in refused else ""
-        error = f"is a {kind}, for which {' and '.join(refused)} mean nothing; it takes {takes}{hint}"
-    elif kind == "function" and any(map(callable, options["alternatives"])):
-        error = "runs in a child process, its alternatives too, which no callable reaches; name them 'module:function'"
-    if error:
-        raise ProfilingError(f"target {name!r} {error}")
+        nothing = f"for which {' and '.join(refused)} mean nothing; it takes {takes}"
+        raise ProfilingError(f"target {name!r} is a {kind}, {nothing}{hint}")
 
 
 def _profile_process(name: str, workload: str | None, for_s: float, rate_hz: int) -> WorkloadProfile:

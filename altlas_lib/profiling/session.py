@@ -3,17 +3,20 @@
 import platform
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
 from ..devices import OtherLoad, describe_cpu
 from ..results import LARGEST_OTHER_LOAD, Alternative, FunctionTime, Overhead, Quantity, WorkloadProfile
-from .child import ChildJob, ChildResult, Dispatcher, InChild
+from .child import Dispatcher, InChild
 from .project.operations import price_trace
+from .record.alternatives import Comparison
+from .record.calls import RecordedFunction
 from .record.folding import Project
 from .record.functions import function_times
+from .record.lines import FunctionLines
 from .record.measure import Run
 from .record.sampling import Stack, flame_stacks, note_failure, sample
 from .run.runnable import FunctionKey, ProfilingError
@@ -35,33 +38,32 @@ class Session:
     def __init__(self, worker: InChild | Dispatcher, time_limit_s: float):
         self._worker, self._time_limit_s = worker, time_limit_s
         self._stop = time.monotonic() + time_limit_s
-        self._found = ChildResult()
+        self._found: dict[type, list] = defaultdict(list)
+        self._runs: list[Run] = self._found[Run]
+        self.notes: list[str] = self._found[str]
         self._stacks: Counter[Stack] = Counter()
         self._alternatives: list[Alternative] = []
         self._load, self._cpu = OtherLoad(), str(describe_cpu())
-        self.notes = self._found.notes
 
-    def _answers(self, mode: str, **options: Any) -> Iterator[ChildResult]:
+    def _answers(self, job: str, **options: Any) -> Iterator[Any]:
         """What a job finds. Measuring and sampling may take all the time that is left, the other tools half of it each."""
         left_s = self._stop - time.monotonic()
-        if left_s < min((run.wall_s for run in self._found.runs[1:]), default=0):
+        if left_s < min((run.wall_s for run in self._runs[1:]), default=0):
             raise ProfilingError(f"time_limit_s={self._time_limit_s:g} is over; raise it")
-        limit_s = left_s if mode in ("warm up", "measure", "sample") else left_s / 2
-        for result in self._worker.answers(ChildJob(mode=mode, time_limit_s=limit_s, **options)):
-            self._found.root = result.root or self._found.root
-            for name in ("runs", "lines", "traces"):
-                getattr(self._found, name).extend(getattr(result, name))
-            self.notes += [note for note in result.notes if note not in self.notes]
-            yield result
+        limit_s = left_s if job in ("warm_up", "measure", "sample") else left_s / 2
+        for found in self._worker.answers(job, limit_s, **options):
+            if not isinstance(found, str) or found not in self.notes:
+                self._found[type(found)].append(found)
+            yield found
 
-    def use(self, failure: str, mode: str, **options: Any) -> None:
+    def use(self, failure: str, job: str, **options: Any) -> None:
         """One of the tools; `failure` begins the note where it cannot be used."""
         with note_failure(failure, self.notes):
-            list(self._answers(mode, n_threads=self._n_threads, **options))
+            list(self._answers(job, n_threads=self._n_threads, **options))
 
     def measure(self, n_repeats: int) -> None:
         """The target warm and cold, without a profiler and under cProfile."""
-        list(self._answers("warm up"))
+        list(self._answers("warm_up"))
         try:
             with self._load:
                 list(self._answers("measure", n_repeats=n_repeats))
@@ -73,24 +75,24 @@ class Session:
     def sample(self, for_s: float, rate_hz: int) -> None:
         """The target under py-spy, which is attached to its process."""
 
-        def repeat(for_s: float) -> Iterator[ChildResult]:
+        def repeat(for_s: float) -> Iterator[Any]:
             return self._answers("sample", for_s=for_s, n_threads=self._n_threads)
 
         with note_failure("py-spy gave no shares", self.notes):
-            list(self._answers("warm up"))  # in another process, if there is none
+            list(self._answers("warm_up"))  # in another process, if there is none
             samples = sample(self._worker.pid, repeat, rate_hz=rate_hz, for_s=for_s)
             self.notes += samples.notes
             self._stacks = samples.counted(self._project)
 
-    def race(self, alternative: Target, n_repeats: int, same_answer: Target | None) -> None:
+    def race(self, alternative: Target, n_repeats: int) -> None:
         """The target and another function."""
-        runs, comparison, name = [], None, target_name(alternative)
+        before, name = len(self._runs), target_name(alternative)
+        self._found[Comparison].clear()
         with note_failure(f"alternative {name!r}", self.notes):
-            for result in self._answers("race", n_repeats=n_repeats, alternative=alternative, same_answer=same_answer):
-                runs += result.runs
-                comparison = result.comparison or comparison
-        now_s, then_s = ([run.quiet_s or run.wall_s for run in _best(runs, tool)] for tool in ("comparison", "alternative"))
-        if comparison and now_s and then_s:
+            list(self._answers("race", alternative=alternative, n_repeats=n_repeats))
+        best = (_best(self._runs[before:], tool) for tool in ("comparison", "alternative"))
+        now_s, then_s = ([run.quiet_s or run.wall_s for run in runs] for runs in best)
+        for comparison in self._found[Comparison] if now_s and then_s else ():
             gains = min(now_s) / max(then_s), statistics.median(now_s) / statistics.median(then_s), max(now_s) / min(then_s)
             gain = self._measured(gains, "x").model_copy(update={"n_runs": len(then_s)})
             self._alternatives.append(Alternative(name=name, time=self._measured(then_s), gain=gain, **comparison.model_dump()))
@@ -108,24 +110,28 @@ class Session:
 
     @property
     def _functions(self) -> dict[FunctionKey, FunctionTime]:
-        recordings = [run.recording for run in self._found.runs if run.recording]
-        return function_times(self._project, self._found.root, self._stacks, recordings, self._found.lines)
+        recordings = [run.recording for run in self._runs if run.recording]
+        return function_times(self._project, self._root, self._stacks, recordings, self._found[FunctionLines])
+
+    @property
+    def _root(self) -> FunctionKey:
+        return self._found[FunctionKey][-1]
 
     @property
     def _project(self) -> Project:
-        return Project(self._found.root.file)
+        return Project(self._root.file)
 
     def _under(self, tool: str) -> list[Run]:
-        return [run for run in self._found.runs if run.tool == tool]
+        return [run for run in self._runs if run.tool == tool]
 
     @property
     def _n_threads(self) -> int | None:
-        return next((run.n_threads for run in _best(self._found.runs, "none")), None)
+        return next((run.n_threads for run in _best(self._runs, "none")), None)
 
     def profile(self, target: str, workload: str) -> WorkloadProfile:
         """All of it."""
-        found, plain = self._found, self._under("none")
-        baseline = _best(plain, "none") or self._under("py-spy") or found.runs[:1]
+        plain = self._under("none")
+        baseline = _best(plain, "none") or self._under("py-spy") or self._runs[:1]
         if not plain:
             what = "runs under py-spy" if len(baseline) > 1 else "the first run, nothing warm"
             self.notes.append(f"the total is that of {what}: there was no time for another")
@@ -133,7 +139,7 @@ class Session:
             self.notes.append("cProfile gave no times: there was no time for a run under it")
         self._note_others(baseline)
         # What this process held before the first run is its own affair; of a child it is the target's.
-        of_memory = [run for run in found.runs if run.tool in ("warm-up", "none") and isinstance(self._worker, InChild)]
+        of_memory = [run for run in self._runs if run.tool in ("warm-up", "none") and isinstance(self._worker, InChild)]
         return WorkloadProfile(
             workload=workload,
             target=target,
@@ -142,17 +148,17 @@ class Session:
             quiet=self._measured(run.quiet_s for run in baseline),
             other_load=self._load.share,
             is_parallel=any(run.is_parallel for run in plain or baseline),
-            n_runs=sum(not run.tool.startswith("alternative") for run in found.runs),
+            n_runs=sum(not run.tool.startswith("alternative") for run in self._runs),
             # The last of a number of threads is the fastest.
             seconds_by_n_threads={run.n_threads: run.wall_s for run in sorted(plain, key=lambda run: -run.wall_s)},
             functions=[*self._functions.values()],
             tools=[*self._tools(plain)],
             n_samples=self._stacks.total(),
-            stacks=flame_stacks(self._stacks, self._project, found.root),
-            traces=list(map(price_trace, found.traces)),
-            peak_memory=self._measured((max(run.peak_bytes - found.runs[0].held_bytes, 0) for run in of_memory), "bytes"),
+            stacks=flame_stacks(self._stacks, self._project, self._root),
+            traces=list(map(price_trace, self._found[RecordedFunction])),
+            peak_memory=self._measured((max(run.peak_bytes - self._runs[0].held_bytes, 0) for run in of_memory), "bytes"),
             alternatives=self._alternatives,
-            notes=found.notes,
+            notes=self.notes,
         )
 
     def _measured(self, values: Iterable[float | None], unit: str = "s") -> Quantity | None:

@@ -129,13 +129,13 @@ def sample(pid: int, repeat: Repeat, *, rate_hz: int, for_s: float, below_call: 
     try:
         stacks = _record(pid, repeat(for_s), PySpy(rate_hz, native=True), below_call, notes)
         if stacks is None:
-            notes.append(f"{slower_hz} samples a second: py-spy cannot take {rate_hz} with native frames here")
             stacks = _record(pid, repeat(_LONGER * for_s), PySpy(slower_hz, native=True), below_call, notes, is_patient=True)
+            notes.append(f"{slower_hz} samples a second: py-spy cannot take {rate_hz} with native frames here")
     except ProfilingError as error:
         if not psutil.pid_exists(pid):
             raise
-        notes.append(f"no classes of time: py-spy cannot follow native frames here ({error})")
         stacks = _record(pid, repeat(for_s), PySpy(rate_hz, native=False), below_call, notes, is_patient=True)
+        notes.append(f"no classes of time: py-spy cannot follow native frames here ({error})")
     return Samples(stacks, notes)
 
 

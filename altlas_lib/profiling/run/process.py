@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from typing import Any
 
 from . import guardian
 from .runnable import file_identity
@@ -26,7 +27,7 @@ class ChildEnded(Exception):
 
 
 class Channel:
-    """The child's end of the pipe: messages of text, both ways."""
+    """The child's end of the pipe: it sends text, and receives what `Child.send` pickles."""
 
     def __init__(self, descriptor: int):
         os.set_inheritable(descriptor, False)  # so the other end sees it close when another program takes this one's place
@@ -37,9 +38,9 @@ class Channel:
             signal.pause()  # the target has closed it, which ends this process; the number may stand for a file of the target
         self._connection.send_bytes(text.encode())
 
-    def receive(self) -> str:
-        """The next message; empty: there will be none."""
-        return self._connection.recv_bytes().decode()
+    def receive(self) -> Any:
+        """The next message; None: there will be none."""
+        return self._connection.recv()
 
 
 class Child:
@@ -75,10 +76,10 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, text: str) -> None:
+    def send(self, message: Any) -> None:
         """To be called when the child waits for it; whether it got there, the next `receive` says."""
         with contextlib.suppress(OSError):
-            self._connection.send_bytes(text.encode())
+            self._connection.send(message)
 
     def receive(self, within_s: float) -> str | None:
         """The next message; None: there was none in time.
@@ -112,7 +113,7 @@ class Child:
     def finish(self) -> Iterator[str]:
         """Let it end as Python ends, within bounds; what it still says meanwhile."""
         stop = time.monotonic() + _TO_END_S
-        self.send("")
+        self.send(None)
         with contextlib.suppress(ChildEnded):
             while time.monotonic() < stop:
                 if text := self.receive(TICK_S):
