@@ -7,6 +7,7 @@ import selectors
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,13 @@ MAIN, LOADS, LOOP = ("main", "/app.py"), ("loads", json.__file__), ("EpollSelect
 ROOT = FunctionKey("/app.py", 9, "root")
 
 
-def samples_of(recording: dict, native: bool) -> sampling.Samples:
-    return sampling.Samples(sampling._stacks(recording, 1, native, below_call=True))
+def counted(recording: dict, native: bool) -> Counter[sampling.Stack]:
+    return sampling.counted(sampling._stacks(recording, 1, native, below_call=True), Project("/app.py"))
 
 
 def shares(recording: dict, native: bool = False) -> dict[str, tuple[int, int]]:
     project = Project("/app.py")
-    stacks = samples_of(recording, native).counted(project)
-    by_function = sampling.by_function(stacks, project, ROOT)
+    by_function = sampling.by_function(counted(recording, native), project, ROOT)
     return {function.name: (each.own.total(), each.n_on_stack) for function, each in by_function.items()}
 
 
@@ -76,8 +76,7 @@ def test_a_flame_graph_has_the_users_functions_and_the_libraries_that_they_enter
     leaf = ("DOUBLE_add", "/x/site-packages/numpy/_core/_multiarray_umath.cpython-311.so")
     stacks = [[*CALL, LOOP, MAIN, *numpy, leaf]] * 3 + [[*CALL, LOOP, MAIN, LOADS, ("a;b", "/app.py")], [*CALL, LOOP]]
     project = Project("/app.py")
-    counted = samples_of(recorded({"main": stacks}), True).counted(project)
-    assert sampling.flame_stacks(counted, project, ROOT) == {
+    assert sampling.flame_stacks(counted(recorded({"main": stacks}), True), project, ROOT) == {
         "root;main;numpy;[arrays]": 3,
         "root;main;json;a,b;[interpreter]": 1,
         "root;selectors;[waiting]": 1,
@@ -126,13 +125,14 @@ def test_a_process_that_is_too_large_is_sampled_less_often_and_longer(monkeypatc
 
     monkeypatch.setattr(sampling, "PySpy", FakePySpy)
     FakePySpy.attempts.clear()
-    samples = sampling.sample(1, repeat, rate_hz=200, for_s=2)
+    notes = []
+    stacks = sampling.sample(1, repeat, notes, rate_hz=200, for_s=2)
     assert FakePySpy.attempts == [(200, True), (20, True)]
     assert FakePySpy.ended == [200]
     assert finished == [2, 4]  # what the sampler leaves goes on to its end: the child is ready for the next job
-    assert samples.notes == ["20 samples a second: py-spy cannot take 200 with native frames here"]
+    assert notes == ["20 samples a second: py-spy cannot take 200 with native frames here"]
     project = Project("/app.py")
-    functions = function_times(project, FunctionKey("/app.py", 1, "main"), samples.counted(project), [], [])
+    functions = function_times(project, FunctionKey("/app.py", 1, "main"), sampling.counted(stacks, project), [], [])
     (function,) = functions.values()
     assert (function.sampled_own_share, function.own_by_class) == (1, {"arrays": 1})
 

@@ -361,9 +361,9 @@ def test_a_running_process_is_sampled_and_left_alone(write, py_spy_permitted):
 
 def test_processes_that_cannot_be_sampled(monkeypatch, tmp_path):
     for target, message in {
-        "pid:x": "expected the number of a process",
-        f"pid:{os.getpid()}": "is this process itself",
-        "pid:4194304": "no such process",
+        "pid:x": "expected the number of another process",
+        f"pid:{os.getpid()}": "expected the number of another process",
+        "pid:4194304": "could not look into it .process PID not found",
     }.items():
         with pytest.raises(profiling.ProfilingError, match=message):
             profiling.profile(target)

@@ -1,7 +1,6 @@
 """One profile out of the tools: a baseline without any of them, then what each adds, all within one time limit."""
 
 import os
-import re
 import reprlib
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from ..results import Overhead, WorkloadProfile
 from .child import Dispatcher, InChild, TargetSpec
 from .record.folding import Project
 from .record.functions import function_times
-from .record.sampling import flame_stacks, sample_process
+from .record.sampling import counted, flame_stacks, sample_process
 from .run.asgi import load_requests
 from .run.runnable import FunctionKey, ProfilingError
 from .run.targets import Target, target_kind, target_name
@@ -58,7 +57,7 @@ def profile(
     that a thread count decides. Imports and caches of the first run serve the later ones. A tool that fails, or for which no
     time is left, leaves a note; of a long run see `record.measure.measure`.
 
-    Code outside the user's project is folded into the function that called it: see `folding`, and `sampling.Samples.counted`
+    Code outside the user's project is folded into the function that called it: see `folding`, and `sampling.counted`
     for threads. Each resumption of a coroutine or generator is one of its calls.
 
     Args:
@@ -99,12 +98,7 @@ def profile(
     with _start(target, kind, options, time_limit_s) as worker:
         session = Session(worker, time_limit_s)
         session.measure(n_repeats)
-        if kind == "callable":
-            session.notes.append(
-                "py-spy gave no shares: a callable runs in this process; name it as 'module:function' to have it sampled"
-            )
-        else:
-            session.sample(sampling_s, sampling_rate_hz)
+        session.sample(sampling_s, sampling_rate_hz)
         if functions := session.hottest()[:n_line_functions]:
             session.use("line_profiler gave no lines", "lines", functions=functions)
         if trace_arrays:
@@ -139,9 +133,7 @@ def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
     if options["requests"] is not None and kind in ("callable", "function"):
         kind = "web application"
     if refused := sorted({option for option, value in options.items() if value} - _TAKES[kind]):
-        nothing = (
-            f"for which {' and '.join(refused)} mean nothing; it takes {', '.join(sorted(_TAKES[kind])) or 'none of them'}"
-        )
+        takes = ", ".join(sorted(_TAKES[kind])) or "none of them"
         hint = "; in a terminal, options go before the target" if "argv" in refused else ""
         nothing = f"for which {' and '.join(refused)} mean nothing; it takes {takes}"
         raise ProfilingError(f"target {name!r} is a {kind}, {nothing}{hint}")
@@ -151,23 +143,18 @@ def _profile_process(name: str, workload: str | None, for_s: float, rate_hz: int
     """What py-spy sees of a process that runs already: shares only."""
     import psutil
 
-    if not re.fullmatch(r"pid:\d+", name):
-        raise ProfilingError(f"target {name!r}: expected the number of a process, as in 'pid:1234'")
-    pid = int(name.removeprefix("pid:"))
-    if pid == os.getpid():
-        raise ProfilingError(f"target {name!r} is this process itself; profile it from another one")
+    number = name.removeprefix("pid:")
+    if not number.isdecimal() or int(number) == os.getpid():
+        raise ProfilingError(f"target {name!r}: expected the number of another process, as in 'pid:1234'; `ps` lists them")
+    pid, notes = int(number), ["a process attached to: sampled figures only"]
     try:
         main_file = _main_file(psutil.Process(pid))
-        samples = sample_process(pid, for_s=for_s, rate_hz=rate_hz)
-    except psutil.NoSuchProcess:
-        raise ProfilingError(f"target {name!r}: no such process; `ps` lists those that run") from None
-    except (psutil.AccessDenied, ProfilingError) as error:
-        raise ProfilingError(
-            f"target {name!r}: py-spy could not look into it ({error}); run this as the process' user or as root "
-            "(in a container: with --cap-add SYS_PTRACE), or start the program through the profiler"
-        ) from None
+        stacks = sample_process(pid, notes, for_s=for_s, rate_hz=rate_hz)
+    except (psutil.Error, ProfilingError) as error:
+        what_next = "run this as the process' user or as root (in a container: with --cap-add SYS_PTRACE)"
+        raise ProfilingError(f"target {name!r}: py-spy could not look into it ({error}); {what_next}") from None
     project, root = Project(main_file), FunctionKey(main_file, 1, f"process {pid}")
-    stacks = samples.counted(project)
+    stacks = counted(stacks, project)
     return WorkloadProfile(
         workload=workload or root.name,
         target=name,
@@ -176,7 +163,7 @@ def _profile_process(name: str, workload: str | None, for_s: float, rate_hz: int
         tools=[Overhead(tool="py-spy", version=tool_version("py-spy"), gave="shares, stacks, classes of time")],
         n_samples=stacks.total(),
         stacks=flame_stacks(stacks, project, root),
-        notes=["a process attached to: sampled figures only", *samples.notes],
+        notes=notes,
     )
 
 

@@ -18,7 +18,7 @@ from .record.folding import Project
 from .record.functions import function_times
 from .record.lines import FunctionLines
 from .record.measure import Run
-from .record.sampling import Stack, flame_stacks, note_failure, sample
+from .record.sampling import Stack, counted, flame_stacks, note_failure, sample
 from .run.runnable import FunctionKey, ProfilingError
 from .run.targets import Target, target_name
 
@@ -79,10 +79,11 @@ class Session:
             return self._answers("sample", for_s=for_s, n_threads=self._n_threads)
 
         with note_failure("py-spy gave no shares", self.notes):
+            if isinstance(self._worker, Dispatcher):
+                raise ProfilingError("a callable runs in this process; name it as 'module:function' to have it sampled")
             list(self._answers("warm_up"))  # in another process, if there is none
-            samples = sample(self._worker.pid, repeat, rate_hz=rate_hz, for_s=for_s)
-            self.notes += samples.notes
-            self._stacks = samples.counted(self._project)
+            stacks = sample(self._worker.pid, repeat, self.notes, rate_hz=rate_hz, for_s=for_s)
+            self._stacks = counted(stacks, self._project)
 
     def race(self, alternative: Target, n_repeats: int) -> None:
         """The target and another function."""
@@ -138,6 +139,7 @@ class Session:
         if not self._under("cProfile"):
             self.notes.append("cProfile gave no times: there was no time for a run under it")
         self._note_others(baseline)
+        slowest_first = sorted(plain, key=lambda run: (run.n_threads, -run.wall_s))
         # What this process held before the first run is its own affair; of a child it is the target's.
         of_memory = [run for run in self._runs if run.tool in ("warm-up", "none") and isinstance(self._worker, InChild)]
         return WorkloadProfile(
@@ -149,8 +151,7 @@ class Session:
             other_load=self._load.share,
             is_parallel=any(run.is_parallel for run in plain or baseline),
             n_runs=sum(not run.tool.startswith("alternative") for run in self._runs),
-            # The last of a number of threads is the fastest.
-            seconds_by_n_threads={run.n_threads: run.wall_s for run in sorted(plain, key=lambda run: -run.wall_s)},
+            seconds_by_n_threads={run.n_threads: run.wall_s for run in slowest_first},  # so the fastest of each stays
             functions=[*self._functions.values()],
             tools=[*self._tools(plain)],
             n_samples=self._stacks.total(),
@@ -179,22 +180,17 @@ class Session:
         if share > _PROCESSES_WORTH_A_NOTE:
             n_samples = sum(n for stack, n in self._stacks.items() if stack.origin == "another process")
             looks = f"py-spy took {n_samples} samples in them" if n_samples else "py-spy found no Python function in them"
-            self.notes.append(
-                f"{share:.0%} of the processor time went to processes that the target started: {looks}, "
-                "cProfile, line_profiler and the array trace do not look into them"
-            )
+            whose = "processor time went to processes that the target started"
+            self.notes.append(f"{share:.0%} of the {whose}: {looks}, the other tools do not look into them")
         if (self._load.share or 0) > LARGEST_OTHER_LOAD:
-            self.notes.append(
-                f"{BUSY_NOTE} {self._load.share:.0%} of the processors while it was measured: "
-                "times and shares are rough; profile again when it is quiet"
-            )
+            rough = "times and shares are rough; profile again when it is quiet"
+            self.notes.append(f"{BUSY_NOTE} {self._load.share:.0%} of the processors while it was measured: {rough}")
 
 
 def _best(runs: Sequence[Run], tool: str) -> list[Run]:
     """The runs under a tool with the thread count that suits the function best."""
-    of_tool = [run for run in runs if run.tool == tool]
-    fastest = min(of_tool, key=lambda run: run.wall_s, default=None)
-    return [run for run in of_tool if run.n_threads == fastest.n_threads]
+    of_tool = sorted((run for run in runs if run.tool == tool), key=lambda run: run.wall_s)
+    return [run for run in of_tool if run.n_threads == of_tool[0].n_threads]
 
 
 def tool_version(tool: str) -> str:

@@ -40,11 +40,10 @@ def race(
         yield timed_run(runnable, f"{tool}, warm-up", under=lambda call: answers.append(call()))
     if answers == [None, None]:
         answers = [target.inputs, alternative.inputs]
+    agree, difference = compare_answers(*answers)
     if same_answer:
-        verdict = call_user_code(lambda: bool(same_answer(*answers)), "same_answer"), None
-    else:
-        verdict = compare_answers(*answers)
-    yield Comparison(same_answer=verdict[0], largest_difference=verdict[1])
+        agree, difference = call_user_code(lambda: bool(same_answer(*answers)), "same_answer"), None
+    yield Comparison(same_answer=agree, largest_difference=difference)
     answers.clear()
     for repeat in range(n_repeats):
         if repeat and perf_counter() - start > time_limit_s / 2:

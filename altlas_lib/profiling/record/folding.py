@@ -26,9 +26,7 @@ _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # func
 _LIBRARY_FILE = re.compile(
     rf"(?:.*?/(?:site|dist)-packages|{re.escape(os.path.dirname(os.__file__))}|.*?/lib(?:64)?/python3\.\d+)/(\w+)"
 )
-_PROFILER_FILES = os.path.join(
-    os.path.dirname(os.path.dirname(__file__)), ""
-)  # its frames are between the target and its caller
+_PROFILER_FILES = str(Path(__file__).parents[1])  # its frames are between the target and its caller
 # `numpy` of `<built-in method numpy.array>`, `re` of `<method 'sub' of 're.Pattern' objects>`
 _LIBRARY_BUILTIN = re.compile(r"<(?:built-in method|method '\w+' of ')\s*_?(\w+)\.")
 
@@ -56,8 +54,8 @@ class CallGraph(BaseModel):
 
         A function that Numba has compiled is Numba's: only some Pythons show it, and py-spy sees its caller.
         """
-        numba = sys.modules.get("numba.core.dispatcher")
-        dispatchers = [each for each in gc.get_objects() if type(each).__module__ == numba.__name__] if numba else []
+        objects = gc.get_objects() if "numba" in sys.modules else []
+        dispatchers = [each for each in objects if type(each).__module__ == "numba.core.dispatcher"]
         compiled = {each.py_func.__code__ for each in dispatchers if hasattr(each, "py_func")}
 
         def key(code: CodeType | str) -> FunctionKey:
@@ -146,10 +144,8 @@ def _calls_of(graph: CallGraph, folded: Iterable[FunctionKey], root: FunctionKey
             calls[callee][caller] = time
     times = dict(graph.functions)
     for callee, by_caller in calls.items():
-        n_calls, own_s, cumulative_s = (
-            whole - sum(part) for whole, *part in zip(times[callee], *by_caller.values(), strict=True)
-        )
+        inside = sum(by_caller.values(), Time())
+        n_calls, own_s, cumulative_s = (whole - part for whole, part in zip(times[callee], inside, strict=True))
         if n_calls > 0:
-            outside = Time(n_calls, own_s, max(own_s, cumulative_s))
-            by_caller[root] = by_caller.get(root, Time()) + outside
+            by_caller[root] = by_caller.get(root, Time()) + Time(n_calls, own_s, max(own_s, cumulative_s))
     return calls

@@ -2,6 +2,7 @@
 
 import contextlib
 import cProfile
+import functools
 import math
 import operator
 import os
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 from ..run.runnable import ProfilingError, Runnable
 from .folding import CallGraph
 
+_MONITORING = getattr(sys, "monitoring", None)  # of Python 3.12
 _SHARE_OF_THE_LIMIT = 1 / 2  # for this tool; the others need the rest
 SWEPT = 1 / 10  # of the limit: a longer run is not tried with another thread count
 _SHORT_S, _MOST_RUNS = 1.0, 10  # a target that takes milliseconds is repeated, up to a second
@@ -157,43 +159,40 @@ def _profiled_run(runnable: Runnable, n_threads: int) -> Run:
     From Python 3.12 on cProfile is told of all threads' calls, and takes them for the calling thread's. Where others run, a
     second run keeps theirs away from it.
     """
-    monitoring = getattr(sys, "monitoring", None)
+    profiler = cProfile.Profile()
     runnable.starts_threads |= len(sys._current_frames()) > 1
 
     def under(call: Callable[[], Any]) -> None:
-        profiler.enable()
-        try:
-            if runnable.starts_threads and monitoring:
-                _hear_only_this_thread(monitoring)
+        with profiler:
+            if runnable.starts_threads and _MONITORING:
+                _hear_only_this_thread()
             call()
-        finally:
-            profiler.disable()
 
-    profiler = cProfile.Profile()
     run = timed_run(runnable, "cProfile", n_threads, under)
     run.recording = CallGraph.of(profiler.getstats())
     has_others = any(key.name == "Thread._bootstrap" for key, _ in run.recording.functions)
-    if not monitoring or runnable.starts_threads or not has_others:
+    if not _MONITORING or runnable.starts_threads or not has_others:
         return run
     runnable.starts_threads = True
     return _profiled_run(runnable, n_threads)
 
 
-def _hear_only_this_thread(monitoring: Any) -> None:
+def _hear_only_this_thread() -> None:
     get_ident, this_thread = threading.get_ident, threading.get_ident()
 
     def of_this_thread(callback: Callable) -> Callable:
         return lambda *event: callback(*event) if get_ident() == this_thread else None
 
-    for event in vars(monitoring.events).values():
+    register = functools.partial(_MONITORING.register_callback, _MONITORING.PROFILER_ID)
+    for event in vars(_MONITORING.events).values():
         with contextlib.suppress(ValueError, TypeError):  # not one event
-            if callback := monitoring.register_callback(monitoring.PROFILER_ID, event, None):
-                monitoring.register_callback(monitoring.PROFILER_ID, event, of_this_thread(callback))
+            if callback := register(event, None):
+                register(event, of_this_thread(callback))
 
 
 def _refuse_a_second_profiler() -> None:
-    monitoring = getattr(sys, "monitoring", None)  # of Python 3.12; 3.11 would replace the other profiler without a word
-    if active := sys.getprofile() or (monitoring and monitoring.get_tool(monitoring.PROFILER_ID)):
+    # 3.11 would replace the other profiler without a word
+    if active := sys.getprofile() or (_MONITORING and _MONITORING.get_tool(_MONITORING.PROFILER_ID)):
         raise ProfilingError(f"another profiler is active ({active!r}); stop it (a profiler, coverage), then try again")
 
 

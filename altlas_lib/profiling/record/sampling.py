@@ -48,29 +48,23 @@ class FunctionSamples:
     origins: Counter[Origin] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Stacks of the thread that called the target, below the call; of other threads, and processes that it started, whole."""
+def counted(stacks: Counter[Stack], project: Project) -> Counter[Stack]:
+    """The stacks that shares are taken of.
 
-    stacks: Counter[Stack]
-    notes: list[str] = field(default_factory=list)
-
-    def counted(self, project: Project) -> Counter[Stack]:
-        """The stacks that shares are taken of.
-
-        Those of another thread count that hold a function of the user, unless it waits for other threads in its turn. Those of
-        the calling thread count, except that of its own waits for other threads (at a lock, in an event loop without work)
-        as many are left out as the others' stacks are: while it waited for them, the time was theirs.
-        """
-        calling, others = Counter(), Counter()
-        for stack, n in self.stacks.items():
-            if stack.origin == "the calling thread":
-                calling[stack] = n
-            elif not stack.waits_for_threads and any(project.library(function) is None for function in stack.functions):
-                others[stack] = n
-        n_waits = sum(n for stack, n in calling.items() if stack.waits_for_threads)
-        kept = max(1 - others.total() / n_waits, 0) if n_waits else 1
-        return +(others + Counter({stack: round(n * kept) if stack.waits_for_threads else n for stack, n in calling.items()}))
+    Those of another thread count that hold a function of the user, unless it waits for other threads in its turn. Those of
+    the calling thread count, except that of its own waits for other threads (at a lock, in an event loop without work) as many
+    are left out as the others' stacks are: while it waited for them, the time was theirs.
+    """
+    calling = Counter({stack: n for stack, n in stacks.items() if stack.origin == "the calling thread"})
+    others = Counter()
+    for stack in stacks.keys() - calling.keys():
+        if not stack.waits_for_threads and any(project.library(function) is None for function in stack.functions):
+            others[stack] = stacks[stack]
+    n_waits = sum(n for stack, n in calling.items() if stack.waits_for_threads)
+    for stack in calling:
+        if stack.waits_for_threads:
+            calling[stack] = round(calling[stack] * max(1 - others.total() / n_waits, 0))
+    return +(calling + others)
 
 
 def by_function(stacks: Counter[Stack], project: Project, root: FunctionKey) -> dict[FunctionKey, FunctionSamples]:
@@ -112,20 +106,25 @@ def display_name(function: FunctionKey) -> str:
     return function.name.replace(".<locals>", "")
 
 
-def sample(pid: int, repeat: Repeat, *, rate_hz: int, for_s: float, below_call: bool = True) -> Samples:
+def sample(
+    pid: int, repeat: Repeat, notes: list[str], *, rate_hz: int, for_s: float, below_call: bool = True
+) -> Counter[Stack]:
     """Stacks of a process while it runs, with native frames where py-spy can follow them.
+
+    Of the thread that called the target, below the call; of other threads, and processes that it started, whole.
 
     py-spy stops every thread for each sample. In a process with many threads and large libraries that takes longer than the
     time between samples, and then waits look longer than they are: such a process is sampled less often.
 
     Args:
+        notes: get what py-spy could not do.
         below_call: of the thread that called the target count the frames below `child.sampled_call`; else the main thread
             takes its place.
 
     Raises:
         ProfilingError: the target did not run, or py-spy saw nothing of it.
     """
-    slower_hz, notes = max(rate_hz // _FEWER, 1), []
+    slower_hz = max(rate_hz // _FEWER, 1)
     try:
         stacks = _record(pid, repeat(for_s), PySpy(rate_hz, native=True), below_call, notes)
         if stacks is None:
@@ -136,28 +135,29 @@ def sample(pid: int, repeat: Repeat, *, rate_hz: int, for_s: float, below_call: 
             raise
         stacks = _record(pid, repeat(for_s), PySpy(rate_hz, native=False), below_call, notes, is_patient=True)
         notes.append(f"no classes of time: py-spy cannot follow native frames here ({error})")
-    return Samples(stacks, notes)
+    return stacks
 
 
 def _record(
     pid: int, running: Iterator, py_spy: PySpy, below_call: bool, notes: list[str], *, is_patient: bool = False
 ) -> Counter[Stack] | None:
     """None: py-spy cannot keep up, and has been ended; where `is_patient` it may be late."""
-    is_behind = False
+    is_behind, failures = False, []
     with py_spy:
         py_spy.attach(pid)
-        with note_failure("not finished", notes):
+        with note_failure("not finished", failures):
             for _ in running:
                 if not is_behind and not is_patient and py_spy.is_behind():
                     is_behind = True
                     py_spy.end()  # the target goes on without it
         stacks = None if is_behind else _stacks(py_spy.recording(), pid, py_spy.native, below_call)
     if stacks is not None and not any(stack.origin == "the calling thread" for stack in stacks):
-        raise ProfilingError(notes[-1] if notes else "it saw nothing of the target; raise sampling_s")
+        raise ProfilingError("; ".join(failures) or "it saw nothing of the target; raise sampling_s")
+    notes += failures
     return stacks
 
 
-def sample_process(pid: int, *, rate_hz: int, for_s: float) -> Samples:
+def sample_process(pid: int, notes: list[str], *, rate_hz: int, for_s: float) -> Counter[Stack]:
     """Stacks of a running Python process; its main thread takes the place of the one that calls the target.
 
     Raises:
@@ -170,7 +170,7 @@ def sample_process(pid: int, *, rate_hz: int, for_s: float) -> Samples:
             time.sleep(0.02)
             yield
 
-    return sample(pid, let_run, rate_hz=rate_hz, for_s=for_s, below_call=False)
+    return sample(pid, let_run, notes, rate_hz=rate_hz, for_s=for_s, below_call=False)
 
 
 @contextlib.contextmanager

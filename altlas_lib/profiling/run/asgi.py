@@ -132,11 +132,11 @@ class _Service:
         self._to_app, self._from_app = asyncio.Queue(), asyncio.Queue()
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self._state}
         self._lifespan = asyncio.create_task(self._app(scope, self._to_app.get, self._from_app.put))
-        if (failure := await self._tell_lifespan("startup", None)) is not None:  # the time limit ends one that hangs
+        if failure := await self._tell_lifespan("startup", None):  # the time limit ends one that hangs
             raise ProfilingError(f"application {self._name!r}: its startup failed: {failure}")
 
     async def stop(self) -> None:
-        if not self._lifespan.done() and (failure := await self._tell_lifespan("shutdown", _LONGEST_SHUTDOWN_S)) is not None:
+        if not self._lifespan.done() and (failure := await self._tell_lifespan("shutdown", _LONGEST_SHUTDOWN_S)):
             self.notes.append(f"the application's shutdown failed: {failure}")
 
     async def _tell_lifespan(self, phase: str, timeout_s: float | None) -> str | None:
@@ -146,7 +146,7 @@ class _Service:
         await asyncio.wait({answer, self._lifespan}, return_when=asyncio.FIRST_COMPLETED, timeout=timeout_s)
         if answer.done():
             message = answer.result()
-            return message.get("message", "") if message["type"] == f"lifespan.{phase}.failed" else None
+            return message.get("message") or "no message" if message["type"] == f"lifespan.{phase}.failed" else None
         answer.cancel()
         error = self._lifespan.exception() if self._lifespan.done() else None
         return describe(error) if error and phase == "shutdown" else None
