@@ -458,7 +458,7 @@ def test_callables_can_race_too():
         (
             "json:dumps",
             {"alternatives": [len]},
-            r"alternatives\.0=.* cannot reach the child .* name setup and alternatives as 'module:f",
+            r"alternatives\.0=.* cannot reach the child .* name setup as 'module:function', and alt",
         ),
         ("pid:1", {"alternatives": ["json:dumps"]}, "is a process, for which alternatives mean nothing"),
         (

@@ -87,10 +87,9 @@ def test_a_flame_graph_has_the_users_functions_and_the_libraries_that_they_enter
 
 
 class FakePySpy:
-    """Falls behind with native frames."""
+    """Falls behind with native frames at its full rate."""
 
     attempts: list[tuple[int, bool]] = []  # noqa: RUF012
-    ended: list[int] = []  # noqa: RUF012
 
     def __init__(self, rate_hz: int, native: bool):
         self.attempts.append((rate_hz, native))
@@ -106,18 +105,15 @@ class FakePySpy:
         pass
 
     def is_behind(self) -> bool:
-        return self.native
-
-    def end(self) -> None:
-        self.ended.append(self.rate_hz)
+        return True
 
     def recording(self) -> dict:
         leaf = [("sgemm", "/v/site-packages/numpy.libs/libopenblas.so")] if self.native else []
         return recorded({"main": [[*CALL, MAIN, *leaf]] * 10})
 
 
-def test_a_process_that_is_too_large_is_sampled_less_often_and_longer(monkeypatch):
-    finished = []
+def test_a_process_that_is_too_large_gets_its_classes_from_fewer_samples(monkeypatch):
+    finished, notes, project = [], [], Project("/app.py")
 
     def repeat(for_s: float):
         yield from [None] * 3
@@ -125,14 +121,11 @@ def test_a_process_that_is_too_large_is_sampled_less_often_and_longer(monkeypatc
 
     monkeypatch.setattr(sampling, "PySpy", FakePySpy)
     FakePySpy.attempts.clear()
-    notes = []
-    stacks = sampling.sample(1, repeat, notes, rate_hz=200, for_s=2)
-    assert FakePySpy.attempts == [(200, True), (20, True)]
-    assert FakePySpy.ended == [200]
-    assert finished == [2, 4]  # what the sampler leaves goes on to its end: the child is ready for the next job
-    assert notes == ["20 samples a second: py-spy cannot take 200 with native frames here"]
-    project = Project("/app.py")
-    functions = function_times(project, FunctionKey("/app.py", 1, "main"), sampling.counted(stacks, project), [], [])
+    stacks, classified = sampling.sample(1, repeat, notes, rate_hz=200, for_s=2)
+    assert FakePySpy.attempts == [(200, True), (200, False), (20, True)]
+    assert finished == [2, 2, 2]  # what the sampler leaves goes on to its end: the child is ready for the next job
+    assert "from 10 samples of their own" in notes[0]
+    functions = function_times(project, FunctionKey("/app.py", 1, "main"), stacks, classified, [], [])
     (function,) = functions.values()
     assert (function.sampled_own_share, function.own_by_class) == (1, {"arrays": 1})
 

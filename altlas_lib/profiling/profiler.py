@@ -125,7 +125,7 @@ def _start(target: Target, kind: str, options: Mapping[str, Any], time_limit_s: 
         what = f"{'.'.join(map(str, first['loc']))}={reprlib.repr(first['input'])}"
         raise ProfilingError(
             f"{what} cannot reach the child process that runs {target_name(target)!r} ({first['msg']}); "
-            "use JSON values as arguments, or make them in setup; name setup and alternatives as 'module:function'"
+            "use JSON values as arguments, or make them in setup; name setup as 'module:function', and alternatives too"
         ) from None
 
 
@@ -149,17 +149,17 @@ def _profile_process(name: str, workload: str | None, for_s: float, rate_hz: int
     pid, notes = int(number), ["a process attached to: sampled figures only"]
     try:
         main_file = _main_file(psutil.Process(pid))
-        stacks = sample_process(pid, notes, for_s=for_s, rate_hz=rate_hz)
+        found = sample_process(pid, notes, for_s=for_s, rate_hz=rate_hz)
     except (psutil.Error, ProfilingError) as error:
         what_next = "run this as the process' user or as root (in a container: with --cap-add SYS_PTRACE)"
         raise ProfilingError(f"target {name!r}: py-spy could not look into it ({error}); {what_next}") from None
     project, root = Project(main_file), FunctionKey(main_file, 1, f"process {pid}")
-    stacks = counted(stacks, project)
+    stacks, classified = (counted(each, project) for each in found)
     return WorkloadProfile(
         workload=workload or root.name,
         target=name,
         total=None,
-        functions=[*function_times(project, root, stacks, [], []).values()],
+        functions=[*function_times(project, root, stacks, classified, [], []).values()],
         tools=[Overhead(tool="py-spy", version=tool_version("py-spy"), gave="shares, stacks, classes of time")],
         n_samples=stacks.total(),
         stacks=flame_stacks(stacks, project, root),

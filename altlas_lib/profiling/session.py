@@ -42,6 +42,7 @@ class Session:
         self._runs: list[Run] = self._found[Run]
         self.notes: list[str] = self._found[str]
         self._stacks: Counter[Stack] = Counter()
+        self._classified: Counter[Stack] = Counter()
         self._alternatives: list[Alternative] = []
         self._load, self._cpu = OtherLoad(), str(describe_cpu())
 
@@ -82,8 +83,8 @@ class Session:
             if isinstance(self._worker, Dispatcher):
                 raise ProfilingError("a callable runs in this process; name it as 'module:function' to have it sampled")
             list(self._answers("warm_up"))  # in another process, if there is none
-            stacks = sample(self._worker.pid, repeat, self.notes, rate_hz=rate_hz, for_s=for_s)
-            self._stacks = counted(stacks, self._project)
+            found = sample(self._worker.pid, repeat, self.notes, rate_hz=rate_hz, for_s=for_s)
+            self._stacks, self._classified = (counted(stacks, self._project) for stacks in found)
 
     def race(self, alternative: Target, n_repeats: int) -> None:
         """The target and another function."""
@@ -111,8 +112,8 @@ class Session:
 
     @property
     def _functions(self) -> dict[FunctionKey, FunctionTime]:
-        recordings = [run.recording for run in self._runs if run.recording]
-        return function_times(self._project, self._root, self._stacks, recordings, self._found[FunctionLines])
+        recordings, lines = [run.recording for run in self._runs if run.recording], self._found[FunctionLines]
+        return function_times(self._project, self._root, self._stacks, self._classified, recordings, lines)
 
     @property
     def _root(self) -> FunctionKey:

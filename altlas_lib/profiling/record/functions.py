@@ -20,12 +20,17 @@ def function_times(
     project: Project,
     root: FunctionKey,
     stacks: Counter[Stack],
+    classified: Counter[Stack],
     recordings: Sequence[CallGraph],
     lines: Sequence[FunctionLines],
 ) -> dict[FunctionKey, FunctionTime]:
-    """Every user's function, greatest share first; times are medians over the runs, 0 for a run in which it was not called."""
+    """Every user's function, greatest share first; times are medians over the runs, 0 for a run in which it was not called.
+
+    Args:
+        stacks, classified: the samples that shares are taken of, and those that classes of time are taken of.
+    """
     device, n_samples = str(describe_cpu()), stacks.total()
-    sampled = by_function(stacks, project, root)
+    sampled, with_classes = (by_function(each, project, root) for each in (stacks, classified))
     runs = [_folded(recording, project, root) for recording in recordings]
     lines_of = {each.key: each for each in lines}
     functions = {}
@@ -33,7 +38,7 @@ def function_times(
         rows = [run.get(key, (Time(), {})) for run in runs]
         seen = any(time.n_calls for time, _ in rows)  # else it ran in another thread, of which cProfile knows nothing
         by_library = sum((Counter(own) for _, own in rows), Counter())
-        of_stacks = sampled.get(key, FunctionSamples())
+        of_stacks, classes = sampled.get(key, FunctionSamples()), with_classes.get(key, FunctionSamples()).own
         functions[key] = FunctionTime(
             name=display_name(key),
             file=project.relative(key.file),
@@ -44,7 +49,7 @@ def function_times(
             own_by_library={name: s / by_library.total() for name, s in by_library.most_common()},
             sampled_own_share=of_stacks.own.total() / n_samples if n_samples else None,
             sampled_share=of_stacks.n_on_stack / n_samples if n_samples else None,
-            own_by_class={kind: n / of_stacks.own.total() for kind, n in of_stacks.own.most_common() if kind},
+            own_by_class={kind: n / classes.total() for kind, n in classes.most_common() if kind},
             lines=_line_times(lines_of[key]) if key in lines_of else [],
             ran_in="the calling thread" if seen else of_stacks.origins.most_common(1)[0][0],
         )

@@ -70,13 +70,10 @@ class PySpy:
                 raise ProfilingError(self._error())
             time.sleep(0.01)
 
-    def end(self) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._process:
             self._process.kill()
             self._process.wait()
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
         self._folder.cleanup()
 
     def is_behind(self) -> bool:

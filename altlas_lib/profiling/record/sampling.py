@@ -1,6 +1,8 @@
 """Which functions were on the stacks that py-spy took of the target, and in what kind of code they were."""
 
 import contextlib
+import functools
+import math
 import re
 import time
 from collections import Counter
@@ -20,7 +22,7 @@ from .py_spy import PySpy
 
 Repeat = Callable[[float], Iterator[Any]]  # so many seconds -> an iterator, as long as the target runs again and again
 
-_FEWER, _LONGER = 10, 2  # times fewer samples a second, for so many times as long, where py-spy cannot keep up
+_FEWER, _LONGEST = 10, 2  # times fewer samples a second, for at most so many times as long, where py-spy cannot keep up
 _LARGEST_N_STACKS = 300
 _PROCESS = re.compile(r"process \d+:")
 _WAITS_IN_PYTHON = {
@@ -108,13 +110,14 @@ def display_name(function: FunctionKey) -> str:
 
 def sample(
     pid: int, repeat: Repeat, notes: list[str], *, rate_hz: int, for_s: float, below_call: bool = True
-) -> Counter[Stack]:
-    """Stacks of a process while it runs, with native frames where py-spy can follow them.
+) -> tuple[Counter[Stack], Counter[Stack]]:
+    """Stacks of a process while it runs, with native frames where py-spy can follow them; and those to take classes of.
 
     Of the thread that called the target, below the call; of other threads, and processes that it started, whole.
 
     py-spy stops every thread for each sample. In a process with many threads and large libraries that takes longer than the
-    time between samples, and then waits look longer than they are: such a process is sampled less often.
+    time between samples, and then waits look longer than they are. So the shares come from samples without native frames
+    there, and only the classes of each function's time from fewer samples with them.
 
     Args:
         notes: get what py-spy could not do.
@@ -124,40 +127,46 @@ def sample(
     Raises:
         ProfilingError: the target did not run, or py-spy saw nothing of it.
     """
-    slower_hz = max(rate_hz // _FEWER, 1)
+    record = functools.partial(_record, pid, notes=notes, below_call=below_call)
     try:
-        stacks = _record(pid, repeat(for_s), PySpy(rate_hz, native=True), below_call, notes)
-        if stacks is None:
-            stacks = _record(pid, repeat(_LONGER * for_s), PySpy(slower_hz, native=True), below_call, notes, is_patient=True)
-            notes.append(f"{slower_hz} samples a second: py-spy cannot take {rate_hz} with native frames here")
+        if stacks := record(repeat(for_s), PySpy(rate_hz, native=True)):
+            return stacks, stacks
     except ProfilingError as error:
         if not psutil.pid_exists(pid):
             raise
-        stacks = _record(pid, repeat(for_s), PySpy(rate_hz, native=False), below_call, notes, is_patient=True)
         notes.append(f"no classes of time: py-spy cannot follow native frames here ({error})")
-    return stacks
+        return record(repeat(for_s), PySpy(rate_hz, native=False)), Counter()
+    stacks, classified = record(repeat(for_s), PySpy(rate_hz, native=False)), Counter()
+    with note_failure("no classes of time", notes):
+        slower = PySpy(max(rate_hz // _FEWER, 1), native=True)
+        classified = record(repeat(for_s), slower, longest_s=_LONGEST * for_s)
+        why = f"py-spy cannot follow native frames here {rate_hz} times a second"
+        notes.append(f"classes of time are from {classified.total()} samples of their own, fewer a second: {why}")
+    return stacks, classified
 
 
 def _record(
-    pid: int, running: Iterator, py_spy: PySpy, below_call: bool, notes: list[str], *, is_patient: bool = False
+    pid: int, running: Iterator, py_spy: PySpy, notes: list[str], *, below_call: bool, longest_s: float = math.inf
 ) -> Counter[Stack] | None:
-    """None: py-spy cannot keep up, and has been ended; where `is_patient` it may be late."""
-    is_behind, failures = False, []
+    """None: py-spy cannot keep up. With native frames it must, but for a record that may end after `longest_s`."""
+    is_behind, failures, stop = False, [], time.monotonic() + longest_s
     with py_spy:
         py_spy.attach(pid)
         with note_failure("not finished", failures):
             for _ in running:
-                if not is_behind and not is_patient and py_spy.is_behind():
-                    is_behind = True
-                    py_spy.end()  # the target goes on without it
+                is_behind = py_spy.native and longest_s == math.inf and py_spy.is_behind()
+                if is_behind or time.monotonic() > stop:
+                    break
         stacks = None if is_behind else _stacks(py_spy.recording(), pid, py_spy.native, below_call)
+    with note_failure("not finished", failures):
+        list(running)  # what is left of the job goes on without it
     if stacks is not None and not any(stack.origin == "the calling thread" for stack in stacks):
         raise ProfilingError("; ".join(failures) or "it saw nothing of the target; raise sampling_s")
     notes += failures
     return stacks
 
 
-def sample_process(pid: int, notes: list[str], *, rate_hz: int, for_s: float) -> Counter[Stack]:
+def sample_process(pid: int, notes: list[str], *, rate_hz: int, for_s: float) -> tuple[Counter[Stack], Counter[Stack]]:
     """Stacks of a running Python process; its main thread takes the place of the one that calls the target.
 
     Raises:
