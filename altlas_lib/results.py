@@ -635,6 +635,14 @@ class Timing(Model):
     n_texts: int
     time: Quantity
     peak_memory: Quantity | None = Field(default=None, description="of the method's device, beyond the input")
+    other_load: float | None = Field(
+        default=None, ge=0, le=1, description="share of the processors that other programs took meanwhile; None: not known"
+    )
+
+    @property
+    def is_too_busy(self) -> bool:
+        """Whether other programs slowed the CPU down by so much that a gain over it would be theirs."""
+        return not self.on_gpu and (self.other_load or 0) > LARGEST_OTHER_LOAD
 
 
 class Step(Model):
