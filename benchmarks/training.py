@@ -142,8 +142,8 @@ COMPARED = {  # ours, the other
 def work(contestant: str, preset: str, n_samples: int, n_epochs: int) -> dict[str, list[float]]:
     """Seconds per micro-batch and peak memory of one contestant, in this process."""
     from altlas_lib import training
-    from altlas_lib.training import accumulation, losses, windows
     from altlas_lib.training.backend import keras
+    from altlas_lib.training.model import accumulation, losses, windows
 
     loop, size, n_per_update = CONTESTANTS[contestant]
     config = training.find_preset(preset)
@@ -172,7 +172,7 @@ def work(contestant: str, preset: str, n_samples: int, n_epochs: int) -> dict[st
         weights = losses.balanced_weights(samples.targets(positions)["threshold"])
         model.compile(optimizer, losses.compile_losses(*weights), loss_weights=training.STAGES[0].loss_weights)
         parts = positions, np.r_[samples.split.validation]
-        cuts = [accumulation.Cut(len(part), size, size) for part in parts]
+        cuts = [accumulation.MicroBatching(len(part), size, size) for part in parts]
         train, validation = (
             windows.Batches(samples, part, cut, window=config.window) for part, cut in zip(parts, cuts, strict=True)
         )

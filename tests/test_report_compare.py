@@ -10,8 +10,8 @@ from test_report import CPU, HOSTILE, changed, of, results
 from altlas_lib import cli, paths, report, similarity
 from altlas_lib.report.compare import Change, quantities
 from altlas_lib.results import Quantity
-from altlas_lib.training import planner
-from altlas_lib.training.compiler import StepAnswer
+from altlas_lib.training.plan import planner
+from altlas_lib.training.plan.compiler import StepAnswer
 
 TIMES = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=6)
 

@@ -23,13 +23,13 @@ from altlas_lib.training import (
     TcnConfig,
     TransformerConfig,
     backend,
-    losses,
     plots,
-    quality,
 )
-from altlas_lib.training.accumulation import Cut
 from altlas_lib.training.backend import keras
-from altlas_lib.training.windows import Batches, Split
+from altlas_lib.training.model import losses
+from altlas_lib.training.model.accumulation import MicroBatching
+from altlas_lib.training.model.windows import Batches, Split
+from altlas_lib.training.score import quality
 
 MULTIPLIERS = st.one_of(st.floats(1, 20), st.sampled_from([1.0, 1.49, 1.5, 9.99, 10.0, 1e6])).map(lambda x: round(x, 2))
 TINY = ModelConfig(nbeats=(NBeatsConfig(window=20, units=8, n_blocks=2),), fusion=(16,))
@@ -146,18 +146,18 @@ def targets_of(batches):
 def test_an_epoch_is_every_sample_once_in_an_order_of_its_own(samples):
     positions = np.r_[samples.split.train]
     every = np.log(samples.values[samples.split.train]).astype("float32")
-    epochs = [targets_of(Batches(samples, positions, Cut(700, 24, 8), window=50, seed=5, epoch=i)) for i in (0, 1)]
+    epochs = [targets_of(Batches(samples, positions, MicroBatching(700, 24, 8), window=50, seed=5, epoch=i)) for i in (0, 1)]
     for seen in epochs:
         np.testing.assert_array_equal(np.sort(seen), np.sort(every))
     assert not np.array_equal(*epochs)
     # The order does not depend on the split, and an epoch can be continued.
-    for cut, start in ((Cut(700, 24, 24), 0), (Cut(700, 24, 5), 0), (Cut(700, 24, 8), 9)):
+    for cut, start in ((MicroBatching(700, 24, 24), 0), (MicroBatching(700, 24, 5), 0), (MicroBatching(700, 24, 8), 9)):
         batches = Batches(samples, positions, cut, window=50, seed=5, epoch=1, start=start)
         np.testing.assert_array_equal(targets_of(batches), epochs[1][8 * start :])
 
 
 def test_without_a_seed_all_samples_come_in_time_order(samples):
-    batches = Batches(samples, np.r_[samples.split.test], Cut(200, 64, 64), window=50)
+    batches = Batches(samples, np.r_[samples.split.test], MicroBatching(200, 64, 64), window=50)
     np.testing.assert_array_equal(targets_of(batches), np.log(samples.values[1800:]).astype("float32"))
 
 

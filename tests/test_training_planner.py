@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from altlas_lib import cli, devices, figures, training
 from altlas_lib.results import MemoryPlan, Quantity, Remedy
-from altlas_lib.training import ModelConfig, TransformerConfig, compiler, metrics, planner, plots, remedies
+from altlas_lib.training import ModelConfig, TransformerConfig, plots
 from altlas_lib.training.backend import keras
-from altlas_lib.training.compiler import PlanError, StepAnswer, StepRequest, compile_step, target_config
-from altlas_lib.training.recompute import ChunkedAttention, Recompute
+from altlas_lib.training.model.recompute import ChunkedAttention, Recompute
+from altlas_lib.training.plan import compiler, planner, remedies
+from altlas_lib.training.plan.compiler import PlanError, StepAnswer, StepRequest, compile_step, target_config
+from altlas_lib.training.score import metrics
 
 T4 = devices.find_gpu("T4")
 GIB = 2**30
@@ -239,7 +241,7 @@ def test_the_walk_counts_what_must_be_there_at_the_same_time():
     import jax.numpy as jnp
     from jax import checkpoint, grad, jit, make_jaxpr
 
-    from altlas_lib.training.liveness import peak_temporary_bytes
+    from altlas_lib.training.plan.liveness import peak_temporary_bytes
 
     x = np.zeros((64, 64), "float32")
     size = x.nbytes
@@ -670,8 +672,8 @@ def test_the_switches_need_less_memory():
     """By the walk over the step's graph, in a process on Keras' JAX backend."""
     program = """
         from altlas_lib.training import ModelConfig, TransformerConfig
-        from altlas_lib.training.compile_step import answer
-        from altlas_lib.training.compiler import StepRequest
+        from altlas_lib.training.plan.compile_step import answer
+        from altlas_lib.training.plan.compiler import StepRequest
         transformer = TransformerConfig(window=256, d_model=8, n_layers=3, n_heads=2, feed_forward=32)
         plain = ModelConfig(transformer=transformer, fusion=(8,))
         for switches in ({}, {"recompute": True}, {"memory_efficient_attention": True}):
@@ -697,7 +699,7 @@ TWO_UPDATES = """
     import numpy as np
     from altlas_lib.training import build_model, ModelConfig, TransformerConfig
     from altlas_lib.training.backend import keras
-    from altlas_lib.training.recompute import Recompute
+    from altlas_lib.training.model.recompute import Recompute
 
     config = ModelConfig.model_validate_json(sys.argv[1])
     rng = np.random.default_rng(0)

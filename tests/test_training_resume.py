@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 from altlas_lib import data, paths, training
 from altlas_lib.training import ModelConfig, NBeatsConfig, TcnConfig, train
-from altlas_lib.training.accumulation import AccumulatingOptimizer, Cut
 from altlas_lib.training.backend import keras
-from altlas_lib.training.checkpoint import Checkpoint, CheckpointError, CheckpointFolder
+from altlas_lib.training.fit.checkpoint import Checkpoint, CheckpointError, CheckpointFolder
+from altlas_lib.training.model.accumulation import AccumulatingOptimizer, MicroBatching
 
 WITH_STATE = ModelConfig(nbeats=(NBeatsConfig(window=20, units=8, n_blocks=2),), fusion=(16,))  # dropout, batch statistics
 EXACT = ModelConfig(tcn=TcnConfig(window=20, filters=(4,), dilations=(1,)), fusion=(8,), dropout=0)  # neither
@@ -184,7 +184,7 @@ def some_rows(n_samples):
 @st.composite
 def cuts(draw):
     batch_size = draw(st.integers(1, 12))
-    return Cut(draw(st.integers(batch_size, 40)), batch_size, draw(st.integers(1, batch_size)))
+    return MicroBatching(draw(st.integers(batch_size, 40)), batch_size, draw(st.integers(1, batch_size)))
 
 
 @given(cuts())
@@ -213,7 +213,7 @@ def test_any_split_equals_plain_keras_with_the_big_batch(cut):
 
 
 def test_keras_callbacks_and_averages_reach_the_inner_optimizer():
-    cut = Cut(24, 8, 3)
+    cut = MicroBatching(24, 8, 3)
     x, y = some_rows(cut.n_samples)
     rates = [0.05, 0.01]
     models = []
@@ -231,7 +231,7 @@ def test_keras_callbacks_and_averages_reach_the_inner_optimizer():
 
 
 def test_an_infinity_in_one_micro_batch_skips_its_update_and_no_other():
-    cut = Cut(24, 8, 3)
+    cut = MicroBatching(24, 8, 3)
     x, y = some_rows(cut.n_samples)
     poisoned = x.copy()
     poisoned[9] = np.inf  # in the second update
@@ -249,7 +249,7 @@ def test_an_infinity_in_one_micro_batch_skips_its_update_and_no_other():
 
 
 def test_an_accumulating_optimizer_survives_the_file(tmp_path):
-    cut = Cut(20, 8, 3)
+    cut = MicroBatching(20, 8, 3)
     model = small_model(AccumulatingOptimizer(keras.optimizers.Adam(0.01), cut))
     x, y = some_rows(cut.n_samples)
     model.fit(Rows(x, y, cut), shuffle=False, verbose=0)
@@ -267,7 +267,7 @@ def test_an_accumulating_optimizer_survives_the_file(tmp_path):
 )
 def test_a_cut_that_cannot_be_is_refused(cut, message):
     with pytest.raises(ValueError, match=message):
-        Cut(*cut)
+        MicroBatching(*cut)
 
 
 # Checkpoints ----------------------------------------------------------------------------------------------------------

@@ -10,27 +10,20 @@
 Any Keras backend does: TensorFlow unless `KERAS_BACKEND` names another one.
 """
 
-from .accumulation import AccumulatingOptimizer, Cut
-from .checkpoint import CheckpointError, weights_hash
-from .compiler import PlanError
-from .features import FEATURE_WINDOWS, rolling_features
-from .metrics import Predictions, base_rate_predictions, best_possible_predictions, compare, evaluate, finding, verdict
-from .model import (
-    PRESETS,
-    ModelConfig,
-    NBeatsConfig,
-    TcnConfig,
-    TransformerConfig,
-    build_model,
-    find_preset,
-    parameters_by_part,
-)
-from .planner import largest_batch, plan_memory
-from .quality import compare_options, forecasts, quality_rows
-from .recompute import ChunkedAttention, Recompute
-from .remedies import explanation, format_plan, format_remedies, plan_command, remedy_rows, remedy_table
-from .train import STAGES, Stage, TrainingRun, train
-from .windows import Samples, prepare
+from .fit.checkpoint import CheckpointError, weights_hash
+from .fit.train import STAGES, Stage, TrainingRun, train
+from .model.accumulation import AccumulatingOptimizer, MicroBatching
+from .model.config import PRESETS, ModelConfig, NBeatsConfig, TcnConfig, TransformerConfig, find_preset
+from .model.features import FEATURE_WINDOWS, rolling_features
+from .model.multi_scale import build_model, parameters_by_part
+from .model.predictions import Predictions
+from .model.recompute import ChunkedAttention, Recompute
+from .model.windows import Samples, prepare
+from .plan.compiler import PlanError
+from .plan.planner import largest_batch, plan_memory
+from .plan.remedies import explanation, format_plan, format_remedies, plan_command, remedy_rows, remedy_table
+from .score.metrics import base_rate_predictions, best_possible_predictions, compare, evaluate, finding, verdict
+from .score.quality import compare_options, forecasts, quality_rows
 
 __all__ = [
     "FEATURE_WINDOWS",
@@ -39,7 +32,7 @@ __all__ = [
     "AccumulatingOptimizer",
     "CheckpointError",
     "ChunkedAttention",
-    "Cut",
+    "MicroBatching",
     "ModelConfig",
     "NBeatsConfig",
     "PlanError",

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
-from ..devices import GpuSpec, find_gpu, memory_available_bytes
-from ..results import MemoryPlan, Remedy, format_value
+from ...devices import GpuSpec, find_gpu, memory_available_bytes
+from ...results import MemoryPlan, Remedy, format_value
+from ..model.config import ModelConfig, find_preset
 from .compiler import PlanError
-from .model import ModelConfig, find_preset
 from .planner import TENSORFLOW_NOTES, largest_batch, plan_memory
 
 # One compile of the reference holds about 2 GiB of host memory and mostly one core.

@@ -14,9 +14,9 @@ from typing import Literal
 
 from pydantic import BaseModel, JsonValue, PositiveInt
 
-from ..devices import GpuSpec, find_multiprocessor
-from .features import N_FEATURES
-from .model import ModelConfig
+from ...devices import GpuSpec, find_multiprocessor
+from ..model.config import ModelConfig
+from ..model.features import N_FEATURES
 
 
 class PlanError(RuntimeError):

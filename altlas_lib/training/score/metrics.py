@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from ..data import CrashSeries, Series
-from ..results import Metric, Quantity, Remedy
-from .features import HIGH, THRESHOLD
-from .windows import Samples
+from ...data import CrashSeries, Series
+from ...results import Metric, Quantity, Remedy
+from ..model.features import HIGH, THRESHOLD
+from ..model.predictions import Predictions
+from ..model.windows import Samples
 
 ACCURACY, CLASS_ACCURACY = "accuracy at 1.5", "accuracy of 3 classes"
 FALSE_SIGNALS, LOG_ERROR = 'false "above" signals', "error of log value"
@@ -18,21 +19,6 @@ WITH_A_BEST = (ACCURACY, CLASS_ACCURACY, LOG_ERROR)
 
 _N_RESAMPLES = 2000
 _BLOCK, _FEWEST_BLOCKS = 50, 40  # values; the planted regime looks 31 values back
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """A forecast of n values.
-
-    Attributes:
-        above: (n,) bool, the value will be 1.5 or more.
-        classes: (n,) int, 0 for below 1.5, 1 for 1.5 to 10, 2 for 10 and more.
-        logs: (n,) float, log of the value.
-    """
-
-    above: np.ndarray
-    classes: np.ndarray
-    logs: np.ndarray
 
 
 def base_rate_predictions(samples: Samples) -> Predictions:

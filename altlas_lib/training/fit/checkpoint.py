@@ -21,10 +21,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..paths import write_atomically
-from .accumulation import AccumulatingOptimizer
-from .backend import keras
-from .windows import Samples
+from ...paths import write_atomically
+from ..backend import keras
+from ..model.accumulation import AccumulatingOptimizer
+from ..model.windows import Samples
 
 _MAGIC = b"altlas checkpoint 1\n"
 _N_KEPT = 2

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from sklearn.preprocessing import StandardScaler
 
-from .accumulation import Cut
-from .backend import keras
+from ..backend import keras
+from .accumulation import MicroBatching
 from .features import FEATURE_WINDOWS, HIGH, THRESHOLD, rolling_features
 
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
@@ -116,7 +116,7 @@ class Batches(keras.utils.PyDataset):
         self,
         samples: Samples,
         positions: np.ndarray,
-        cut: Cut,
+        cut: MicroBatching,
         *,
         window: int,
         seed: int | None = None,

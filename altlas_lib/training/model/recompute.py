@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from .backend import keras, serializable
+from ..backend import keras, serializable
 
 layers = keras.layers
 _UPDATED_WHEN_CALLED = (layers.BatchNormalization, layers.SpectralNormalization)

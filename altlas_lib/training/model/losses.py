@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .backend import keras, serializable
+from ..backend import keras, serializable
 
 
 @serializable

@@ -14,12 +14,12 @@ from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
-from ..devices import GpuSpec, find_gpu
-from ..paths import outputs_dir, write_atomically
-from ..results import MemoryPlan, Quantity
-from .backend import keras
+from ...devices import GpuSpec, find_gpu
+from ...paths import outputs_dir, write_atomically
+from ...results import MemoryPlan, Quantity
+from ..backend import keras
+from ..model.config import PRESETS, ModelConfig, find_preset
 from .compiler import PlanError, StepAnswer, StepRequest, compile_step, target_config
-from .model import PRESETS, ModelConfig, find_preset
 
 # What lives on the GPU beside the step's arrays: CUDA's context with the code of its libraries, an allowance.
 CONTEXT_BYTES = 2**29
@@ -357,12 +357,15 @@ def _key(request: StepRequest, identity: list[str]) -> str:
     """A hash of all that decides the answer: the request, the model, the packages that compile, this library's step."""
     packages = ("jax", "jaxlib", "keras", "jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt")
     versions = {package: _version(package) for package in packages}
-    sources = ("accumulation", "compile_step", "compiler", "liveness", "losses", "model", "recompute")
+    sources = (
+        *("model/accumulation", "model/config", "model/losses", "model/multi_scale", "model/recompute"),
+        *("plan/compile_step", "plan/compiler", "plan/liveness"),
+    )
     parts = [
         request.model_dump_json(exclude={"keras_file"}),
         *identity,
         json.dumps(versions),
-        *(Path(__file__).with_name(f"{source}.py").read_text() for source in sources),
+        *((Path(__file__).parents[1] / f"{source}.py").read_text() for source in sources),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

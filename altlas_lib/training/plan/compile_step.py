@@ -1,4 +1,4 @@
-"""The child process that compiles a training step: `python -m altlas_lib.training.compile_step REQUEST ANSWER`.
+"""The child process that compiles a training step: `python -m altlas_lib.training.plan.compile_step REQUEST ANSWER`.
 
 Keras runs on JAX here whatever the user trains on: JAX compiles for a GPU that is not there, from shapes alone. Nothing is
 allocated but the weights of a user's own model, in host memory. What it or XLA does to its process stays in the child.
@@ -18,13 +18,13 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..paths import write_atomically
-from .accumulation import AccumulatingOptimizer, Cut
-from .backend import keras
+from ...paths import write_atomically
+from ..backend import keras
+from ..model.accumulation import AccumulatingOptimizer, MicroBatching
+from ..model.losses import compile_losses
+from ..model.multi_scale import build_model
 from .compiler import PlanError, StepAnswer, StepRequest
 from .liveness import peak_temporary_bytes
-from .losses import compile_losses
-from .model import build_model
 
 
 def _import(name: str) -> Any:
@@ -148,7 +148,7 @@ def _compile_model(model: keras.Model, request: StepRequest, own: keras.optimize
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     if request.gradient_accumulation_steps > 1:
         batch_size = request.batch_size * request.gradient_accumulation_steps
-        optimizer = AccumulatingOptimizer(optimizer, Cut(batch_size, batch_size, request.batch_size))
+        optimizer = AccumulatingOptimizer(optimizer, MicroBatching(batch_size, batch_size, request.batch_size))
     # Mean squared error stands for a loss that the model does not bring: it needs the least that a loss can.
     model.compile(optimizer, loss=getattr(model, "loss", None) or "mean_squared_error", auto_scale_loss=False)
     return name
@@ -157,7 +157,7 @@ def _compile_model(model: keras.Model, request: StepRequest, own: keras.optimize
 def _users_sources() -> dict[str, str]:
     """File -> SHA-256 of each module that is neither installed nor part of Python or of this library."""
     installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    ours = str(Path(__file__).parents[1])
+    ours = str(Path(__file__).parents[2])
     files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     users = [file for file in files if file and file.endswith(".py") and not file.startswith((*installed, ours))]
     return {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(users) if Path(file).is_file()}

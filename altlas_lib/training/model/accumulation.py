@@ -7,13 +7,13 @@ micro-batch but not its update, and the growth of the loss scale is counted in m
 
 from dataclasses import dataclass
 
-from .backend import across_replicas, keras, n_replicas, serializable
+from ..backend import across_replicas, keras, n_replicas, serializable
 
 ops = keras.ops
 
 
 @dataclass(frozen=True)
-class Cut:
+class MicroBatching:
     """How an epoch is cut: into updates of `batch_size` samples, these into micro-batches; the last of either may be short.
 
     Raises:
@@ -71,7 +71,7 @@ class AccumulatingOptimizer(keras.optimizers.Optimizer):
         cut: of every epoch that the model is trained on.
     """
 
-    def __init__(self, inner_optimizer: keras.optimizers.Optimizer, cut: Cut, name: str = "accumulating"):
+    def __init__(self, inner_optimizer: keras.optimizers.Optimizer, cut: MicroBatching, name: str = "accumulating"):
         super().__init__(learning_rate=0.0, name=name)  # not used: the inner one has its own
         self.inner_optimizer, self.cut = inner_optimizer, cut
         self.index = self.add_variable((), dtype="int", aggregation="only_first_replica", name="micro_batch")
@@ -165,4 +165,4 @@ class AccumulatingOptimizer(keras.optimizers.Optimizer):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects=custom_objects)
-        return cls(inner, Cut(**config["cut"]), config["name"])
+        return cls(inner, MicroBatching(**config["cut"]), config["name"])

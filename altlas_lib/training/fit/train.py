@@ -15,15 +15,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from ..paths import write_atomically
-from ..results import Epoch, Quantity
-from .accumulation import AccumulatingOptimizer, Cut
-from .backend import device_name, gpu_name, is_out_of_memory, keras, memory_use, n_replicas
+from ...paths import write_atomically
+from ...results import Epoch, Quantity
+from ..backend import device_name, gpu_name, is_out_of_memory, keras, memory_use, n_replicas
+from ..model.accumulation import AccumulatingOptimizer, MicroBatching
+from ..model.config import ModelConfig
+from ..model.losses import balanced_weights, compile_losses, unweighted_probability
+from ..model.multi_scale import build_model
+from ..model.predictions import Predictions
+from ..model.windows import Batches, Samples
 from .checkpoint import CheckpointFolder, capture, fingerprint, restore
-from .losses import balanced_weights, compile_losses, unweighted_probability
-from .metrics import Predictions
-from .model import ModelConfig, build_model
-from .windows import Batches, Samples
 
 _N_STEP_TIMES = 1000  # the latest are kept
 
@@ -103,7 +104,7 @@ class TrainingRun:
         n, n_devices = len(positions), n_replicas()
         batch_size = batch_size or self.micro_batch_size
         padded = np.resize(positions, -(-n // n_devices) * n_devices)  # each device gets as many
-        cut = Cut(len(padded), min(batch_size, len(padded)), min(batch_size, len(padded)))
+        cut = MicroBatching(len(padded), min(batch_size, len(padded)), min(batch_size, len(padded)))
         heads = self.model.predict(Batches(samples, padded, cut, window=self.config.window), verbose=0)
         threshold = heads["threshold"][:n, 0]
         return Predictions(
@@ -275,7 +276,7 @@ class _Training:
                 f"micro-batches of {size} for updates of {stage.batch_size} on {n_devices} devices: expected multiples of "
                 f"{n_devices}, so that each device gets as many"
             )
-        self.cut = Cut(len(self.positions) // n_devices * n_devices, stage.batch_size, size)
+        self.cut = MicroBatching(len(self.positions) // n_devices * n_devices, stage.batch_size, size)
         optimizer = keras.optimizers.Adam(stage.learning_rate)
         if self.scales_loss:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -287,7 +288,7 @@ class _Training:
 
         positions = np.r_[self.samples.split.validation]
         n = len(positions) // n_devices * n_devices
-        cut = Cut(n, min(n, size), min(n, size))  # no larger than in training: what fits there fits here
+        cut = MicroBatching(n, min(n, size), min(n, size))  # no larger than in training: what fits there fits here
         self.validation = Batches(self.samples, positions, cut, window=self.config.window)
 
     def _remember(self) -> None:
@@ -442,7 +443,9 @@ class _Training:
 class _Updates(keras.callbacks.Callback):
     """Calls `end_update(loss, is_whole)` after each update; where an epoch is continued, puts back the sums of its metrics."""
 
-    def __init__(self, cut: Cut, start: int, end_update: Callable[[Any, bool], None], sums: dict[str, np.ndarray] | None):
+    def __init__(
+        self, cut: MicroBatching, start: int, end_update: Callable[[Any, bool], None], sums: dict[str, np.ndarray] | None
+    ):
         super().__init__()
         self.cut, self.start, self.end_update, self.sums = cut, start, end_update, sums
 
