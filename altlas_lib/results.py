@@ -602,13 +602,21 @@ class Metric(Model):
     n_samples: int = Field(ge=0, description="test values that the model's score is about")
     gain_low: float | None = Field(default=None, description="95 % interval of the gain over the base rate; positive is better")
     gain_high: float | None = None
+    block_length: int | None = Field(default=None, ge=1, description="test values drawn together for the interval")
+
+    @property
+    def standing(self) -> Literal["better", "worse", "not told apart", "unknown"]:
+        """Of the model beside the base rate, by the whole interval."""
+        if self.gain_low is None or self.gain_high is None:
+            return "unknown"
+        return "better" if self.gain_low > 0 else "worse" if self.gain_high < 0 else "not told apart"
 
 
 class MemoryPlan(Model):
     """What one training step of a configuration needs on a GPU that need not be there.
 
-    `peak` is what the GPU's allocator has to hold. Its basis: `compiled` where XLA compiled the whole step for that GPU,
-    `projected` (a band) where only the step's graph was walked. `overhead_bytes` is what else lives on the GPU.
+    `peak` is what the GPU's allocator has to hold, compiled by XLA for that GPU. `overhead_bytes` is what else lives
+    on it.
     """
 
     gpu: str
@@ -632,9 +640,25 @@ class Remedy(Model):
 
     name: str
     plan: MemoryPlan | None = Field(description="None: it could not be compiled; `problem` says why")
-    largest_batch: int | None = Field(default=None, description="largest micro-batch that was compiled and fits")
+    largest_batch: int | None = Field(
+        default=None, ge=0, description="largest micro-batch that fits, by a search; 0: none does; None: not searched for"
+    )
     claimed: str | None = Field(default=None, description="the plan's own estimate")
     problem: str | None = None
+
+
+class GpuFit(Model):
+    """What makes a model's training step fit one GPU of the catalogue, by what was compiled for it."""
+
+    gpu: str
+    as_it_is: Literal["fits", "tight", "out of memory"] | None = Field(
+        description="of the model without a mitigation; None: not compiled"
+    )
+    fitting: list[str] = Field(
+        description="mitigations with which it fits, the model as it is among them, in the table's order"
+    )
+    plan: MemoryPlan | None = Field(description="of the first that fits, else of the model as it is; None: not compiled")
+    not_compiled: list[str] = Field(default=[], description="mitigations that nothing is known of on this GPU")
 
 
 class Kept(Model):
@@ -664,9 +688,22 @@ class TrainingResult(ChapterResult):
     number: ClassVar[str] = "30"
 
     source: DataSource
+    data_kind: Literal["own", "generated, planted regime", "generated, fair"] = Field(
+        default="own", description="a series that was generated says nothing about the user's own"
+    )
     preset: str
+    model: str | None = Field(default=None, description="module:function of a model of the user's own; None: the preset")
+    stands_in_for: str | None = Field(default=None, description="the preset that a smaller one was trained in place of")
     n_parameters: int
-    micro_batch_size: int
+    micro_batch_size: int = Field(description="at the end of the training")
+    micro_batch_size_asked: int | None = Field(default=None, description="None: not recorded")
+    n_retreats: int = Field(
+        default=0, ge=0, description="times that the device ran out of memory and the micro-batch was halved"
+    )
+    best_epoch: int | None = Field(default=None, description="of the last stage: the one whose weights the scores are of")
+    constant_answer: str | None = Field(
+        default=None, description="what all seeds say of every test value; None: they tell values apart, or were not asked"
+    )
     gradient_accumulation_steps: int
     history: list[Epoch] = Field(description="of the first seed's training")
     metrics: list[Metric]
@@ -675,6 +712,9 @@ class TrainingResult(ChapterResult):
     peak_memory: Quantity | None = None
     gpu: str | None = Field(default=None, description="that the remedies are planned for")
     remedies: list[Remedy] = []
+    gpu_fits: list[GpuFit] = Field(
+        default=[], description="of the same model: each GPU of the catalogue, smallest memory first"
+    )
     qualities: list[Quality] = []
     notes: list[str] = Field(default=[], description="what did not go as asked for in training")
 

@@ -1,6 +1,5 @@
 """Chapter 30: windows and features against a loop over samples, the model, its training, scores against scikit-learn."""
 
-import os
 import subprocess
 import sys
 import types
@@ -26,9 +25,10 @@ from altlas_lib.training import (
     plots,
 )
 from altlas_lib.training.backend import keras
+from altlas_lib.training.fit.dataset import MicroBatches, open_dataset
 from altlas_lib.training.model import losses
 from altlas_lib.training.model.accumulation import MicroBatching
-from altlas_lib.training.model.windows import Batches, Split
+from altlas_lib.training.model.windows import Part, Split
 from altlas_lib.training.score import quality
 
 MULTIPLIERS = st.one_of(st.floats(1, 20), st.sampled_from([1.0, 1.49, 1.5, 9.99, 10.0, 1e6])).map(lambda x: round(x, 2))
@@ -146,18 +146,23 @@ def targets_of(batches):
 def test_an_epoch_is_every_sample_once_in_an_order_of_its_own(samples):
     positions = np.r_[samples.split.train]
     every = np.log(samples.values[samples.split.train]).astype("float32")
-    epochs = [targets_of(Batches(samples, positions, MicroBatching(700, 24, 8), window=50, seed=5, epoch=i)) for i in (0, 1)]
+
+    def batches(epoch, cut, start=0):
+        read = open_dataset(Part(samples, positions, 50), cut.batch_size).open(np.random.default_rng([5, epoch]))
+        return MicroBatches(read, cut, start)
+
+    epochs = [targets_of(batches(i, MicroBatching(700, 24, 8))) for i in (0, 1)]
     for seen in epochs:
         np.testing.assert_array_equal(np.sort(seen), np.sort(every))
     assert not np.array_equal(*epochs)
     # The order does not depend on the split, and an epoch can be continued.
     for cut, start in ((MicroBatching(700, 24, 24), 0), (MicroBatching(700, 24, 5), 0), (MicroBatching(700, 24, 8), 9)):
-        batches = Batches(samples, positions, cut, window=50, seed=5, epoch=1, start=start)
-        np.testing.assert_array_equal(targets_of(batches), epochs[1][8 * start :])
+        np.testing.assert_array_equal(targets_of(batches(1, cut, start)), epochs[1][8 * start :])
 
 
 def test_without_a_seed_all_samples_come_in_time_order(samples):
-    batches = Batches(samples, np.r_[samples.split.test], MicroBatching(200, 64, 64), window=50)
+    read = open_dataset(Part(samples, np.r_[samples.split.test], 50), 64).open(None)
+    batches = MicroBatches(read, MicroBatching(200, 64, 64))
     np.testing.assert_array_equal(targets_of(batches), np.log(samples.values[1800:]).astype("float32"))
 
 
@@ -628,8 +633,9 @@ def test_a_series_without_variation_has_finite_inputs_and_nothing_to_train():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"micro_batch_size": 0}, "micro-batches of 0, 1 per update"),
-        ({"gradient_accumulation_steps": 0}, "micro-batches of 8, 0 per update"),
+        ({"micro_batch_size": 0}, "micro_batch_size is 0"),
+        ({"micro_batch_size": "8"}, r"micro_batch_size is '8' \(a str\): expected a whole number"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
         ({"micro_batch_size": 64, "gradient_accumulation_steps": 11}, "700 samples, one update takes 704"),
         ({"micro_batch_size": None, "gradient_accumulation_steps": 65}, "65 micro-batches of 64 samples"),
         ({"stages": training.STAGES}, "3 stages with micro_batch_size=8"),
@@ -682,7 +688,7 @@ def test_the_result_survives_the_file(run, series, samples):
     metrics = training.evaluate(trained.predict(samples, samples.split.test), samples, series)
     result = TrainingResult(
         provenance=Provenance.now(parameters={"seed": 0}),
-        finding=training.finding(metrics[0], preset="tiny", source_name="a series", step_time=trained.step_time),
+        finding=training.finding(metrics, model="tiny", source_name="a series", step_time=trained.step_time),
         source=series.source,
         preset="tiny",
         n_parameters=trained.model.count_params(),
@@ -734,26 +740,30 @@ def test_the_figures_say_what_the_numbers_say(series):
             assert ("best possible" in labels) == (known is not None)
 
 
-def test_loading_the_room_is_silent_and_loads_no_cupy():
-    code = (
-        "import sys\n"
-        "from altlas_lib import training\n"
-        "training.build_model(training.find_preset('quick'))\n"
-        "assert 'cupy' not in sys.modules\n"
-    )
+def test_importing_training_loads_nothing_and_changes_nothing_of_the_process():
+    """No framework before it is needed; then no file descriptor, and no log level."""
+    code = """
+import logging, os, sys
+def state():
+    files = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2)}
+    return files, os.environ.get("TF_CPP_MIN_LOG_LEVEL"), logging.root.level, logging.getLogger("tensorflow").level
+before = state()
+from altlas_lib import training
+training.find_preset("quick"), training.mitigation_table
+assert not {"tensorflow", "keras", "jax", "cupy"} & set(sys.modules)
+training.build_model
+assert "keras" in sys.modules and "cupy" not in sys.modules
+files, level, root, _ = state()  # TensorFlow sets its own logger's
+assert (files, level, root) == before[:3]
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
-def test_what_a_failing_start_says_is_not_held_back(capfd):
-    with backend._hold_back_native_stderr():
-        os.write(2, b"chatter")
-    assert capfd.readouterr().err == ""
-    with pytest.raises(ModuleNotFoundError), backend._hold_back_native_stderr():  # noqa: PT012
-        os.write(2, b"the reason")
-        import no_such_module  # noqa: F401
-    os.write(2, b", and what comes later")
-    assert capfd.readouterr().err == "the reason, and what comes later"
+@pytest.mark.parametrize("name", ["fitt", "Model", "_FACE_"])
+def test_an_unknown_name_of_the_package_is_named(name):
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}'; it has .*build_model"):
+        getattr(training, name)
 
 
 def fake_framework(name):

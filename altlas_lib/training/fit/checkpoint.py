@@ -1,21 +1,22 @@
 """Checkpoints from which a training continues bit for bit, whenever it was killed.
 
 A file holds every variable of model, optimizer, metrics and seed generators, and how far the training is. It is taken between
-two updates of the weights: gradient accumulators are empty then, and not in it. Its bytes:
+two updates of the weights: gradient accumulators are empty then, and not in it. It is what `numpy.savez` writes, a zip file in
+which each array has a checksum, with a header in JSON. Nothing is unpickled.
 
-    b"altlas checkpoint 1\\n", length of the header (8 bytes, little endian), header (JSON), arrays (C order, one after the
-    other as the header lists them), SHA-256 of all that comes before.
-
-Files are written whole and then renamed, so that neither a kill nor a full disk harms an older one. Nothing is unpickled.
+Files are written whole and then renamed, so that neither a kill nor a full disk harms an older one.
 """
 
+import fcntl
 import hashlib
+import io
 import json
+import os
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from math import prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,14 +25,14 @@ import numpy as np
 from ...paths import write_atomically
 from ..backend import keras
 from ..model.accumulation import AccumulatingOptimizer
-from ..model.windows import Samples
+from ..private import sublayers
 
-_MAGIC = b"altlas checkpoint 1\n"
+_HEADER = "header"
 _N_KEPT = 2
 
 
 class CheckpointError(Exception):
-    """A checkpoint that is damaged, or of another training."""
+    """A checkpoint that is damaged, of another training, or in a folder that another process trains in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,67 +55,90 @@ class Checkpoint:
         Raises:
             OSError: the disk is full, or the folder cannot be written to.
         """
-        listed = [{"name": name, "dtype": a.dtype.name, "shape": a.shape} for name, a in self.arrays.items()]
-        header = json.dumps({"fingerprint": self.fingerprint, "progress": self.progress, "arrays": listed}).encode()
-        parts = [_MAGIC, len(header).to_bytes(8, "little"), header, *(a.tobytes() for a in self.arrays.values())]
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part)
-        write_atomically(path, b"".join([*parts, digest.digest()]))
+        header = json.dumps({"fingerprint": self.fingerprint, "progress": self.progress}).encode()
+        content = io.BytesIO()
+        np.savez(content, **{_HEADER: np.frombuffer(header, "uint8")}, **self.arrays)
+        write_atomically(path, content.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a file.
 
         Raises:
-            CheckpointError: it cannot be read, is no checkpoint of this format, or its bytes are not those that were written.
+            CheckpointError: it cannot be read, or is no checkpoint whose checksums agree.
         """
         try:
-            content = memoryview(path.read_bytes())
-        except OSError as error:
-            raise CheckpointError(f"{path.name} cannot be read: {error}") from None
-        if content[: len(_MAGIC)] != _MAGIC:
-            raise CheckpointError(
-                f"{path.name} starts with {bytes(content[: len(_MAGIC)])!r}: expected {_MAGIC!r}, a checkpoint of this format"
-            )
-        if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-            raise CheckpointError(f"{path.name} is damaged: its {len(content):,} bytes do not have the checksum that it states")
-        start = len(_MAGIC) + 8
-        end = start + int.from_bytes(content[len(_MAGIC) : start], "little")
-        arrays = {}
-        try:
-            header = json.loads(bytes(content[start:end]))
-            for entry in header["arrays"]:
-                dtype, shape = np.dtype(entry["dtype"]), entry["shape"]
-                arrays[entry["name"]] = np.frombuffer(content, dtype, prod(shape), offset=end).reshape(shape)
-                end += arrays[entry["name"]].nbytes
+            with zipfile.ZipFile(path) as archive:  # as written: nothing is compressed, so nothing can unpack to more
+                if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                    raise ValueError("its arrays are larger than the file")
+            with np.load(path, allow_pickle=False) as found:
+                arrays = {name: found[name] for name in found.files}
+            header = json.loads(arrays.pop(_HEADER).tobytes())
             return cls(header["fingerprint"], header["progress"], arrays)
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path.name} has a header that does not fit its content: {error}") from None
+        except Exception as error:  # whatever damage makes of a zip file
+            raise CheckpointError(
+                f"{path.name} is damaged, or no checkpoint of this format ({type(error).__name__}: {error})"
+            ) from None
 
 
-def fingerprint(samples: Samples, **settings: Any) -> dict[str, Any]:
-    """All that decides the weights after so many updates: data, settings (JSON's types), packages that compute.
+def fingerprint(model: keras.Model, **settings: Any) -> dict[str, Any]:
+    """All that decides the weights after so many updates: model, optimizer, losses, settings, packages that compute.
 
-    The device is not among it: on another one training goes on, no longer bit for bit.
+    The device is not among it: on another one training goes on, no longer bit for bit. Nor are names, which Keras numbers
+    through, differently in each process.
     """
-    data = hashlib.sha256(repr(samples.split).encode())
-    for array in (samples.values, samples.scaled_logs, samples.features):
-        data.update(np.ascontiguousarray(array))
     backend = keras.backend.backend()
+    described = {
+        "layers": [_describe(layer) for layer in sublayers(model)],
+        "weights": [[*variable.shape, variable.dtype] for variable in model.variables],
+        "optimizer": _describe(_inner_optimizer(model)),
+        "losses": [_describe(loss) for loss in keras.tree.flatten([getattr(model, "loss", None)])],
+        "loss_weights": repr(_loss_weights(model)),
+    }
     packages = {module: import_module(module).__version__ for module in ("altlas_lib", "keras", backend)}
-    return json.loads(json.dumps({"data": data.hexdigest(), "backend": backend, **packages, **settings}))
+    return json.loads(json.dumps({**described, "backend": backend, **packages, **settings}, default=repr))
 
 
-def _variables(model: keras.Model) -> dict[str, keras.Variable]:
-    """Every variable that a step of training may change, but for the accumulators, by group and place.
+def _describe(part: Any) -> Any:
+    """The class of a layer, an optimizer or a loss, and its settings."""
+    if part is None or isinstance(part, str):
+        return part
+    try:
+        config = part.get_config()
+    except Exception:  # a class of the user's own may have none
+        config = {}
+    return [
+        getattr(part, "__qualname__", type(part).__qualname__),
+        _without_names(config),
+        getattr(part, "compute_dtype", None),
+    ]
 
-    Keras' own names differ between processes: they number layers and seed generators through.
-    """
+
+def _without_names(value: Any) -> Any:
+    """A configuration in JSON's types, without what differs between processes: names that Keras numbers, and addresses."""
+    if isinstance(value, dict):
+        numbered = ("name", "shared_object_id", "build_config", "layers", "input_layers", "output_layers")  # layers come apart
+        return {str(key): _without_names(each) for key, each in value.items() if key not in numbered}
+    if isinstance(value, list | tuple):
+        return [_without_names(each) for each in value]
+    return value if isinstance(value, bool | int | float | str | None) else type(value).__qualname__
+
+
+def _loss_weights(model: keras.Model) -> Any:
+    try:
+        return model.get_compile_config()["loss_weights"]
+    except Exception:  # a loss of the user's own may have no configuration
+        return None
+
+
+def _inner_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
     optimizer = model.optimizer
-    if isinstance(optimizer, AccumulatingOptimizer):
-        optimizer = optimizer.inner_optimizer
-    groups = {"model": model.variables, "optimizer": optimizer.variables, "metrics": model.metrics_variables}
+    return optimizer.inner_optimizer if isinstance(optimizer, AccumulatingOptimizer) else optimizer
+
+
+def _variables_by_place(model: keras.Model) -> dict[str, keras.Variable]:
+    """Every variable that a step of training may change, but for the accumulators, by group and place."""
+    groups = {"model": model.variables, "optimizer": _inner_optimizer(model).variables, "metrics": model.metrics_variables}
     return {f"{group}/{i}": variable for group, variables in groups.items() for i, variable in enumerate(variables)}
 
 
@@ -122,7 +146,7 @@ def capture(model: keras.Model) -> dict[str, np.ndarray]:
     """Copies of the values of all variables in host memory: weights, statistics, seeds, slots, loss scale, metrics."""
     if hasattr(model, "jax_state_sync"):  # within an epoch JAX's trainer has the values, not the variables
         model.jax_state_sync()
-    return {name: np.array(keras.ops.convert_to_numpy(variable)) for name, variable in _variables(model).items()}
+    return {name: np.array(keras.ops.convert_to_numpy(variable)) for name, variable in _variables_by_place(model).items()}
 
 
 def restore(model: keras.Model, arrays: Mapping[str, np.ndarray], groups: tuple[str, ...] = ("model", "optimizer")) -> None:
@@ -131,14 +155,17 @@ def restore(model: keras.Model, arrays: Mapping[str, np.ndarray], groups: tuple[
     Raises:
         CheckpointError: they belong to another model or optimizer. Nothing is changed then.
     """
-    variables = {name: v for name, v in _variables(model).items() if name.startswith(groups)}
-    there = {name: (tuple(a.shape), a.dtype.name) for name, a in arrays.items() if name.startswith(groups)}
-    here = {name: (tuple(v.shape), keras.backend.standardize_dtype(v.dtype)) for name, v in variables.items()}
+    variables = {name: v for name, v in _variables_by_place(model).items() if name.startswith(groups)}
+    there = {name: tuple(a.shape) for name, a in arrays.items() if name.startswith(groups)}
+    here = {name: tuple(v.shape) for name, v in variables.items()}
     if there != here:
         name = min(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-        raise CheckpointError(f"variable {name} is {there.get(name)} in the checkpoint and {here.get(name)} in the model")
+        raise CheckpointError(f"variable {name} has shape {there.get(name)} in the checkpoint, {here.get(name)} in the model")
     for name, variable in variables.items():
-        variable.assign(arrays[name])
+        array = arrays[name]
+        if array.dtype.kind == "V":  # bfloat16, for which NumPy's files have no name
+            array = array.view(keras.ops.convert_to_numpy(variable).dtype)
+        variable.assign(array)
 
 
 def weights_hash(model: keras.Model) -> str:
@@ -150,30 +177,50 @@ def weights_hash(model: keras.Model) -> str:
 
 
 class CheckpointFolder:
-    """The newest two checkpoints of one training, `update-000000120.ckpt` by updates, and the best of each stage.
+    """The newest two checkpoints of one training, `update-000000120.npz` by updates, and the best epoch's, `best.npz`.
+
+    While it is open no other process trains in the folder.
 
     Raises:
         FileExistsError: it holds checkpoints, and they are not to be continued.
+        CheckpointError: another process trains in it.
         NotADirectoryError, PermissionError: the folder cannot be made.
     """
 
-    def __init__(self, path: Path, fingerprint: dict[str, Any], *, resume: bool):
-        self.path, self.fingerprint = Path(path), fingerprint
+    def __init__(self, path: Path, *, resume: bool):
+        self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._files = sorted(self.path.glob("update-*.ckpt"))
+        self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115, closed by `close`; the system lets go after a kill
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read(20) or "unknown"
+            self.close()
+            raise CheckpointError(
+                f"process {holder} trains in {self.path} already: wait for it, end it, or name another folder"
+            ) from None
+        self._lock.truncate(0)
+        print(os.getpid(), end="", file=self._lock, flush=True)
+        self._files = sorted(self.path.glob("update-*.npz"))
         if self._files and not resume:
+            self.close()
             raise FileExistsError(
                 f"{self.path} holds {self._files[-1].name} of an earlier training: "
                 "continue that one with resume=True, or name another folder"
             )
-        for name in ("update-*", "best-stage-*", "log.jsonl"):
+        for name in ("update-*", "best.*", "log.jsonl"):
             for unfinished in self.path.glob(f".{name}.*.tmp"):  # its writer was killed
                 unfinished.unlink()
 
-    def newest(self, check: Callable[[dict[str, Any]], Any] = lambda progress: None) -> Checkpoint | None:
+    def close(self) -> None:
+        self._lock.close()
+
+    def newest(self, expected: dict[str, Any], check: Callable[[dict[str, Any]], Any] = bool) -> Checkpoint | None:
         """The newest checkpoint that can be continued from; warns of those that cannot. None where there is no checkpoint.
 
         Args:
+            expected: the fingerprint.
             check: raises a ValueError where it cannot read a checkpoint's progress.
 
         Raises:
@@ -182,8 +229,7 @@ class CheckpointFolder:
         refused = []
         for path in reversed(self._files):
             try:
-                checkpoint = Checkpoint.load(path)
-                self._check(checkpoint, path)
+                checkpoint = load_checked(path, expected)
                 check(checkpoint.progress)
             except CheckpointError as error:
                 refused.append(str(error))
@@ -202,32 +248,34 @@ class CheckpointFolder:
             )
         return None
 
-    def _check(self, checkpoint: Checkpoint, path: Path) -> None:
-        there, here = checkpoint.fingerprint, self.fingerprint
-        if not isinstance(there, dict):
-            raise CheckpointError(f"{path.name} does not say of which training it is")
-        differing = [name for name in here.keys() | there.keys() if here.get(name) != there.get(name)]
-        if differing:
-            listed = "; ".join(f"{name} is {there.get(name)!r} there, {here.get(name)!r} here" for name in sorted(differing))
-            raise CheckpointError(f"{path.name} is of another training: {listed}")
-
-    def save(self, progress: dict[str, Any], arrays: Mapping[str, np.ndarray], n_updates: int) -> None:
+    def save(self, checkpoint: Checkpoint, n_updates: int) -> None:
         """Write a checkpoint, then remove all but the newest two that can be used.
 
         Raises:
             OSError: it cannot be written; the older ones are as they were.
         """
-        path = self.path / f"update-{n_updates:09}.ckpt"
-        Checkpoint(self.fingerprint, progress, dict(arrays)).save(path)
+        path = self.path / f"update-{n_updates:09}.npz"
+        checkpoint.save(path)
         self._files = [*(file for file in self._files if file != path), path]
         for old in self._files[:-_N_KEPT]:
             old.unlink(missing_ok=True)
         self._files = self._files[-_N_KEPT:]
 
-    def save_best(self, progress: dict[str, Any], arrays: Mapping[str, np.ndarray], stage: int) -> None:
-        """Write `best-stage-<n>.ckpt`.
 
-        Raises:
-            OSError: it cannot be written; the older one is as it was.
-        """
-        Checkpoint(self.fingerprint, progress, dict(arrays)).save(self.path / f"best-stage-{stage}.ckpt")
+def load_checked(path: Path, expected: dict[str, Any]) -> Checkpoint:
+    """A checkpoint of the training with this fingerprint.
+
+    Raises:
+        CheckpointError: it is damaged, or of another training; names what differs.
+    """
+    checkpoint = Checkpoint.load(path)
+    there = checkpoint.fingerprint
+    if not isinstance(there, dict):
+        raise CheckpointError(f"{path.name} does not say of which training it is")
+    differing = [name for name in expected.keys() | there.keys() if expected.get(name) != there.get(name)]
+    if differing:
+        listed = "; ".join(
+            f"{name} is {str(there.get(name))[:300]} there, {str(expected.get(name))[:300]} here" for name in sorted(differing)
+        )
+        raise CheckpointError(f"{path.name} is of another training: {listed}")
+    return checkpoint

@@ -7,6 +7,12 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from ...names import nearest
 from ...results import Model
 
+FEATURE_WINDOWS = (5, 10, 20, 30, 50, 75, 100, 200, 300, 500, 1000)
+N_FEATURES = 11 * len(FEATURE_WINDOWS)
+
+# What the model answers, by the names of its outputs.
+REGRESSION, CLASSIFICATION, THRESHOLD_HEAD = HEADS = ("regression", "classification", "threshold")
+
 
 class NBeatsConfig(Model):
     window: PositiveInt
@@ -70,31 +76,31 @@ class ModelConfig(Model):
         return self
 
 
-def _need(config: ModelConfig) -> None:
+def _check_can_be_lightened(config: ModelConfig) -> None:
     if not config.transformer or len(config.nbeats) < 2:
         raise ValueError(
-            "the plan's options are cut from a model with a Transformer and two N-BEATS stacks or more: take another"
+            "the specification's options are cut from a model with a Transformer and two N-BEATS stacks or more: take another"
         )
 
 
 def option1(config: ModelConfig) -> ModelConfig:
-    """The plan's first lighter model: without the longest window's stack and the Transformer.
+    """The specification's first lighter model: without the longest window's stack and the Transformer.
 
     Raises:
         ValueError: the model has no Transformer, or one stack only.
     """
-    _need(config)
+    _check_can_be_lightened(config)
     longest = max(config.nbeats, key=lambda stack: stack.window)
     return config.model_copy(update={"nbeats": tuple(s for s in config.nbeats if s != longest), "transformer": None})
 
 
 def option2(config: ModelConfig) -> ModelConfig:
-    """The plan's second lighter model: the Transformer at half its width, layers, heads and feed-forward width.
+    """The specification's second lighter model: the Transformer at half its width, layers, heads and feed-forward width.
 
     Raises:
         ValueError: the model has no Transformer, or one stack only.
     """
-    _need(config)
+    _check_can_be_lightened(config)
     names = ("d_model", "n_layers", "n_heads", "feed_forward")
     halved = {name: max(1, getattr(config.transformer, name) // 2) for name in names}
     return config.model_copy(update={"transformer": config.transformer.model_copy(update=halved)})

@@ -12,8 +12,16 @@ from collections import Counter
 import numpy as np
 
 from ..backend import keras, serializable
-from .config import ModelConfig, NBeatsConfig, TcnConfig, TransformerConfig
-from .features import N_FEATURES
+from .config import (
+    CLASSIFICATION,
+    N_FEATURES,
+    REGRESSION,
+    THRESHOLD_HEAD,
+    ModelConfig,
+    NBeatsConfig,
+    TcnConfig,
+    TransformerConfig,
+)
 from .recompute import ChunkedAttention, recomputed
 
 layers = keras.layers
@@ -30,18 +38,19 @@ class PositionalEncoding(layers.Layer):
         return x + keras.ops.cast(table, x.dtype)
 
 
-def _last(sequence, n_values: int, name: str):
+def _crop_to_last(sequence, n_values: int, name: str):
     return layers.Cropping1D((sequence.shape[1] - n_values, 0), name=name)(sequence)
 
 
-def _nbeats(sequence, config: NBeatsConfig, dropout: float):
+def _add_nbeats(sequence, config: NBeatsConfig, dropout: float):
     """Doubly residual stack: a block takes what it explains away from what the next one sees; the sum of that is the forecast.
 
-    The paper maps a block's output twice more, to a backcast and to a forecast. The plan's count of about 9.8M parameters
-    leaves none for these maps (with them: about 18M): here a block's output is both, in a space of `units` dimensions.
+    The paper maps a block's output twice more, to a backcast and to a forecast. The specification's count of about 9.8M
+    parameters leaves none for these maps (with them: about 18M): here a block's output is both, in a space of `units`
+    dimensions.
     """
     part = f"nbeats_{config.window}"
-    x = layers.Flatten(name=f"{part}-flatten")(_last(sequence, config.window, f"{part}-past"))
+    x = layers.Flatten(name=f"{part}-flatten")(_crop_to_last(sequence, config.window, f"{part}-past"))
     entry = residual = layers.Dense(config.units, name=f"{part}-entry")(x)
     for i in range(1, config.n_blocks + 1):
         block = layers.Dense(config.units, activation="relu", name=f"{part}-block{i}_dense")(residual)
@@ -51,13 +60,13 @@ def _nbeats(sequence, config: NBeatsConfig, dropout: float):
     return layers.Subtract(name=f"{part}-forecast")([entry, residual])  # the sum of the blocks' outputs
 
 
-def _tcn(sequence, config: TcnConfig, dropout: float):
+def _add_tcn(sequence, config: TcnConfig, dropout: float):
     """Residual blocks of two dilated causal convolutions; the state after the last value is the summary.
 
     The widths follow each other with all dilations each: only so do the reference's 500 values all reach the end (505).
     Keras has no weight normalisation; layer normalisation stands in its place.
     """
-    x = _last(sequence, config.window, "tcn-past")
+    x = _crop_to_last(sequence, config.window, "tcn-past")
     for stage, filters in enumerate(config.filters, start=1):
         for dilation in config.dilations:
             name = f"tcn-stage{stage}_dilation{dilation}"
@@ -72,7 +81,7 @@ def _tcn(sequence, config: TcnConfig, dropout: float):
                 x = layers.ReLU(name=f"{name}_relu{i}")(x)
                 x = layers.SpatialDropout1D(dropout, name=f"{name}_dropout{i}")(x)
             x = layers.Add(name=f"{name}_residual")([shortcut, x])
-    return layers.Flatten(name="tcn-flatten")(_last(x, 1, "tcn-last"))
+    return layers.Flatten(name="tcn-flatten")(_crop_to_last(x, 1, "tcn-last"))
 
 
 @serializable
@@ -126,9 +135,9 @@ class EncoderLayer(layers.Layer):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
-def _transformer(sequence, config: TransformerConfig, dropout: float, **switches: bool):
+def _add_transformer(sequence, config: TransformerConfig, dropout: float, **switches: bool):
     """Encoder with normalisation before each sub-layer, averaged over the window."""
-    x = _last(sequence, config.window, "transformer-past")
+    x = _crop_to_last(sequence, config.window, "transformer-past")
     x = layers.Dense(config.d_model, name="transformer-embedding")(x)
     x = PositionalEncoding(name="transformer-position")(x)
     for i in range(1, config.n_layers + 1):
@@ -154,26 +163,26 @@ def build_model(config: ModelConfig, n_features: int = N_FEATURES, *, dtype_poli
     policy_before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype_policy)
     try:
-        return _build(config, n_features)
+        return _connect(config, n_features)
     finally:
         keras.config.set_dtype_policy(policy_before)
 
 
-def _build(config: ModelConfig, n_features: int) -> keras.Model:
+def _connect(config: ModelConfig, n_features: int) -> keras.Model:
     window = keras.Input((config.window,), name="window")
     features = keras.Input((n_features,), name="features")
     sequence = layers.Reshape((config.window, 1), name="sequence")(window)
-    outputs = [_nbeats(sequence, stack, config.dropout) for stack in config.nbeats]
+    outputs = [_add_nbeats(sequence, stack, config.dropout) for stack in config.nbeats]
     if config.tcn:
-        outputs.append(_tcn(sequence, config.tcn, config.dropout))
+        outputs.append(_add_tcn(sequence, config.tcn, config.dropout))
     if config.transformer:
         switches = {"recompute": config.recompute, "memory_efficient_attention": config.memory_efficient_attention}
-        outputs.append(_transformer(sequence, config.transformer, config.dropout, **switches))
+        outputs.append(_add_transformer(sequence, config.transformer, config.dropout, **switches))
     x = layers.Concatenate(name="fusion-concatenate")([*outputs, features])
     for i, units in enumerate(config.fusion, start=1):
         x = layers.Dense(units, activation="relu", name=f"fusion-dense{i}")(x)
         x = layers.Dropout(config.dropout, name=f"fusion-dropout{i}")(x)
-    heads = {"regression": (1, None), "classification": (3, "softmax"), "threshold": (1, "sigmoid")}
+    heads = {REGRESSION: (1, None), CLASSIFICATION: (3, "softmax"), THRESHOLD_HEAD: (1, "sigmoid")}
     return keras.Model(
         {"window": window, "features": features},
         {

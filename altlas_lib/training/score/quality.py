@@ -7,7 +7,7 @@ import numpy as np
 
 from ...data import Series
 from ...results import Kept, Quality
-from ..fit.train import train
+from ..fit.stages import train
 from ..model.config import ModelConfig, option1, option2
 from ..model.multi_scale import build_model
 from ..model.predictions import Predictions
