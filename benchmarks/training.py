@@ -143,6 +143,7 @@ def work(contestant: str, preset: str, n_samples: int, n_epochs: int) -> dict[st
     """Seconds per micro-batch and peak memory of one contestant, in this process."""
     from altlas_lib import training
     from altlas_lib.training.backend import keras
+    from altlas_lib.training.fit.dataset import MicroBatches, open_dataset
     from altlas_lib.training.model import accumulation, losses, windows
 
     loop, size, n_per_update = CONTESTANTS[contestant]
@@ -174,7 +175,8 @@ def work(contestant: str, preset: str, n_samples: int, n_epochs: int) -> dict[st
         parts = positions, np.r_[samples.split.validation]
         cuts = [accumulation.MicroBatching(len(part), size, size) for part in parts]
         train, validation = (
-            windows.Batches(samples, part, cut, window=config.window) for part, cut in zip(parts, cuts, strict=True)
+            MicroBatches(open_dataset(windows.Part(samples, part, config.window), size).open(None), cut)
+            for part, cut in zip(parts, cuts, strict=True)
         )
         model.fit(train, validation_data=validation, epochs=n_epochs, shuffle=False, verbose=0)
     first, last_ones = np.array(marks[0]), np.array(marks[last])

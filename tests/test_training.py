@@ -14,7 +14,7 @@ from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_class_weight
 
 from altlas_lib import data, devices, figures, training
-from altlas_lib.results import Epoch, Kept, Provenance, TrainingResult
+from altlas_lib.results import Epoch, Provenance, Quantity, TrainingResult
 from altlas_lib.training import (
     ModelConfig,
     NBeatsConfig,
@@ -98,6 +98,26 @@ def test_features_equal_a_loop_over_samples(values, seed):
     assert np.isnan(features[:1000]).any(axis=1).all()
     for at in {1000, 1001, len(values) - 2, len(values) - 1}:
         np.testing.assert_allclose(features[at], naive_features(values[:at]), rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(values=st.lists(MULTIPLIERS, min_size=1, max_size=30), seed=st.integers(0, 99))
+def test_the_array_code_for_a_gpu_gives_pandas_features(values, seed):
+    """On NumPy here; CuPy runs the same code (the `gpu` test below)."""
+    history = data.crash_series(1000, seed=seed).values
+    values = np.concatenate([history, [1e9], values, np.full(8, 1.2), [3.0]])
+    by_pandas, by_arrays = training.rolling_features(values), training.rolling_features(values, xp=np)
+    assert by_arrays.dtype == by_pandas.dtype
+    np.testing.assert_allclose(by_arrays, by_pandas, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_the_features_are_the_same_on_a_gpu():
+    import cupy
+
+    values = data.crash_series(1500, seed=1).values
+    on_gpu = cupy.asnumpy(training.rolling_features(cupy.asarray(values), xp=cupy))
+    np.testing.assert_allclose(on_gpu, training.rolling_features(values), rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=20, deadline=None)
@@ -499,6 +519,96 @@ def test_seeds_of_differing_skill_seldom_claim_a_gain_that_is_none():
     assert claims <= 11  # of 5 expected
 
 
+def test_blocks_are_as_long_as_the_data_depends_on_itself():
+    """Politis and White's rule: 1 for what is independent, longer the longer the dependence; never too few blocks."""
+    rng, base = np.random.default_rng(0), Predictions(np.zeros(4000, bool), np.zeros(4000, int), np.zeros(4000))
+    actual = np.full(4000, 2.0)
+    lengths = {}
+    for run in (1, 10, 50, 4000):
+        above = np.repeat(rng.random(-(-4000 // run)) < 0.5, run)[:4000]
+        model = Predictions(above, np.zeros(4000, int), np.zeros(4000))
+        lengths[run] = training.compare(model, base, actual)[0].block_length
+    assert lengths[1] <= 3
+    assert 10 < lengths[10] < lengths[50] <= 100
+    assert lengths[4000] == 2  # nothing varies: only no more than 2,000 blocks
+
+
+def test_a_model_that_says_one_thing_of_every_value_is_found_out():
+    always, never = (Predictions(np.full(9, said), np.zeros(9, int), np.zeros(9)) for said in (True, False))
+    assert training.constant_answer([always, always]) == "1.5 or more"
+    assert training.constant_answer([never]) == "below 1.5"
+    assert training.constant_answer([always, never]) is None
+
+
+def test_the_finding_says_what_is_worse_and_what_never_changes():
+    actual = np.tile([1.2, 2.0], 500)
+    base = Predictions(np.ones(1000, bool), np.ones(1000, int), np.log(actual))
+    model = Predictions(np.ones(1000, bool), np.ones(1000, int), np.log(actual) + 1)
+    metrics = training.compare(model, base, actual)
+    assert {metric.name: metric.standing for metric in metrics}["error of log value"] == "worse"
+    said = training.finding(
+        metrics,
+        model="quick",
+        source_name="my.csv",
+        step_time=Quantity.measured([0.1], "s", "a CPU"),
+        constant_answer=training.constant_answer([model]),
+    )
+    assert "gains less than the +1.0 points that would matter" in said
+    assert "it says '1.5 or more' of every value" in said
+    assert "worse than no model in: error of log value." in said
+
+
+PROTOTYPE = """
+import keras, numpy as np
+layers = keras.layers
+
+def build(classes=3):
+    window, features = keras.Input((30,), name="window"), keras.Input((121,), name="features")
+    x = layers.Dense(16, activation="relu")(layers.Concatenate()([window, features]))
+    outputs = {"regression": 1, "classification": classes, "threshold": 1}
+    activations = {"regression": None, "classification": "softmax", "threshold": "sigmoid"}
+    return keras.Model({"window": window, "features": features},
+        {name: layers.Dense(n, activation=activations[name], name=name)(x) for name, n in outputs.items()})
+
+def wrong():
+    return build(classes=4)
+
+def with_data():
+    model = keras.Sequential([keras.Input((5,)), layers.Dropout(0.2), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    rng = np.random.default_rng(0)
+    return model, (rng.normal(size=(40, 5)), rng.normal(size=(40, 1)))
+
+def nothing():
+    return 7
+"""
+
+
+def test_a_prototype_of_ones_own_takes_the_models_place(series, samples, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "prototype_of_mine.py").write_text(PROTOTYPE)
+    own = training.load_own("prototype_of_mine:build")
+    assert own.data is None
+    run = training.train(samples, own.build, n_epochs=1, micro_batch_size=64, gradient_accumulation_steps=2)
+    metrics = training.evaluate(run.predict(samples, samples.split.test), samples, series)
+    assert metrics[0].n_samples == 200
+    with pytest.raises(ValueError, match=r"the prototype takes .* and gives .*'classification': \(None, 4\).*: expected"):
+        training.train(samples, training.load_own("prototype_of_mine:wrong").build, n_epochs=1)
+
+    own = training.load_own("prototype_of_mine:with_data")
+    first = own.fit(2, 8, 2)
+    again = training.load_own("prototype_of_mine:with_data").fit(2, 8, 2)
+    assert training.weights_hash(first.model) == training.weights_hash(again.model)
+    assert (own.source.n_rows, own.source.name) == (40, "data of prototype_of_mine:with_data")
+    for name, message in (
+        ("prototype_of_mine:nothing", "returned a int: expected a keras.Model"),
+        ("prototype_of_mine:gone", "has no function 'gone'"),
+        ("no_such_module_of_mine:build", "No module named"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training.load_own(name)
+
+
 def test_a_reference_whose_few_wins_are_luck_has_no_gain_to_keep():
     series = data.crash_series(4000, seed=1)
     samples = training.prepare(series.values, window=1000)
@@ -554,14 +664,6 @@ def test_the_options_are_trained_with_every_seed_on_the_same_values(series):
     }
     rows = training.quality_rows(qualities)
     assert [row["claimed"] for row in rows] == ["95% to 98%", "90% to 95%"]
-    some = qualities[0].model_copy(update={"gain_kept": Kept(value=0.5, low=0.4, high=0.6)})
-    none = some.model_copy(update={"gain_kept": None})
-    for shown, title in (
-        ([none, some], "Option 1 keeps 50% (40% to 60%) of the gain"),
-        ([none], "There is no gain over the base"),
-    ):
-        with figures.figure() as (_, ax):
-            assert plots.quality_kept(ax, shown).get_title("left").startswith(title)
     with pytest.raises(ValueError, match="cut from a model with a Transformer"):
         training.compare_options("planted", series, TINY, n_epochs=1)
 
