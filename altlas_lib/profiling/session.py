@@ -139,7 +139,7 @@ class Session:
         baseline = self._best() or self._under("py-spy") or found.runs[:1]
         stacks = self._samples.counted(self._project) if self._samples else Counter()
         if not plain:
-            what = "runs under py-spy" if len(baseline) > 1 else "the first run, nothing warm"
+            what = "runs under py-spy" if baseline[0].tool == "py-spy" else "the first run, nothing warm"
             self.note(f"the total is that of {what}: there was no time for another")
         if not self._recordings:
             self.note("cProfile gave no times: there was no time for a run under it")

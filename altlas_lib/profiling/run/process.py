@@ -79,7 +79,8 @@ class Child:
             env={**os.environ, guardian.MARK: self._mark},
             **apart,
         )
-        threading.Thread(target=self._drain, args=[self._process.stderr], daemon=True).start()
+        self._drain_thread = threading.Thread(target=self._drain, args=[self._process.stderr], daemon=True)
+        self._drain_thread.start()
 
     def _drain(self, stream) -> None:
         """Keep the end of what the target writes to stderr, which may be gigabytes."""
@@ -157,8 +158,10 @@ class Child:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.kill()
                 process.wait(guardian.TO_DIE_S)
-        self._guardian.stdin.close()
-        self._listener.close()
+        self._drain_thread.join(guardian.TO_DIE_S)
+        for each in (self._guardian.stdin, self._listener, self._connection):
+            if each:
+                each.close()
         shutil.rmtree(self._folder, ignore_errors=True)
         return left
 
