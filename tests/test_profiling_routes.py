@@ -306,10 +306,6 @@ CHEAPER = {
         op("numpy.subtract", "float32[500, 1, 16]", "float32[400, 16]"),
         op("numpy.linalg.norm", "float32[500, 400, 16]", kind="reduction"),
     ],
-    "numpy.linalg.solve": [
-        op("numpy.linalg.inv", "float32[900, 900]", kind="factorisation"),
-        op("numpy.matmul", "float32[900, 900]", "float32[900]", kind="product"),
-    ],
     "numpy.linalg.svd(full_matrices=False)": [
         op("numpy.linalg.svd", "float32[3000, 50]", kind="factorisation", result_bytes=4 * (3000**2 + 50 + 50**2))
     ],
@@ -317,7 +313,6 @@ CHEAPER = {
     "whole columns in pandas": [op("pandas.DataFrame.apply", "mixed[10000, 4]", kind="unknown")],
     "whole arrays in NumPy": [op("numpy.dot", "float32[3]", "float32[3]", kind="product", n_calls=100_000)],
     "float32": [op("numpy.matmul", "float64[900, 800]", "float64[800, 700]", kind="product")],
-    "keep the result": [op("scipy.linalg.eigh", "float32[400, 400]", kind="factorisation", n_calls=50)],
 }  # fmt: skip
 
 
