@@ -60,10 +60,6 @@ class Rates:
     peaks: Mapping[str, float] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=dict)
 
-    @property
-    def device(self) -> str:
-        return self.gpu.name
-
     def start(self, cost: Cost, law: str = "launch") -> float:
         return cost.n_kernels * self.values[f"{law}.start_us"] * 1e-6
 
@@ -248,13 +244,10 @@ def operation_seconds(operation: ArrayOperation, rates: Rates) -> tuple[dict[str
     """Bands of all its calls by cause, and the class that says how good they are; none of a view or an unknown cost."""
     if operation.kind in ("view", "unknown"):
         return {}, None
-    n, of = operation.n_calls, {name: getattr(operation, name) for name in Cost._fields}
-    of |= {
-        "rate": operation.rate or operation.kind,
-        "flops": (operation.flops or 0) / n,
-        "moved_bytes": (operation.moved_bytes or 0) / n,
-    }
-    cost = Cost(**of)
+    n = operation.n_calls
+    cost = Cost(*(getattr(operation, name) for name in Cost._fields))._replace(
+        rate=operation.rate or operation.kind, flops=(operation.flops or 0) / n, moved_bytes=(operation.moved_bytes or 0) / n
+    )
     calls = call_seconds(cost, rates)
     bands = {cause: (n * low, n * high) for cause, (low, high) in call_bands(cost, calls, rates).items()}
     return bands, accuracy_class(cost, calls)

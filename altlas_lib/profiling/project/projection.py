@@ -124,11 +124,11 @@ def project(
         low, high = total([band, stays])
         known = {cause: s for cause, s in by_cause.items() if cause not in ("unseen", *without)}
         bound_by = "unseen" if by_cause["unseen"] > sum(known.values()) else max(known, key=known.get)
-        return Quantity.projected(low, max(high, low * _PYTHON_SPREAD), "s", rates.device, bound_by)
+        return Quantity.projected(low, max(high, low * _PYTHON_SPREAD), "s", rates.gpu.name, bound_by)
 
     _, slowest = max(each, key=lambda pair: geometric_mean(total(pair[0].values())), default=({}, None))
     return Projection(
-        gpu=rates.device,
+        gpu=rates.gpu.name,
         basis=rates.basis,
         now=now,
         on_gpu=projected(moved),
