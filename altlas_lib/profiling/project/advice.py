@@ -4,15 +4,17 @@ What decides, and the sentences that say why, stand in `advice.toml`.
 """
 
 import operator
+import string
 import tomllib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
 from typing import Any
 
 from ...devices import GpuSpec, find_gpu
-from ...results import ArrayTrace, Candidate, Ceilings, FunctionTime, Projection, Quantity, Route, WorkloadProfile, format_value
+from ...results import ArrayTrace, Candidate, Ceilings, FunctionTime, Projection, Quantity, WorkloadProfile, format_value
 from ..record.folding import OWN_LINES
 from .calibrate import Calibration
 from .gpu import Rates, gpu_rates
@@ -23,7 +25,7 @@ _PAYS_THOUGH_IDLE = 3  # times as fast, where starting kernels bounds it, and th
 _CHEAPER_PAYS = 1.2  # times as fast, measured, in the slow end: a change of a few lines on the same machine
 _MOST = 0.5  # share of the time that makes a way out the way out
 _BATCHES = tuple(2**k for k in range(1, 17))
-_COMPARISONS = {"<": operator.lt, ">": operator.gt, ">=": operator.ge}
+_COMPARISONS = {"<": operator.lt, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
 
 
 def rank_candidates(
@@ -53,7 +55,7 @@ def rank_candidates(
     calibration = Calibration.load(gpu.name) if gpu else None
     rates = gpu_rates(gpu, ceilings, calibration and calibration.classes) if gpu else None
     cases = [
-        _Case(profile, function, rates, _Seconds(least_saving_s))
+        _Case(profile, function, rates, least_saving_s)
         for profile in profiles
         for function in profile.functions
         if profile.share(function) >= smallest_share
@@ -67,11 +69,9 @@ def _rules() -> list[dict[str, Any]]:
     return tomllib.loads(resources.files(__package__).joinpath("advice.toml").read_text("utf-8"))["rule"]
 
 
-class _Seconds(float):
-    """As a sentence shows them."""
-
-    def __format__(self, how: str) -> str:
-        return format_value(self, "s")
+class _Sentences(string.Formatter):
+    def format_field(self, value: Any, how: str) -> str:
+        return format_value(value, how) if how in ("s", "bytes") else super().format_field(value, how)
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ class _Case:
     profile: WorkloadProfile
     function: FunctionTime
     rates: Rates | None
-    least_saving_s: _Seconds
+    least_saving_s: float
 
     PAYS = 1.5  # times as fast in the slow end: below, a port costs more than it brings
     ENOUGH_SEEN = 0.6  # coverage from which a projection is a basis to decide on
 
     def candidate(self) -> Candidate:
         rule = next(rule for rule in _rules() if all(map(self._holds, rule["when"])))
-        reason = rule["reason"].format(case=self)
+        advice, reason = (_Sentences().format(rule[key], case=self) for key in ("advice", "reason"))
         is_priced = self.projection and not self.profile.is_too_busy
         gain, workload_gain = (self.moved, self._gain(self.projection.on_gpu, self.share)) if is_priced else (None, None)
         routes = []
@@ -104,7 +104,7 @@ class _Case:
             projection=self.projection,
             gain=gain,
             workload_gain=workload_gain,
-            advice=rule["advice"].format(case=self),
+            advice=advice,
             reason=f"{reason} {self._evidence()}".strip(),
             routes=routes,
         )
@@ -119,8 +119,11 @@ class _Case:
                 return None not in values and _COMPARISONS[comparison](*values)
         return bool(self._value(condition))
 
-    def _value(self, name: str) -> Any:
-        return float(name) if name[0].isdigit() else operator.attrgetter(name)(self)
+    def _value(self, text: str) -> Any:
+        """Of '0.5', "'text'", or 'projection.by_cause[Python]'."""
+        if text[0].isdigit():
+            return float(text)
+        return text.strip("'") if text[0] == "'" else _Sentences().get_field(f"case.{text}", (), {"case": self})[0]
 
     # Its time.
 
@@ -129,10 +132,10 @@ class _Case:
         return self.profile.share(self.function)
 
     @property
-    def seconds(self) -> _Seconds | None:
+    def seconds(self) -> float | None:
         """Of one run; None: a process attached to."""
         quiet_s = self.profile.quiet_s
-        return None if quiet_s is None else _Seconds(self.share * quiet_s)
+        return None if quiet_s is None else self.share * quiet_s
 
     @cached_property
     def trace(self) -> ArrayTrace | None:
@@ -148,8 +151,8 @@ class _Case:
         return min(1.0, self.projection.by_cause["Python"] / self.projection.now.value)
 
     @property
-    def set_up_s(self) -> _Seconds:
-        return _Seconds(min(set_up_seconds(self.trace), self.projection.now.value))
+    def set_up_s(self) -> float:
+        return min(set_up_seconds(self.trace), self.projection.now.value)
 
     @property
     def set_up_share(self) -> float:
@@ -171,7 +174,7 @@ class _Case:
         """Which calls nobody knows the cost of, the longest first."""
         unknown = (operation for operation in self.trace.operations if operation.kind == "unknown")
         longest = sorted(unknown, key=lambda operation: -operation.time_s)[:3]
-        names = ", ".join(f"{operation.name} ({_Seconds(operation.time_s)})" for operation in longest)
+        names = ", ".join(f"{operation.name} ({format_value(operation.time_s, 's')})" for operation in longest)
         return f" Of unknown cost: {names}; what they do on a GPU only a trial there says." if longest else ""
 
     def _evidence(self) -> str:
@@ -229,23 +232,6 @@ class _Case:
         """So many calls made as one pay."""
         return next((batch for batch in _BATCHES if self._pays(self._projected(batch))), None)
 
-    @property
-    def is_bound_by_transfers(self) -> bool:
-        return self.projection.bound_by == "transfers"
-
-    @property
-    def on_gpu(self) -> str:
-        return f"{self.projection.now} here, {self.projection.on_gpu} on {self.projection.gpu}"
-
-    @property
-    def launches_s(self) -> _Seconds:
-        return _Seconds(self.projection.by_cause["launches"])
-
-    @property
-    def transfers(self) -> str:
-        bytes_in, bytes_out = (format_value(n, "bytes") for n in (self.trace.input_bytes, self.trace.output_bytes))
-        return f"{_Seconds(self.projection.by_cause['transfers'])} ({bytes_in} in, {bytes_out} out)"
-
     # Ways out.
 
     @cached_property
@@ -256,27 +242,17 @@ class _Case:
         return routes_of(self.function, self.trace, self.profile, alternatives=alternatives, gpu=gpu)
 
     @property
-    def alternative(self) -> Route | None:
+    def alternative(self) -> Found | None:
         """Measured, faster and right."""
-        measured = (each.route for each in self.found if each.route.standing == "measured" and each.route.same_answer)
-        return next((route for route in measured if route.gain.low >= _CHEAPER_PAYS), None)
+        right = (each for each in self.found if each.route.standing == "measured" and each.route.same_answer)
+        return next((each for each in right if each.route.gain.low >= _CHEAPER_PAYS), None)
 
     @property
     def cheaper_call(self) -> Found | None:
         return next((each for each in self.found if each.comes_first and each.covers >= _MOST), None)
 
-    @property
-    def drop_in(self) -> Found | None:
-        return self._way("drop-in library")
-
-    @property
-    def kernel(self) -> Found | None:
-        return self._way("kernel of your own")
-
-    @property
-    def conditional_call(self) -> Found | None:
-        return self._way("algorithm")
-
-    def _way(self, kind: str) -> Found | None:
-        """The first of its kind that takes the place of half the function's time."""
-        return next((each for each in self.found if each.route.kind == kind and each.covers >= _MOST and each.advice), None)
+    @cached_property
+    def ways(self) -> Mapping[str, Found | None]:
+        """Kind -> the first that takes the place of half the function's time."""
+        taken = {each.route.kind: each for each in reversed(self.found) if each.covers >= _MOST and each.advice}
+        return defaultdict(lambda: None, taken)
