@@ -104,10 +104,6 @@ class GpuLibrary(Model):
             return next((self.listed[path[:i]] for i in range(len(path), 0, -1) if path[:i] in self.listed), None)
         return None
 
-    def mentioned(self, source: str) -> list[str]:
-        """What it has of the functions and classes that a line calls, by their last names."""
-        return sorted(frozenset().union(*self.listed.values()).intersection(re.findall(r"(\w+)\(", source)))
-
     def describe(self) -> str:
         """How to switch it on, and what that takes."""
         package = f"{self.package} {self.version}{f' (needs {self.needs})' if self.needs else ''}, {self.licence}"

@@ -263,16 +263,14 @@ def _sort(of: _Operands, payload_bytes: float = 0, axis: int = 1) -> None:
 
 
 def _product(of: _Operands) -> None:
-    a, b = (array.shape for array in of.operands[:2])
-    m, k, n = (a or (1,))[-2] if len(a) > 1 else 1, (a or (1,))[-1], b[-1] if len(b) > 1 else 1
+    """m x k by k x n, stacked or not; what is summed over is not always the last axis (tensordot, vdot, inner)."""
+    a, b = of.operands[:2]
     outputs = of.quantities["outputs"] if of.results else 1
-    if "tensordot" in of.name:  # (rows inner) (inner columns) (rows columns) = (rows inner columns)^2
-        k = math.sqrt(math.prod(a) * math.prod(b) / outputs)
-        m, n = math.prod(a) / k, math.prod(b) / k
-    elif "vdot" in of.name:
-        k = math.prod(a)
-    elif "inner" in of.name and len(b) > 1:
-        n = b[-2]
+    if of.name.endswith(("dot", "inner", "tensordot")):  # (m k) (k n) (m n) = (m k n)^2
+        k = math.sqrt(a.n * b.n / max(outputs, 1))
+        m, n = a.n / max(k, 1), b.n / max(k, 1)
+    else:
+        k, m, n = a.shape[-1], *((array.shape[axis] if len(array.shape) > 1 else 1) for array, axis in ((a, -2), (b, -1)))
     of.quantities |= {"stack": max(outputs / max(m * n, 1), 1), "m": m, "n": n, "k": k, "outputs": outputs}
 
 

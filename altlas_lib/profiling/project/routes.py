@@ -48,7 +48,7 @@ def routes_of(
     Within a kind: what was measured, the fastest first, then the order of the tables. Of a CuPy port nothing is projected here.
 
     Args:
-        trace: None: its arrays were not seen; then its libraries and lines say what it calls.
+        trace: None: its arrays were not seen; then its libraries say what it calls.
         alternatives: timed in place of the whole workload, each with `name`, `gain` (measured) and `same_answer`; one whose
             answer differs, or was not compared, is listed and never advised.
         gpu: a library that needs a newer one is absent.
@@ -252,7 +252,7 @@ def _on_gpu(evidence: _Evidence, library: GpuLibrary, gpu: GpuSpec | None) -> Fo
 
 
 def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float]]:
-    """What it has of a function's calls, and their shares: by the trace, else by the lines, else by the libraries called."""
+    """What it has of a function's calls, and their shares: by the trace, else by the libraries called."""
     tables = [library, gpu_libraries()["cupyx.scipy"]] if library.kind == "CuPy port" else [library]
     computed = [(table, each) for each in evidence.seen if each.operation.kind != "view" for table in tables]
     offers = [(offer, evidence.share([each])) for table, each in computed if (offer := table.offer(each.operation.name))]
@@ -261,10 +261,8 @@ def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float
     of_hosts = {name: share for name in library.hosts if (share := evidence.library(name)) >= LEAST_SHARE}
     if library.kind != "drop-in library" or not of_hosts or sum(share for _, share in offers) >= LEAST_SHARE:
         return offers
-    lines = [(", ".join(library.mentioned(line.source)), line.share) for line in evidence.function.lines]
-    of_lines = [(Offer("offered", names, "by the text of its lines"), share) for names, share in lines if names]
     condition = "" if library.whole else "as far as it calls what the library has"
-    return of_lines or [(Offer("offered", name, condition), share) for name, share in of_hosts.items()]
+    return [(Offer("offered", name, condition), share) for name, share in of_hosts.items()]
 
 
 def _some(names: Iterable[str]) -> str:
