@@ -278,12 +278,12 @@ def gpu_rates(gpu: GpuSpec, ceilings: Ceilings | None = None, calibration: Calib
 
 def _measured_on(gpu: GpuSpec, ceilings: Ceilings | None) -> dict[str, Quantity]:
     """The ceilings of the GPU and of the way to it, where they were measured on such a GPU; else none."""
-    found = {}
-    for name, quantity in ceilings or ():
-        if quantity is not None and not name.startswith("cpu_"):
-            try:
-                if find_gpu(quantity.device).name == gpu.name:
-                    found[name] = quantity
-            except ValueError:  # measured on a GPU that the catalogue does not have
-                continue
-    return found
+    of_gpus = {name: found for name, found in ceilings or () if found is not None and not name.startswith("cpu_")}
+    return {name: found for name, found in of_gpus.items() if _is_of(gpu, found.device)}
+
+
+def _is_of(gpu: GpuSpec, device: str) -> bool:
+    try:
+        return find_gpu(device).name == gpu.name
+    except ValueError:  # the catalogue does not have it
+        return False

@@ -266,7 +266,7 @@ def _product(of: _Operands) -> None:
     """m x k by k x n, stacked or not; what is summed over is not always the last axis (tensordot, vdot, inner)."""
     a, b = of.operands[:2]
     outputs = of.quantities["outputs"] if of.results else 1
-    if of.name.endswith(("dot", "inner", "tensordot")):  # (m k) (k n) (m n) = (m k n)^2
+    if of.name.rpartition(".")[2] in ("dot", "inner", "tensordot", "vdot"):  # (m k) (k n) (m n) = (m k n)^2
         k = math.sqrt(a.n * b.n / max(outputs, 1))
         m, n = a.n / max(k, 1), b.n / max(k, 1)
     else:
