@@ -24,7 +24,7 @@ from .routes import Found, routes_of
 _PAYS_THOUGH_IDLE = 3  # times as fast, where starting kernels bounds it, and the GPU has little to do
 _CHEAPER_PAYS = 1.2  # times as fast, measured, in the slow end: a change of a few lines on the same machine
 _MOST = 0.5  # share of the time that makes a way out the way out
-_BATCHES = tuple(2**k for k in range(1, 17))
+_BATCHES = tuple(2**k for k in range(17))
 _COMPARISONS = {"<": operator.lt, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
 
 
@@ -110,11 +110,11 @@ class _Case:
         )
 
     def _holds(self, condition: str) -> bool:
-        """'pays', 'not trace', 'seconds < least_saving_s'."""
+        """'rates', 'not trace', 'seconds < least_saving_s', 'ways[drop-in library]'."""
         match condition.split():
             case ["not", name]:
                 return not self._value(name)
-            case [left, comparison, right]:
+            case [left, comparison, right] if comparison in _COMPARISONS:
                 values = self._value(left), self._value(right)
                 return None not in values and _COMPARISONS[comparison](*values)
         return bool(self._value(condition))
@@ -217,20 +217,16 @@ class _Case:
     def saved_by_staying_s(self) -> float:
         return self.projection.now.value - self.projection.on_gpu_resident.high
 
-    @property
-    def pays(self) -> bool:
-        return self._pays(self.projection)
-
-    def _pays(self, projection: Projection) -> bool:
-        """In the slow end of the band, and by enough seconds."""
-        now_s, on_gpu_s = projection.now.value, projection.on_gpu.high
-        least = _PAYS_THOUGH_IDLE if projection.bound_by == "launches" else self.PAYS
-        return now_s / on_gpu_s >= least and now_s - on_gpu_s >= self.least_saving_s
-
     @cached_property
     def batch(self) -> int | None:
-        """So many calls made as one pay."""
-        return next((batch for batch in _BATCHES if self._pays(self._projected(batch))), None)
+        """So many calls made as one pay, 1 if they do as they are: in the slow end of the band, and by enough seconds."""
+        for batch in _BATCHES:
+            projection = self._projected(batch)
+            now_s, on_gpu_s = projection.now.value, projection.on_gpu.high
+            least = _PAYS_THOUGH_IDLE if projection.bound_by == "launches" else self.PAYS
+            if now_s / on_gpu_s >= least and now_s - on_gpu_s >= self.least_saving_s:
+                return batch
+        return None
 
     # Ways out.
 
