@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import re
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from scipy.spatial.distance import cdist
 from test_profiling_projection import CPU, operation, product, projected, workload
 
 from altlas_lib import profiling
+from altlas_lib.profiling.project import advice as advice_module
 from altlas_lib.profiling.project.advice import rank_candidates
-from altlas_lib.results import Alternative, Candidate, FunctionTime, Quantity, WorkloadProfile
+from altlas_lib.results import Advice, Alternative, Candidate, FunctionTime, Quantity, WorkloadProfile
 
 
 def judged(profile: WorkloadProfile, gpu="T4", **options) -> Candidate:
@@ -315,3 +317,15 @@ def test_a_busy_machine_invents_no_gain():
         contended = profile.model_copy(update={"total": busy})
         assert judged(contended) == judged(profile)
     assert judged(contended).gain.high <= 1
+
+
+def test_every_rule_is_about_what_there_is_and_the_last_one_always_holds():
+    rules = advice_module._rules()
+    assert rules[-1]["when"] == []
+    assert all(rule["when"] for rule in rules[:-1])
+    names = {name for name in dir(advice_module._Case) if not name.startswith("_")} | set(advice_module._Case.__annotations__)
+    for rule in rules:
+        paths = re.findall(r"\{case\.(\w+)", rule["reason"] + rule["advice"])
+        paths += [re.match(r"(?:not )?(\w+)", condition)[1] for condition in rule["when"]]
+        assert set(paths) <= names, rule
+        assert rule["advice"] in get_args(Advice) or rule["advice"].startswith("{case.")
