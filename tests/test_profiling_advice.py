@@ -311,6 +311,14 @@ def test_on_a_busy_machine_a_target_of_several_threads_is_not_priced():
     assert judged(words).advice == "leave it"  # which rests on no time
 
 
+def test_a_slow_run_of_a_busy_machine_is_priced_by_what_it_takes_on_a_quiet_one():
+    profile = cosine()
+    wall = Quantity.measured([13 * profile.total.low], "s", CPU)
+    quiet = Quantity.measured([profile.total.low], "s", CPU)
+    contended = profile.model_copy(update={"total": wall, "quiet": quiet, "other_load": 0.9})
+    assert judged(contended).gain == judged(profile).gain
+
+
 def test_a_busy_machine_invents_no_gain():
     for profile in (cosine(), workload([], 1.0, {"interpreter": 1.0})):
         busy = Quantity.measured([profile.total.low, 20 * profile.total.low, 30 * profile.total.low], "s", CPU)

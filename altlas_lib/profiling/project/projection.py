@@ -98,8 +98,8 @@ def project(
         batch: so many calls made as one: the same work and bytes, started once. Conservative, for what a larger batch saves
             besides, such as weights that are read once, is not counted.
     """
-    # The fastest run: else a busy machine, which slows the measured side only, would look like a gain.
-    now_s = profile.share(function) * profile.total.low if profile.total else 0.0
+    # On a quiet machine: else what other programs take, which slows the measured side only, would look like a gain.
+    now_s = profile.share(function) * profile.quiet_s if profile.total else 0.0
     if trace is None or not now_s:
         return None
     now = Quantity.measured([now_s], profile.total.unit, profile.total.device)

@@ -107,7 +107,7 @@ class _Evidence(NamedTuple):
         seen = [_Seen.of(each) for each in trace.operations] if trace else []
         others = [_Seen.of(each) for other in profile.traces if other != trace for each in other.operations]
         counts = (trace.n_calls, trace.n_element_accesses) if trace else (1, 0)
-        now_s = profile.share(function) * profile.total.low if profile.total else function.own.value if function.own else 0.0
+        now_s = profile.share(function) * profile.quiet_s if profile.total else function.own.value if function.own else 0.0
         return cls(function, seen, [*seen, *others], *counts, now_s)
 
     def share(self, seen: Iterable[_Seen]) -> float:
