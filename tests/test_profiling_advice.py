@@ -14,7 +14,7 @@ from test_profiling_projection import CPU, operation, product, projected, worklo
 from altlas_lib import profiling
 from altlas_lib.profiling.project import advice as advice_module
 from altlas_lib.profiling.project.advice import rank_candidates
-from altlas_lib.results import Advice, Alternative, Candidate, FunctionTime, Quantity, WorkloadProfile
+from altlas_lib.results import LARGEST_OTHER_LOAD, Advice, Alternative, Candidate, FunctionTime, Quantity, WorkloadProfile
 
 
 def judged(profile: WorkloadProfile, gpu="T4", **options) -> Candidate:
@@ -247,9 +247,9 @@ def test_the_advice_on_real_programs(function, arguments, advice):
     profile = profiling.profile(functools.partial(function, *arguments), n_repeats=3)
     candidate = judged(profile)
     assert candidate.function == function.__name__
-    if advice == "port it" and profile.is_too_busy:
-        assert candidate.advice == "unknown"
-        pytest.skip("other programs keep the processors busy: no gain is priced")
+    if advice == "port it" and (profile.other_load or 0) > LARGEST_OTHER_LOAD:
+        assert candidate.advice == "unknown" or not profile.is_too_busy
+        pytest.skip("other programs keep the processors and the memory busy: this CPU's rates are not its own")
     assert candidate.advice == advice, candidate.reason
 
 
