@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -192,11 +193,14 @@ def plan(
         ),
     ] = "reference",
     gpu: Annotated[
-        str, typer.Option(help='The GPU of the catalogue to plan for, such as T4, A10, L4, "A100 80GB SXM", H200.')
+        str,
+        typer.Option(help='The GPU, such as T4, A10, L4, "A100 80GB SXM"; "all": a preset on each, so which is enough.'),
     ] = "T4",
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Plan this micro-batch only.", show_default="a preset's remedies, else the largest that fits"),
+        typer.Option(
+            min=1, help="Plan this micro-batch only.", show_default="a preset's mitigations, else the largest that fits"
+        ),
     ] = None,
     input_shapes: Annotated[
         list[str] | None,
@@ -204,23 +208,50 @@ def plan(
             "--input", metavar="NAME=D,D", help="An input's shape without the batch, where it is unknown; repeatable."
         ),
     ] = None,
+    search: Annotated[bool, typer.Option("--search", help="Of a preset: compile for each mitigation's largest batch.")] = False,
     time_limit_s: Annotated[float, typer.Option("--time-limit", min=1, metavar="S", help="Seconds for compiling.")] = 480.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plans as JSON.")] = False,
 ) -> None:
     """Say whether a training fits a GPU that need not be here, asking its compiler. Nothing is trained.
 
-    Of a preset it prints what each remedy against running out of memory brings. Compiling takes minutes the first time; the
-    answers are kept. Exit code 0: planned. 1: it could not be, and the message says why.
+    Of a preset it prints what each mitigation of running out of memory brings; these answers come with the library. Compiling
+    a model of your own takes a minute for a batch size; the answers are kept. Exit code 0: planned. 1: it could not be, and the
+    message says why.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # nothing of TensorFlow's own is of interest here
     sys.path.insert(0, os.getcwd())  # where the user's modules are
-    from . import training
+    from . import tables, training
+    from .results import Remedy
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     try:
         shapes = dict(map(_shape, input_shapes or ()))
-        how = {"batch_size": batch_size, "input_shapes": shapes, "time_limit_s": time_limit_s}
-        print(training.plan_command(model, gpu, as_json=as_json, **how))
+        how = {"input_shapes": shapes, "time_limit_s": time_limit_s, "loaded": lambda: tell(f"compiling {model} for {gpu}")}
+        is_preset = ":" not in model and not model.endswith(".keras")
+        if is_preset and gpu == "all":
+            found = training.gpu_table(model)
+            rows = training.gpu_rows(found)
+            explained = ["Of what was compiled, smallest memory first; more by python -m altlas_lib.training.plan"]
+        else:
+            if is_preset and batch_size is None:
+                found = training.mitigation_table(model, gpu, search=search, time_limit_s=time_limit_s, tell=tell)
+            else:
+                plan = training.plan_memory(model, gpu, batch_size=batch_size, **how) if batch_size else None
+                plan = plan or training.largest_batch(model, gpu, **how)
+                if plan is None:
+                    raise training.PlanError(f"not even one sample of {model} fits {gpu}; what it needs: --batch-size 1")
+                largest = None if batch_size else plan.configuration["batch_size"]
+                found = [Remedy(name=model, plan=plan, largest_batch=largest)]
+            rows, explained = training.mitigation_rows(found), training.explanation(found)
+        if as_json:
+            print(json.dumps([each.model_dump(mode="json") for each in found], indent=1))
+        else:
+            shown = [column for column in rows[0] if column != "per sample"]
+            text = [textwrap.fill(line, 120, subsequent_indent="  ") for line in explained]
+            print("\n".join([tables.show(rows).text(120, columns=shown), "", *text]))
     except (training.PlanError, ValueError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None

@@ -635,6 +635,14 @@ class Timing(Model):
     n_texts: int
     time: Quantity
     peak_memory: Quantity | None = Field(default=None, description="of the method's device, beyond the input")
+    other_load: float | None = Field(
+        default=None, ge=0, le=1, description="share of the processors that other programs took meanwhile; None: not known"
+    )
+
+    @property
+    def is_too_busy(self) -> bool:
+        """Whether other programs slowed the CPU down by so much that a gain over it would be theirs."""
+        return not self.on_gpu and (self.other_load or 0) > LARGEST_OTHER_LOAD
 
 
 class Step(Model):
@@ -717,13 +725,21 @@ class Metric(Model):
     n_samples: int = Field(ge=0, description="test values that the model's score is about")
     gain_low: float | None = Field(default=None, description="95 % interval of the gain over the base rate; positive is better")
     gain_high: float | None = None
+    block_length: int | None = Field(default=None, ge=1, description="test values drawn together for the interval")
+
+    @property
+    def standing(self) -> Literal["better", "worse", "not told apart", "unknown"]:
+        """Of the model beside the base rate, by the whole interval."""
+        if self.gain_low is None or self.gain_high is None:
+            return "unknown"
+        return "better" if self.gain_low > 0 else "worse" if self.gain_high < 0 else "not told apart"
 
 
 class MemoryPlan(Model):
     """What one training step of a configuration needs on a GPU that need not be there.
 
-    `peak` is what the GPU's allocator has to hold. Its basis: `compiled` where XLA compiled the whole step for that GPU,
-    `projected` (a band) where only the step's graph was walked. `overhead_bytes` is what else lives on the GPU.
+    `peak` is what the GPU's allocator has to hold, compiled by XLA for that GPU. `overhead_bytes` is what else lives
+    on it.
     """
 
     gpu: str
@@ -747,7 +763,9 @@ class Remedy(Model):
 
     name: str
     plan: MemoryPlan | None = Field(description="None: it could not be compiled; `problem` says why")
-    largest_batch: int | None = Field(default=None, description="largest micro-batch that was compiled and fits")
+    largest_batch: int | None = Field(
+        default=None, ge=0, description="largest micro-batch that fits, by a search; 0: none does; None: not searched for"
+    )
     claimed: str | None = Field(default=None, description="the plan's own estimate")
     problem: str | None = None
 

@@ -8,7 +8,10 @@ dependencies it needs `uv`, which resolves the sizes of downloads, and `cuda-pat
 
 What no wheel states stands in `LIBRARIES` below, with its source:
 - least compute capabilities: RAPIDS 7.0 (docs.rapids.ai/install, "Volta or newer"); what is built for CUDA 12 itself 5.0 (CUDA
-  Toolkit 12 release notes, which removed Kepler); frameworks: the architectures that their installation guides name;
+  Toolkit 12 release notes, which removed Kepler); PyTorch 7.5 (the architectures that its wheels for CUDA 13 are built for:
+  pytorch/test-infra, pull request 7046; its wheels for CUDA 12.6 start at 5.0); TensorFlow 6.0 (release notes of 2.18, "CUDA
+  Update"); JAX 5.2 for CUDA 12 (its installation guide, "NVIDIA GPU"); XGBoost 5.0 (its documentation of 3.3, "XGBoost GPU
+  Support");
 - how a library is switched on: its own documentation;
 - which call of which library DALI and cuVS have a counterpart of. That the counterpart exists is read.
 """

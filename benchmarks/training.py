@@ -142,8 +142,9 @@ COMPARED = {  # ours, the other
 def work(contestant: str, preset: str, n_samples: int, n_epochs: int) -> dict[str, list[float]]:
     """Seconds per micro-batch and peak memory of one contestant, in this process."""
     from altlas_lib import training
-    from altlas_lib.training import accumulation, losses, windows
     from altlas_lib.training.backend import keras
+    from altlas_lib.training.fit.dataset import MicroBatches, open_dataset
+    from altlas_lib.training.model import accumulation, losses, windows
 
     loop, size, n_per_update = CONTESTANTS[contestant]
     config = training.find_preset(preset)
@@ -172,9 +173,10 @@ def work(contestant: str, preset: str, n_samples: int, n_epochs: int) -> dict[st
         weights = losses.balanced_weights(samples.targets(positions)["threshold"])
         model.compile(optimizer, losses.compile_losses(*weights), loss_weights=training.STAGES[0].loss_weights)
         parts = positions, np.r_[samples.split.validation]
-        cuts = [accumulation.Cut(len(part), size, size) for part in parts]
+        cuts = [accumulation.MicroBatching(len(part), size, size) for part in parts]
         train, validation = (
-            windows.Batches(samples, part, cut, window=config.window) for part, cut in zip(parts, cuts, strict=True)
+            MicroBatches(open_dataset(windows.Part(samples, part, config.window), size).open(None), cut)
+            for part, cut in zip(parts, cuts, strict=True)
         )
         model.fit(train, validation_data=validation, epochs=n_epochs, shuffle=False, verbose=0)
     first, last_ones = np.array(marks[0]), np.array(marks[last])

@@ -58,6 +58,8 @@ def call(name, args=(), result=None, is_view=False, **kwargs) -> Call:
         ("numpy.vdot", (A, A), None, "product", 2400, None),
         ("numpy.inner", (A, A), A @ A.T, "product", 2 * 40 * 30 * 40, None),
         ("numpy.tensordot", (A, A, 2), None, "product", 2400, None),
+        ("numpy.vecdot", (A, A), A[:, 0], "product", 2400, None),
+        ("numpy.dot", (np.ones((5, 4, 3)), np.ones((2, 3, 6))), np.ones((5, 4, 2, 6)), "product", 2 * 20 * 3 * 12, None),
         ("numpy.einsum", ("ij,jk->ik", A, B), A @ B, "product", 2 * 40 * 30 * 20, None),
         ("numpy.einsum", ("ij->i", A), A.sum(axis=1), "reduction", 1200, None),
         ("numpy.add", (A, A), A + A, "elementwise", 1200, 14400),

@@ -306,10 +306,6 @@ CHEAPER = {
         op("numpy.subtract", "float32[500, 1, 16]", "float32[400, 16]"),
         op("numpy.linalg.norm", "float32[500, 400, 16]", kind="reduction"),
     ],
-    "numpy.linalg.solve": [
-        op("numpy.linalg.inv", "float32[900, 900]", kind="factorisation"),
-        op("numpy.matmul", "float32[900, 900]", "float32[900]", kind="product"),
-    ],
     "numpy.linalg.svd(full_matrices=False)": [
         op("numpy.linalg.svd", "float32[3000, 50]", kind="factorisation", result_bytes=4 * (3000**2 + 50 + 50**2))
     ],
@@ -317,7 +313,6 @@ CHEAPER = {
     "whole columns in pandas": [op("pandas.DataFrame.apply", "mixed[10000, 4]", kind="unknown")],
     "whole arrays in NumPy": [op("numpy.dot", "float32[3]", "float32[3]", kind="product", n_calls=100_000)],
     "float32": [op("numpy.matmul", "float64[900, 800]", "float64[800, 700]", kind="product")],
-    "keep the result": [op("scipy.linalg.eigh", "float32[400, 400]", kind="factorisation", n_calls=50)],
 }  # fmt: skip
 
 
@@ -455,19 +450,10 @@ def test_what_a_library_lacks_makes_its_offer_conditional_and_is_named():
     assert routes[0].covers == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(
-    ("source", "says"),
-    [
-        ("ranks = nx.pagerank(graph)", "for pagerank (90% of its own time)"),
-        ("ranks = nx.pagerank(nx.path_graph(5))", "for pagerank, path_graph (90% of its own time)"),
-        ("ranks = compute(graph)", "as far as it calls what the library has"),
-    ],
-)
-def test_without_a_trace_lines_and_libraries_say_what_is_called(source, says):
-    lines = [LineTime(line=3, source=source, n_hits=1, share=0.9)]
-    drop_in = route(found(own_by_library={"networkx": 0.8, "own lines": 0.2}, lines=lines), "nx-cugraph")
+def test_without_a_trace_libraries_say_what_is_called():
+    drop_in = route(found(own_by_library={"networkx": 0.8, "own lines": 0.2}), "nx-cugraph")
     assert drop_in.standing == "offered on conditions"
-    assert says in drop_in.why
+    assert "for networkx (80% of its own time); networkx as far as it calls what the library has" in drop_in.why
 
 
 def test_a_share_too_small_for_a_line_gives_no_route():

@@ -10,8 +10,8 @@ from test_report import CPU, HOSTILE, changed, of, results
 from altlas_lib import cli, paths, report, similarity
 from altlas_lib.report.compare import Change, quantities
 from altlas_lib.results import Quantity
-from altlas_lib.training import planner
-from altlas_lib.training.compiler import StepAnswer
+from altlas_lib.training.plan import planner
+from altlas_lib.training.plan.request import StepCost
 
 TIMES = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=6)
 
@@ -186,11 +186,11 @@ def test_the_sliders_show_the_librarys_own_projection(run, ceilings, gpu, n_text
 def test_memory_comes_from_plans_that_are_kept_and_waits_for_no_compiler(run, monkeypatch):
     compiled = []
 
-    def compile_step(request, **options):
-        compiled.append(request)
-        return StepAnswer(temporaries_bytes=3 * 2**30)
+    def compile_steps(requests, **options):
+        compiled.extend(requests)
+        return (StepCost(temporaries_bytes=3 * 2**30) for _ in requests)
 
-    monkeypatch.setattr(planner, "compile_step", compile_step)
+    monkeypatch.setattr(planner, "compile_steps", compile_steps)
     before = report.what_if("T4", 100, 64, 8)
     assert (before.plan, before.on_cpu, before.break_even_n_texts) == (None, None, None)
     assert "not compiled yet" in dict(before.rows())["training in batches of 8"]
@@ -207,7 +207,7 @@ def test_what_cannot_be_meant_is_refused(run):
         report.what_if("T5", 100, 64, 8)
     with pytest.raises(ValueError, match="0 texts of 64 dimensions: expected 1 or more"):
         report.what_if("T4", 0, 64, 8)
-    with pytest.raises(ValueError, match="micro-batches of 0"):
+    with pytest.raises(ValueError, match="batch_size is 0"):
         report.what_if("T4", 10, 64, 0)
 
 

@@ -253,6 +253,9 @@ def test_break_even_is_where_the_gpu_wins_from_there_on():
     assert similarity.break_even(cpu + ON_GPU) == 1000
     assert similarity.break_even([timing(100, 1), timing(1000, 0.1), timing(10_000, 5), *ON_GPU]) == 10_000
     assert similarity.break_even([timing(10_000, 0.1), *ON_GPU]) is None
+    busy = [each.model_copy(update={"other_load": 0.5}) for each in cpu]
+    assert similarity.break_even([*busy, *ON_GPU]) is None  # what others took of the machine is no gain
+    assert "other programs took 50% of the processors" in str(similarity.summarize([*busy, *ON_GPU], [], 10))
     assert similarity.break_even(cpu) is None
     assert similarity.break_even([*cpu, timing(10_000, 0.01, on_gpu=True, with_transfers=False)]) is None
 

@@ -135,7 +135,7 @@ class Session:
         plain = self._under("none")
         baseline = _best(plain, "none") or self._under("py-spy") or self._runs[:1]
         if not plain:
-            what = "runs under py-spy" if len(baseline) > 1 else "the first run, nothing warm"
+            what = "runs under py-spy" if baseline[0].tool == "py-spy" else "the first run, nothing warm"
             self.notes.append(f"the total is that of {what}: there was no time for another")
         if not self._under("cProfile"):
             self.notes.append("cProfile gave no times: there was no time for a run under it")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..devices import get_namespace, synchronize, to_gpu
+from ..devices import OtherLoad, get_namespace, synchronize, to_gpu
 from ..results import Quantity, Sentence, Step, Timing, Validation
 from .engine import pairs_above, top_k
 from .inputs import check_k, check_vectors
@@ -50,13 +50,14 @@ def time_sizes(X: Any, sizes: Iterable[int], k: int = 10, *, n_repeats: int = 3)
         peaks = [_peak_memory_bytes(method, x, k) for method, x in placed]
         times_s: list[list[float]] = [[] for _ in placed]
         started = time.perf_counter()
-        while len(times_s[0]) < n_repeats or time.perf_counter() - started < _LEAST_TIME_S:
-            for (method, x), samples in zip(placed, times_s, strict=True):
-                synchronize()
-                began = time.perf_counter()
-                method.top_k(x, k)
-                synchronize()
-                samples.append(time.perf_counter() - began)
+        with OtherLoad() as load:
+            while len(times_s[0]) < n_repeats or time.perf_counter() - started < _LEAST_TIME_S:
+                for (method, x), samples in zip(placed, times_s, strict=True):
+                    synchronize()
+                    began = time.perf_counter()
+                    method.top_k(x, k)
+                    synchronize()
+                    samples.append(time.perf_counter() - began)
         timings += [
             Timing(
                 method=method.name,
@@ -65,6 +66,7 @@ def time_sizes(X: Any, sizes: Iterable[int], k: int = 10, *, n_repeats: int = 3)
                 n_texts=size,
                 time=Quantity.measured(samples, "s", method.device_name),
                 peak_memory=Quantity.measured([peak], "bytes", method.device_name),
+                other_load=load.share,
             )
             for (method, _), samples, peak in zip(placed, times_s, peaks, strict=True)
         ]
@@ -134,7 +136,7 @@ def break_even(timings: Iterable[Timing]) -> int | None:
     included, against the fastest run of the CPU's. None if it does not at the largest size, or one of the two was not measured.
     """
     timings = list(timings)
-    cpu = _fastest(timing for timing in timings if not timing.on_gpu)
+    cpu = _fastest(timing for timing in timings if not timing.on_gpu and not timing.is_too_busy)
     gpu = _fastest(timing for timing in timings if timing.on_gpu and timing.with_transfers)
     smallest = None
     for size in sorted(cpu.keys() & gpu.keys(), reverse=True):
@@ -160,6 +162,8 @@ def summarize(timings: Iterable[Timing], validations: Iterable[Validation], k: i
     if n_wrong:
         counts = {"n_wrong": n_wrong, "n_methods": len(validations)}
         agreement = Sentence(text="{n_wrong} of {n_methods} methods DISAGREE with float64", values=counts)
+    elif not validations:
+        agreement = Sentence(text="nothing was compared with float64")
     else:
         error = f"{max(validation.largest_error for validation in validations):.1g}"
         agreement = Sentence(text="all methods agree with float64 (largest error {error})", values={"error": error})
@@ -168,12 +172,19 @@ def summarize(timings: Iterable[Timing], validations: Iterable[Validation], k: i
     else:
         size = break_even(timings)
         pays = Sentence(text="does not pay at the measured sizes")
-        if size is not None:
+        if cpu.is_too_busy:
+            pays = Sentence(text="cannot be compared with a busy CPU")
+        elif size is not None:
             pays = Sentence(text="pays from {size} texts on", values={"size": size})
         of_gpu = {"time": gpu.time, "device": gpu.time.device, "method": gpu.method, "pays": pays}
         on_gpu = Sentence(text="{time} on {device} with transfers ({method}, measured), which {pays}", values=of_gpu)
-    of_cpu = {"k": min(k, n - 1), "n": n, "time": cpu.time, "device": cpu.time.device, "method": cpu.method}
+    busy: Sentence | str = ""
+    if cpu.is_too_busy:
+        busy = Sentence(
+            text=" (other programs took {load} of the processors: too slow)", values={"load": f"{cpu.other_load:.0%}"}
+        )
+    of_cpu = {"busy": busy, "k": min(k, n - 1), "n": n, "time": cpu.time, "device": cpu.time.device, "method": cpu.method}
     return Sentence(
-        text="The {k} nearest of each of {n} texts take {time} on {device} ({method}, measured); {on_gpu}; {agreement}.",
+        text="The {k} nearest of each of {n} texts take {time} on {device} ({method}, measured){busy}; {on_gpu}; {agreement}.",
         values=of_cpu | {"on_gpu": on_gpu, "agreement": agreement},
     )

@@ -1,77 +1,46 @@
-"""Chapter 30: a multi-scale model of a crash-game series, planned and trained within a GPU's memory, beside the base rate.
+"""Chapter 30: plan, train and judge within a GPU's memory; any Keras model, and a multi-scale model of a crash-game series.
 
     plan = plan_memory("reference", "T4", batch_size=64)  # plan.verdict: "out of memory", before anything ran
+    run = fit(model, (x, y), batch_size=64, micro_batch_size=8, checkpoint_folder="checkpoints", resume=True)
+
     series = data.crash_series(12_000, regime_strength=0.8)
     config = find_preset("quick")
     samples = prepare(series.values, window=config.window)
     run = train(samples, config, n_epochs=3, micro_batch_size=32, gradient_accumulation_steps=2, learning_rate=1e-3)
     metrics = evaluate(run.predict(samples, samples.split.test), samples, series)
 
-Any Keras backend does: TensorFlow unless `KERAS_BACKEND` names another one.
+Any Keras backend does: TensorFlow unless `KERAS_BACKEND` names another one. Keras is loaded with the first name that needs it;
+plans that ship with the library need none.
 """
 
-from .accumulation import AccumulatingOptimizer, Cut
-from .checkpoint import CheckpointError, weights_hash
-from .compiler import PlanError
-from .features import FEATURE_WINDOWS, rolling_features
-from .metrics import Predictions, base_rate_predictions, best_possible_predictions, compare, evaluate, finding, verdict
-from .model import (
-    PRESETS,
-    ModelConfig,
-    NBeatsConfig,
-    TcnConfig,
-    TransformerConfig,
-    build_model,
-    find_preset,
-    parameters_by_part,
-)
-from .planner import largest_batch, plan_memory
-from .quality import compare_options, forecasts, quality_rows
-from .recompute import ChunkedAttention, Recompute
-from .remedies import explanation, format_plan, format_remedies, plan_command, remedy_rows, remedy_table
-from .train import STAGES, Stage, TrainingRun, train
-from .windows import Samples, prepare
+import importlib
 
-__all__ = [
-    "FEATURE_WINDOWS",
-    "PRESETS",
-    "STAGES",
-    "AccumulatingOptimizer",
-    "CheckpointError",
-    "ChunkedAttention",
-    "Cut",
-    "ModelConfig",
-    "NBeatsConfig",
-    "PlanError",
-    "Predictions",
-    "Recompute",
-    "Samples",
-    "Stage",
-    "TcnConfig",
-    "TrainingRun",
-    "TransformerConfig",
-    "base_rate_predictions",
-    "best_possible_predictions",
-    "build_model",
-    "compare",
-    "compare_options",
-    "evaluate",
-    "explanation",
-    "find_preset",
-    "finding",
-    "forecasts",
-    "format_plan",
-    "format_remedies",
-    "largest_batch",
-    "parameters_by_part",
-    "plan_command",
-    "plan_memory",
-    "prepare",
-    "quality_rows",
-    "remedy_rows",
-    "remedy_table",
-    "rolling_features",
-    "train",
-    "verdict",
-    "weights_hash",
-]
+from .fit import fit
+
+_FACE = {
+    "fit.checkpoint": "CheckpointError weights_hash",
+    "fit.loop": "TrainingRun",
+    "fit.own": "OwnTraining load_own",
+    "fit.stages": "STAGES SeriesRun Stage train",
+    "model.accumulation": "AccumulatingOptimizer MicroBatching",
+    "model.config": "FEATURE_WINDOWS PRESETS ModelConfig NBeatsConfig TcnConfig TransformerConfig find_preset",
+    "model.features": "rolling_features",
+    "model.multi_scale": "build_model parameters_by_part",
+    "model.predictions": "Predictions",
+    "model.recompute": "ChunkedAttention Recompute",
+    "model.windows": "Samples prepare",
+    "plan.mitigations": "explanation gpu_rows gpu_table mitigation_rows mitigation_table",
+    "plan.planner": "largest_batch plan_memory",
+    "plan.request": "PlanError",
+    "score.finding": "finding verdict",
+    "score.metrics": "base_rate_predictions best_possible_predictions compare constant_answer evaluate",
+    "score.quality": "compare_options forecasts quality_rows",
+}
+_MODULE_OF = {name: module for module, names in _FACE.items() for name in names.split()}
+__all__ = ["fit", *_MODULE_OF]
+
+
+def __getattr__(name: str):
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(sorted(__all__))}")

@@ -4,12 +4,10 @@ TensorFlow is the backend unless the user chose another one (`KERAS_BACKEND=jax`
 only another one is installed.
 """
 
-import contextlib
 import os
 import resource
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import util
 
@@ -17,34 +15,12 @@ import psutil
 
 from ..devices import describe_cpu
 
-
-@contextlib.contextmanager
-def _hold_back_native_stderr() -> Iterator[None]:
-    """Keep what C++ code prints to file descriptor 2 from the reader, unless the block fails: then it may be the reason."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held_back:
-        stderr = os.dup(2)
-        os.dup2(held_back.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held_back.seek(0)
-            os.write(stderr, held_back.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
 if not util.find_spec("tensorflow"):
     for other in ("jax", "torch"):
         if util.find_spec(other):
             os.environ.setdefault("KERAS_BACKEND", other)
 
-# TensorFlow 2.21 obeys this variable once it is loaded, but not while it is being loaded.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with _hold_back_native_stderr():
-    import keras
+import keras
 
 # A model saved by this library can be loaded by whoever imports it: layers and losses are registered under one name.
 serializable = keras.saving.register_keras_serializable("altlas_lib")

@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..figures import COLOURS, STYLE, name_rows
-from ..results import Epoch, Metric, Quality, Remedy
+from ..figures import COLOURS, STYLE
+from ..results import Epoch, Metric, Remedy
 
 
 def multiplier_survival(ax: Axes, values: np.ndarray, *, return_to_player: float = 0.97) -> Axes:
@@ -34,7 +34,7 @@ def multiplier_survival(ax: Axes, values: np.ndarray, *, return_to_player: float
 
 
 def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:
-    """What a training step holds on the GPU under each remedy, part by part, beside what the GPU has."""
+    """What a training step holds on the GPU under each mitigation, part by part, beside what the GPU has."""
     plans = [(remedy.name, remedy.plan) for remedy in remedies if remedy.plan]
     rows, left = np.arange(len(plans)), np.zeros(len(plans))
     parts = ("weights", "optimizer", "accumulators", "inputs", "temporaries", "beside the step")
@@ -44,10 +44,6 @@ def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:
         ax.barh(rows, widths, left=left, color=COLOURS["grey"] if part == parts[-1] else colour, label=part)
         left += widths
     for row, (end, (_, plan)) in enumerate(zip(left, plans, strict=True)):
-        if plan.peak.basis == "projected":
-            band = [(bound + plan.overhead_bytes) / 2**30 for bound in (plan.peak.low, plan.peak.high)]
-            ax.plot(band, [row, row], color="black", linewidth=1)
-            end = band[1]
         ax.annotate(f" {plan.verdict}", (end, row), va="center", fontsize=9)
     first = plans[0][1]
     usable_gib = first.usable_bytes / 2**30
@@ -65,7 +61,7 @@ def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:
 
 
 def _fits(verdict: str) -> str:
-    return {"fits": "does", "tight": "barely does", "undecided": "may"}.get(verdict, "does not")
+    return {"fits": "does", "tight": "barely does"}.get(verdict, "does not")
 
 
 class LiveCurves:
@@ -85,33 +81,6 @@ class LiveCurves:
             self.shown = display(fig, display_id=True)
         else:
             self.shown.update(fig)
-
-
-def quality_kept(ax: Axes, qualities: Sequence[Quality]) -> Axes:
-    """What the lighter models keep of the reference's gain over the base rate, or of its accuracy, beside the plan's claim."""
-    for row, quality in enumerate(qualities):
-        low, high = (100 * share for share in quality.claimed)
-        ax.barh(row, high - low, left=low, height=0.7, color=COLOURS["orange"], alpha=0.4, label="claimed" if not row else None)
-        for kept, label, colour, offset in (
-            (quality.score_kept, "of the accuracy at 1.5", "grey", 0.15),
-            (quality.gain_kept, "of its gain over the base rate", "blue", -0.15),
-        ):
-            if kept:
-                ends = [100 * kept.low, 100 * kept.high]
-                ax.plot(ends, [row + offset] * 2, color=COLOURS[colour], linewidth=4, alpha=0.4)
-                ax.plot(100 * kept.value, row + offset, "o", color=COLOURS[colour], label=label)
-    handles, labels = ax.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    ax.figure.legend(unique.values(), unique, loc="outside lower center", ncols=3, fontsize=9)
-    name_rows(ax, range(len(qualities)), [f"{quality.option}, {quality.series}" for quality in qualities])
-    ax.set(xlabel="kept of the reference's (%), 95 % interval")
-    first = next((quality for quality in qualities if quality.gain_kept), None)
-    if first:
-        kept = first.gain_kept
-        ax.set_title(f"{first.option.capitalize()} keeps {kept.value:.0%} ({kept.low:.0%} to {kept.high:.0%}) of the gain")
-    else:
-        ax.set_title("There is no gain over the base rate to keep")
-    return ax
 
 
 def training_curves(ax: Axes, history: Sequence[Epoch]) -> Axes:

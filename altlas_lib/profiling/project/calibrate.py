@@ -4,7 +4,9 @@ import functools
 import json
 import math
 import statistics
+import tomllib
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -20,21 +22,6 @@ from .operations import price
 
 _WARM_UPS = 2
 _LEAST_SPREAD = 1.15  # of the same kernel on the same GPU from day to day
-# Calls of CuPy by NumPy's names, and their operands; integers are below 256, so they serve as indices and bins.
-KERNELS: tuple[tuple[str, tuple[tuple[str, tuple[int, ...]], ...]], ...] = (
-    *(("numpy.matmul", ((dtype, (n, n)),) * 2) for dtype, n in (("float32", 1024), ("float32", 4096), ("float64", 2048))),
-    *(("numpy.matmul", (("float16", (n, n)),) * 2) for n in (2048, 8192)),
-    ("numpy.add", (("float32", (2**26,)),) * 2),
-    *((f"numpy.{name}", (("float32", (2**26,)),)) for name in ("sum", "cumsum", "sort")),
-    *((f"numpy.{name}", (("int64", (2**25,)),)) for name in ("argsort", "bincount")),
-    ("numpy.exp", (("float64", (2**25,)),)),
-    ("numpy.take", (("float32", (2**26,)), ("int64", (2**24,)))),
-    ("numpy.fft.fft", (("complex64", (2**14, 1024)),)),
-    ("numpy.fft.rfft", (("float32", (2**24,)),)),
-    ("numpy.linalg.svd", (("float32", (256, 256)),)),
-    ("numpy.linalg.cholesky", (("float64", (2048, 2048)),)),
-    ("numpy.linalg.solve", (("float64", (2048, 2048)), ("float64", (2048, 16)))),
-)
 
 
 class Calibration(Model):
@@ -48,21 +35,21 @@ class Calibration(Model):
     left_out: list[str] = Field(default=[], description="calls that CuPy refused, with its words")
 
     @classmethod
-    def load(cls, gpu: str, path: Path | None = None) -> Self | None:
+    def load(cls, gpu: str) -> Self | None:
         """What `save` kept of `gpu`, a name of the catalogue; None where there is nothing.
 
         Raises:
             ValueError: the file is damaged; names it and what to do.
         """
-        return _read(path or _file()).get(gpu)
+        return _read(_file()).get(gpu)
 
-    def save(self, path: Path | None = None) -> Path:
+    def save(self) -> Path:
         """Write `calibration.json` beside the runs, atomically; what it holds of other GPUs stays.
 
         Raises:
             ValueError: the file that is there is damaged.
         """
-        path = path or _file()
+        path = _file()
         content = _BY_GPU.dump_json(_read(path) | {self.gpu: self}, indent=1).decode()
         path.parent.mkdir(parents=True, exist_ok=True)
         return write_atomically(path, content + "\n")
@@ -102,26 +89,28 @@ def calibrate(*, n_runs: int = 7, scale: float = 1.0) -> Calibration:
 
     gpu = devices.find_gpu(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
     rates, logs, left_out = gpu_rates(gpu), {}, []
-    for name, operands in KERNELS:
+    kernels = tomllib.loads(resources.files(__package__).joinpath("calibration.toml").read_text("utf-8"))["kernels"]
+    for name, *operands in kernels:
         try:
-            call, seconds = _measured(cupy, name, [_operand(dtype, shape, scale) for dtype, shape in operands], n_runs)
+            call, seconds = _measured(cupy, name, [_operand(text, scale) for text in operands], n_runs)
         except Exception as error:  # an old CuPy lacks it, or this GPU's memory is too small
             left_out.append(f"{name}: {type(error).__name__}: {error}"[:200])
             continue
         calls = call_seconds(price(call), rates)
-        projected_s = calls.launches + calls.busy
-        logs.setdefault(accuracy_class(price(call), calls), []).append([math.log(s / projected_s) for s in seconds])
+        errors = [math.log(s / (calls.launches + calls.busy)) for s in seconds]
+        logs.setdefault(accuracy_class(price(call), calls), []).append(errors)
     classes = {}
-    for of, kernels in logs.items():
-        centre = statistics.mean(map(statistics.median, kernels))
-        furthest = max(abs(each - centre) for runs in kernels for each in runs)
+    for of, measured in logs.items():
+        centre = statistics.mean(map(statistics.median, measured))
+        furthest = max(abs(error - centre) for errors in measured for error in errors)
         classes[of] = math.exp(centre), max(math.exp(furthest), _LEAST_SPREAD)
     return Calibration(gpu=gpu.name, measured_at=datetime.now(UTC), classes=classes, left_out=left_out)
 
 
-def _operand(dtype: str, shape: tuple[int, ...], scale: float) -> np.ndarray:
-    """Noise; a square matrix in float64 is positive definite by its diagonal."""
-    rng, shape = np.random.default_rng(0), tuple(max(int(n * scale), 8) for n in shape)
+def _operand(text: str, scale: float) -> np.ndarray:
+    """Noise of 'float32 1024 1024'; a square matrix in float64 is positive definite by its diagonal."""
+    dtype, *sizes = text.split()
+    rng, shape = np.random.default_rng(0), tuple(max(int(int(n) * scale), 8) for n in sizes)
     if dtype == "int64":
         return rng.integers(0, min(256, *shape), shape)
     array = rng.standard_normal(shape).astype(dtype)

@@ -60,10 +60,6 @@ class Rates:
     peaks: Mapping[str, float] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=dict)
 
-    @property
-    def device(self) -> str:
-        return self.gpu.name
-
     def start(self, cost: Cost, law: str = "launch") -> float:
         return cost.n_kernels * self.values[f"{law}.start_us"] * 1e-6
 
@@ -248,13 +244,10 @@ def operation_seconds(operation: ArrayOperation, rates: Rates) -> tuple[dict[str
     """Bands of all its calls by cause, and the class that says how good they are; none of a view or an unknown cost."""
     if operation.kind in ("view", "unknown"):
         return {}, None
-    n, of = operation.n_calls, {name: getattr(operation, name) for name in Cost._fields}
-    of |= {
-        "rate": operation.rate or operation.kind,
-        "flops": (operation.flops or 0) / n,
-        "moved_bytes": (operation.moved_bytes or 0) / n,
-    }
-    cost = Cost(**of)
+    n = operation.n_calls
+    cost = Cost(*(getattr(operation, name) for name in Cost._fields))._replace(
+        rate=operation.rate or operation.kind, flops=(operation.flops or 0) / n, moved_bytes=(operation.moved_bytes or 0) / n
+    )
     calls = call_seconds(cost, rates)
     bands = {cause: (n * low, n * high) for cause, (low, high) in call_bands(cost, calls, rates).items()}
     return bands, accuracy_class(cost, calls)
@@ -285,12 +278,12 @@ def gpu_rates(gpu: GpuSpec, ceilings: Ceilings | None = None, calibration: Calib
 
 def _measured_on(gpu: GpuSpec, ceilings: Ceilings | None) -> dict[str, Quantity]:
     """The ceilings of the GPU and of the way to it, where they were measured on such a GPU; else none."""
-    found = {}
-    for name, quantity in ceilings or ():
-        if quantity is not None and not name.startswith("cpu_"):
-            try:
-                if find_gpu(quantity.device).name == gpu.name:
-                    found[name] = quantity
-            except ValueError:  # measured on a GPU that the catalogue does not have
-                continue
-    return found
+    of_gpus = {name: found for name, found in ceilings or () if found is not None and not name.startswith("cpu_")}
+    return {name: found for name, found in of_gpus.items() if _is_of(gpu, found.device)}
+
+
+def _is_of(gpu: GpuSpec, device: str) -> bool:
+    try:
+        return find_gpu(device).name == gpu.name
+    except ValueError:  # the catalogue does not have it
+        return False

@@ -78,21 +78,23 @@ class GpuLibrary(Model):
         if parts[0] not in self.hosts:
             return None
         if self.whole:
-            return Offer("offered on conditions" if self.condition else "offered", ".".join(parts[-2:]))
+            return self._offered(".".join(parts[-2:]))
         for i in range(len(parts) - 1, 0, -1):
             part, names, of_class = parts[i], self._under(parts[:i]), i < len(parts) - 1
             if names is None or (of_class and not part[0].isupper()):  # such as numpy.add, of numpy.add.reduceat
                 continue
-            spoken = f"{parts[i - 1]}.{part}" if parts[i - 1][0].isupper() else part
             if names.isdisjoint({part, f"__{part}__"}):
                 if (of_class or part.startswith("__")) and names and parts[:i] not in self.listed:
                     break  # a class that is known by another name, perhaps
                 return Offer("absent", ".".join(parts[i - 1 :]))
             if of_class and any(key[-1][0].isupper() for key in self.listed):
                 break  # methods are listed, but not those of this class
-            condition = self.conditions.get(spoken, self.conditions.get(part, ""))
-            return Offer("offered on conditions" if condition or self.condition else "offered", spoken, condition)
+            spoken = f"{parts[i - 1]}.{part}" if parts[i - 1][0].isupper() else part
+            return self._offered(spoken, self.conditions.get(spoken, self.conditions.get(part, "")))
         return Offer("unknown", ".".join(parts))
+
+    def _offered(self, name: str, condition: str = "") -> Offer:
+        return Offer("offered on conditions" if condition or self.condition else "offered", name, condition)
 
     def _under(self, path: tuple[str, ...]) -> frozenset[str] | None:
         """The names listed for a module or a class; a class is known by its name, wherever it is defined."""
@@ -101,10 +103,6 @@ class GpuLibrary(Model):
         if self.deep and not any(part[0].isupper() for part in path):
             return next((self.listed[path[:i]] for i in range(len(path), 0, -1) if path[:i] in self.listed), None)
         return None
-
-    def mentioned(self, source: str) -> list[str]:
-        """What it has of the functions and classes that a line calls, by their last names."""
-        return sorted(frozenset().union(*self.listed.values()).intersection(re.findall(r"(\w+)\(", source)))
 
     def describe(self) -> str:
         """How to switch it on, and what that takes."""

@@ -98,19 +98,15 @@ def project(
         batch: so many calls made as one: the same work and bytes, started once. Conservative, for what a larger batch saves
             besides, such as weights that are read once, is not counted.
     """
-    share = profile.share(function)
-    if trace is None or profile.total is None or not share:
+    # On a quiet machine: else what other programs take, which slows the measured side only, would look like a gain.
+    now_s = profile.share(function) * profile.quiet_s if profile.total else 0.0
+    if trace is None or not now_s:
         return None
-    # The fastest run: else a busy machine, which slows the measured side only, would look like a gain.
-    now = Quantity.measured([share * profile.total.low], profile.total.unit, profile.total.device)
-    if not now.value:
-        return None
-    _, python_s, unseen_s = split(function, trace, now.value)
-    python_s = max(python_s, min(now.value, trace.n_calls * _CALL_S))
+    now = Quantity.measured([now_s], profile.total.unit, profile.total.device)
+    _, python_s, unseen_s = split(function, trace, now_s)
+    python_s = max(python_s, min(now_s, trace.n_calls * _CALL_S))
     each = [operation_seconds(operation, rates) for operation in trace.operations]
-    causes: dict[str, Band] = {
-        cause: total(bands[cause] for bands, _ in each if bands) for cause in ("compute", "memory", "launches")
-    }
+    causes = {cause: total(bands[cause] for bands, _ in each if bands) for cause in ("compute", "memory", "launches")}
     causes["launches"] = causes["launches"][0] / batch, causes["launches"][1] / batch
     resident = total(causes.values())
     causes["transfers"] = transfer_seconds(trace, rates, batch)
@@ -124,21 +120,16 @@ def project(
         low, high = total([band, stays])
         known = {cause: s for cause, s in by_cause.items() if cause not in ("unseen", *without)}
         bound_by = "unseen" if by_cause["unseen"] > sum(known.values()) else max(known, key=known.get)
-        return Quantity.projected(low, max(high, low * _PYTHON_SPREAD), "s", rates.device, bound_by)
+        return Quantity.projected(low, max(high, low * _PYTHON_SPREAD), "s", rates.gpu.name, bound_by)
 
     _, slowest = max(each, key=lambda pair: geometric_mean(total(pair[0].values())), default=({}, None))
     return Projection(
-        gpu=rates.device,
+        gpu=rates.gpu.name,
         basis=rates.basis,
         now=now,
         on_gpu=projected(moved),
         on_gpu_resident=projected(resident, "transfers"),
         by_cause=by_cause,
-        coverage=min(1.0, max(0.0, 1 - unseen_s / now.value)),
-        accuracy=_accuracy(slowest, rates) if slowest else None,
+        coverage=min(1.0, max(0.0, 1 - unseen_s / now_s)),
+        accuracy=slowest and ProjectionAccuracy(of=slowest, **rates.accuracy[slowest].model_dump(exclude={"factor"})),
     )
-
-
-def _accuracy(name: str, rates: Rates) -> ProjectionAccuracy:
-    """How far projections of the class that takes longest on the GPU were from published timings."""
-    return ProjectionAccuracy(of=name, **rates.accuracy[name].model_dump(exclude={"factor"}))

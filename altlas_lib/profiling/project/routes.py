@@ -6,19 +6,24 @@ What runs on this CPU comes from `cheaper_calls.toml`: each entry stands for a p
 """
 
 import functools
-import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from importlib import resources
 from typing import Any, NamedTuple
 
 from ...devices import GpuSpec
 from ...results import Advice, ArrayOperation, ArrayTrace, FunctionTime, Route, WorkloadProfile
+from ..record.calls import Array
 from .gpu_libraries import GpuLibrary, Offer, gpu_libraries, public_parts
+from .operations import array_bytes
 
 LEAST_SHARE = 0.1  # of a function's time, below which a way out is not worth a line
-_CHEAPER_CALLS = Path(__file__).with_name("cheaper_calls.toml")
+_ON_GPU: dict[str, Advice] = {
+    "drop-in library": "try the drop-in",
+    "CuPy port": "port it",
+    "kernel of your own": "write a kernel",
+}
 
 
 class Found(NamedTuple):
@@ -30,6 +35,41 @@ class Found(NamedTuple):
     comes_first: bool = False  # before any GPU is thought of: it is right whatever the data
 
 
+def routes_of(
+    function: FunctionTime,
+    trace: ArrayTrace | None,
+    profile: WorkloadProfile,
+    *,
+    alternatives: Iterable[Any] = (),
+    gpu: GpuSpec | None = None,
+) -> list[Found]:
+    """Every way out of a function that is worth a line, the cheapest kind first.
+
+    Within a kind: what was measured, the fastest first, then the order of the tables. Of a CuPy port nothing is projected here.
+
+    Args:
+        trace: None: its arrays were not seen; then its libraries say what it calls.
+        alternatives: timed in place of the whole workload, each with `name`, `gain` (measured) and `same_answer`; one whose
+            answer differs, or was not compared, is listed and never advised.
+        gpu: a library that needs a newer one is absent.
+    """
+    evidence = _Evidence.of(function, trace, profile)
+    found = [*_measured(alternatives), *_cheaper_calls(evidence)]
+    for kind in _ON_GPU:
+        of_kind = (library for library in gpu_libraries().values() if library.kind == kind)
+        found += filter(None, (_on_gpu(evidence, library, gpu) for library in of_kind))
+    return found
+
+
+def _measured(alternatives: Iterable[Any]) -> Iterator[Found]:
+    says = {True: "the same answer", False: "another answer: not to be taken", None: "its answer was not compared"}
+    for each in sorted(alternatives, key=lambda each: (not each.same_answer, -each.gain.value)):
+        measured = {"standing": "measured", "gain": each.gain, "same_answer": each.same_answer}
+        why = f"timed in place of the workload, on the same input: {says[each.same_answer]}"
+        is_better = each.same_answer is True and each.gain.low > 1
+        yield Found(Route(kind="algorithm", name=each.name, why=why, **measured), "change the call" if is_better else None, 1.0)
+
+
 # What was seen of a function ---------------------------------------------------------------------------------------------
 
 
@@ -39,16 +79,14 @@ class _Seen(NamedTuple):
     operation: ArrayOperation
     last: str
     shapes: list[tuple[int, ...]]
-    operand_bytes: int
+    operand_bytes: float
 
     @classmethod
     def of(cls, operation: ArrayOperation) -> "_Seen":
-        parts = [text.removesuffix("]").rpartition("[") for text in operation.operands]  # 'float32[4000, 384]'
-        found = [(dtype, sizes) for dtype, bracket, sizes in parts if bracket and re.fullmatch("[0-9, ]*", sizes)]
-        shapes = [tuple(map(int, re.findall("[0-9]{1,18}", sizes))) for _, sizes in found]
-        bits = [8 if dtype == "bool" else int((re.findall("[0-9]{1,4}", dtype) or [64])[0]) for dtype, _ in found]
-        n_bytes = sum(width // 8 * math.prod(shape) for width, shape in zip(bits, shapes, strict=True))
-        return cls(operation, public_parts(operation.name)[-1].strip("_"), shapes, min(n_bytes, 2**62))
+        found = (re.fullmatch(r"(.*)\[([0-9, ]*)\]", text, re.DOTALL) for text in operation.operands)  # 'float32[4000, 384]'
+        arrays = [Array(each[1], tuple(map(int, re.findall("[0-9]{1,18}", each[2])))) for each in found if each]
+        operand_bytes = min(sum(map(array_bytes, arrays)), 2**62)
+        return cls(operation, public_parts(operation.name)[-1].strip("_"), [array.shape for array in arrays], operand_bytes)
 
     @property
     def result_bytes(self) -> float:
@@ -69,7 +107,7 @@ class _Evidence(NamedTuple):
         seen = [_Seen.of(each) for each in trace.operations] if trace else []
         others = [_Seen.of(each) for other in profile.traces if other != trace for each in other.operations]
         counts = (trace.n_calls, trace.n_element_accesses) if trace else (1, 0)
-        now_s = profile.share(function) * profile.total.low if profile.total else function.own.value if function.own else 0.0
+        now_s = profile.share(function) * profile.quiet_s if profile.total else function.own.value if function.own else 0.0
         return cls(function, seen, [*seen, *others], *counts, now_s)
 
     def share(self, seen: Iterable[_Seen]) -> float:
@@ -85,7 +123,7 @@ class _Evidence(NamedTuple):
         return max(sum(self.function.own_by_library.get(name, 0.0) for name in names), self.share(traced))
 
 
-# Predicates of cheaper_calls.toml: the share of the function's time that a cheaper call takes the place of ----------------
+# Cheaper calls on this CPU: predicates of cheaper_calls.toml, each the share of the function's time that one replaces ------
 
 _PAIRWISE = re.compile("[cp]dist|linear_kernel|(cosine|euclidean|pairwise)_(similarity|distances)")
 _LEAST_MATRIX_BYTES = 2**21  # of float64: more than the second-level cache of one core
@@ -93,6 +131,15 @@ _TINY_BYTES = 2**13  # an operation on less is the call more than the work
 _ELEMENT_STEP_S = 0.3e-6  # an element in a loop: 0.1 us to make its object, and as much for each operation on a NumPy scalar
 _AROUND_TINY_S = 1e-6  # of Python around an operation in a loop: some twenty bytecodes of 50 ns
 _MANY = 10  # calls of one operation in each call of the function: it stands in a loop
+
+
+def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
+    table = tomllib.loads(resources.files(__package__).joinpath("cheaper_calls.toml").read_text("utf-8"))
+    for name, entry in table.items():
+        if (covers := _COVERS[name](evidence)) >= entry.get("least", LEAST_SHARE):
+            why = f"{entry['why']} ({covers:.0%} of its own time; not measured)"
+            route = Route(kind="algorithm", name=entry["route"], standing="offered", why=why)
+            yield Found(route, entry["advice"], covers, comes_first=not entry.get("conditional", False))
 
 
 def _all_with_all(each: _Seen) -> tuple[int, int] | None:
@@ -132,13 +179,6 @@ def _distances_by_broadcasting(evidence: _Evidence) -> float:
     return evidence.share([*makes, *(each for each in evidence.seen if made & {*each.shapes})]) if made else 0.0
 
 
-def _inverse_for_a_product(evidence: _Evidence) -> float:
-    inverses = evidence.named("inv")
-    factors = {shape for each in inverses for shape in each.shapes}
-    products = [each for each in evidence.named("matmul dot") if each.shapes and each.shapes[0] in factors]
-    return evidence.share([*inverses, *products]) if products else 0.0
-
-
 def _full_svd(evidence: _Evidence) -> float:
     """A long matrix, and a result as large as its longer side squared."""
     matrices = [(e, max(e.shapes[0]), min(e.shapes[0])) for e in evidence.named("svd") if e.shapes and len(e.shapes[0]) == 2]
@@ -158,10 +198,10 @@ def _rows_of_a_table(evidence: _Evidence) -> float:
 
 
 def _loop_over_arrays(evidence: _Evidence) -> float:
-    computed = (each for each in evidence.seen if each.operation.kind not in ("view", "model"))
-    in_loop = (each.operation for each in computed if each.operation.n_calls >= _MANY * evidence.n_calls)
-    tiny = [operation for operation in in_loop if operation.working_set_bytes < _TINY_BYTES]
-    loop_s = evidence.n_elements * _ELEMENT_STEP_S + sum(each.time_s + each.n_calls * _AROUND_TINY_S for each in tiny)
+    computed = (each.operation for each in evidence.seen if each.operation.kind not in ("view", "model"))
+    in_loop = (each for each in computed if each.n_calls >= _MANY * evidence.n_calls)
+    tiny_s = sum(each.time_s + each.n_calls * _AROUND_TINY_S for each in in_loop if each.working_set_bytes < _TINY_BYTES)
+    loop_s = evidence.n_elements * _ELEMENT_STEP_S + tiny_s
     return min(1.0, loop_s / evidence.now_s) if evidence.now_s else 0.0
 
 
@@ -170,77 +210,25 @@ def _float64(evidence: _Evidence) -> float:
     return evidence.share(each for each in wide if each.operation.kind in ("product", "fft", "factorisation"))
 
 
-def _repeated_work(evidence: _Evidence) -> float:
-    costly = (e for e in evidence.seen if e.operation.kind in ("factorisation", "sort") and e.operand_bytes >= _TINY_BYTES)
-    return evidence.share(each for each in costly if each.operation.n_calls >= _MANY * evidence.n_calls)
-
-
 _COVERS: dict[str, Callable[[_Evidence], float]] = {
     "pairs_above": functools.partial(_searched_matrix, searches="greater greater_equal less less_equal gt ge lt le"),
     "top_k": functools.partial(_searched_matrix, searches="argpartition partition argsort sort argmax argmin topk"),
     "sort_for_a_few": _sort_for_a_few,
     "distances_by_broadcasting": _distances_by_broadcasting,
-    "inverse_for_a_product": _inverse_for_a_product,
     "full_svd": _full_svd,
     "growing_array": _growing_array,
     "rows_of_a_table": _rows_of_a_table,
     "loop_over_arrays": _loop_over_arrays,
     "float64": _float64,
-    "repeated_work": _repeated_work,
     "regular_expression": lambda e: max(e.function.own_by_class.get("regex", 0.0), e.library("re", "regex")),
     "parsing_json": lambda e: max(json := e.library("json"), e.function.own_by_class.get("parsing", 0.0) if json else 0.0),
 }
 
 
-# Routes ------------------------------------------------------------------------------------------------------------------
-
-_ON_GPU = {"drop-in library": "try the drop-in", "CuPy port": "port it", "kernel of your own": "write a kernel"}
+# GPU libraries -----------------------------------------------------------------------------------------------------------
 
 
-def routes_of(
-    function: FunctionTime,
-    trace: ArrayTrace | None,
-    profile: WorkloadProfile,
-    *,
-    alternatives: Iterable[Any] = (),
-    gpu: GpuSpec | None = None,
-) -> list[Found]:
-    """Every way out of a function that is worth a line, the cheapest kind first.
-
-    Within a kind: what was measured, the fastest first, then the order of the tables. Of a CuPy port nothing is projected here.
-
-    Args:
-        trace: None: its arrays were not seen; then its libraries and lines say what it calls.
-        alternatives: timed in place of the whole workload, each with `name`, `gain` (measured) and `same_answer`; one whose
-            answer differs, or was not compared, is listed and never advised.
-        gpu: a library that needs a newer one is absent.
-    """
-    evidence = _Evidence.of(function, trace, profile)
-    found = [*_measured(alternatives), *_cheaper_calls(evidence)]
-    for kind, advice in _ON_GPU.items():
-        of_kind = (library for library in gpu_libraries().values() if library.kind == kind)
-        found += filter(None, (_on_gpu(evidence, library, advice, gpu) for library in of_kind))
-    return found
-
-
-def _measured(alternatives: Iterable[Any]) -> Iterator[Found]:
-    says = {True: "the same answer", False: "another answer: not to be taken", None: "its answer was not compared"}
-    for each in sorted(alternatives, key=lambda each: (not each.same_answer, -each.gain.value)):
-        measured = {"standing": "measured", "gain": each.gain, "same_answer": each.same_answer}
-        why = f"timed in place of the workload, on the same input: {says[each.same_answer]}"
-        is_better = each.same_answer is True and each.gain.low > 1
-        yield Found(Route(kind="algorithm", name=each.name, why=why, **measured), "change the call" if is_better else None, 1.0)
-
-
-def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
-    for name, entry in tomllib.loads(_CHEAPER_CALLS.read_text("utf-8")).items():
-        if (covers := _COVERS[name](evidence)) >= entry.get("least", LEAST_SHARE):
-            why = f"{entry['why']} ({covers:.0%} of its own time; not measured)"
-            route = Route(kind="algorithm", name=entry["route"], standing="offered", why=why)
-            yield Found(route, entry["advice"], covers, comes_first=not entry.get("conditional", False))
-
-
-def _on_gpu(evidence: _Evidence, library: GpuLibrary, advice: Advice, gpu: GpuSpec | None) -> Found | None:
+def _on_gpu(evidence: _Evidence, library: GpuLibrary, gpu: GpuSpec | None) -> Found | None:
     """What a library has of the function; where that is too little, that it has nothing of it, or that nobody knows."""
     names: dict[str, list[str]] = {"offered": [], "absent": [], "unknown": []}
     shares, conditions = dict.fromkeys(names, 0.0), []
@@ -260,11 +248,11 @@ def _on_gpu(evidence: _Evidence, library: GpuLibrary, advice: Advice, gpu: GpuSp
     missing = (f"{each}: {_some(names[each])}" for each in ("absent", "unknown") if names[each])
     why = "; ".join(filter(None, (seen, *missing, _some(conditions), library.describe())))
     route = Route(kind=library.kind, name=library.name, standing=standing, why=why)
-    return Found(route, advice if "offered" in standing else None, shares["offered"])
+    return Found(route, _ON_GPU[library.kind] if "offered" in standing else None, shares["offered"])
 
 
 def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float]]:
-    """What it has of a function's calls, and their shares: by the trace, else by the lines, else by the libraries called."""
+    """What it has of a function's calls, and their shares: by the trace, else by the libraries called."""
     tables = [library, gpu_libraries()["cupyx.scipy"]] if library.kind == "CuPy port" else [library]
     computed = [(table, each) for each in evidence.seen if each.operation.kind != "view" for table in tables]
     offers = [(offer, evidence.share([each])) for table, each in computed if (offer := table.offer(each.operation.name))]
@@ -273,10 +261,8 @@ def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float
     of_hosts = {name: share for name in library.hosts if (share := evidence.library(name)) >= LEAST_SHARE}
     if library.kind != "drop-in library" or not of_hosts or sum(share for _, share in offers) >= LEAST_SHARE:
         return offers
-    lines = [(", ".join(library.mentioned(line.source)), line.share) for line in evidence.function.lines]
-    of_lines = [(Offer("offered", names, "by the text of its lines"), share) for names, share in lines if names]
     condition = "" if library.whole else "as far as it calls what the library has"
-    return of_lines or [(Offer("offered", name, condition), share) for name, share in of_hosts.items()]
+    return [(Offer("offered", name, condition), share) for name, share in of_hosts.items()]
 
 
 def _some(names: Iterable[str]) -> str:

@@ -144,7 +144,7 @@ def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: fl
 
     for repeat in range(n_repeats):
         if not has_time():
-            yield f"{repeat} of {n_repeats} repeats: too little of time_limit_s={time_limit_s:g} was left for more"
+            yield f"{repeat} of {n_repeats} repeats: too little of the time limit was left for more"
             break
         yield from plain_runs()
         if has_time():

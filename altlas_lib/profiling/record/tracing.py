@@ -13,6 +13,7 @@ before its work is done (JAX, a GPU), so does its entry.
 """
 
 import contextlib
+import functools
 import gc
 import linecache
 import sys
@@ -50,9 +51,13 @@ def instrument_source(
 def _twins(
     source: str, file: str, functions: Collection[FunctionKey] | None, check_port: bool
 ) -> list[tuple[CodeType, CodeType]]:
-    plain = compile(source, file, "exec", dont_inherit=True)
-    marked = with_marks(source, file, check_port=check_port)
+    plain, marked = _compiled(source, file, check_port)
     return [*with_recorders(plain, marked, lambda key: Recorder(key) if functions is None or key in functions else None)]
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(source: str, file: str, check_port: bool) -> tuple[CodeType, CodeType]:
+    return compile(source, file, "exec", dont_inherit=True), with_marks(source, file, check_port=check_port)
 
 
 def trace(

@@ -128,6 +128,7 @@ class Child:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.kill()
                 process.wait(guardian.TO_DIE_S)
+        self._drains.join(guardian.TO_DIE_S)
         self._guardian.stdin.close()
         self._connection.close()
         return left

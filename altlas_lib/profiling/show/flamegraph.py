@@ -1,6 +1,6 @@
 """The flame graph of a profile: one self-contained HTML page, in an iframe that may run its few lines of script and no more."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import NamedTuple
@@ -76,13 +76,10 @@ def flame_graph(profile: WorkloadProfile) -> FlameGraph:
         ValueError: py-spy took no samples of the profile.
     """
     if not profile.stacks:
-        raise ValueError(f"the profile of {profile.workload!r} holds no stacks; its notes say why: {_sentence(profile.notes)}")
+        notes = "; ".join(profile.notes) or "it has none"
+        raise ValueError(f"the profile of {profile.workload!r} holds no stacks; its notes say why: {notes}")
     frames = frames_of(profile.stacks)
     depth = 1 + max(frame.depth for frame in frames)
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("flamegraph.html.j2").render(profile=profile, frames=frames, depth=depth, row_px=_ROW_PX)
     return FlameGraph(page, _ROW_PX * (depth + 2) + 16)
-
-
-def _sentence(notes: Sequence[str]) -> str:
-    return "; ".join(notes) or "it has none"

@@ -4,13 +4,14 @@ Each function draws into an Axes and returns it; the title states the message, t
 """
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from ...devices import GpuSpec
 from ...figures import COLOURS, draw_roofs, end_of_name, name_rows, short_number
-from ...results import Candidate, Ceilings, WorkloadProfile, format_value
+from ...results import Candidate, Ceilings, TimeClass, WorkloadProfile, format_value
 
 
 def function_shares(ax: Axes, profile: WorkloadProfile, *, n_functions: int = 6) -> Axes:
@@ -35,15 +36,7 @@ def function_shares(ax: Axes, profile: WorkloadProfile, *, n_functions: int = 6)
     return ax
 
 
-_CLASS_COLOURS = {
-    "interpreter": "orange",
-    "regex": "red",
-    "parsing": "purple",
-    "arrays": "blue",
-    "framework": "sky",
-    "other native": "green",
-    "waiting": "grey",
-}
+_CLASS_COLOURS = dict(zip(get_args(TimeClass), ("orange", "red", "blue", "sky", "purple", "grey", "green"), strict=True))
 
 
 def time_classes(ax: Axes, profiles: Sequence[WorkloadProfile], *, n_functions: int = 4) -> Axes:
@@ -54,21 +47,17 @@ def time_classes(ax: Axes, profiles: Sequence[WorkloadProfile], *, n_functions: 
         for function in profile.functions[:n_functions]
         if function.own_by_class
     ]
-    left = np.zeros(len(functions))
+    left, in_all = np.zeros(len(functions)), {}
     for name, colour in _CLASS_COLOURS.items():
-        shares = np.array([100 * f.sampled_own_share * f.own_by_class.get(name, 0) for _, f in functions])
+        shares = np.array([f.sampled_own_share * f.own_by_class.get(name, 0) for _, f in functions])
         if shares.any():
-            ax.barh(range(len(functions)), shares, 0.7, left, label=name, color=COLOURS[colour])
-        left += shares
+            ax.barh(range(len(functions)), 100 * shares, 0.7, left, label=name, color=COLOURS[colour])
+        left += 100 * shares
+        in_all[name] = shares.sum() / (len(profiles) or 1)
     name_rows(ax, range(len(functions)), [f"{workload}: {function.name}" for workload, function in functions])
     ax.set_xlabel("share of the workload's time (%), by py-spy's native frames")
-    by_class = {
-        name: sum(f.sampled_own_share * f.own_by_class.get(name, 0) for p in profiles for f in p.functions)
-        / (len(profiles) or 1)
-        for name in _CLASS_COLOURS
-    }
-    most = max(by_class, key=by_class.__getitem__)
-    ax.set_title(f"Most of the time goes into {most}: {by_class[most]:.0%}")
+    most = max(in_all, key=in_all.get)
+    ax.set_title(f"Most of the time goes into {most}: {in_all[most]:.0%}")
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16), ncols=4, fontsize=9)
     return ax
 
@@ -82,22 +71,19 @@ def candidate_roofline(
     """
     draw_roofs(ax, ceilings, target_gpu)
     points = []
-    for profile in profiles:
-        for trace in profile.traces:
-            known = [operation for operation in trace.operations if operation.flops and operation.moved_bytes]
-            flops, seconds = sum(o.flops for o in known), sum(o.time_s for o in known)
-            if seconds:
-                points.append((seconds, trace.function, flops / sum(o.moved_bytes for o in known), flops))
+    for trace in (trace for profile in profiles for trace in profile.traces):
+        known = [operation for operation in trace.operations if operation.flops and operation.moved_bytes]
+        flops, moved_bytes, seconds = (sum(getattr(o, each) for o in known) for each in ("flops", "moved_bytes", "time_s"))
+        if seconds:
+            points.append((seconds, end_of_name(trace.function), flops / moved_bytes, flops / seconds / 1e9))
     points = sorted(points, reverse=True)[:n_points]
-    for (seconds, name, intensity, flops), marker in zip(points, "osD^vP*X", strict=False):
-        label = f"{end_of_name(name)} ({format_value(seconds, 's')})"
-        ax.plot(intensity, flops / seconds / 1e9, marker, color="black", markersize=8, markerfacecolor="white", label=label)
+    for (seconds, name, intensity, gflops), marker in zip(points, "osD^vP*X", strict=False):
+        label = f"{name} ({format_value(seconds, 's')})"
+        ax.plot(intensity, gflops, marker, color="black", markersize=8, markerfacecolor="white", label=label)
+    ax.set_title("No array operations of known cost were seen")
     if points:
-        seconds, name, intensity, flops = points[0]
-        rate = short_number(flops / seconds / 1e9)
-        ax.set_title(f"{end_of_name(name)}: {short_number(intensity)} operations per byte, {rate} GFLOP/s here")
-    else:
-        ax.set_title("No array operations of known cost were seen")
+        _, name, intensity, gflops = points[0]
+        ax.set_title(f"{name}: {short_number(intensity)} operations per byte, {short_number(gflops)} GFLOP/s here")
     ax.set_ylabel("rate (GFLOP/s)")
     ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2, fontsize=8)
     return ax
@@ -119,8 +105,7 @@ def projected_gains(ax: Axes, candidates: Sequence[Candidate], target_gpu: GpuSp
     ax.margins(x=0.3)
     ax.set_xlabel(f"projected gain of the function on {target_gpu.name}, not run\npale: data already on the GPU")
     best = max(rows, key=lambda candidate: candidate.gain.low, default=None)
+    ax.set_title(f"No candidate is sure to gain on {target_gpu.name}")
     if best and best.gain.low > 1:
         ax.set_title(f"{best.function}: {best.gain} as fast on {target_gpu.name}, projected")
-    else:
-        ax.set_title(f"No candidate is sure to gain on {target_gpu.name}")
     return ax

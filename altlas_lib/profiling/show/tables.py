@@ -1,165 +1,134 @@
-"""Profiles and candidates as tables, the same for notebook and terminal, and the finding in words."""
+"""Profiles and candidates as tables, the same for notebook and terminal, and the finding in words.
 
+`tables.toml` says what the columns are; here is what rows are made of.
+"""
+
+import functools
+import operator
 import textwrap
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from types import SimpleNamespace
+from typing import Any
 
 from ... import tables
-from ...results import ArrayOperation, Candidate, Quantity, WorkloadProfile, format_value
+from ...results import Candidate, Quantity, WorkloadProfile, format_value
 from ..project.gpu_libraries import cupy_coverage
 
 _STAYS = ("leave it", "unknown")  # a gain beside these would be quoted, and is none
 
 
+@functools.cache
+def _layouts() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(resources.files(__package__).joinpath("tables.toml").read_text("utf-8"))
+
+
+def _table(name: str, rows: Iterable[Mapping[str, Any]]) -> tables.Table:
+    """Laid out as tables.toml has it, of rows that are parts by name."""
+    layout = _layouts()[name]
+    cells = [{title: _cell(shown, row) for title, shown in layout["columns"].items()} for row in rows]
+    return tables.show(cells, formats=layout.get("formats"), missing=layout.get("missing", ""))
+
+
+def _cell(shown: str, parts: Mapping[str, Any]) -> str | float | None:
+    """None where a part is missing."""
+    if "{" in shown:
+        return shown.format(**parts)
+    try:
+        value = operator.attrgetter(shown)(SimpleNamespace(**parts))
+    except AttributeError:
+        return None
+    return value if value is None or isinstance(value, int | float) else str(value)
+
+
 def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> tables.Table:
     """The `n_rows` first functions: ms of one run under cProfile, percent of the workload's time."""
-    rows = [
+    rows = (
         {
-            "function": function.name,
-            "where": f"{function.file}:{function.line}",
-            "calls": function.n_calls,
-            "own (ms)": _milliseconds(function.own),
-            "cumulative (ms)": _milliseconds(function.cumulative),
-            "own (%)": _percent(profile.cprofile_share(function)),
-            "own, py-spy (%)": _percent(function.sampled_own_share),
-            "on the stack, py-spy (%)": _percent(function.sampled_share),
-            "most of own is in": _largest(function.own_by_library),
-            "what ran": _largest(function.own_by_class),
+            "function": function,
+            "own_ms": _times(1e3, function.own and function.own.value),
+            "cumulative_ms": _times(1e3, function.cumulative and function.cumulative.value),
+            "own_share": profile.cprofile_share(function),
+            "libraries": _largest(function.own_by_library),
+            "classes": _largest(function.own_by_class),
         }
         for function in profile.functions[:n_rows]
-    ]
-    numbers = ("own (ms)", "cumulative (ms)", "own (%)", "own, py-spy (%)", "on the stack, py-spy (%)")
-    return tables.show(rows, formats={"calls": "{:,.0f}", **dict.fromkeys(numbers, "{:,.1f}")}, missing="not seen")
+    )
+    return _table("function_table", rows)
 
 
-def _milliseconds(time: Quantity | None) -> float | None:
-    return None if time is None else 1e3 * time.value
+def _times(factor: float, value: float | None) -> float | None:
+    return None if value is None else factor * value
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
-def _largest(shares: dict[str, float]) -> str:
+def _largest(shares: Mapping[str, float]) -> str:
     largest = sorted(shares.items(), key=lambda item: -item[1])[:2]
     return ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.05)
 
 
 def line_table(profile: WorkloadProfile, *, n_rows: int = 8) -> tables.Table:
     """The most expensive lines of the hottest functions, under line_profiler."""
-    lines = [
-        (profile.share(function) * line.share, function, line) for function in profile.functions for line in function.lines
-    ]
-    lines.sort(key=lambda item: -item[0])
-    rows = [
-        {
-            "function": function.name,
-            "line": line.line,
-            "source": line.source.strip(),
-            "hits": line.n_hits,
-            "of the function (%)": 100 * line.share,
-        }
-        for _, function, line in lines[:n_rows]
-    ]
-    return tables.show(rows, formats={"hits": "{:,}", "of the function (%)": "{:.0f}"})
+    lines = [(function, line) for function in profile.functions for line in function.lines]
+    lines.sort(key=lambda item: -profile.share(item[0]) * item[1].share)
+    rows = ({"function": function, "line": line, "source": line.source.strip()} for function, line in lines[:n_rows])
+    return _table("line_table", rows)
 
 
 def operation_table(profile: WorkloadProfile, *, n_rows: int = 10) -> tables.Table:
     """The operations on arrays that took most time: what they computed on, and the rates that they reached on this CPU."""
-    seen = [(trace.function, operation) for trace in profile.traces for operation in trace.operations]
-    seen.sort(key=lambda item: -item[1].time_s)
-    rows = [{"function": function, **_operation_row(operation)} for function, operation in seen[:n_rows]]
-    return tables.show(rows, formats={"calls": "{:,}", "GFLOP/s": "{:.3g}", "GB/s": "{:.3g}"}, missing="not known")
-
-
-def _operation_row(operation: ArrayOperation) -> dict:
-    def rate(amount: float | None) -> float | None:
-        return None if amount is None or not operation.time_s else amount / operation.time_s / 1e9
-
-    return {
-        "operation": operation.name,
-        "kind": operation.kind,
-        "on": ", ".join(operation.operands),
-        "calls": operation.n_calls,
-        "time": format_value(operation.time_s, "s"),
-        "GFLOP/s": rate(operation.flops),
-        "GB/s": rate(operation.moved_bytes),
-    }
+    seen = [(trace, each) for trace in profile.traces for each in trace.operations]
+    rows = (
+        {
+            "trace": trace,
+            "operation": each,
+            "operands": ", ".join(each.operands),
+            "time": format_value(each.time_s, "s"),
+            "gflops": _times(1e-9 / each.time_s, each.flops) if each.time_s else None,
+            "gb_per_s": _times(1e-9 / each.time_s, each.moved_bytes) if each.time_s else None,
+        }
+        for trace, each in sorted(seen, key=lambda item: -item[1].time_s)[:n_rows]
+    )
+    return _table("operation_table", rows)
 
 
 def tool_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
     """Which tool gave which figures, and how many times as long the workload took under it."""
-    rows = [
-        {
-            "workload": profile.workload,
-            "tool": f"{tool.tool} {tool.version}",
-            "gave": tool.gave,
-            "its runs, times as long": None if tool.factor is None else f"{tool.factor:.2f}x",
-        }
-        for profile in profiles
-        for tool in profile.tools
-    ]
-    return tables.show(rows, missing="not comparable")
+    return _table("tool_table", ({"profile": profile, "tool": tool} for profile in profiles for tool in profile.tools))
 
 
 def baseline_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
     """One run of each workload without a profiler, with the number of BLAS threads that suits it best."""
-    rows = [
+    rows = (
         {
-            "workload": profile.workload,
-            "one run": str(profile.total),
-            "fastest to slowest": f"{format_value(profile.total.low, 's')} to {format_value(profile.total.high, 's')}",
-            "runs": profile.total.n_runs,
-            "fastest, by BLAS threads": ", ".join(
-                f"{n}: {format_value(seconds, 's')}" for n, seconds in sorted(profile.seconds_by_n_threads.items())
-            ),
-            "peak memory": str(profile.peak_memory) if profile.peak_memory else None,
+            "profile": profile,
+            "fastest": format_value(profile.total.low, "s"),
+            "slowest": format_value(profile.total.high, "s"),
+            "by_threads": ", ".join(f"{n}: {format_value(s, 's')}" for n, s in sorted(profile.seconds_by_n_threads.items())),
         }
         for profile in profiles
         if profile.total
-    ]
-    return tables.show(rows, missing="not measured")
+    )
+    return _table("baseline_table", rows)
 
 
 def candidate_table(candidates: Sequence[Candidate]) -> tables.Table:
     """The candidates with the greatest share first: projected gains, and the advice with its reason."""
-    rows = [
-        {
-            "workload": candidate.workload,
-            "function": candidate.function,
-            "share": f"{candidate.share:.0%}",
-            "advice": candidate.advice,
-            "function, projected": _gain(candidate, candidate.gain),
-            "workload, projected": _gain(candidate, candidate.workload_gain),
-            "bound by": candidate.projection.bound_by if candidate.projection else None,
-            "such projections": candidate.projection and candidate.projection.accuracy and str(candidate.projection.accuracy),
-            "why": candidate.reason,
-        }
-        for candidate in candidates
-    ]
-    return tables.show(rows, missing="not projected")
 
+    def shown(candidate: Candidate, gain: Quantity | None) -> Quantity | str | None:
+        return "no gain in sight" if gain and candidate.advice == "leave it" else gain
 
-def _gain(candidate: Candidate, gain: Quantity | None) -> str | None:
-    return "no gain in sight" if gain and candidate.advice == "leave it" else gain and str(gain)
+    rows = ({"candidate": c, "gain": shown(c, c.gain), "workload_gain": shown(c, c.workload_gain)} for c in candidates)
+    return _table("candidate_table", rows)
 
 
 def route_table(candidates: Sequence[Candidate]) -> tables.Table:
     """Every way out of each candidate, the cheapest first: what is measured, projected or only offered."""
     answers = {True: "same", False: "DIFFERS", None: "not compared"}
-    rows = [
-        {
-            "function": candidate.function,
-            "way": route.kind,
-            "by": route.name,
-            "known": route.standing,
-            "whole workload": route.gain and str(route.gain),
-            "answer": answers[route.same_answer],
-            "what it takes": route.why,
-        }
-        for candidate in candidates
-        for route in candidate.routes
-    ]
-    return tables.show(rows, missing="not timed")
+    routes = ((candidate, route) for candidate in candidates for route in candidate.routes)
+    return _table(
+        "route_table", ({"candidate": c, "route": route, "answer": answers[route.same_answer]} for c, route in routes)
+    )
 
 
 def port_table(profile: WorkloadProfile) -> tables.Table:
@@ -167,15 +136,12 @@ def port_table(profile: WorkloadProfile) -> tables.Table:
     rows = []
     for trace in profile.traces:
         coverage = cupy_coverage(operation.name for operation in trace.operations if operation.kind != "view")
-        copies = (f"line {each.line}: {each.what} ({each.n_times:,} times)" for each in trace.hidden_transfers)
-        rows.append(
-            {
-                "function": trace.function,
-                **{f"CuPy: {standing}": ", ".join(names) for standing, names in coverage._asdict().items()},
-                "would copy to the host": ", ".join(copies),
-            }
-        )
-    return tables.show(rows)
+        copies = ", ".join(f"line {each.line}: {each.what} ({each.n_times:,} times)" for each in trace.hidden_transfers)
+        rows.append({"trace": trace, "copies": copies} | {name: ", ".join(some) for name, some in coverage._asdict().items()})
+    return _table("port_table", rows)
+
+
+# In words ----------------------------------------------------------------------------------------------------------------
 
 
 def finding(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]) -> str:

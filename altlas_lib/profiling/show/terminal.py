@@ -21,7 +21,7 @@ def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = (
         return textwrap.fill(plain(text), width, initial_indent=indent, subsequent_indent=indent)
 
     functions = tables.function_table(profile, n_rows=_N_FUNCTIONS)
-    share = "own, py-spy (%)" if profile.n_samples else "own (%)"
+    share = "own, py-spy" if profile.n_samples else "own"
     columns = ("function", "where", "calls", "own (ms)", "cumulative (ms)", share, "what ran")
     sections = [
         "\n".join(wrapped(line, "") for line in _header(profile)),
@@ -38,17 +38,13 @@ def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = (
     return "\n\n".join(section for section in sections if section)
 
 
-def _header(profile: WorkloadProfile) -> list[str]:
-    lines = [profile.target]
-    if profile.total:
-        (row,) = tables.baseline_table([profile]).rows
-        lines += [
-            f"one run: {row['one run']} ({row['fastest to slowest']} in {row['runs']} runs) on {profile.total.device}",
-            f"fastest run by BLAS threads: {row['fastest, by BLAS threads']}",
-        ]
+def _header(profile: WorkloadProfile) -> Iterator[str]:
+    yield profile.target
+    for row in tables.baseline_table([profile]).rows:
+        yield f"one run: {row['one run']} ({row['fastest to slowest']} in {row['runs']} runs) on {profile.total.device}"
+        yield f"fastest run by BLAS threads: {row['fastest, by BLAS threads']}"
     if profile.peak_memory:
-        lines.append(f"peak memory beyond what the process held at first: {profile.peak_memory}")
-    return lines
+        yield f"peak memory beyond what the process held at first: {profile.peak_memory}"
 
 
 def _answer(candidate: Candidate) -> Iterator[str]:

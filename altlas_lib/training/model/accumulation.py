@@ -7,13 +7,13 @@ micro-batch but not its update, and the growth of the loss scale is counted in m
 
 from dataclasses import dataclass
 
-from .backend import across_replicas, keras, n_replicas, serializable
+from ..backend import across_replicas, keras, n_replicas, serializable
 
 ops = keras.ops
 
 
 @dataclass(frozen=True)
-class Cut:
+class MicroBatching:
     """How an epoch is cut: into updates of `batch_size` samples, these into micro-batches; the last of either may be short.
 
     Raises:
@@ -33,7 +33,7 @@ class Cut:
         if self.n_samples < self.batch_size:
             raise ValueError(
                 f"there are {self.n_samples} samples, one update takes {self.batch_size}: "
-                "make the batch smaller or the series longer"
+                "make the batch smaller, or give more samples"
             )
 
     @property
@@ -68,24 +68,25 @@ class AccumulatingOptimizer(keras.optimizers.Optimizer):
     and "mean_with_sample_weight" a micro-batch's share of the samples is not its share of the loss.
 
     Args:
-        cut: of every epoch that the model is trained on.
+        micro_batching: of every epoch that the model is trained on.
     """
 
-    def __init__(self, inner_optimizer: keras.optimizers.Optimizer, cut: Cut, name: str = "accumulating"):
+    def __init__(self, inner_optimizer: keras.optimizers.Optimizer, micro_batching: MicroBatching, name: str = "accumulating"):
         super().__init__(learning_rate=0.0, name=name)  # not used: the inner one has its own
-        self.inner_optimizer, self.cut = inner_optimizer, cut
+        self.inner_optimizer, self.micro_batching = inner_optimizer, micro_batching
         self.index = self.add_variable((), dtype="int", aggregation="only_first_replica", name="micro_batch")
 
     def build(self, variables):
         if self.built:
             return
         self.sums = [self.add_variable_from_reference(variable, "gradient_sum") for variable in variables]
-        self.inner_optimizer.build(variables)
+        if not self.inner_optimizer.built:  # a LossScaleOptimizer would make its variables once more
+            self.inner_optimizer.build(variables)
         super().build(variables)
 
     @property
     def variables(self):
-        return self._variables + self.inner_optimizer.variables
+        return [*super().variables, *self.inner_optimizer.variables]
 
     @property
     def iterations(self):
@@ -105,7 +106,7 @@ class AccumulatingOptimizer(keras.optimizers.Optimizer):
 
     def _share_and_whether_last(self):
         """The part of its update's samples that the micro-batch at hand has; whether it completes the update."""
-        cut, index = self.cut, ops.cast(self.index, "int32")
+        cut, index = self.micro_batching, ops.cast(self.index, "int32")
         n_whole, rest = divmod(cut.n_samples, cut.batch_size)
         batch_size = ops.where(index // cut.n_per_update < n_whole, cut.batch_size, rest)
         remaining = batch_size - index % cut.n_per_update * cut.micro_batch_size
@@ -116,8 +117,8 @@ class AccumulatingOptimizer(keras.optimizers.Optimizer):
         share, _ = self._share_and_whether_last()
         return self.inner_optimizer.scale_loss(loss * ops.cast(share, loss.dtype))
 
-    def _count(self):
-        self.index.assign((self.index + 1) % self.cut.n_micro_batches)
+    def _count_micro_batch(self):
+        self.index.assign((self.index + 1) % self.micro_batching.n_micro_batches)
 
     def apply(self, grads, trainable_variables=None):
         """Where variables are changed in place: TensorFlow, PyTorch."""
@@ -127,42 +128,46 @@ class AccumulatingOptimizer(keras.optimizers.Optimizer):
             across_replicas(self._apply, grads)
         else:
             self._apply(lambda function, args=(): function(*args), grads)
-        self._count()
+        self._count_micro_batch()
 
     def _apply(self, on_each, grads):
-        on_each(self._add, args=(grads,))
-        ops.cond(self._share_and_whether_last()[1], lambda: on_each(self._update), lambda: None)
+        on_each(self._add_to_sums, args=(grads,))
+        ops.cond(self._share_and_whether_last()[1], lambda: on_each(self._apply_sums), lambda: None)
 
-    def _add(self, grads):
+    def _add_to_sums(self, grads):
         for total, gradient in zip(self.sums, grads, strict=True):
             if gradient is not None:  # of a weight that the loss does not depend on
                 self.assign_add(total, gradient)
 
-    def _update(self):
+    def _apply_sums(self):
         self.inner_optimizer.apply([ops.convert_to_tensor(total) for total in self.sums])
         for total in self.sums:
             self.assign(total, ops.zeros_like(total))  # subtracted, an infinity would stay
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         """Where values go in and come out: JAX."""
-        counters, inner = self._variables[: -len(self.sums)], optimizer_variables[len(self._variables) :]
+        own = super().variables
+        inner = optimizer_variables[len(own) :]
         with keras.StatelessScope(zip(self.variables, optimizer_variables, strict=True)) as scope:
             _, is_last = self._share_and_whether_last()
-            self._count()
+            self._count_micro_batch()
+            # Of a weight that the loss does not depend on JAX gives zeros, never None.
             sums = [total + gradient for total, gradient in zip(self.sums, grads, strict=True)]
 
-        def update():
-            updated = self.inner_optimizer.stateless_apply(inner, sums, trainable_variables)
-            return *updated, [ops.zeros_like(total) for total in sums]
+            def update():
+                updated = self.inner_optimizer.stateless_apply(inner, sums, trainable_variables)
+                return *updated, [ops.zeros_like(total) for total in sums]
 
-        trainable, new_inner, new_sums = ops.cond(is_last, update, lambda: (trainable_variables, inner, sums))
-        return trainable, [*map(scope.get_current_value, counters), *new_sums, *new_inner]
+            trainable, new_inner, new_sums = ops.cond(is_last, update, lambda: (trainable_variables, inner, sums))
+            for total, value in zip(self.sums, new_sums, strict=True):
+                total.assign(value)
+        return trainable, [*map(scope.get_current_value, own), *new_inner]
 
     def get_config(self):
         inner = keras.saving.serialize_keras_object(self.inner_optimizer)
-        return {"name": self.name, "inner_optimizer": inner, "cut": vars(self.cut)}
+        return {"name": self.name, "inner_optimizer": inner, "micro_batching": vars(self.micro_batching)}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects=custom_objects)
-        return cls(inner, Cut(**config["cut"]), config["name"])
+        return cls(inner, MicroBatching(**config["micro_batching"]), config["name"])

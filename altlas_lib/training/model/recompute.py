@@ -11,7 +11,8 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from .backend import keras, serializable
+from ..backend import keras, serializable
+from ..private import seed_generators, sublayers
 
 layers = keras.layers
 _UPDATED_WHEN_CALLED = (layers.BatchNormalization, layers.SpectralNormalization)
@@ -27,22 +28,22 @@ class _SameSeeds:
 
     def __enter__(self) -> None:
         self.n_drawn = 0
-        self.generator.next = self._next  # in front of the class's method
+        self.generator.next = self._draw  # in front of the class's method
 
     def __exit__(self, *error) -> None:
         del self.generator.next
 
-    def _next(self, ordered: bool = True) -> Any:
-        seed = self._after(self.n_drawn)
+    def _draw(self, ordered: bool = True) -> Any:
+        seed = self._state_after(self.n_drawn)
         self.n_drawn += 1
         return seed
 
-    def _after(self, n_draws: int) -> Any:
+    def _state_after(self, n_draws: int) -> Any:
         return self.start + keras.ops.convert_to_tensor([0, n_draws], self.generator.state.dtype)
 
     def advance(self) -> None:
         """Leave the generator as if the numbers had been drawn from it once."""
-        self.generator.state.assign(self._after(self.n_drawn))
+        self.generator.state.assign(self._state_after(self.n_drawn))
 
 
 def recomputed(function: Callable, layer: keras.layers.Layer, x: Any) -> Any:
@@ -59,7 +60,7 @@ def recomputed(function: Callable, layer: keras.layers.Layer, x: Any) -> Any:
     weights = layer.trainable_variables
     # Copies: on TensorFlow a conversion is the variable itself, whose gradient eager mode would then count twice.
     fixed = [(variable, keras.ops.copy(variable)) for variable in layer.non_trainable_variables]
-    generators = [generator for sublayer in layer._flatten_layers() for generator in sublayer._seed_generators]
+    generators = seed_generators(layer)
     if any("next" in vars(generator) for generator in generators):
         return function(x)  # within a layer that is computed again as a whole
     seeds = [_SameSeeds(generator) for generator in generators]
@@ -87,7 +88,7 @@ class Recompute(layers.Wrapper):
 
     def build(self, input_shape=None):
         super().build(input_shape)
-        for sublayer in self._flatten_layers():
+        for sublayer in sublayers(self):
             if isinstance(sublayer, _UPDATED_WHEN_CALLED) or getattr(sublayer, "activity_regularizer", None):
                 raise ValueError(
                     f"layer {sublayer.name!r} ({type(sublayer).__name__}) updates variables or adds a loss when it is called, "

@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from ..data import Series
-from ..results import Kept, Quality
-from .metrics import ACCURACY, Predictions, base_rate_predictions, evaluate, interval, resampled, scores
-from .model import ModelConfig, build_model, option1, option2
-from .train import train
-from .windows import Samples, prepare
+from ...data import Series
+from ...results import Kept, Quality
+from ..fit.stages import train
+from ..model.config import ModelConfig, option1, option2
+from ..model.multi_scale import build_model
+from ..model.predictions import Predictions
+from ..model.windows import Samples, prepare
+from .metrics import ACCURACY, base_rate_predictions, evaluate, interval, resampled, scores
 
 # The plan's options and the shares of quality that it says they keep.
 OPTIONS: dict[str, tuple[Callable[[ModelConfig], ModelConfig], tuple[float, float]]] = {

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from .backend import keras, serializable
+from ..backend import keras, serializable
+from .config import CLASSIFICATION, REGRESSION, THRESHOLD_HEAD
 
 
 @serializable
@@ -77,7 +78,7 @@ def compile_losses(below_weight: float, above_weight: float, gamma: float = 0.0)
     threshold: class-weighted binary cross-entropy, with `gamma` focal.
     """
     return {
-        "regression": keras.losses.MeanAbsoluteError(),
-        "classification": keras.losses.SparseCategoricalCrossentropy(),
-        "threshold": WeightedBinaryCrossentropy(below_weight, above_weight, gamma),
+        REGRESSION: keras.losses.MeanAbsoluteError(),
+        CLASSIFICATION: keras.losses.SparseCategoricalCrossentropy(),
+        THRESHOLD_HEAD: WeightedBinaryCrossentropy(below_weight, above_weight, gamma),
     }

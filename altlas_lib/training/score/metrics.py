@@ -7,32 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from ..data import CrashSeries, Series
-from ..results import Metric, Quantity, Remedy
-from .features import HIGH, THRESHOLD
-from .windows import Samples
+from ...data import CrashSeries, Series
+from ...results import Metric
+from ..model.features import HIGH, THRESHOLD
+from ..model.predictions import Predictions
+from ..model.windows import Samples
 
 ACCURACY, CLASS_ACCURACY = "accuracy at 1.5", "accuracy of 3 classes"
 FALSE_SIGNALS, LOG_ERROR = 'false "above" signals', "error of log value"
 WITH_A_BEST = (ACCURACY, CLASS_ACCURACY, LOG_ERROR)
 
 _N_RESAMPLES = 2000
-_BLOCK, _FEWEST_BLOCKS = 50, 40  # values; the planted regime looks 31 values back
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """A forecast of n values.
-
-    Attributes:
-        above: (n,) bool, the value will be 1.5 or more.
-        classes: (n,) int, 0 for below 1.5, 1 for 1.5 to 10, 2 for 10 and more.
-        logs: (n,) float, log of the value.
-    """
-
-    above: np.ndarray
-    classes: np.ndarray
-    logs: np.ndarray
+_FEWEST_BLOCKS, _MOST_BLOCKS = 40, 2000
 
 
 def base_rate_predictions(samples: Samples) -> Predictions:
@@ -87,7 +73,8 @@ def resampled(*groups: Sequence[Score]) -> list[np.ndarray]:
     """What each group's mean score might as well have been: (2,000,) each, a bootstrap over values and seeds.
 
     Values are drawn in blocks of neighbours, which may depend on each other (Carlstein 1986,
-    https://doi.org/10.1214/aos/1176350057), the same ones for all groups; seeds within each group. There are an imagined
+    https://doi.org/10.1214/aos/1176350057), the same ones for all groups, as long as `block_length` says; seeds within each
+    group. There are an imagined
     win and loss of the first group against the others among the values, as Bonett and Price (2012) do for paired shares:
     where forecasts seldom differ, a few lucky values prove nothing. A draw from so few seeds spreads too little: its distance
     from their mean is stretched to that of Student's t, which makes three seeds as uncertain as they are.
@@ -96,7 +83,7 @@ def resampled(*groups: Sequence[Score]) -> list[np.ndarray]:
         groups: of each configuration the scores of its seeds, all of the same n values.
     """
     rng, n = np.random.default_rng(0), len(groups[0][0].parts)
-    n_blocks = max(n // _BLOCK, min(n, _FEWEST_BLOCKS))
+    n_blocks = -(-n // block_length(groups))
     starts = np.arange(n_blocks) * n // n_blocks
 
     def draw(n_things: int) -> np.ndarray:
@@ -116,6 +103,41 @@ def resampled(*groups: Sequence[Score]) -> list[np.ndarray]:
             of_seeds += stretch * ((draw(n_seeds).T * values).sum(axis=0) / n_seeds - of_seeds)
         means.append(of_seeds)
     return means
+
+
+def block_length(groups: Sequence[Sequence[Score]]) -> int:
+    """How many neighbouring values to draw together: what the dependence between the groups' differences asks for.
+
+    Politis and White (2004, https://doi.org/10.1081/ETC-120028836), corrected by Patton, Politis and White (2009), for the
+    circular bootstrap; at least `_FEWEST_BLOCKS` blocks, and longer blocks than needed rather than more than `_MOST_BLOCKS`.
+    """
+    means = [np.mean([each.parts for each in group], axis=0) for group in groups]
+    n = len(means[0])
+    needed = max(_dependence_length(mean - means[-1]) for mean in means[:-1])
+    return min(max(needed, -(-n // _MOST_BLOCKS)), max(1, n // _FEWEST_BLOCKS))
+
+
+def _dependence_length(differences: np.ndarray) -> int:
+    n = len(differences)
+    x, n_quiet = differences - differences.mean(), max(5, math.ceil(math.sqrt(math.log10(n))))
+    lags = np.arange(min(math.ceil(math.sqrt(n)) + n_quiet, n))
+    covariances = np.array([x[: n - lag] @ x[lag:] for lag in lags]) / n
+    if covariances[0] < 1e-15:
+        return 1
+    loud = np.flatnonzero(np.abs(covariances) > 2 * math.sqrt(math.log10(n) / n) * covariances[0])
+    gaps = np.flatnonzero(np.diff([*loud, lags[-1] + n_quiet + 1]) > n_quiet)
+    last = loud[gaps[0]]  # after it come so many lags without a correlation to speak of
+    width = min(2 * max(last, 1), lags[-1])
+    taper = np.clip(2 * (1 - lags / max(width, 1)), 0, 1)
+    spectrum = 2 * (taper * covariances).sum() - covariances[0]
+    slope = 2 * (taper * lags * covariances).sum()
+    return max(1, math.ceil((1.5 * slope**2 / max(spectrum**2, 1e-30) * n) ** (1 / 3)))
+
+
+def constant_answer(forecasts: Sequence[Predictions]) -> str | None:
+    """What all forecasts of all seeds say of every value; None where they tell values apart."""
+    said = np.unique([each.above for each in forecasts])
+    return None if len(said) > 1 else f"{THRESHOLD} or more" if said[0] else f"below {THRESHOLD}"
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -162,6 +184,7 @@ def compare(
                 n_samples=round(np.mean([each.counts.sum() for each in of_seeds])),
                 gain_low=gain_low,
                 gain_high=gain_high,
+                block_length=block_length([of_seeds, [base]]),
             )
         )
     return metrics
@@ -177,49 +200,3 @@ def evaluate(model: Predictions | Sequence[Predictions], samples: Samples, serie
     test = samples.split.test
     best = best_possible_predictions(series, test) if isinstance(series, CrashSeries) else None
     return compare(model, base_rate_predictions(samples), samples.values[test], best)
-
-
-def verdict(accuracy: Metric) -> str:
-    """What an accuracy says about the model, claiming no more than its interval bears out."""
-    gain = f"{_points(accuracy.model - accuracy.base_rate)} points"
-    interval = f"95 % interval {_points(accuracy.gain_low)} to {_points(accuracy.gain_high)}"
-    best = accuracy.best_possible
-    if best is not None:
-        interval += f"; {_points(best - accuracy.base_rate)} possible"
-    if best is not None and best <= accuracy.base_rate:
-        return (
-            f"on these values nothing can be predicted, the true odds do no better; the model's {gain} are noise ({interval})"
-        )
-    if accuracy.gain_low > 0:
-        return f"the model predicts, by {gain} ({interval})"
-    if accuracy.gain_high < 0:
-        return f"the model does worse than no model, by {gain} ({interval})"
-    return f"no sign that the model predicts anything, {gain} are within the sampling error ({interval})"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
-
-
-def finding(accuracy: Metric, *, preset: str, source_name: str, step_time: Quantity, remedies: Sequence[Remedy] = ()) -> str:
-    """The chapter in one sentence, or two where something was planned."""
-    learned = (
-        f"{source_name}: the {preset} model, trained on {step_time.device} in {step_time} per micro-batch ({step_time.basis}), "
-        f"calls {accuracy.model:.1%} of {accuracy.n_samples:,} unseen values right as below {THRESHOLD} or not, the base rate "
-        f"{accuracy.base_rate:.1%}; {verdict(accuracy)}."
-    )
-    return " ".join(filter(None, (_fit(remedies), learned)))
-
-
-def _fit(remedies: Sequence[Remedy]) -> str:
-    """Whether the first, the model as it is, fits, and which others do."""
-    if not remedies or not (first := remedies[0].plan):
-        return ""
-    others = [remedy for remedy in remedies[1:] if remedy.plan and remedy.plan.verdict == "fits"]
-    does = {"fits": "fits", "tight": "fits barely", "undecided": "may or may not fit"}.get(first.verdict, "does not fit")
-    helped = ""
-    if others and first.verdict != "fits":
-        helped = f"; with {others[0].name} it needs {others[0].plan.peak} and fits"
-        helped += f", as with {len(others) - 1} more remedies" if len(others) > 1 else ""
-    batch = f"in batches of {first.configuration['batch_size']}"
-    return f"The {remedies[0].name} {batch} needs {first.peak} ({first.peak.basis}) and {does} a {first.gpu}{helped}."

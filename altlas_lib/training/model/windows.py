@@ -6,9 +6,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from sklearn.preprocessing import StandardScaler
 
-from .accumulation import Cut
-from .backend import keras
-from .features import FEATURE_WINDOWS, HIGH, THRESHOLD, rolling_features
+from .config import CLASSIFICATION, FEATURE_WINDOWS, REGRESSION, THRESHOLD_HEAD
+from .features import HIGH, THRESHOLD, rolling_features
 
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2
 MIN_SAMPLES = 100
@@ -56,9 +55,9 @@ class Samples:
         """What each head is to say: `regression` (log value), `classification` (0, 1, 2), `threshold` (0.0 or 1.0)."""
         values = self.values[positions]
         return {
-            "regression": np.log(values).astype("float32"),
-            "classification": np.digitize(values, (THRESHOLD, HIGH)),
-            "threshold": (values >= THRESHOLD).astype("float32"),
+            REGRESSION: np.log(values).astype("float32"),
+            CLASSIFICATION: np.digitize(values, (THRESHOLD, HIGH)),
+            THRESHOLD_HEAD: (values >= THRESHOLD).astype("float32"),
         }
 
 
@@ -102,34 +101,23 @@ def prepare(values: np.ndarray, *, window: int) -> Samples:
     return Samples(values, scaled_logs.astype("float32"), scaled_features.astype("float32"), split)
 
 
-class Batches(keras.utils.PyDataset):
-    """Micro-batches of one epoch, gathered by position when they are asked for.
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Samples at some positions, gathered when they are asked for.
 
-    Args:
-        positions: (n,) the samples.
-        cut: of the epoch, into updates and micro-batches; `cut.n_samples` may be less than n, the others are left out.
-        seed: with one, each epoch has an order of its own, drawn from `[seed, epoch]`; without, it is that of `positions`.
-        start: the micro-batch to begin with, where an epoch is continued.
+    Attributes:
+        positions: (n,) of the samples.
+        window: of the model that they are for, in values.
     """
 
-    def __init__(
-        self,
-        samples: Samples,
-        positions: np.ndarray,
-        cut: Cut,
-        *,
-        window: int,
-        seed: int | None = None,
-        epoch: int = 0,
-        start: int = 0,
-    ):
-        super().__init__()
-        self.samples, self.cut, self.window, self.start = samples, cut, window, start
-        self.order = positions if seed is None else np.random.default_rng([seed, epoch]).permutation(positions)
+    samples: Samples
+    positions: np.ndarray
+    window: int
 
     def __len__(self) -> int:
-        return self.cut.n_micro_batches - self.start
+        return len(self.positions)
 
-    def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        positions = self.order[self.cut.bounds(self.start + index)]
+    def gather(self, at: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Inputs and targets of the samples `at` these places of `positions`."""
+        positions = self.positions[at]
         return self.samples.inputs(positions, self.window), self.samples.targets(positions)

@@ -8,148 +8,23 @@ Only Keras layers and `keras.ops`: the model is the same on TensorFlow, JAX and 
 """
 
 from collections import Counter
-from typing import Self
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from ..names import nearest
-from ..results import Model
-from .backend import keras, serializable
-from .features import N_FEATURES
+from ..backend import keras, serializable
+from .config import (
+    CLASSIFICATION,
+    N_FEATURES,
+    REGRESSION,
+    THRESHOLD_HEAD,
+    ModelConfig,
+    NBeatsConfig,
+    TcnConfig,
+    TransformerConfig,
+)
 from .recompute import ChunkedAttention, recomputed
 
 layers = keras.layers
-
-
-class NBeatsConfig(Model):
-    window: PositiveInt
-    units: PositiveInt
-    n_blocks: PositiveInt
-
-
-class TcnConfig(Model):
-    """One residual block per width in `filters` and dilation; each sees 2 (kernel_size - 1) dilation values further back."""
-
-    window: PositiveInt
-    filters: tuple[PositiveInt, ...]
-    kernel_size: PositiveInt = 3
-    dilations: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16, 32)
-
-
-class TransformerConfig(Model):
-    window: PositiveInt
-    d_model: PositiveInt
-    n_layers: PositiveInt
-    n_heads: PositiveInt
-    feed_forward: PositiveInt
-
-    @model_validator(mode="after")
-    def _heads_share_the_model_width(self) -> Self:
-        if self.d_model % 2 or self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model}: expected an even multiple of n_heads ({self.n_heads})")
-        return self
-
-
-class ModelConfig(Model):
-    """The sizes of the model. `window` values in each part are past values of the series that it looks at.
-
-    The last two switches save memory and change no result: weights, their names and the function are the same without.
-    """
-
-    nbeats: tuple[NBeatsConfig, ...] = ()
-    tcn: TcnConfig | None = None
-    transformer: TransformerConfig | None = None
-    fusion: tuple[PositiveInt, ...] = (512, 256)
-    dropout: NonNegativeFloat = Field(default=0.2, lt=1)
-    recompute: bool = Field(
-        default=False,
-        description="keep only the inputs of the Transformer's layers for the backward pass",
-    )
-    memory_efficient_attention: bool = Field(default=False, description="hold the attention scores of an eighth at a time")
-
-    @property
-    def parts(self) -> tuple[NBeatsConfig | TcnConfig | TransformerConfig, ...]:
-        return tuple(part for part in (*self.nbeats, self.tcn, self.transformer) if part)
-
-    @property
-    def window(self) -> int:
-        """The longest past that a part looks at, in values: the length of the model's input."""
-        return max(part.window for part in self.parts)
-
-    @model_validator(mode="after")
-    def _has_a_part(self) -> Self:
-        if not self.parts:
-            raise ValueError("the model looks at nothing: give it nbeats, a tcn or a transformer")
-        return self
-
-
-def _need(config: ModelConfig) -> None:
-    if not config.transformer or len(config.nbeats) < 2:
-        raise ValueError(
-            "the plan's options are cut from a model with a Transformer and two N-BEATS stacks or more: take another"
-        )
-
-
-def option1(config: ModelConfig) -> ModelConfig:
-    """The plan's first lighter model: without the longest window's stack and the Transformer.
-
-    Raises:
-        ValueError: the model has no Transformer, or one stack only.
-    """
-    _need(config)
-    longest = max(config.nbeats, key=lambda stack: stack.window)
-    return config.model_copy(update={"nbeats": tuple(s for s in config.nbeats if s != longest), "transformer": None})
-
-
-def option2(config: ModelConfig) -> ModelConfig:
-    """The plan's second lighter model: the Transformer at half its width, layers, heads and feed-forward width.
-
-    Raises:
-        ValueError: the model has no Transformer, or one stack only.
-    """
-    _need(config)
-    names = ("d_model", "n_layers", "n_heads", "feed_forward")
-    halved = {name: max(1, getattr(config.transformer, name) // 2) for name in names}
-    return config.model_copy(update={"transformer": config.transformer.model_copy(update=halved)})
-
-
-_REFERENCE = ModelConfig(
-    nbeats=(
-        NBeatsConfig(window=50, units=128, n_blocks=5),
-        NBeatsConfig(window=200, units=192, n_blocks=6),
-        NBeatsConfig(window=500, units=256, n_blocks=7),
-        NBeatsConfig(window=1000, units=384, n_blocks=9),
-    ),
-    tcn=TcnConfig(window=500, filters=(128, 256)),
-    transformer=TransformerConfig(window=1000, d_model=256, n_layers=4, n_heads=8, feed_forward=1024),
-)
-
-PRESETS: dict[str, ModelConfig] = {
-    "reference": _REFERENCE,
-    "option1": option1(_REFERENCE),
-    "option2": option2(_REFERENCE),
-    # The reference's structure, small enough for two CPU cores. The TCN and the Transformer look less far back than its
-    # stacks: convolutions cost the window, attention its square.
-    "quick": ModelConfig(
-        nbeats=tuple(NBeatsConfig(window=stack.window, units=32, n_blocks=2) for stack in _REFERENCE.nbeats),
-        tcn=TcnConfig(window=50, filters=(8, 16), dilations=(1, 2, 4)),
-        transformer=TransformerConfig(window=100, d_model=16, n_layers=1, n_heads=2, feed_forward=32),
-        fusion=(64, 32),
-    ),
-}
-
-
-def find_preset(name: str) -> ModelConfig:
-    """The preset called `name`.
-
-    Raises:
-        ValueError: there is none; names the nearest.
-    """
-    if name in PRESETS:
-        return PRESETS[name]
-    hint = nearest(name, PRESETS) or f"; known: {', '.join(map(repr, PRESETS))}"
-    raise ValueError(f"preset {name!r} is unknown{hint}")
 
 
 @serializable
@@ -163,18 +38,19 @@ class PositionalEncoding(layers.Layer):
         return x + keras.ops.cast(table, x.dtype)
 
 
-def _last(sequence, n_values: int, name: str):
+def _crop_to_last(sequence, n_values: int, name: str):
     return layers.Cropping1D((sequence.shape[1] - n_values, 0), name=name)(sequence)
 
 
-def _nbeats(sequence, config: NBeatsConfig, dropout: float):
+def _add_nbeats(sequence, config: NBeatsConfig, dropout: float):
     """Doubly residual stack: a block takes what it explains away from what the next one sees; the sum of that is the forecast.
 
-    The paper maps a block's output twice more, to a backcast and to a forecast. The plan's count of about 9.8M parameters
-    leaves none for these maps (with them: about 18M): here a block's output is both, in a space of `units` dimensions.
+    The paper maps a block's output twice more, to a backcast and to a forecast. The specification's count of about 9.8M
+    parameters leaves none for these maps (with them: about 18M): here a block's output is both, in a space of `units`
+    dimensions.
     """
     part = f"nbeats_{config.window}"
-    x = layers.Flatten(name=f"{part}-flatten")(_last(sequence, config.window, f"{part}-past"))
+    x = layers.Flatten(name=f"{part}-flatten")(_crop_to_last(sequence, config.window, f"{part}-past"))
     entry = residual = layers.Dense(config.units, name=f"{part}-entry")(x)
     for i in range(1, config.n_blocks + 1):
         block = layers.Dense(config.units, activation="relu", name=f"{part}-block{i}_dense")(residual)
@@ -184,13 +60,13 @@ def _nbeats(sequence, config: NBeatsConfig, dropout: float):
     return layers.Subtract(name=f"{part}-forecast")([entry, residual])  # the sum of the blocks' outputs
 
 
-def _tcn(sequence, config: TcnConfig, dropout: float):
+def _add_tcn(sequence, config: TcnConfig, dropout: float):
     """Residual blocks of two dilated causal convolutions; the state after the last value is the summary.
 
     The widths follow each other with all dilations each: only so do the reference's 500 values all reach the end (505).
     Keras has no weight normalisation; layer normalisation stands in its place.
     """
-    x = _last(sequence, config.window, "tcn-past")
+    x = _crop_to_last(sequence, config.window, "tcn-past")
     for stage, filters in enumerate(config.filters, start=1):
         for dilation in config.dilations:
             name = f"tcn-stage{stage}_dilation{dilation}"
@@ -205,7 +81,7 @@ def _tcn(sequence, config: TcnConfig, dropout: float):
                 x = layers.ReLU(name=f"{name}_relu{i}")(x)
                 x = layers.SpatialDropout1D(dropout, name=f"{name}_dropout{i}")(x)
             x = layers.Add(name=f"{name}_residual")([shortcut, x])
-    return layers.Flatten(name="tcn-flatten")(_last(x, 1, "tcn-last"))
+    return layers.Flatten(name="tcn-flatten")(_crop_to_last(x, 1, "tcn-last"))
 
 
 @serializable
@@ -259,9 +135,9 @@ class EncoderLayer(layers.Layer):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
-def _transformer(sequence, config: TransformerConfig, dropout: float, **switches: bool):
+def _add_transformer(sequence, config: TransformerConfig, dropout: float, **switches: bool):
     """Encoder with normalisation before each sub-layer, averaged over the window."""
-    x = _last(sequence, config.window, "transformer-past")
+    x = _crop_to_last(sequence, config.window, "transformer-past")
     x = layers.Dense(config.d_model, name="transformer-embedding")(x)
     x = PositionalEncoding(name="transformer-position")(x)
     for i in range(1, config.n_layers + 1):
@@ -287,26 +163,26 @@ def build_model(config: ModelConfig, n_features: int = N_FEATURES, *, dtype_poli
     policy_before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype_policy)
     try:
-        return _build(config, n_features)
+        return _connect(config, n_features)
     finally:
         keras.config.set_dtype_policy(policy_before)
 
 
-def _build(config: ModelConfig, n_features: int) -> keras.Model:
+def _connect(config: ModelConfig, n_features: int) -> keras.Model:
     window = keras.Input((config.window,), name="window")
     features = keras.Input((n_features,), name="features")
     sequence = layers.Reshape((config.window, 1), name="sequence")(window)
-    outputs = [_nbeats(sequence, stack, config.dropout) for stack in config.nbeats]
+    outputs = [_add_nbeats(sequence, stack, config.dropout) for stack in config.nbeats]
     if config.tcn:
-        outputs.append(_tcn(sequence, config.tcn, config.dropout))
+        outputs.append(_add_tcn(sequence, config.tcn, config.dropout))
     if config.transformer:
         switches = {"recompute": config.recompute, "memory_efficient_attention": config.memory_efficient_attention}
-        outputs.append(_transformer(sequence, config.transformer, config.dropout, **switches))
+        outputs.append(_add_transformer(sequence, config.transformer, config.dropout, **switches))
     x = layers.Concatenate(name="fusion-concatenate")([*outputs, features])
     for i, units in enumerate(config.fusion, start=1):
         x = layers.Dense(units, activation="relu", name=f"fusion-dense{i}")(x)
         x = layers.Dropout(config.dropout, name=f"fusion-dropout{i}")(x)
-    heads = {"regression": (1, None), "classification": (3, "softmax"), "threshold": (1, "sigmoid")}
+    heads = {REGRESSION: (1, None), CLASSIFICATION: (3, "softmax"), THRESHOLD_HEAD: (1, "sigmoid")}
     return keras.Model(
         {"window": window, "features": features},
         {

@@ -1,16 +1,20 @@
-"""The child process that compiles a training step: `python -m altlas_lib.training.compile_step REQUEST ANSWER`.
+"""A training step as XLA compiles it, in a process of its own: `compile` starts it, nobody else should.
 
 Keras runs on JAX here whatever the user trains on: JAX compiles for a GPU that is not there, from shapes alone. Nothing is
 allocated but the weights of a user's own model, in host memory. What it or XLA does to its process stays in the child.
+Requests come as JSON on standard input; a line "loaded" and one line of JSON for each request go to standard output.
 """
 
 import hashlib
 import importlib
+import json
 import math
+import os
 import sys
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +22,15 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..paths import write_atomically
-from .accumulation import AccumulatingOptimizer, Cut
-from .backend import keras
-from .compiler import PlanError, StepAnswer, StepRequest
-from .liveness import peak_temporary_bytes
-from .losses import compile_losses
-from .model import build_model
+from .. import private
+from ..backend import keras
+from ..model.accumulation import AccumulatingOptimizer, MicroBatching
+from ..model.losses import compile_losses
+from ..model.multi_scale import build_model
+from .request import EXPECTED_MODEL, PlanError, StepCost, StepRequest, describe_class
 
 
-def _import(name: str) -> Any:
+def _import_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:  # whatever a user's module raises
@@ -53,24 +56,29 @@ def _unallocated() -> keras.StatelessScope:
     return keras.StatelessScope(initialize_variables=False)
 
 
-def _load(request: StepRequest) -> keras.Model:
+def _load_model(request: StepRequest) -> keras.Model:
     if request.config:
         with _unallocated():
             model = build_model(request.config, request.n_features, dtype_policy=request.dtype_policy or "float32")
         model.loss = compile_losses(below_weight=1.0, above_weight=1.0)
         return model
     for module in request.modules:
-        _import(module)
+        _import_module(module)
     if request.builder:
         module, _, name = request.builder.partition(":")
-        build = getattr(_import(module), name, None)
+        build = getattr(_import_module(module), name, None)
         if not callable(build):
             raise PlanError(f"{request.builder!r}: module {module!r} has no function {name!r}")
         if request.dtype_policy:
             keras.config.set_dtype_policy(request.dtype_policy)
-        model = build()
+        try:
+            model = build()
+        except Exception as error:  # whatever a user's function raises
+            raise PlanError(f"{request.builder!r} failed ({type(error).__name__}: {error})") from None
+        if isinstance(model, tuple) and model:  # with its data
+            model = model[0]
         if not isinstance(model, keras.Model):
-            raise PlanError(f"{request.builder!r} returned {type(model).__name__}: expected a keras.Model")
+            raise PlanError(f"{request.builder!r} returned {describe_class(model)}: {EXPECTED_MODEL}")
         return model
     try:
         return keras.models.load_model(request.keras_file)
@@ -100,7 +108,7 @@ def _with_inputs(model: keras.Model, input_shapes: dict[str, tuple[int, ...]]) -
     return functional
 
 
-def _inputs(model: keras.Model, request: StepRequest) -> Any:
+def _make_inputs(model: keras.Model, request: StepRequest) -> Any:
     """Symbolic tensors of whole shapes in the structure of the model's input (single, list, dict)."""
     names = {tensor.name for tensor in model.inputs}
     if unknown := request.input_shapes.keys() - names:
@@ -120,14 +128,14 @@ def _inputs(model: keras.Model, request: StepRequest) -> Any:
     return keras.tree.map_structure(whole, model.input)
 
 
-def _targets(outputs: Any, loss: Any, names: Sequence[str] = ()) -> Any:
+def _make_targets(outputs: Any, loss: Any, names: Sequence[str] = ()) -> Any:
     """Symbolic targets: shaped as the outputs, or class numbers where the loss is a sparse one."""
     if isinstance(loss, dict):
         if not isinstance(outputs, dict):
             outputs = dict(zip(names, keras.tree.flatten(outputs), strict=True))
-        return {name: _targets(outputs[name], each) for name, each in loss.items()}
+        return {name: _make_targets(outputs[name], each) for name, each in loss.items()}
     if isinstance(loss, list | tuple):
-        return [_targets(output, each) for output, each in zip(outputs, loss, strict=True)]
+        return [_make_targets(output, each) for output, each in zip(outputs, loss, strict=True)]
     name = loss if isinstance(loss, str) else f"{getattr(loss, 'name', '')} {type(loss).__name__}"
 
     def target(output):
@@ -143,12 +151,12 @@ def _compile_model(model: keras.Model, request: StepRequest, own: keras.optimize
     chosen = request.optimizer or (keras.optimizers.serialize(own) if own else "adam")
     optimizer = keras.optimizers.get(chosen)
     name = type(optimizer).__name__.lower()
-    scales_loss = any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
+    scales_loss = any(layer.compute_dtype == "float16" for layer in private.sublayers(model))
     if scales_loss:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     if request.gradient_accumulation_steps > 1:
         batch_size = request.batch_size * request.gradient_accumulation_steps
-        optimizer = AccumulatingOptimizer(optimizer, Cut(batch_size, batch_size, request.batch_size))
+        optimizer = AccumulatingOptimizer(optimizer, MicroBatching(batch_size, batch_size, request.batch_size))
     # Mean squared error stands for a loss that the model does not bring: it needs the least that a loss can.
     model.compile(optimizer, loss=getattr(model, "loss", None) or "mean_squared_error", auto_scale_loss=False)
     return name
@@ -157,102 +165,106 @@ def _compile_model(model: keras.Model, request: StepRequest, own: keras.optimize
 def _users_sources() -> dict[str, str]:
     """File -> SHA-256 of each module that is neither installed nor part of Python or of this library."""
     installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    ours = str(Path(__file__).parents[1])
+    ours = str(Path(__file__).parents[2])
     files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     users = [file for file in files if file and file.endswith(".py") and not file.startswith((*installed, ours))]
     return {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(users) if Path(file).is_file()}
 
 
-def _policy(model: keras.Model) -> str:
-    """The dtype policy of the layers, of which some may stay in float32."""
-    policies = {layer.dtype_policy.name for layer in model._flatten_layers()}
-    return min(policies - {"float32"}, default="float32")
+@dataclass(frozen=True)
+class _Step:
+    """A compiled model's training step as Keras runs it (forward, backward, optimizer, metrics), and what it is called with."""
+
+    model: keras.Model
+    optimizer_name: str
+    batch: Any  # symbolic inputs and targets
+
+    def compile_for(self, target: str | None, sources: dict[str, str]) -> StepCost:
+        """What it needs on the GPU that `target` describes; None: on this machine's CPU.
+
+        Raises:
+            jax.errors.JaxRuntimeError: XLA failed.
+        """
+        sharding = None
+        if target:
+            topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1")
+            sharding = NamedSharding(topologies.make_mesh(topology, (1,), ("gpu",)), PartitionSpec())
+
+        def shapes(tensors: Any) -> Any:
+            return jax.tree.map(lambda tensor: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype, sharding=sharding), tensors)
+
+        state = shapes([list(part) for part in private.training_state(self.model)])
+        data, sums = shapes(self.batch), shapes(list(getattr(self.model.optimizer, "sums", [])))
+        began_s = time.perf_counter()
+        lowered = jax.jit(self.model.train_step, donate_argnums=0).lower(tuple(state), data)
+        compiled = lowered.compile()
+        memory = compiled.memory_analysis()
+        new_outputs_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes  # not written in the place of an input
+        policies = {layer.dtype_policy.name for layer in private.sublayers(self.model)}  # some layers may stay in float32
+        return StepCost(
+            weights_bytes=_count_bytes([*state[0], *state[1], *state[3]]),
+            optimizer_bytes=_count_bytes(state[2]) - _count_bytes(sums),
+            accumulators_bytes=_count_bytes(sums),
+            inputs_bytes=_count_bytes(jax.tree.leaves(data)),
+            temporaries_bytes=memory.temp_size_in_bytes + max(new_outputs_bytes, 0),
+            n_parameters=self.model.count_params(),
+            n_flops=private.count_operations(lowered),
+            moved_bytes=private.count_moved_bytes(compiled),
+            has_loop=private.has_loop(compiled),
+            compile_s=time.perf_counter() - began_s,
+            dtype_policy=min(policies - {"float32"}, default="float32"),
+            optimizer=self.optimizer_name,
+            sources=sources,
+        )
 
 
-def _bytes(arrays: Sequence[Any]) -> int:
+def _count_bytes(arrays: Sequence[Any]) -> int:
     return sum(math.prod(array.shape) * jax.numpy.dtype(array.dtype).itemsize for array in arrays)
 
 
-def _cost(module: Any) -> dict[str, float]:
-    """XLA's own counts for a module, which JAX gives in public only for devices that are there; nothing where it has moved."""
-    try:
-        from jax._src.lib import _jax
-
-        return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
-    except (ImportError, AttributeError, RuntimeError):
-        return {}
-
-
-def answer(request: StepRequest) -> StepAnswer:
-    """Trace the whole step as Keras runs it (forward, backward, optimizer, metrics) and compile it for the request's GPU.
-
-    Raises:
-        PlanError: something in the request cannot be meant.
-        jax.errors.JaxRuntimeError: XLA failed.
-    """
+def _build_step(request: StepRequest) -> _Step:
     keras.config.disable_flash_attention()  # decided here, not by the machine at hand: it would ask this CPU for cuDNN
-    loaded = _load(request)
+    loaded = _load_model(request)
     own_optimizer = getattr(loaded, "optimizer", None)
     model = _with_inputs(loaded, request.input_shapes)
     if request.keras_file and request.dtype_policy:
         model = _with_policy(model, request.dtype_policy)
-    x = _inputs(model, request)
+    x = _make_inputs(model, request)
     optimizer_name = _compile_model(model, request, own_optimizer)
     with _unallocated():
-        y = _targets(model.compute_output_spec(x), model.loss, model.output_names)
-        model._symbolic_build(data_batch=(x, y))  # as `fit` does: makes the optimizer's and metrics' variables
+        y = _make_targets(model.compute_output_spec(x), model.loss, model.output_names)
+        private.make_variables(model, (x, y))
+    return _Step(model, optimizer_name, (x, y))
 
-    sharding = None
-    if request.target:
-        topology = topologies.get_topology_desc(platform="cuda", target_config=request.target, topology="1x1x1")
-        sharding = NamedSharding(topologies.make_mesh(topology, (1,), ("gpu",)), PartitionSpec())
 
-    def shapes(tensors):
-        return jax.tree.map(lambda tensor: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype, sharding=sharding), tensors)
+def answer(requests: Sequence[StepRequest], loaded: Callable[[], None] = lambda: None) -> Iterator[StepCost]:
+    """The answer to each request, of which several in a row may differ in the target only: their step is built once.
 
-    optimizer = model.optimizer
-    parts = [model.trainable_variables, model.non_trainable_variables, optimizer.variables, model.metrics_variables]
-    state, data = shapes([list(part) for part in parts]), shapes((x, y))
-    sums = shapes(list(getattr(optimizer, "sums", [])))
-    known = StepAnswer(
-        weights_bytes=_bytes([*state[0], *state[1], *state[3]]),
-        optimizer_bytes=_bytes(state[2]) - _bytes(sums),
-        accumulators_bytes=_bytes(sums),
-        inputs_bytes=_bytes(jax.tree.leaves(data)),
-        n_parameters=model.count_params(),
-        dtype_policy=_policy(model),
-        optimizer=optimizer_name,
-        sources={} if request.config else _users_sources(),
-    )
-    began_s = time.perf_counter()
-    if not request.target:
-        jaxpr = jax.make_jaxpr(model.train_step)(tuple(state), data).jaxpr
-        temporaries_bytes = peak_temporary_bytes(jaxpr)
-        return known.model_copy(update={"basis": "projected", "temporaries_bytes": temporaries_bytes})
-
-    lowered = jax.jit(model.train_step, donate_argnums=0).lower(tuple(state), data)
-    compiled = lowered.compile()
-    memory = compiled.memory_analysis()
-    new_outputs_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes  # not written in the place of an input
-    return known.model_copy(
-        update={
-            "temporaries_bytes": memory.temp_size_in_bytes + max(new_outputs_bytes, 0),
-            "compile_s": time.perf_counter() - began_s,
-            "n_flops": _cost(lowered.compiler_ir("hlo").as_hlo_module()).get("flops"),
-            "moved_bytes": _cost(compiled.runtime_executable().hlo_modules()[0]).get("bytes accessed"),
-        }
-    )
+    Args:
+        loaded: called after the first model has been built.
+    """
+    built_for = step = None
+    for request in requests:
+        try:
+            subject = request.model_copy(update={"target": None})
+            if subject != built_for:
+                step, built_for = _build_step(request), subject
+            loaded()
+            cost = step.compile_for(request.target, {} if request.config else _users_sources())
+        except jax.errors.JaxRuntimeError as error:
+            first_line = str(error).strip().splitlines()[0]
+            missing = any(file in first_line for file in ("libdevice", "ptxas"))
+            hint = "pip install nvidia-cuda-nvcc-cu12" if missing else "plan another dtype policy or GPU"
+            cost = StepCost(error=f"XLA failed on this step for this GPU ({first_line}): {hint}")
+        except (PlanError, ValueError, TypeError) as error:  # Keras says by the latter two that a model and its use do not fit
+            cost = StepCost(error=str(error))
+        yield cost
 
 
 if __name__ == "__main__":
-    request_file, answer_file = map(Path, sys.argv[1:])
-    try:
-        result = answer(StepRequest.model_validate_json(request_file.read_bytes()))
-    except jax.errors.JaxRuntimeError as error:
-        first_line = str(error).strip().splitlines()[0]
-        missing = any(file in first_line for file in ("libdevice", "ptxas"))
-        hint = "pip install nvidia-cuda-nvcc-cu12" if missing else "plan another dtype policy or GPU"
-        result = StepAnswer(error=f"XLA failed on this step for this GPU ({first_line}): {hint}")
-    except (PlanError, ValueError, TypeError) as error:  # Keras says by the latter two that a model and its use do not fit
-        result = StepAnswer(error=str(error))
-    write_atomically(answer_file, result.model_dump_json())
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a user's module prints is no answer
+    for each in answer(
+        [StepRequest.model_validate(request) for request in json.load(sys.stdin)], lambda: print("loaded", file=answers)
+    ):
+        print(each.model_dump_json(exclude_defaults=True), file=answers)

@@ -1,0 +1,25 @@
+"""What several parts of training say about a value that cannot be meant."""
+
+import operator
+from typing import Any
+
+
+def describe_class(value: Any) -> str:
+    """`a torch.nn.modules.container.Sequential`: class and module, as an error names what it got."""
+    kind = type(value)
+    return f"a {kind.__qualname__}" if kind.__module__ == "builtins" else f"a {kind.__module__}.{kind.__qualname__}"
+
+
+def check_count(name: str, number: Any) -> int:
+    """A whole number of 1 or more.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        count = operator.index(number)
+    except TypeError:
+        raise ValueError(f"{name} is {number!r} ({describe_class(number)}): expected a whole number of 1 or more") from None
+    if count < 1:
+        raise ValueError(f"{name} is {count}: expected 1 or more")
+    return count

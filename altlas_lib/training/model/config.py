@@ -1,0 +1,144 @@
+"""The sizes of the multi-scale model, its presets, and the two lighter ones that the specification proposes."""
+
+from typing import Self
+
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+
+from ...names import nearest
+from ...results import Model
+
+FEATURE_WINDOWS = (5, 10, 20, 30, 50, 75, 100, 200, 300, 500, 1000)
+N_FEATURES = 11 * len(FEATURE_WINDOWS)
+
+# What the model answers, by the names of its outputs.
+REGRESSION, CLASSIFICATION, THRESHOLD_HEAD = HEADS = ("regression", "classification", "threshold")
+
+
+class NBeatsConfig(Model):
+    window: PositiveInt
+    units: PositiveInt
+    n_blocks: PositiveInt
+
+
+class TcnConfig(Model):
+    """One residual block per width in `filters` and dilation; each sees 2 (kernel_size - 1) dilation values further back."""
+
+    window: PositiveInt
+    filters: tuple[PositiveInt, ...]
+    kernel_size: PositiveInt = 3
+    dilations: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16, 32)
+
+
+class TransformerConfig(Model):
+    window: PositiveInt
+    d_model: PositiveInt
+    n_layers: PositiveInt
+    n_heads: PositiveInt
+    feed_forward: PositiveInt
+
+    @model_validator(mode="after")
+    def _heads_share_the_model_width(self) -> Self:
+        if self.d_model % 2 or self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model}: expected an even multiple of n_heads ({self.n_heads})")
+        return self
+
+
+class ModelConfig(Model):
+    """The sizes of the model. `window` values in each part are past values of the series that it looks at.
+
+    The last two switches save memory and change no result: weights, their names and the function are the same without.
+    """
+
+    nbeats: tuple[NBeatsConfig, ...] = ()
+    tcn: TcnConfig | None = None
+    transformer: TransformerConfig | None = None
+    fusion: tuple[PositiveInt, ...] = (512, 256)
+    dropout: NonNegativeFloat = Field(default=0.2, lt=1)
+    recompute: bool = Field(
+        default=False,
+        description="keep only the inputs of the Transformer's layers for the backward pass",
+    )
+    memory_efficient_attention: bool = Field(default=False, description="hold the attention scores of an eighth at a time")
+
+    @property
+    def parts(self) -> tuple[NBeatsConfig | TcnConfig | TransformerConfig, ...]:
+        return tuple(part for part in (*self.nbeats, self.tcn, self.transformer) if part)
+
+    @property
+    def window(self) -> int:
+        """The longest past that a part looks at, in values: the length of the model's input."""
+        return max(part.window for part in self.parts)
+
+    @model_validator(mode="after")
+    def _has_a_part(self) -> Self:
+        if not self.parts:
+            raise ValueError("the model looks at nothing: give it nbeats, a tcn or a transformer")
+        return self
+
+
+def _check_can_be_lightened(config: ModelConfig) -> None:
+    if not config.transformer or len(config.nbeats) < 2:
+        raise ValueError(
+            "the specification's options are cut from a model with a Transformer and two N-BEATS stacks or more: take another"
+        )
+
+
+def option1(config: ModelConfig) -> ModelConfig:
+    """The specification's first lighter model: without the longest window's stack and the Transformer.
+
+    Raises:
+        ValueError: the model has no Transformer, or one stack only.
+    """
+    _check_can_be_lightened(config)
+    longest = max(config.nbeats, key=lambda stack: stack.window)
+    return config.model_copy(update={"nbeats": tuple(s for s in config.nbeats if s != longest), "transformer": None})
+
+
+def option2(config: ModelConfig) -> ModelConfig:
+    """The specification's second lighter model: the Transformer at half its width, layers, heads and feed-forward width.
+
+    Raises:
+        ValueError: the model has no Transformer, or one stack only.
+    """
+    _check_can_be_lightened(config)
+    names = ("d_model", "n_layers", "n_heads", "feed_forward")
+    halved = {name: max(1, getattr(config.transformer, name) // 2) for name in names}
+    return config.model_copy(update={"transformer": config.transformer.model_copy(update=halved)})
+
+
+_REFERENCE = ModelConfig(
+    nbeats=(
+        NBeatsConfig(window=50, units=128, n_blocks=5),
+        NBeatsConfig(window=200, units=192, n_blocks=6),
+        NBeatsConfig(window=500, units=256, n_blocks=7),
+        NBeatsConfig(window=1000, units=384, n_blocks=9),
+    ),
+    tcn=TcnConfig(window=500, filters=(128, 256)),
+    transformer=TransformerConfig(window=1000, d_model=256, n_layers=4, n_heads=8, feed_forward=1024),
+)
+
+PRESETS: dict[str, ModelConfig] = {
+    "reference": _REFERENCE,
+    "option1": option1(_REFERENCE),
+    "option2": option2(_REFERENCE),
+    # The reference's structure, small enough for two CPU cores. The TCN and the Transformer look less far back than its
+    # stacks: convolutions cost the window, attention its square.
+    "quick": ModelConfig(
+        nbeats=tuple(NBeatsConfig(window=stack.window, units=32, n_blocks=2) for stack in _REFERENCE.nbeats),
+        tcn=TcnConfig(window=50, filters=(8, 16), dilations=(1, 2, 4)),
+        transformer=TransformerConfig(window=100, d_model=16, n_layers=1, n_heads=2, feed_forward=32),
+        fusion=(64, 32),
+    ),
+}
+
+
+def find_preset(name: str) -> ModelConfig:
+    """The preset called `name`.
+
+    Raises:
+        ValueError: there is none; names the nearest.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    hint = nearest(name, PRESETS) or f"; known: {', '.join(map(repr, PRESETS))}"
+    raise ValueError(f"preset {name!r} is unknown{hint}")
