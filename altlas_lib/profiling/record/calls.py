@@ -121,9 +121,8 @@ class RecordedFunction(BaseModel):
 
     Attributes:
         n_element_accesses: single elements read or written from Python.
-        input_bytes: of arrays that came as arguments, in each call; and of others that were read in one call only.
+        input_bytes: of arrays that came as arguments, in each call; of others that were read, such as weights, once.
         output_bytes: of arrays that were returned.
-        resident_bytes: of other arrays that were read in several calls, such as weights: moved once.
     """
 
     function: str
@@ -134,5 +133,4 @@ class RecordedFunction(BaseModel):
     n_element_accesses: int = 0
     input_bytes: float = 0
     output_bytes: float = 0
-    resident_bytes: float = 0
     hidden_transfers: list[HiddenTransfer] = []

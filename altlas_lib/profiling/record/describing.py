@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -72,12 +72,11 @@ def shape(array: Any) -> tuple[int, ...]:
 
 def dtype_name(array: Any) -> str:
     """'float32', also of TensorFlow's and PyTorch's types; 'mixed' for a table; 'object' where the name says nothing."""
-    dtype = getattr(array, "dtype", "mixed")
-    return _recognised(dtype if isinstance(dtype, np.dtype) else str(getattr(dtype, "name", dtype)))
+    return _recognised(getattr(array, "dtype", "mixed"))
 
 
 @functools.lru_cache(maxsize=256)  # NumPy composes a dtype's name anew each time
-def _recognised(dtype: np.dtype | str) -> str:
+def _recognised(dtype: Any) -> str:
     name = str(getattr(dtype, "name", dtype)).removeprefix("torch.").lower()
     return name if DTYPE.fullmatch(name) else "object"
 
@@ -139,23 +138,34 @@ def describe(
     return tuple(describe(each, is_array, is_index=is_index, depth=depth - 1) for each in kept)
 
 
-def arrays_only(described: Any) -> Any:
+def _arrays_only(described: Any) -> Any:
     """A description with None in place of parameters."""
     if type(described) is tuple:
-        return tuple(map(arrays_only, described))
+        return tuple(map(_arrays_only, described))
     return described if isinstance(described, Array) else None
 
 
-def describe_result(function: Any, args: tuple, result: Any, is_array: Callable[[type], bool]) -> tuple[Array, ...]:
-    """The arrays that came out; of `array[index] = value` what was written to, if that is a view."""
-    if function is operator.setitem and isinstance(args[0], np.ndarray):
+def describe_call(
+    function: Any,
+    args: tuple,
+    kwargs: dict[str, Any],
+    result: Any,
+    is_array: Callable[[type], bool],
+    *,
+    only_arrays: bool = False,
+) -> tuple[tuple, tuple, tuple[Array, ...]]:
+    """Arguments, those with names, and the arrays that came out; of `array[index] = value` what was written to, if a view."""
+    is_set, shorten = function is operator.setitem, _arrays_only if only_arrays else tuple
+    described = shorten(tuple(describe(each, is_array, is_index=is_set) for each in args))
+    named = tuple(zip(kwargs, shorten(tuple(describe(each, is_array) for each in kwargs.values())), strict=True))
+    if is_set and isinstance(args[0], np.ndarray):
         index = args[1] if type(args[1]) is tuple else args[1:2]
         if all(part is None or part is ... or issubclass(type(part), (int, np.integer, slice)) for part in index):
             result = np.ndarray.__getitem__(*args[:2])
     if issubclass(type(result), np.generic):
-        return (Array(dtype_name(result), ()),)
+        return described, named, (Array(dtype_name(result), ()),)
     found = describe(result, is_array)
-    return tuple(each for each in (found if type(found) is tuple else [found]) if isinstance(each, Array))
+    return described, named, tuple(each for each in (found if type(found) is tuple else [found]) if isinstance(each, Array))
 
 
 # Names -----------------------------------------------------------------------------------------------------------------------
@@ -183,8 +193,6 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
         return f"{next((home for home in homes if getattr(sys.modules.get(home), name, 0) is function), 'ufunc')}.{name}"
     if isinstance(owner, np.ufunc):
         return f"{public_name(owner, [], is_users)}.{name}"
-    if isinstance(function, MethodDescriptorType):
-        owner = function.__objclass__
     if owner is None or isinstance(owner, ModuleType):
         if name:
             return _path(function, name)
@@ -212,8 +220,6 @@ def home_of(function: Any) -> str | type:
     if kind is BuiltinFunctionType:
         owner = function.__self__
         return function.__module__ or (owner if issubclass(type(owner), type) else type(owner))
-    if issubclass(kind, MethodDescriptorType):
-        return function.__objclass__
     return function if issubclass(kind, type) else kind
 
 

@@ -1,6 +1,6 @@
 """Rewriting of the user's source: what computes in the functions asked for goes to a recorder, the rest stays what it is.
 
-    y = x @ w + b[i]        y = operate(add, operate(matmul, x, w), getitem(b, i))
+    y = x @ w + b[i]        y = operate(add, operate(matmul, x, w), apply(getitem, b, i))
     z = library.f(y, n=3)   z = wrap_call(library.f)(y, n=3)
 
 The recorder's functions are constants of the new code objects, in which marks stand for them at first: no name is added to the
@@ -14,7 +14,6 @@ import re
 import warnings
 from collections.abc import Callable, Collection
 from types import CodeType
-from typing import Any
 
 from ..run.runnable import FunctionKey
 
@@ -68,7 +67,9 @@ class _Rewriter(ast.NodeTransformer):
             leave = self.ask("leave", body[0], at=body[0])
             body = [ast.Subscript(ast.Tuple([enter, leave], ast.Load()), ast.Constant(1), ast.Load())]
         elif self._is_recorded:
-            start = next((i for i, each in enumerate(body) if not _must_come_first(each)), len(body))
+            start = 1 if ast.get_docstring(node, clean=False) is not None else 0
+            while body[start:] and isinstance(body[start], ast.ImportFrom):  # from __future__
+                start += 1
             body = [*body[:start], ast.Expr(enter), *body[start:], ast.Expr(ast.Call(_mark("leave"), [ast.Constant(None)], []))]
         node.body = body[0] if is_lambda else body
         self._is_recorded = outer
@@ -82,11 +83,6 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
     visit_Yield = visit_Return
-
-    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
-        self.generic_visit(node)
-        node.body.insert(0, ast.Expr(ast.Call(_mark("clean"), [], [])))
-        return node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         node.value = node.value and self.visit(node.value)
@@ -120,7 +116,9 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         self.generic_visit(node)
-        return self.ask("getitem", node.value, self._index(node.slice), at=node) if isinstance(node.ctx, ast.Load) else node
+        if not isinstance(node.ctx, ast.Load):
+            return node
+        return self.ask("apply", _mark("__getitem__"), node.value, self._index(node.slice), at=node)
 
     def _index(self, node: ast.expr) -> ast.expr:
         if isinstance(node, ast.Slice):
@@ -146,18 +144,18 @@ class _Rewriter(ast.NodeTransformer):
                 new = ast.Assign([target], self.ask("operate", operate, old, node.value, at=node))
                 return ast.copy_location(ast.If(self.ask("is_plain", old, at=node), [node], [new]), node)
             case ast.Attribute(value=container, attr=attribute) if not attribute.startswith("__"):  # those are mangled
-                kind, key = "attr", ast.Constant(attribute)
+                get, put, key = "getattr", "setattr", ast.Constant(attribute)
             case ast.Subscript(value=container, slice=index):
-                kind, key = "item", self._index(index)
+                get, put, key = "__getitem__", "__setitem__", self._index(index)
             case _:
                 return node
-        old = ast.Starred(self.ask("load", _mark(f"get{kind}"), container, key, at=target), ast.Load())
-        return _statement(self.ask("store", _mark(f"set{kind}"), operate, old, node.value, at=node))
+        old = ast.Starred(self.ask("load", _mark(get), container, key, at=target), ast.Load())
+        return _statement(self.ask("store", _mark(put), operate, old, node.value, at=node))
 
     def visit_For(self, node: ast.For | ast.comprehension) -> ast.AST:
         self.generic_visit(node)
         if not getattr(node, "is_async", False):
-            node.iter = self.ask("iterate", node.iter, at=node.iter)
+            node.iter = self.ask("apply", _mark("iter"), node.iter, at=node.iter)
         if isinstance(node, ast.comprehension):
             node.ifs = [self._truth(test) for test in node.ifs]
         return node
@@ -194,27 +192,15 @@ def _statement(value: ast.expr) -> ast.Expr:
     return ast.copy_location(ast.Expr(value), value)
 
 
-def _must_come_first(node: ast.stmt) -> bool:
-    match node:
-        case ast.Expr(ast.Constant(str())) | ast.ImportFrom(module="__future__"):
-            return True
-    return False
-
-
 def with_recorders(
-    source: str,
-    filename: str,
-    functions: Collection[FunctionKey] | None,
-    check_port: bool,
-    recorder_for: Callable[[FunctionKey], Any],
+    source: str, filename: str, functions: Collection[FunctionKey] | None, check_port: bool, recorder_for: Callable
 ) -> CodeType:
     """A module's code in which the functions asked for ask their recorders.
 
     Args:
         functions: None: all.
         check_port: also where a value's truth is taken.
-        recorder_for: a function's recorder, which its comprehensions share. Its method `function(mark)` gives what stands for
-            each mark.
+        recorder_for: a function's recorder by its key; comprehensions share it. `function(mark)` gives what stands for a mark.
 
     Raises:
         SyntaxError, ValueError, RecursionError: as `compile` does.
@@ -226,7 +212,7 @@ def with_recorders(
     return _replaced(marked, FunctionKey.of(marked), recorder_for)
 
 
-def _replaced(code: CodeType, key: FunctionKey, recorder_for: Callable[[FunctionKey], Any]) -> CodeType:
+def _replaced(code: CodeType, key: FunctionKey, recorder_for: Callable) -> CodeType:
     if not code.co_name.startswith("<") or code.co_name == "<lambda>":
         key = FunctionKey.of(code)
     consts = []

@@ -1,13 +1,11 @@
-"""A recorder for each function: what its lines ask of libraries, with times, counts, and where its arrays came from."""
+"""A recorder for each function: what its lines ask of libraries, with times, counts, and bytes that go in and out."""
 
-import contextlib
 import functools
 import inspect
 import math
 import operator
 import sys
 import threading
-import weakref
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -19,19 +17,7 @@ import numpy as np
 
 from ..run.runnable import FunctionKey
 from .calls import Call, HiddenTransfer, RecordedCall, RecordedFunction
-from .describing import (
-    SCALARS,
-    array_bytes,
-    arrays_in,
-    arrays_only,
-    bound_to,
-    describe,
-    describe_result,
-    home_of,
-    is_array_type,
-    name_of,
-    public_name,
-)
+from .describing import SCALARS, array_bytes, arrays_in, bound_to, describe_call, home_of, is_array_type, name_of, public_name
 from .folding import Project
 from .frameworks import framework_object, model_work
 
@@ -59,6 +45,7 @@ _SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENER
 project: Project | None = None  # of the program that is traced, one at a time; None elsewhere, as in another process
 called: dict[int, "Recorder"] = {}  # recorders of functions that were called
 standings: dict[str | int, tuple[str | None, Any]] = {}  # with the type, so that no other can have its id
+simple = set(SCALARS)  # ids of types that neither are a library's nor hold arrays
 
 
 class _Thread(threading.local):
@@ -81,6 +68,8 @@ def _standing(home: str | type) -> str | None:
         except Exception:  # a metaclass that answers nothing
             found = None, home
         standings[key] = found
+        if found[0] is None and type(home) is not str and not issubclass(home, (list, tuple, dict)):
+            simple.add(key)
     return found[0]
 
 
@@ -95,11 +84,11 @@ def _find_standing(home: str | type) -> str | None:
 
 def _library(home: str | type) -> str | None:
     """The package; None: it is the user's."""
+    is_file = type(home) is str and home not in sys.modules
     name = home if type(home) is str else str(home.__module__)
-    module = sys.modules.get(name)
-    file = getattr(module, "__file__", None) if module else name
+    file = name if is_file else getattr(sys.modules.get(name), "__file__", None)
     folded = project.library(FunctionKey(file, 0, "")) if file else name
-    return None if folded is None or name == "__main__" else name.partition(".")[0] if module else folded
+    return None if folded is None or name == "__main__" else folded if is_file else name.partition(".")[0]
 
 
 def _is_users(kind: type) -> bool:
@@ -138,13 +127,11 @@ class Recorder:
 
     def reset(self) -> None:
         self.n_calls = self.n_element_accesses = self.n_failures = 0
-        self.input_bytes = self.output_bytes = self.resident_bytes = 0
+        self.input_bytes = self.output_bytes = 0
         self.entries: dict[tuple, SimpleNamespace] = {}
         self._n_exact: Counter[str] = Counter()
         self.transfers: Counter[tuple[int, str]] = Counter()
-        # Arrays that the function knows, held weakly: once one is freed, its id may be another's. With the call that read it
-        # and its bytes, if it is neither an argument nor the function's own.
-        self._known: dict[int, tuple[weakref.ref, int | None, int]] = {}
+        self._known: set[int] = set()  # ids of arrays that have come in, or were made here
 
     def function(self, mark: str) -> Any:
         """What takes the place of a mark; all of it can be sent to other processes."""
@@ -182,31 +169,26 @@ class Recorder:
         return functools.partial(self.call, function)
 
     def operate(self, function: Callable[..., Any], *operands: Any) -> Any:
+        """An operator: a call where any operand is a library's."""
         for each in operands:
-            if id(type(each)) not in _PLAIN and not _is_plain(each):
+            if id(type(each)) not in simple and not _is_plain(each):
                 return self.call(function, *operands)
         return function(*operands)
 
-    def getitem(self, container: Any, index: Any) -> Any:
-        return container[index] if _is_plain(container) else self.call(operator.getitem, container, index)
-
-    def setitem(self, container: Any, index: Any, value: Any) -> None:
+    def apply(self, function: Callable[..., Any], container: Any, *rest: Any) -> Any:
+        """Indexing and iteration: a call where the container is a library's."""
         if _is_plain(container):
-            container[index] = value
-        else:
-            self.call(operator.setitem, container, index, value)
+            return function(container, *rest)
+        return self.call(function, container, *rest)
 
     def assign(self, value: Any, container: Any, index: Any) -> None:
-        self.setitem(container, index, value)
+        self.apply(operator.setitem, container, index, value)
 
     def load(self, get: Callable[[Any, Any], Any], container: Any, key: Any) -> tuple[Any, Any, Any]:
-        return container, key, get(container, key)
+        return container, key, self.apply(get, container, key)
 
-    def store(self, put: Callable[..., Any], operator: Callable, container: Any, key: Any, old: Any, value: Any) -> None:
-        put(container, key, self.operate(operator, old, value))
-
-    def iterate(self, values: Any) -> Any:
-        return values if _is_plain(values) else self.call(iter, values)
+    def store(self, put: Callable[..., None], operate: Callable, container: Any, key: Any, old: Any, value: Any) -> None:
+        self.apply(put, container, key, self.operate(operate, old, value))
 
     def call_builtin(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """max, zip and their like, mostly of Python's own values."""
@@ -229,9 +211,6 @@ class Recorder:
     # Calls.
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        if name_of(function) == "resize":  # NumPy resizes nothing that is referred to
-            for each in [*called.values()]:
-                each._known.pop(id(bound_to(function)), None)
         thread, outer = _thread, _thread.callback
         thread.callback, before_s, start = None, thread.recorded_s, perf_counter()
         try:
@@ -258,12 +237,27 @@ class Recorder:
         operands, results = arrays_in((*args, *kwargs.values()), _is_array), arrays_in((result,), _is_array)
         if not operands and not results and own_s < WORTH_AN_ENTRY_S:
             return False
-        is_view = self._note_origins(operands, results)
+        owners = {id(owner): each for each in operands for owner in [_owner(each)]}
+        for owner in owners.keys() - self._known:
+            n_bytes = array_bytes(owners[owner])
+            self.input_bytes += n_bytes
+        fresh = {id(_owner(each)) for each in results} - owners.keys()
+        self._known |= owners.keys() | fresh
         name = public_name(function, [*operands, *args], _is_users)
-        asked = framework_object(name, function, operands)
-        entry = self._entry(name, function, args, kwargs, is_view, asked, describe_result(function, args, result, _is_array))
-        entry.n_calls += 1
-        entry.time_s += own_s
+        asked = framework_object(function, operands)
+        is_view = bool(results) and not fresh
+        key = name, is_view, id(asked), *describe_call(function, args, kwargs, result, _is_array)
+        if key not in self.entries and self._n_exact[name] >= MOST_EXACT:
+            key = (*key[:3], *describe_call(function, args, kwargs, result, _is_array, only_arrays=True))
+        if key not in self.entries:
+            self._n_exact[name] += 1
+            if len(self.entries) >= MOST_CALLS:
+                key, asked = (name, False, id(None), (), (), ()), None
+            ask = None if asked is None else model_work(function, args, kwargs)
+            # A framework's object is held, so that no other can have its id.
+            self.entries.setdefault(key, SimpleNamespace(n_calls=0, time_s=0.0, asked=asked, ask=ask, work=None))
+        self.entries[key].n_calls += 1
+        self.entries[key].time_s += own_s
         return True
 
     def _is_element_by_element(self, function: Any, args: tuple, result: Any) -> bool:
@@ -287,94 +281,39 @@ class Recorder:
         self.n_element_accesses += n
         return is_all
 
-    def _entry(
-        self, name: str, function: Any, args: tuple, kwargs: dict, is_view: bool, asked: Any, results: tuple
-    ) -> SimpleNamespace:
-        """Of all calls with the same description. A framework's object is held, so that no other can have its id."""
-        is_index = function is operator.setitem
-        described = tuple(describe(each, _is_array, is_index=is_index) for each in (*args, *kwargs.values()))
-        rest = (tuple(kwargs), results, is_view, id(asked))
-        if (name, described, *rest) not in self.entries and self._n_exact[name] >= MOST_EXACT:
-            described = arrays_only(described)
-        key, call = (name, described, *rest), {"name": name}
-        if key not in self.entries:
-            self._n_exact[name] += 1
-            if len(self.entries) >= MOST_CALLS:
-                key, asked = (name,), None
-            else:
-                named = dict(zip(kwargs, described[len(args) :], strict=True))
-                call |= {"args": described[: len(args)], "kwargs": named, "results": results, "is_view": is_view}
-            ask = None if asked is None else model_work(function, args, kwargs)
-            return self.entries.setdefault(key, SimpleNamespace(call=call, asked=asked, ask=ask, n_calls=0, time_s=0.0))
-        return self.entries[key]
-
-    # Where arrays came from.
-
     def _passing_bytes(self, values: tuple, *, is_argument: bool = False) -> int:
         """Of arrays that come as arguments or go out."""
         n_bytes = 0
         try:
-            for each in arrays_in(values, _is_array):
+            for each in arrays_in([each for each in values if id(type(each)) not in simple], _is_array):
                 n_bytes += array_bytes(each)
                 if is_argument:
-                    self._remember(_owner(each))
+                    self._known.add(id(_owner(each)))
         except Exception:  # an array that does not say what it is
             self.n_failures += 1
         return n_bytes
 
-    def _remember(self, owner: Any, first_call: int | None = None, n_bytes: int = 0) -> None:
-        with contextlib.suppress(TypeError):  # of a type that nothing can refer to weakly
-            self._known[id(owner)] = weakref.ref(owner), first_call, n_bytes
-
-    def _note_origins(self, operands: list, results: list) -> bool:
-        """Count what came in otherwise than as an argument; whether the results lie in the operands' memory.
-
-        What is read in several calls of the function is resident, as weights are; what is read in one is an input.
-        """
-        owners = {id(owner): (owner, each) for each in operands for owner in [_owner(each)]}
-        for owner, each in owners.values():
-            known, first_call, n_bytes = self._known.get(id(owner), (lambda: None, None, 0))
-            if known() is not owner:
-                n_bytes = array_bytes(each)
-                self.input_bytes += n_bytes
-                self._remember(owner, self.n_calls, n_bytes)
-            elif first_call not in (None, self.n_calls):
-                self.input_bytes -= n_bytes
-                self.resident_bytes += n_bytes
-                self._remember(owner)
-        fresh = [owner for owner in map(_owner, results) if id(owner) not in owners]
-        for owner in fresh:
-            self._remember(owner)
-        return bool(results) and not fresh
-
     def recorded(self, *, check_port: bool) -> RecordedFunction:
-        entries = sorted(self.entries.values(), key=lambda entry: -entry.time_s)
         places = sorted(self.transfers.items()) if check_port else []
-        figures = ("n_calls", "n_element_accesses", "input_bytes", "output_bytes", "resident_bytes")
+        calls = []
+        for (name, is_view, _, args, kwargs, results), of in sorted(self.entries.items(), key=lambda each: -each[1].time_s):
+            call = Call(name=name, args=args, kwargs=dict(kwargs), results=results, is_view=is_view, model_work=of.work)
+            calls.append(RecordedCall(call=call, n_calls=of.n_calls, time_s=max(of.time_s, 0.0)))
         return RecordedFunction(
             function=self.key.name.replace(".<locals>", ""),
             file=project.relative(self.key.file),
             line=self.key.line,
-            calls=[RecordedCall(call=Call(**each.call), n_calls=each.n_calls, time_s=max(each.time_s, 0)) for each in entries],
+            calls=calls,
             hidden_transfers=[HiddenTransfer(line=line, what=what, n_times=n) for (line, what), n in places],
-            **{name: getattr(self, name) for name in figures},
+            n_calls=self.n_calls,
+            n_element_accesses=self.n_element_accesses,
+            input_bytes=self.input_bytes,
+            output_bytes=self.output_bytes,
         )
-
-
-def clean(traceback: Any) -> None:
-    """Take the recorder's own frames out, so that a traceback reads as without it."""
-    while traceback:
-        while (inner := traceback.tb_next) and inner.tb_frame.f_code.co_filename == __file__:
-            traceback.tb_next = inner.tb_next
-        traceback = inner
-
-
-def _clean_handled() -> None:
-    clean(sys.exception().__traceback__)
 
 
 # What marks stand for, besides the recorder's methods.
 _FUNCTIONS = {
     **{name: each for name, each in vars(operator).items() if name.startswith("__")},
-    **{"slice": slice, "getattr": getattr, "setattr": setattr, "is_plain": _is_plain, "clean": _clean_handled},
+    **{"slice": slice, "getattr": getattr, "setattr": setattr, "is_plain": _is_plain, "iter": iter},
 }

@@ -7,9 +7,8 @@ is one entry, whatever happens inside; of its time what it spends in the user's 
 code takes the place of `function.__code__`, so that every reference to a function sees it.
 
 Not seen: what processes do that the program starts; modules that are imported during the run; code without source; bodies of
-classes; attributes (`x.T`) and `in`. A warning from a library's C code names this file. Arrays are referred to weakly, and
-NumPy resizes none in place that something refers to: `x.resize` works in recorded functions, and may raise in others. Where a
-framework returns before its work is done (JAX, a GPU), so does its entry.
+classes; attributes (`x.T`) and `in`. A warning from a library's C code names this file. Where a framework
+returns before its work is done (JAX, a GPU), so does its entry. A traceback shows the recorder's frames.
 """
 
 import contextlib
@@ -18,7 +17,6 @@ import gc
 import linecache
 import sys
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -26,9 +24,10 @@ from typing import Any
 from ..run.runnable import FunctionKey, ProfilingError
 from . import recorder
 from .calls import RecordedFunction
+from .describing import SCALARS
 from .folding import Project
 from .instrumentation import with_recorders
-from .recorder import Recorder, clean
+from .recorder import Recorder
 
 _MOST_ASKED = 50  # calls of frameworks whose work is asked for, the longest: each takes a tenth of a second or so
 _lock = threading.Lock()
@@ -49,11 +48,7 @@ def instrument_source(
 
 
 def trace(
-    call: Callable[[], Any],
-    project: Project,
-    root: FunctionKey,
-    functions: Collection[FunctionKey] | None = None,
-    check_port: bool = False,
+    call: Callable, project: Project, root: FunctionKey, functions: Collection[FunctionKey] | None = None, check_port=False
 ) -> tuple[Any, list[RecordedFunction], list[str]]:
     """Run `call` once and record what functions of `project` ask of libraries; afterwards they are as they were.
 
@@ -81,25 +76,20 @@ def trace(
         recorders = [*recorder.called.values()]
         entries = [entry for each in recorders for entry in each.entries.values() if entry.ask]
         for entry in sorted(entries, key=lambda entry: -entry.time_s)[:_MOST_ASKED]:
-            entry.call["model_work"] = entry.ask()
+            entry.work = entry.ask()
         if missing := ({root} if functions is None else {*functions}) - {each.key for each in recorders}:
             names = ", ".join(sorted(key.name for key in missing)[:3])
-            notes.append(
-                f"what {names} calls was not seen: not called in this run, or not what stands in a file of Python source (edited "
-                "since, or made by a tool)"
-            )
+            reason = "not called in this run, or not what stands in its file (no Python source, edited since, made by a tool)"
+            notes.append(f"what {names} calls was not seen: {reason}")
         if n_failures := sum(each.n_failures for each in recorders):
             notes.append(f"{n_failures} calls on arrays could not be described and are left out")
         recorded = [each.recorded(check_port=check_port) for each in recorders]
         return result, sorted(recorded, key=lambda each: -sum(call.time_s for call in each.calls)), notes
-    except BaseException as error:
-        clean(error.__traceback__)
-        raise
     finally:
         recorder.project = None
         for each in recorder.called.values():  # a script's code keeps them for the next run
             each.reset()
-        recorder.called, recorder.standings = {}, {}
+        recorder.called, recorder.standings, recorder.simple = {}, {}, set(SCALARS)
         _lock.release()
 
 
