@@ -120,6 +120,7 @@ class RecordedFunction(BaseModel):
     """What one of the user's functions asked of libraries in one run.
 
     Attributes:
+        n_calls: counted up to 10,000 where the function meets no arrays.
         n_element_accesses: single elements read or written from Python.
         input_bytes: of arrays that came as arguments, in each call; of others that were read, such as weights, once.
         output_bytes: of arrays that were returned.

@@ -10,7 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable
 from time import perf_counter
-from types import BuiltinFunctionType, FunctionType, SimpleNamespace
+from types import BuiltinFunctionType, CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,11 @@ from .frameworks import framework_object, model_work
 # many in all, further ones share an entry for each name.
 MOST_EXACT, MOST_CALLS = 20, 200
 WORTH_AN_ENTRY_S = 50e-6  # of a call without arrays
+MOST_IDLE = 10_000  # calls of a function in which no array is seen; after them it gets its own code back
 
+_SIMPLE = SCALARS | set(map(id, np.sctypeDict.values()))  # neither a library's nor holding arrays
 _PYTHONS_OWN = SCALARS | set(map(id, (list, tuple, dict, set, frozenset, FunctionType, bytearray, memoryview, array)))
-_PLAIN = _PYTHONS_OWN | set(map(id, np.sctypeDict.values()))
+_PLAIN = _PYTHONS_OWN | _SIMPLE
 _ITERATING = frozenset(
     map(id, (list, tuple, set, frozenset, sorted, zip, enumerate, map, filter, sum, min, max, any, all, iter, reversed))
 )
@@ -45,7 +47,7 @@ _SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENER
 project: Project | None = None  # of the program that is traced, one at a time; None elsewhere, as in another process
 called: dict[int, "Recorder"] = {}  # recorders of functions that were called
 standings: dict[str | int, tuple[str | None, Any]] = {}  # with the type, so that no other can have its id
-simple = set(SCALARS)  # ids of types that neither are a library's nor hold arrays
+simple = set(_SIMPLE)  # and types of the user's, by their ids
 
 
 class _Thread(threading.local):
@@ -91,6 +93,14 @@ def _library(home: str | type) -> str | None:
     return None if folded is None or name == "__main__" else folded if is_file else name.partition(".")[0]
 
 
+def reset(of: Project | None) -> None:
+    """Begin a trace of a project; None: end it."""
+    global project, called, standings, simple
+    for each in called.values():  # a script's code keeps them for the next run
+        each.reset()
+    project, called, standings, simple = of, {}, {}, set(_SIMPLE)
+
+
 def _is_users(kind: type) -> bool:
     return _library(kind) is None
 
@@ -120,6 +130,7 @@ class Recorder:
 
     def __init__(self, key: FunctionKey):
         self.key = key
+        self.originals: list[tuple[FunctionType, CodeType]] = []  # functions that ask this recorder, and their own code
         self.reset()
 
     def __reduce__(self) -> tuple:
@@ -147,6 +158,9 @@ class Recorder:
         self.n_calls += 1
         n_bytes = self._passing_bytes(arguments, is_argument=True)
         self.input_bytes += n_bytes
+        if self.n_calls == MOST_IDLE and not (self.entries or self.n_element_accesses or self.input_bytes or self.output_bytes):
+            for function, code in self.originals:
+                function.__code__ = code
         if _thread.callback is None and not (frame := sys._getframe(1)).f_code.co_flags & _SUSPENDS:
             _thread.callback = id(frame), perf_counter(), _thread.recorded_s
 
@@ -177,7 +191,7 @@ class Recorder:
 
     def apply(self, function: Callable[..., Any], container: Any, *rest: Any) -> Any:
         """Indexing and iteration: a call where the container is a library's."""
-        if _is_plain(container):
+        if type(container) is not np.ndarray and _is_plain(container):
             return function(container, *rest)
         return self.call(function, container, *rest)
 
@@ -228,6 +242,9 @@ class Recorder:
 
     def _record(self, function: Any, args: tuple, kwargs: dict, result: Any, own_s: float) -> bool:
         """Whether it has become an entry."""
+        if function is operator.getitem and issubclass(type(result), np.generic):
+            self.n_element_accesses += 1
+            return False
         while type(function) is functools.partial:
             args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
         if _is_array(type(owner := bound_to(function))):
@@ -284,8 +301,13 @@ class Recorder:
     def _passing_bytes(self, values: tuple, *, is_argument: bool = False) -> int:
         """Of arrays that come as arguments or go out."""
         n_bytes = 0
+        for value in values:
+            if id(type(value)) not in simple:
+                break
+        else:
+            return 0
         try:
-            for each in arrays_in([each for each in values if id(type(each)) not in simple], _is_array):
+            for each in arrays_in(values, _is_array):
                 n_bytes += array_bytes(each)
                 if is_argument:
                     self._known.add(id(_owner(each)))

@@ -6,9 +6,10 @@ library are called as ever; any other call, and any operator on arrays, goes thr
 is one entry, whatever happens inside; of its time what it spends in the user's functions that it calls back is taken off. New
 code takes the place of `function.__code__`, so that every reference to a function sees it.
 
-Not seen: what processes do that the program starts; modules that are imported during the run; code without source; bodies of
-classes; attributes (`x.T`) and `in`. A warning from a library's C code names this file. Where a framework
-returns before its work is done (JAX, a GPU), so does its entry. A traceback shows the recorder's frames.
+Not seen: arrays that a function meets only after 10,000 calls without any; what processes do that the program starts; modules
+that are imported during the run; code without source; bodies of classes; attributes (`x.T`) and `in`. A warning from a
+library's C code names this file. Where a framework returns before its work is done (JAX, a GPU), so does its entry. A traceback
+shows the recorder's frames.
 """
 
 import contextlib
@@ -24,7 +25,6 @@ from typing import Any
 from ..run.runnable import FunctionKey, ProfilingError
 from . import recorder
 from .calls import RecordedFunction
-from .describing import SCALARS
 from .folding import Project
 from .instrumentation import with_recorders
 from .recorder import Recorder
@@ -70,7 +70,7 @@ def trace(
         raise ProfilingError("an array trace is running in this process already; wait until it has ended")
     notes: list[str] = []
     try:
-        recorder.project = project
+        recorder.reset(project)
         with _instrumented(project, functions, check_port, notes):
             result = call()
         recorders = [*recorder.called.values()]
@@ -86,10 +86,7 @@ def trace(
         recorded = [each.recorded(check_port=check_port) for each in recorders]
         return result, sorted(recorded, key=lambda each: -sum(call.time_s for call in each.calls)), notes
     finally:
-        recorder.project = None
-        for each in recorder.called.values():  # a script's code keeps them for the next run
-            each.reset()
-        recorder.called, recorder.standings, recorder.simple = {}, {}, set(SCALARS)
+        recorder.reset(None)
         _lock.release()
 
 
@@ -98,6 +95,7 @@ def _instrumented(
     project: Project, functions: Collection[FunctionKey] | None, check_port: bool, notes: list[str]
 ) -> Iterator[None]:
     """With other code in every such function that exists; `notes` gets the files that could not be rewritten."""
+    recorder_for = functools.cache(Recorder)
     twins: dict[tuple[str, CodeType], CodeType] = {}  # equal code may stand in two files
     everything = _all_functions()
     files = {function.__code__.co_filename: function.__globals__ for function in everything}
@@ -106,15 +104,17 @@ def _instrumented(
             linecache.checkcache(file)
             source = "".join(linecache.getlines(file, files[file]))
             try:
-                marked = with_recorders(source, file, functions, check_port, functools.cache(Recorder))
+                marked = with_recorders(source, file, functions, check_port, recorder_for)
                 plain = compile(source, file, "exec", dont_inherit=True)
-                twins |= {(file, code): twin for code, twin in _pairs(plain, marked)}
+                twins |= {(file, code): twin for code, twin in _pairs(plain, marked) if twin != code}
             except Exception as error:  # no source, deeper than the parser goes: the function runs as it is
                 notes.append(f"calls in {project.relative(file)} were not seen: {type(error).__name__}: {error}")
     originals = {id(twin): code for (_, code), twin in twins.items()}
     for function in everything:
-        if twin := twins.get((function.__code__.co_filename, function.__code__)):
-            originals[id(twin)], function.__code__ = function.__code__, twin
+        code = function.__code__
+        if twin := twins.get((code.co_filename, code)):
+            recorder_for(FunctionKey.of(code)).originals.append((function, code))
+            originals[id(twin)], function.__code__ = code, twin
     try:
         yield
     finally:
