@@ -764,6 +764,8 @@ TRICKY = '''
             return lambda j=i: (total, i, j)
         return [f() for f in [add(i) for i in range(n)]], total, {k: v for k, v in zip("ab", [n, total])}
 
+    def defaults(f=lambda y, *z: (y, z), *, g=lambda: [v for v in (1, 2)]): return f(1, 2), g()
+
     class Meta(type):
         def __getitem__(cls, key): return cls.__name__, key
 
@@ -855,7 +857,7 @@ TRICKY = '''
 
     def main():
         LOG.clear()
-        results = [subscripts(), comparisons(), calls(), walrus(), scopes(4), classes(), looks_at_itself(), called(),
+        results = [subscripts(), comparisons(), calls(), walrus(), scopes(4), defaults(), classes(), looks_at_itself(), called(),
                    generators(), [patterns(v) for v in ({"a": [1, 2], "b": 3}, Loud(1), -1, 2 + 3j, [4, 5], "other")], errors(),
                    unbound(), in_place(), arrays(), annotated(1, 2, b=3, c=4), strings(), namedtuple_of_here(),
                    Loud(1) < 2, -Loud(2)]

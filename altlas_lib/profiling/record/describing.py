@@ -5,7 +5,7 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from itertools import islice
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -43,20 +43,25 @@ def is_array_type(kind: type) -> bool:
     return sparse or ("shape" in attributes and bool(attributes & {"dtype", "dtypes"}))
 
 
-def arrays_in(values: Iterable[Any], is_array: Callable[[type], bool] = is_array_type, depth: int = 1) -> list[Any]:
+def arrays_in(
+    values: Iterable[Any], is_array: Callable[[type], bool] = is_array_type, *, depth: int = 1, without: Set[int] = SCALARS
+) -> list[Any]:
     """The arrays among `values` and, one level down, in lists, tuples and dictionaries.
 
     A container without an array among its first elements is taken to hold none.
+
+    Args:
+        without: ids of types to pass by.
     """
     found = []
     for value in values:
         kind = type(value)  # `isinstance` would ask the value for its class
-        if id(kind) in SCALARS:
+        if id(kind) in without:
             continue
         if is_array(kind):
             found.append(value)
-        elif depth and issubclass(kind, _CONTAINERS) and arrays_in(islice(_elements(value), _PROBED), is_array, 0):
-            found += arrays_in(_elements(value), is_array, 0)
+        elif depth and issubclass(kind, _CONTAINERS) and arrays_in(islice(_elements(value), _PROBED), is_array, depth=0):
+            found += arrays_in(_elements(value), is_array, depth=0)
     return found
 
 
@@ -171,7 +176,7 @@ def describe_call(
 # Names -----------------------------------------------------------------------------------------------------------------------
 
 
-def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]) -> str:
+def public_name(function: Any, args: list[Any], library: Callable[[type], str | None]) -> str:
     """The shortest name under which a library offers a function: 'numpy.linalg.svd', 'ndarray.sort', 'networkx.pagerank'.
 
     An operator on ndarrays has NumPy's name, 'numpy.add'; a method that of its class, or of the first base that is not the
@@ -179,6 +184,7 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
 
     Args:
         args: what the function was called with; an operator is that of the first.
+        library: that a class belongs to, None if it is the user's.
     """
     name, owner = name_of(function), bound_to(function)
     if getattr(function, "__module__", None) == "_operator":
@@ -192,7 +198,7 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
         homes = ("numpy", "scipy.special")
         return f"{next((home for home in homes if getattr(sys.modules.get(home), name, 0) is function), 'ufunc')}.{name}"
     if isinstance(owner, np.ufunc):
-        return f"{public_name(owner, [], is_users)}.{name}"
+        return f"{public_name(owner, [], library)}.{name}"
     if owner is None or isinstance(owner, ModuleType):
         if name:
             return _path(function, name)
@@ -200,7 +206,7 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
     kind = owner if isinstance(owner, type) else type(owner)
     if issubclass(kind, np.ndarray):
         return f"ndarray.{name}"
-    paths = [_path(base, base.__name__) for base in kind.__mro__[:-1] if not is_users(base)]
+    paths = [_path(base, base.__name__) for base in kind.__mro__[:-1] if library(base)]
     return f"{next((path for path in paths if '._' not in path), paths[0])}.{name}"
 
 

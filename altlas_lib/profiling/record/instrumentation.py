@@ -58,7 +58,7 @@ class _Rewriter(ast.NodeTransformer):
         line = min(getattr(each, "lineno", 1) for each in (node, *decorators))
         is_asked = self._functions is None or (line, name) in self._functions
         outer, self._is_recorded = self._is_recorded, is_asked and not isinstance(node, ast.ClassDef)
-        every = ast.walk(node.args) if hasattr(node, "args") else ()
+        every = ast.iter_child_nodes(node.args) if hasattr(node, "args") else ()
         names = [ast.Name(each.arg, ast.Load()) for each in every if isinstance(each, ast.arg)]
         enter = ast.Call(_mark("enter"), [ast.Tuple(names, ast.Load())], [])
         is_lambda = isinstance(node, ast.Lambda)
@@ -131,7 +131,7 @@ class _Rewriter(ast.NodeTransformer):
         self.generic_visit(node)
         match node.targets:
             case [ast.Subscript(value=container, slice=index)]:  # Python evaluates the value first, then these
-                return _statement(self.ask("assign", node.value, container, self._index(index), at=node))
+                return ast.Expr(self.ask("assign", node.value, container, self._index(index), at=node))
         return node
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
@@ -150,7 +150,7 @@ class _Rewriter(ast.NodeTransformer):
             case _:
                 return node
         old = ast.Starred(self.ask("load", _mark(get), container, key, at=target), ast.Load())
-        return _statement(self.ask("store", _mark(put), operate, old, node.value, at=node))
+        return ast.Expr(self.ask("store", _mark(put), operate, old, node.value, at=node))
 
     def visit_For(self, node: ast.For | ast.comprehension) -> ast.AST:
         self.generic_visit(node)
@@ -186,10 +186,6 @@ def _mark(name: str) -> ast.Constant:
 def _operator(op: ast.AST, prefix: str = "") -> str:
     kind = type(op).__name__
     return f"__{prefix}{_OPERATORS.get(kind, kind.lower())}__"
-
-
-def _statement(value: ast.expr) -> ast.Expr:
-    return ast.copy_location(ast.Expr(value), value)
 
 
 def with_recorders(

@@ -40,8 +40,9 @@ _LOOK_AT_CALLER = frozenset({"query", "eval", "sql", "sql_expr"})  # pandas, Pol
 _COMPUTES = {
     *("json", "re", "csv", "xml", "html", "zlib", "gzip", "bz2", "lzma", "hashlib", "pickle", "copy", "difflib", "statistics"),
     *("random", "heapq", "bisect", "itertools", "fractions", "decimal", "struct", "base64", "textwrap", "tokenize", "sqlite3"),
+    "operator",
 }
-_UNRECORDED = sys.stdlib_module_names - _COMPUTES - {"_operator", *(f"_{name}" for name in _COMPUTES)}
+_UNRECORDED = {None, *sys.stdlib_module_names} - _COMPUTES - {f"_{name}" for name in _COMPUTES}
 _SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 project: Project | None = None  # of the program that is traced, one at a time; None elsewhere, as in another process
@@ -79,9 +80,9 @@ def _find_standing(home: str | type) -> str | None:
     if type(home) is not str:
         # The class that says what shape an array has: if it is the user's, asking would run the user's code.
         definer = next((base for base in home.__mro__ if "shape" in vars(base)), home)
-        if is_array_type(home) and not _is_users(definer):
+        if is_array_type(home) and _library(definer):
             return "array"
-    return None if (library := _library(home)) is None or library in _UNRECORDED else "library"
+    return None if _library(home) in _UNRECORDED else "library"
 
 
 def _library(home: str | type) -> str | None:
@@ -99,10 +100,6 @@ def reset(of: Project | None) -> None:
     for each in called.values():  # a script's code keeps them for the next run
         each.reset()
     project, called, standings, simple = of, {}, {}, set(_SIMPLE)
-
-
-def _is_users(kind: type) -> bool:
-    return _library(kind) is None
 
 
 def _is_plain(value: Any) -> bool:
@@ -260,7 +257,7 @@ class Recorder:
             self.input_bytes += n_bytes
         fresh = {id(_owner(each)) for each in results} - owners.keys()
         self._known |= owners.keys() | fresh
-        name = public_name(function, [*operands, *args], _is_users)
+        name = public_name(function, [*operands, *args], _library)
         asked = framework_object(function, operands)
         is_view = bool(results) and not fresh
         key = name, is_view, id(asked), *describe_call(function, args, kwargs, result, _is_array)
@@ -301,13 +298,8 @@ class Recorder:
     def _passing_bytes(self, values: tuple, *, is_argument: bool = False) -> int:
         """Of arrays that come as arguments or go out."""
         n_bytes = 0
-        for value in values:
-            if id(type(value)) not in simple:
-                break
-        else:
-            return 0
         try:
-            for each in arrays_in(values, _is_array):
+            for each in arrays_in(values, _is_array, without=simple):
                 n_bytes += array_bytes(each)
                 if is_argument:
                     self._known.add(id(_owner(each)))
