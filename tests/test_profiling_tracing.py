@@ -17,7 +17,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import traceback
 from collections import Counter
 from types import FunctionType, SimpleNamespace
 
@@ -857,9 +856,9 @@ TRICKY = '''
 
     def main():
         LOG.clear()
-        results = [subscripts(), comparisons(), calls(), walrus(), scopes(4), defaults(), classes(), looks_at_itself(), called(),
-                   generators(), [patterns(v) for v in ({"a": [1, 2], "b": 3}, Loud(1), -1, 2 + 3j, [4, 5], "other")], errors(),
-                   unbound(), in_place(), arrays(), annotated(1, 2, b=3, c=4), strings(), namedtuple_of_here(),
+        results = [subscripts(), comparisons(), calls(), walrus(), scopes(4), defaults(), classes(), looks_at_itself(),
+                   called(), generators(), [patterns(v) for v in ({"a": [1, 2], "b": 3}, Loud(1), -1, 2 + 3j, [4, 5], "other")],
+                   errors(), unbound(), in_place(), arrays(), annotated(1, 2, b=3, c=4), strings(), namedtuple_of_here(),
                    Loud(1) < 2, -Loud(2)]
         return repr(results), list(LOG)
 '''

@@ -239,15 +239,12 @@ class Recorder:
 
     def _record(self, function: Any, args: tuple, kwargs: dict, result: Any, own_s: float) -> bool:
         """Whether it has become an entry."""
-        if function is operator.getitem and issubclass(type(result), np.generic):
-            self.n_element_accesses += 1
+        if self._is_element_by_element(function, args, result):
             return False
         while type(function) is functools.partial:
             args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
         if _is_array(type(owner := bound_to(function))):
             args = (owner, *args)
-        if self._is_element_by_element(function, args, result):
-            return False
         operands, results = arrays_in((*args, *kwargs.values()), _is_array), arrays_in((result,), _is_array)
         if not operands and not results and own_s < WORTH_AN_ENTRY_S:
             return False
@@ -281,15 +278,16 @@ class Recorder:
             indices = args[1] if type(args[1]) is tuple else args[1:2]
             n = is_all = sum(issubclass(type(i), (int, np.integer)) for i in indices) == len(args[0].shape)
         elif function is operator.getitem:
-            n = is_all = _is_array(type(args[0])) and not (_is_array(type(result)) and len(result.shape))
+            is_one = issubclass(type(result), np.generic) or not (_is_array(type(result)) and len(result.shape))
+            n = is_all = is_one and _is_array(type(args[0]))
         elif id(function) in _ITERATING:
             for each in arrays_in(args, _is_array):
                 self.take_value("iteration over an array", each)
                 n += len(each) if len(each.shape) == 1 else 0
             is_all = not arrays_in((result,), _is_array)
         elif type(function) is BuiltinFunctionType and function.__name__ in ("tolist", "item"):
-            self.take_value(f"x.{function.__name__}()", function.__self__)
-            n = math.prod(args[0].shape) if args else 0
+            self.take_value(f"x.{function.__name__}()", owner := function.__self__)
+            n = math.prod(owner.shape) if _is_array(type(owner)) else 0
         else:
             return False
         self.n_element_accesses += n
