@@ -17,7 +17,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import traceback
 from collections import Counter
 from types import FunctionType, SimpleNamespace
 
@@ -189,7 +188,7 @@ def test_statements_are_seen(program):
     (whole_row,) = (each.call for each in step.calls if each.call.name.endswith("setitem__") and each.call.args[1] == 1)
     assert whole_row.results == (Array("float64", (5,)),)
     assert step.n_element_accesses == 2
-    assert (step.n_calls, step.input_bytes, step.resident_bytes) == (1, 320, 0)  # read in one call only, the weights come in
+    assert (step.n_calls, step.input_bytes) == (1, 320)  # the gradient, and the weights once
 
 
 def test_every_kind_of_function_is_seen(program):
@@ -297,7 +296,7 @@ def test_single_elements_are_counted(program):
     assert names(run.of["main"]) == ["numpy.arange"]
 
 
-def test_bytes_in_out_and_resident(program):
+def test_bytes_in_and_out(program):
     user = program("""
         import numpy as np
         WEIGHTS = np.ones((10, 5))
@@ -317,10 +316,8 @@ def test_bytes_in_out_and_resident(program):
     run = traced(user)
     assert run.of["make"].output_bytes == 640
     model = run.of["model"]
-    assert (model.n_calls, model.input_bytes) == (2, 2 * (640 + 40))
+    assert (model.n_calls, model.input_bytes) == (2, 2 * (640 + 40) + 400)  # the weights are twice read, moved once
     assert model.output_bytes == 2 * (6 * 5 * 8 + 6 * 10 * 8)
-    assert model.resident_bytes == 400  # twice read, moved once
-    assert run.of["main"].resident_bytes == 0
 
 
 def test_a_library_is_not_charged_for_what_it_calls_back(program):
@@ -766,6 +763,8 @@ TRICKY = '''
             return lambda j=i: (total, i, j)
         return [f() for f in [add(i) for i in range(n)]], total, {k: v for k, v in zip("ab", [n, total])}
 
+    def defaults(f=lambda y, *z: (y, z), *, g=lambda: [v for v in (1, 2)]): return f(1, 2), g()
+
     class Meta(type):
         def __getitem__(cls, key): return cls.__name__, key
 
@@ -857,9 +856,9 @@ TRICKY = '''
 
     def main():
         LOG.clear()
-        results = [subscripts(), comparisons(), calls(), walrus(), scopes(4), classes(), looks_at_itself(), called(),
-                   generators(), [patterns(v) for v in ({"a": [1, 2], "b": 3}, Loud(1), -1, 2 + 3j, [4, 5], "other")], errors(),
-                   unbound(), in_place(), arrays(), annotated(1, 2, b=3, c=4), strings(), namedtuple_of_here(),
+        results = [subscripts(), comparisons(), calls(), walrus(), scopes(4), defaults(), classes(), looks_at_itself(),
+                   called(), generators(), [patterns(v) for v in ({"a": [1, 2], "b": 3}, Loud(1), -1, 2 + 3j, [4, 5], "other")],
+                   errors(), unbound(), in_place(), arrays(), annotated(1, 2, b=3, c=4), strings(), namedtuple_of_here(),
                    Loud(1) < 2, -Loud(2)]
         return repr(results), list(LOG)
 '''
@@ -945,42 +944,6 @@ def test_any_expression_gives_the_same_result_or_the_same_error(written):
         result, traces, _ = tracing.trace(call, Project("traced.py"), FunctionKey("traced.py", 1, "main"))
         assert repr(result) == repr(plain["main"](**VALUES))
     assert traces
-
-
-def test_a_traceback_reads_the_same(program):
-    user = program("""
-        import traceback
-        import numpy as np
-
-        def deep(n):
-            x = np.ones((2, n))
-            return (x @
-                    x[0:1])
-
-        def caught():
-            try:
-                deep(5)
-            except ValueError:
-                return traceback.format_exc()
-
-        def again():
-            try:
-                deep(5)
-            except ValueError as error:
-                raise RuntimeError("no") from error
-    """)
-    assert traced(user, "caught").result == user.caught()
-    texts = []
-    for call in (user.again, lambda: traced(user, "again")):
-        with pytest.raises(RuntimeError) as caught:
-            call()
-        lines = "".join(traceback.format_exception(caught.value))
-        texts.append([line for line in lines.splitlines() if "user_" in line or "    " in line or "Error" in line])
-    plain, with_tracer = (
-        [line for line in text if "test_profiling" not in line and "tracing.py" not in line] for text in texts
-    )
-    assert [line for line in plain if "user_" in line] == [line for line in with_tracer if "user_" in line]
-    assert not any("recorder" in line.lower() for line in with_tracer)
 
 
 def test_everything_is_as_before_afterwards(program):
@@ -1128,11 +1091,11 @@ def test_source_that_is_not_there_or_has_changed_is_noted(program, tmp_path):
     path.write_text("def main(): return 1 + 2\ndef other(a): return a\n")
     run = traced(user)
     assert run.result == 2
-    assert any("1 functions of" in note and "main" in note for note in run.notes)
+    assert any("what main calls was not seen" in note and "edited since" in note for note in run.notes)
     path.unlink()
     run = traced(user)
     assert run.result == 2
-    assert any("were not seen" in note for note in run.notes)
+    assert any("was not seen" in note for note in run.notes)
 
 
 def test_a_target_without_python_source_is_noted():
@@ -1214,16 +1177,9 @@ def test_hidden_transfers_are_found_by_line(program):
     assert places == {
         (2, "truth of an array"): 1,
         (3, "float(x)"): 1,
-        (6, "write into a host array"): 3,
         (7, "truth of an array"): 2,
-        (8, "print(x)"): 1,
-        (8, "text of an array"): 1,
-        (8, "str(x)"): 1,
         (9, "iteration over an array"): 2,
         (9, "truth of an array"): 4,
-        (10, "write into a host array"): 1,
-        (11, "write into a host array"): 1,
-        (12, "array for sklearn.preprocessing.scale"): 1,
         (13, "x.tolist()"): 1,
         (13, "x.item()"): 1,
         (13, "int(x)"): 1,

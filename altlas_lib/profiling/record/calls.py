@@ -5,7 +5,6 @@ The parent prices a `Call` by the table in `project.operations`; `benchmarks.pub
 
 import math
 import re
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -66,16 +65,16 @@ class Call(BaseModel):
     @classmethod
     def _arrays_from_json(cls, value: Any) -> Any:
         """["float32", [1760, 1760]] is an array, as it comes out of a file or from another process."""
-        return (
-            {key: _with_arrays(each) for key, each in value.items()}
-            if isinstance(value, dict)
-            else tuple(map(_with_arrays, value))
-        )
+        return _with_arrays(value) if isinstance(value, dict) else tuple(map(_with_arrays, value))
 
     @property
     def operands(self) -> list[Array]:
         """The arrays among the arguments and, one level down, in lists and dictionaries."""
-        return list(_arrays_in((*self.args, *self.kwargs.values())))
+        found = []
+        for value in (*self.args, *self.kwargs.values()):
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            found += [each for each in inner if isinstance(each, Array)]
+        return found
 
 
 def _with_arrays(value: Any) -> Any:
@@ -89,15 +88,6 @@ def _with_arrays(value: Any) -> Any:
         case dict():
             return {key: _with_arrays(each) for key, each in value.items()}
     return value
-
-
-def _arrays_in(values: tuple) -> Iterator[Array]:
-    for value in values:
-        if isinstance(value, Array):
-            yield value
-        elif isinstance(value, list | dict):
-            inner = value.values() if isinstance(value, dict) else value
-            yield from (each for each in inner if isinstance(each, Array))
 
 
 class RecordedCall(BaseModel):
@@ -120,10 +110,10 @@ class RecordedFunction(BaseModel):
     """What one of the user's functions asked of libraries in one run.
 
     Attributes:
+        n_calls: counted up to 10,000 where the function meets no arrays.
         n_element_accesses: single elements read or written from Python.
-        input_bytes: of arrays that came as arguments, in each call; and of others that were read in one call only.
+        input_bytes: of arrays that came as arguments, in each call; of others that were read, such as weights, once.
         output_bytes: of arrays that were returned.
-        resident_bytes: of other arrays that were read in several calls, such as weights: moved once.
     """
 
     function: str
@@ -134,5 +124,4 @@ class RecordedFunction(BaseModel):
     n_element_accesses: int = 0
     input_bytes: float = 0
     output_bytes: float = 0
-    resident_bytes: float = 0
     hidden_transfers: list[HiddenTransfer] = []

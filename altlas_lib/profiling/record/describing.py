@@ -5,9 +5,9 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from itertools import islice
-from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -43,23 +43,25 @@ def is_array_type(kind: type) -> bool:
     return sparse or ("shape" in attributes and bool(attributes & {"dtype", "dtypes"}))
 
 
-def arrays_in(values: Iterable[Any], is_array: Callable[[type], bool] = is_array_type) -> list[Any]:
+def arrays_in(
+    values: Iterable[Any], is_array: Callable[[type], bool] = is_array_type, *, depth: int = 1, without: Set[int] = SCALARS
+) -> list[Any]:
     """The arrays among `values` and, one level down, in lists, tuples and dictionaries.
 
     A container without an array among its first elements is taken to hold none.
+
+    Args:
+        without: ids of types to pass by.
     """
     found = []
     for value in values:
         kind = type(value)  # `isinstance` would ask the value for its class
-        if id(kind) in SCALARS:
+        if id(kind) in without:
             continue
         if is_array(kind):
             found.append(value)
-        elif issubclass(kind, _CONTAINERS):
-            elements = _elements(value)
-            first = list(islice(elements, _PROBED))
-            if any(id(type(each)) not in SCALARS and is_array(type(each)) for each in first):
-                found += [each for each in (*first, *elements) if is_array(type(each))]
+        elif depth and issubclass(kind, _CONTAINERS) and arrays_in(islice(_elements(value), _PROBED), is_array, depth=0):
+            found += arrays_in(_elements(value), is_array, depth=0)
     return found
 
 
@@ -70,17 +72,16 @@ def _elements(container: Any) -> Iterator[Any]:
 
 
 def shape(array: Any) -> tuple[int, ...]:
-    return tuple(int(n) for n in array.shape)
+    return tuple(map(int, array.shape))
 
 
 def dtype_name(array: Any) -> str:
     """'float32', also of TensorFlow's and PyTorch's types; 'mixed' for a table; 'object' where the name says nothing."""
-    dtype = getattr(array, "dtype", "mixed")
-    return _recognised(dtype if isinstance(dtype, np.dtype) else str(getattr(dtype, "name", dtype)))
+    return _recognised(getattr(array, "dtype", "mixed"))
 
 
 @functools.lru_cache(maxsize=256)  # NumPy composes a dtype's name anew each time
-def _recognised(dtype: np.dtype | str) -> str:
+def _recognised(dtype: Any) -> str:
     name = str(getattr(dtype, "name", dtype)).removeprefix("torch.").lower()
     return name if DTYPE.fullmatch(name) else "object"
 
@@ -95,8 +96,7 @@ def array_bytes(array: Any) -> int:
         return int(array.estimated_size())
     if hasattr(array, "memory_usage"):  # pandas
         return int(array.memory_usage(index=False).sum())
-    dtype = getattr(array, "dtype", None)
-    itemsize = getattr(dtype, "itemsize", None) or getattr(dtype, "size", 8)
+    itemsize = getattr(array.dtype, "size", 8)  # TensorFlow
     return math.prod(shape(array)) * (itemsize if isinstance(itemsize, int) else 8)
 
 
@@ -124,56 +124,59 @@ def describe(
     kind = type(value)
     if is_array(kind):
         return describe_array(value, is_index=is_index)
-    if value is None or kind is bool:
+    if issubclass(kind, np.generic) and type(item := value.item()) is not kind:  # a long double's is itself
+        value, kind = item, type(item)
+    if value is None or kind is bool or (kind is int and value.bit_length() <= 64):
         return value
-    if kind is int:
-        return value if value.bit_length() <= 64 else None
     if kind is float:
         return value if math.isfinite(value) else str(value)
     if kind is str:
         return value[:MOST_CHARACTERS]
     if kind is slice:
-        parts = (describe(part, is_array) for part in (value.start, value.stop, value.step))
-        start, stop, step = ("" if part is None else str(part) for part in parts)
-        return f"{start}:{stop}:{step}" if step else f"{start}:{stop}"
+        start, stop, step = (describe(part, is_array) for part in (value.start, value.stop, value.step))
+        return ":".join("" if part is None else str(part) for part in (start, stop, step)[: 2 if step is None else 3])
     if value is ...:
         return "..."
-    if issubclass(kind, np.generic):
-        return None if type(item := value.item()) is kind else describe(item, is_array)  # a long double's is itself
     if not depth or not issubclass(kind, _CONTAINERS):
         return None
     kept = islice(_elements(value), MOST_ELEMENTS)
     return tuple(describe(each, is_array, is_index=is_index, depth=depth - 1) for each in kept)
 
 
-def arrays_only(described: Any) -> Any:
+def _arrays_only(described: Any) -> Any:
     """A description with None in place of parameters."""
     if type(described) is tuple:
-        return tuple(map(arrays_only, described))
+        return tuple(map(_arrays_only, described))
     return described if isinstance(described, Array) else None
 
 
-def describe_call(function: Any, args: tuple, result: Any, is_array: Callable[[type], bool]) -> tuple[tuple, tuple[Array, ...]]:
-    """Arguments, and the arrays that came out; of `array[index] = value` what was written to, if that is a view."""
-    is_set = function is operator.setitem
-    described = tuple(describe(each, is_array, is_index=is_set) for each in args)
-    if is_set and issubclass(type(args[0]), np.ndarray) and _is_basic(args[1]):
-        result = np.ndarray.__getitem__(args[0], args[1])
+def describe_call(
+    function: Any,
+    args: tuple,
+    kwargs: dict[str, Any],
+    result: Any,
+    is_array: Callable[[type], bool],
+    *,
+    only_arrays: bool = False,
+) -> tuple[tuple, tuple, tuple[Array, ...]]:
+    """Arguments, those with names, and the arrays that came out; of `array[index] = value` what was written to, if a view."""
+    is_set, shorten = function is operator.setitem, _arrays_only if only_arrays else tuple
+    described = shorten(tuple(describe(each, is_array, is_index=is_set) for each in args))
+    named = tuple(zip(kwargs, shorten(tuple(describe(each, is_array) for each in kwargs.values())), strict=True))
+    if is_set and isinstance(args[0], np.ndarray):
+        index = args[1] if type(args[1]) is tuple else args[1:2]
+        if all(part is None or part is ... or issubclass(type(part), (int, np.integer, slice)) for part in index):
+            result = np.ndarray.__getitem__(*args[:2])
     if issubclass(type(result), np.generic):
-        return described, (Array(dtype_name(result), ()),)
+        return described, named, (Array(dtype_name(result), ()),)
     found = describe(result, is_array)
-    return described, tuple(each for each in (found if type(found) is tuple else [found]) if isinstance(each, Array))
-
-
-def _is_basic(index: Any) -> bool:
-    parts = index if type(index) is tuple else (index,)
-    return all(part is None or part is ... or issubclass(type(part), (int, np.integer, slice)) for part in parts)
+    return described, named, tuple(each for each in (found if type(found) is tuple else [found]) if isinstance(each, Array))
 
 
 # Names -----------------------------------------------------------------------------------------------------------------------
 
 
-def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]) -> str:
+def public_name(function: Any, args: list[Any], library: Callable[[type], str | None]) -> str:
     """The shortest name under which a library offers a function: 'numpy.linalg.svd', 'ndarray.sort', 'networkx.pagerank'.
 
     An operator on ndarrays has NumPy's name, 'numpy.add'; a method that of its class, or of the first base that is not the
@@ -181,6 +184,7 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
 
     Args:
         args: what the function was called with; an operator is that of the first.
+        library: that a class belongs to, None if it is the user's.
     """
     name, owner = name_of(function), bound_to(function)
     if getattr(function, "__module__", None) == "_operator":
@@ -191,12 +195,10 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
     if str(type(function).__module__).startswith("numba."):
         return f"numba:{name}"
     if isinstance(function, np.ufunc):
-        homes = (("numpy", np), ("scipy.special", sys.modules.get("scipy.special")))
-        return next((f"{home}.{name}" for home, module in homes if getattr(module, name, None) is function), f"ufunc.{name}")
+        homes = ("numpy", "scipy.special")
+        return f"{next((home for home in homes if getattr(sys.modules.get(home), name, 0) is function), 'ufunc')}.{name}"
     if isinstance(owner, np.ufunc):
-        return f"{public_name(owner, [], is_users)}.{name}"
-    if isinstance(function, MethodDescriptorType):
-        owner = function.__objclass__
+        return f"{public_name(owner, [], library)}.{name}"
     if owner is None or isinstance(owner, ModuleType):
         if name:
             return _path(function, name)
@@ -204,9 +206,8 @@ def public_name(function: Any, args: list[Any], is_users: Callable[[type], bool]
     kind = owner if isinstance(owner, type) else type(owner)
     if issubclass(kind, np.ndarray):
         return f"ndarray.{name}"
-    bases = [base for base in kind.__mro__[:-1] if not is_users(base)] or [kind]
-    public = (path for base in bases if "._" not in (path := _path(base, base.__name__)))
-    return f"{next(public, _path(bases[0], bases[0].__name__))}.{name}"
+    paths = [_path(base, base.__name__) for base in kind.__mro__[:-1] if library(base)]
+    return f"{next((path for path in paths if '._' not in path), paths[0])}.{name}"
 
 
 def bound_to(function: Any) -> Any:
@@ -225,8 +226,6 @@ def home_of(function: Any) -> str | type:
     if kind is BuiltinFunctionType:
         owner = function.__self__
         return function.__module__ or (owner if issubclass(type(owner), type) else type(owner))
-    if issubclass(kind, MethodDescriptorType):
-        return function.__objclass__
     return function if issubclass(kind, type) else kind
 
 
@@ -242,12 +241,9 @@ def name_of(function: Any) -> str:
 def _path(thing: Any, name: str) -> str:
     """With the outermost module that holds it by its name; else with the one that defines it, without its private parts."""
     root, *inner = str(getattr(thing, "__module__", None) or "builtins").split(".")
+    public = [part for part in inner if not part.startswith("_") and part not in _PRIVATE]
     for n in range(len(inner) + 1):
         module = sys.modules.get(path := ".".join([root, *inner[:n]]))
-        if getattr(module, "__dict__", {}).get(name) is thing and not any(_is_private(part) for part in inner[:n]):
+        if inner[:n] == public[:n] and getattr(module, "__dict__", {}).get(name) is thing:
             return f"{path}.{name}"
-    return ".".join([root.strip("_"), *(part for part in inner if not _is_private(part)), name])
-
-
-def _is_private(part: str) -> bool:
-    return part.startswith("_") or part in _PRIVATE
+    return ".".join([root.strip("_"), *public, name])

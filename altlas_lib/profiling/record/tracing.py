@@ -3,13 +3,13 @@
 An array subclass would miss methods, indexing and what libraries do, and would change the program's types. So the user's
 functions are rewritten (`instrumentation`) and every object stays what it is. The user's own functions and most of the standard
 library are called as ever; any other call, and any operator on arrays, goes through a recorder, which times it. A library call
-is one entry, whatever happens inside; of its time what it spends in recorded functions that it calls back is taken off. New
+is one entry, whatever happens inside; of its time what it spends in the user's functions that it calls back is taken off. New
 code takes the place of `function.__code__`, so that every reference to a function sees it.
 
-Not seen: what processes do that the program starts; modules that are imported during the run; code without source; attributes
-(`x.T`) and `in`. A warning from a library's C code names this file. Arrays are referred to weakly, and NumPy resizes none in
-place that something refers to: `x.resize` works in recorded functions, and may raise in others. Where a framework returns
-before its work is done (JAX, a GPU), so does its entry.
+Not seen: arrays that a function meets only after 10,000 calls without any; what processes do that the program starts; modules
+that are imported during the run; code without source; bodies of classes; attributes (`x.T`) and `in`. A warning from a
+library's C code names this file. Where a framework returns before its work is done (JAX, a GPU), so does its entry. A traceback
+shows the recorder's frames.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ import gc
 import linecache
 import sys
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -27,8 +26,8 @@ from ..run.runnable import FunctionKey, ProfilingError
 from . import recorder
 from .calls import RecordedFunction
 from .folding import Project
-from .instrumentation import with_marks, with_recorders
-from .recorder import Recorder, Run, clean
+from .instrumentation import with_recorders
+from .recorder import Recorder
 
 _MOST_ASKED = 50  # calls of frameworks whose work is asked for, the longest: each takes a tenth of a second or so
 _lock = threading.Lock()
@@ -45,27 +44,11 @@ def instrument_source(
     Raises:
         SyntaxError: the source is no Python.
     """
-    return _twins(source, filename, functions, check_port)[-1][1]
-
-
-def _twins(
-    source: str, file: str, functions: Collection[FunctionKey] | None, check_port: bool
-) -> list[tuple[CodeType, CodeType]]:
-    plain, marked = _compiled(source, file, check_port)
-    return [*with_recorders(plain, marked, lambda key: Recorder(key) if functions is None or key in functions else None)]
-
-
-@functools.lru_cache(maxsize=256)
-def _compiled(source: str, file: str, check_port: bool) -> tuple[CodeType, CodeType]:
-    return compile(source, file, "exec", dont_inherit=True), with_marks(source, file, check_port=check_port)
+    return with_recorders(source, filename, functions, check_port, functools.cache(Recorder))
 
 
 def trace(
-    call: Callable[[], Any],
-    project: Project,
-    root: FunctionKey,
-    functions: Collection[FunctionKey] | None = None,
-    check_port: bool = False,
+    call: Callable, project: Project, root: FunctionKey, functions: Collection[FunctionKey] | None = None, check_port=False
 ) -> tuple[Any, list[RecordedFunction], list[str]]:
     """Run `call` once and record what functions of `project` ask of libraries; afterwards they are as they were.
 
@@ -85,32 +68,25 @@ def trace(
     """
     if not _lock.acquire(blocking=False):
         raise ProfilingError("an array trace is running in this process already; wait until it has ended")
-    run, notes = Run(project), []
+    notes: list[str] = []
     try:
-        recorder.run = run
+        recorder.reset(project)
         with _instrumented(project, functions, check_port, notes):
             result = call()
-        recorder.run = None
-        recorders = [*run.recorders.values()]
+        recorders = [*recorder.called.values()]
         entries = [entry for each in recorders for entry in each.entries.values() if entry.ask]
         for entry in sorted(entries, key=lambda entry: -entry.time_s)[:_MOST_ASKED]:
-            entry.call["model_work"] = entry.ask()
+            entry.work = entry.ask()
         if missing := ({root} if functions is None else {*functions}) - {each.key for each in recorders}:
             names = ", ".join(sorted(key.name for key in missing)[:3])
-            notes.append(
-                f"what {names} calls was not seen: not called in this run, or no function of the user's in Python source"
-            )
+            reason = "not called in this run, or not what stands in its file (no Python source, edited since, made by a tool)"
+            notes.append(f"what {names} calls was not seen: {reason}")
         if n_failures := sum(each.n_failures for each in recorders):
             notes.append(f"{n_failures} calls on arrays could not be described and are left out")
-        recorded = [each.recorded(project, check_port=check_port) for each in recorders]
+        recorded = [each.recorded(check_port=check_port) for each in recorders]
         return result, sorted(recorded, key=lambda each: -sum(call.time_s for call in each.calls)), notes
-    except BaseException as error:
-        clean(error.__traceback__)
-        raise
     finally:
-        recorder.run = None
-        for each in run.recorders.values():  # a script's code keeps them for the next run
-            each.reset()
+        recorder.reset(None)
         _lock.release()
 
 
@@ -118,45 +94,41 @@ def trace(
 def _instrumented(
     project: Project, functions: Collection[FunctionKey] | None, check_port: bool, notes: list[str]
 ) -> Iterator[None]:
-    """With other code in every such function that exists; `notes` gets what could not be changed."""
-    originals: dict[int, tuple[CodeType, CodeType]] = {}
-    by_file: dict[str, list[FunctionType]] = defaultdict(list)
-    for function in _all_functions():
-        by_file[function.__code__.co_filename].append(function)
-    for file in by_file if functions is None else {key.file for key in functions} & by_file.keys():
-        if project.library(FunctionKey(file, 0, "")) is not None:
-            continue
-        linecache.checkcache(file)
-        try:
-            twins = _twins("".join(linecache.getlines(file, by_file[file][0].__globals__)), file, functions, check_port)
-        except Exception as error:  # no source, deeper than the parser goes: the function runs as it is
-            notes.append(f"calls in {project.relative(file)} were not seen: {type(error).__name__}: {error}")
-            continue
-        twin_of, left = dict(twins), set()
-        originals |= {id(twin): (twin, code) for code, twin in twins}
-        for function in by_file[file]:
-            if twin := twin_of.get(function.__code__):
-                originals[id(twin)] = twin, function.__code__
-                function.__code__ = twin
-            elif (functions is None or FunctionKey.of(function.__code__) in functions) and not _is_recorded(function):
-                left.add(function.__qualname__)
-        if left:
-            names = ", ".join(sorted(left)[:3])
-            notes.append(
-                f"calls in {len(left)} functions of {project.relative(file)} were not seen, such as {names}: "
-                "they are not what stands in the file (no source, edited since, or made by a tool)"
-            )
+    """With other code in every such function that exists; `notes` gets the files that could not be rewritten."""
+    recorder_for = functools.cache(Recorder)
+    twins: dict[tuple[str, CodeType], CodeType] = {}  # equal code may stand in two files
+    everything = _all_functions()
+    files = {function.__code__.co_filename: function.__globals__ for function in everything}
+    for file in files if functions is None else {key.file for key in functions} & files.keys():
+        if project.library(FunctionKey(file, 0, "")) is None:
+            linecache.checkcache(file)
+            source = "".join(linecache.getlines(file, files[file]))
+            try:
+                marked = with_recorders(source, file, functions, check_port, recorder_for)
+                plain = compile(source, file, "exec", dont_inherit=True)
+                twins |= {(file, code): twin for code, twin in _pairs(plain, marked) if twin != code}
+            except Exception as error:  # no source, deeper than the parser goes: the function runs as it is
+                notes.append(f"calls in {project.relative(file)} were not seen: {type(error).__name__}: {error}")
+    originals = {id(twin): code for (_, code), twin in twins.items()}
+    for function in everything:
+        code = function.__code__
+        if twin := twins.get((code.co_filename, code)):
+            recorder_for(FunctionKey.of(code)).originals.append((function, code))
+            originals[id(twin)], function.__code__ = code, twin
     try:
         yield
     finally:
         for function in _all_functions():  # also those that were made during the run
-            if found := originals.get(id(function.__code__)):
-                function.__code__ = found[1]
+            if code := originals.get(id(function.__code__)):
+                function.__code__ = code
 
 
-def _is_recorded(function: FunctionType) -> bool:
-    """Already, as functions of a script are that an earlier run made."""
-    return any(type(getattr(const, "__self__", None)) is Recorder for const in function.__code__.co_consts)
+def _pairs(plain: CodeType, marked: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
+    """Every code object of a module and the one with recorders."""
+    yield plain, marked
+    inner = ([each for each in code.co_consts if isinstance(each, CodeType)] for code in (plain, marked))
+    for pair in zip(*inner, strict=True):
+        yield from _pairs(*pair)
 
 
 def _all_functions() -> list[FunctionType]:
