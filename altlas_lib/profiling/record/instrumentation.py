@@ -9,6 +9,7 @@ kept, and every expression is evaluated once.
 """
 
 import ast
+import functools
 import operator
 import re
 import warnings
@@ -201,11 +202,16 @@ def with_recorders(
     Raises:
         SyntaxError, ValueError, RecursionError: as `compile` does.
     """
+    marked = _rewritten(source, filename, functions if functions is None else frozenset(functions), check_port)
+    return _replaced(marked, FunctionKey.of(marked), recorder_for)
+
+
+@functools.lru_cache(maxsize=256)  # a program is traced several times
+def _rewritten(source: str, filename: str, functions: Collection[FunctionKey] | None, check_port: bool) -> CodeType:
     module = _Rewriter(functions, check_port).visit(ast.parse(source, filename))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # calls of constants; and what the plain compilation has warned of already
-        marked = compile(ast.fix_missing_locations(module), filename, "exec", dont_inherit=True)
-    return _replaced(marked, FunctionKey.of(marked), recorder_for)
+        return compile(ast.fix_missing_locations(module), filename, "exec", dont_inherit=True)
 
 
 def _replaced(code: CodeType, key: FunctionKey, recorder_for: Callable) -> CodeType:
