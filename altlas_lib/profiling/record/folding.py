@@ -13,8 +13,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import CodeType
-from typing import NamedTuple, Self
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel
 
@@ -42,6 +42,13 @@ class Time(NamedTuple):
         return Time(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+def compiled_by_numba(objects: Iterable[Any]) -> list[FunctionType]:
+    """The Python functions that Numba has compiled; types are compared by identity, for any of the user's may be hostile."""
+    numba = sys.modules.get("numba.core.dispatcher")
+    kinds = {id(kind) for kind in (numba.Dispatcher, *numba.Dispatcher.__subclasses__())} if numba else ()
+    return [each.py_func for each in objects if id(type(each)) in kinds] if kinds else []
+
+
 class CallGraph(BaseModel):
     """What cProfile recorded. A call from outside of the recording has no caller."""
 
@@ -54,9 +61,7 @@ class CallGraph(BaseModel):
 
         A function that Numba has compiled is Numba's: only some Pythons show it, and py-spy sees its caller.
         """
-        objects = gc.get_objects() if "numba" in sys.modules else []
-        dispatchers = [each for each in objects if type(each).__module__ == "numba.core.dispatcher"]
-        compiled = {each.py_func.__code__ for each in dispatchers if hasattr(each, "py_func")}
+        compiled = {function.__code__ for function in compiled_by_numba(gc.get_objects())}
 
         def key(code: CodeType | str) -> FunctionKey:
             return FunctionKey.of(f"<built-in method numba.{code.co_name}>" if code in compiled else code)

@@ -16,7 +16,6 @@ import contextlib
 import functools
 import gc
 import linecache
-import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from types import CodeType, FunctionType
@@ -25,7 +24,7 @@ from typing import Any
 from ..run.runnable import FunctionKey, ProfilingError
 from . import recorder
 from .calls import RecordedFunction
-from .folding import Project
+from .folding import Project, compiled_by_numba
 from .instrumentation import with_recorders
 from .recorder import Recorder
 
@@ -134,7 +133,5 @@ def _pairs(plain: CodeType, marked: CodeType) -> Iterator[tuple[CodeType, CodeTy
 def _all_functions() -> list[FunctionType]:
     """Every Python function of the process, wherever it is kept, but for those whose bytecode Numba compiles."""
     objects = gc.get_objects()
-    numba = sys.modules.get("numba.core.dispatcher")
-    kinds = {id(kind) for kind in (numba.Dispatcher, *numba.Dispatcher.__subclasses__())} if numba else ()
-    compiled = {id(each.py_func) for each in objects if id(type(each)) in kinds}
+    compiled = set(map(id, compiled_by_numba(objects)))
     return [each for each in objects if type(each) is FunctionType and id(each) not in compiled]
