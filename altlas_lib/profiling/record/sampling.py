@@ -134,8 +134,9 @@ def sample(
     except ProfilingError as error:
         if not psutil.pid_exists(pid):
             raise
+        stacks = record(repeat(for_s), PySpy(rate_hz, native=False))
         notes.append(f"no classes of time: py-spy cannot follow native frames here ({error})")
-        return record(repeat(for_s), PySpy(rate_hz, native=False)), Counter()
+        return stacks, Counter()
     stacks, classified = record(repeat(for_s), PySpy(rate_hz, native=False)), Counter()
     with note_failure("no classes of time", notes):
         slower = PySpy(max(rate_hz // _FEWER, 1), native=True)
