@@ -16,7 +16,7 @@ from ... import tables
 from ...results import Candidate, Quantity, WorkloadProfile, format_value
 from ..project.gpu_libraries import cupy_coverage
 
-_STAYS = ("leave it", "unknown")  # a gain beside these would be quoted, and is none
+ON_GPU = ("port it", "keep the data on the GPU", "batch first")  # beside other advice a projected gain would mislead
 
 
 @functools.cache
@@ -175,5 +175,5 @@ def _verdict(candidate: Candidate) -> str:
     measured = next((route.gain for route in candidate.routes if route.standing == "measured" and route.same_answer), None)
     if candidate.advice == "change the call" and measured:
         return f"{candidate.advice}, {measured} for the whole, measured"
-    gain = f", {candidate.gain}" if candidate.gain and candidate.advice not in _STAYS else ""
+    gain = f", {candidate.gain}" if candidate.gain and candidate.advice in ON_GPU else ""
     return f"{candidate.advice}{gain}"

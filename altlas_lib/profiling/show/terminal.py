@@ -10,7 +10,6 @@ from . import tables
 
 _WIDEST = 120
 _N_FUNCTIONS = 12
-_ON_GPU = ("port it", "keep the data on the GPU", "batch first")
 
 
 def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = (), *, check_port: bool = False) -> str:
@@ -49,7 +48,7 @@ def _header(profile: WorkloadProfile) -> Iterator[str]:
 
 def _answer(candidate: Candidate) -> Iterator[str]:
     """What to do with a function and why, then every way out, then how far such projections were from reality."""
-    on_gpu = candidate.gain and candidate.advice in _ON_GPU
+    on_gpu = candidate.gain and candidate.advice in tables.ON_GPU
     projected = f", {candidate.gain} as fast; the whole {candidate.workload_gain}, projected" if on_gpu else ""
     yield f"{candidate.function}: {candidate.advice.upper()}  ({candidate.share:.0%} of the time{projected})"
     yield candidate.reason
