@@ -428,7 +428,6 @@ class ArrayTrace(Model):
     n_element_accesses: int = Field(default=0, ge=0, description="single elements read or written: a Python loop over an array")
     input_bytes: float = Field(ge=0, description="arrays that came as arguments, all calls together")
     output_bytes: float = Field(ge=0, description="arrays that were returned, all calls together")
-    resident_bytes: float = Field(default=0, ge=0, description="other arrays it read, such as weights: moved once")
     hidden_transfers: list[HiddenTransfer] = Field(default=[], description="by line; looked for where a port is checked")
 
     @property

@@ -44,7 +44,7 @@ def geometric_mean(band: Band | Quantity) -> float:
 
 def transfer_seconds(trace: ArrayTrace, rates: Rates, batch: int = 1) -> Band:
     """A function's arrays brought in and its results back, in each of its calls; pageable memory in the slow end, pinned in
-    the fast one. What is resident, such as weights, is moved once and counts nowhere."""
+    the fast one. Other arrays that it reads, such as weights, count once in a run."""
     n_times = trace.n_calls / batch
     ways = ((trace.input_bytes, rates.to_device), (trace.output_bytes, rates.to_host))
     return total(
