@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csc_array, csr_array
 
-from .compiled import compiled, insert, key_of
-from .inputs import OnInvalid, refuse_invalid, refuse_more_than
+from ..inputs import OnInvalid, refuse_invalid, refuse_more_than
+from .cache import compiled
+from .compiled import insert, key_of
 from .threads import blocks_of, for_each
 
 _BLOCK_ROWS = 128

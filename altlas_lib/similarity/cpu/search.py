@@ -11,18 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from ..inputs import OnInvalid, check_n_jobs, refuse_more_than
 from .compiled import LANES, Scratch, Side, find, score_of, select
-from .inputs import OnInvalid, refuse_more_than
 from .preparation import Prepared, UnitRows
 from .products import Float32, Int8, int8_problem
 from .sparse import SparseUnitRows, search_sparse, search_sparse_above
-from .threads import Block, blocks_of, check_n_jobs, for_each, one_blas_thread, rectangular_tiles, square_tiles
+from .threads import Block, blocks_of, for_each, rectangular_tiles, square_tiles
 
 _TILE_ROWS = 512  # products of a tile, 1 MiB, stay in the L2 cache of a core until they are looked through
 _N_CANDIDATES = 4096  # that are verified together
 _PAIRS_FOR_A_THREAD = 2**16  # below, starting it takes longer than its work
-_NEWS = 0.2  # weight of a tile's cost in the running mean of its method
-_TILES_TO_RETRY = 32
+_TILES_TO_JUDGE, _TILES_TO_TRY = 16, 8
 _SAMPLE_ROWS = 2048  # that show what the data are like
 _PILOTS_FROM = 8192  # rows; below, comparing pilots costs what they save
 _INT8_FROM = 2048  # rows and columns; below, preparing the codes costs what they save
@@ -68,8 +67,36 @@ class Settings:
         return cls(methods, n_threads, tile_rows, progress, clock)
 
 
+class _Choice:
+    """The first method, and where its bounds leave so much to verify that selecting costs more than multiplying, the second
+    for a few tiles, and then for good if they cost less.
+
+    int8 products win almost everywhere. float32 products, three to four times as dear, bound so closely that hardly any
+    pair is verified in vain.
+    """
+
+    def __init__(self, n_methods: int) -> None:
+        self.number = 0
+        self.is_made = n_methods == 1
+        self._costs: tuple[list, list] = ([], [])  # of whole tiles: seconds of multiplying, of selecting
+
+    def learn(self, number: int, products_s: float, selection_s: float) -> None:
+        """A whole tile by a method took so long, in CPU seconds. The first ones leave most to verify, and do not count."""
+        if self.is_made:
+            return
+        costs = self._costs[number]
+        costs.append((products_s, selection_s))
+        if number == 0 and len(costs) == 2 * _TILES_TO_JUDGE:
+            multiplying, selecting = np.median(costs[_TILES_TO_JUDGE:], axis=0)
+            self.is_made = selecting <= multiplying
+            self.number = 0 if self.is_made else 1
+        elif number == 1 and len(costs) == _TILES_TO_TRY:
+            first, second = (np.median(np.sum(some[-_TILES_TO_JUDGE:], axis=1)) for some in self._costs)
+            self.number, self.is_made = int(second < first), True
+
+
 class Tiles:
-    """Tiles of `A` with `B`, or with itself (`B is A`): each tile by the cheapest of the methods, measured as it goes."""
+    """Tiles of `A` with `B`, or with itself (`B is A`)."""
 
     def __init__(self, A: UnitRows, B: UnitRows, settings: Settings) -> None:
         self.A, self.B, self.settings = A, B, settings
@@ -80,8 +107,7 @@ class Tiles:
         for method in self.methods:
             self.left.append(method.prepare(A, self.row_blocks, settings.n_threads))
             self.right.append(self.left[-1] if B is A else method.prepare(B, self.column_blocks, settings.n_threads))
-        self.costs: list[float] = [0.0] * len(self.methods)  # CPU seconds of a whole tile, 0 as long as not known
-        self.n_learned = 0
+        self.choice = _Choice(len(self.methods))
 
     def sides(self, of_a: tuple, of_b: tuple, first: tuple[int, int]) -> list[tuple[Side, Side]]:
         """For each method what `select` needs of both sides; of_a, of_b: thresholds and keys."""
@@ -124,7 +150,7 @@ class Tiles:
 
             def worker(position: tuple[int, int]) -> None:
                 a, b = self.row_blocks[position[0]], self.column_blocks[position[1]]
-                number = min(range(len(self.methods)), key=self.costs.__getitem__)
+                number = self.choice.number
                 (left, _), (right, _) = self.left[number], self.right[number]
                 started = time.thread_time()
                 self.methods[number].multiply(left, a, right, b, position[1], products[number])
@@ -134,30 +160,16 @@ class Tiles:
                 spent["products"] += multiplied - started
                 spent["selection"] += finished - multiplied
                 if a != b and a.stop - a.start == b.stop - b.start == tile:
-                    self._learn(number, finished - started)
+                    self.choice.learn(number, multiplied - started, finished - multiplied)
 
             return worker
 
         progress = self.settings.progress
         report = (lambda n_done: progress(n_done / n_tiles)) if progress else None
-        with one_blas_thread():
-            for_each(tiles, make_worker, min(self.settings.n_threads, n_tiles), progress=report)
+        for_each(tiles, make_worker, min(self.settings.n_threads, n_tiles), progress=report)
         if self.settings.clock is not None:
             for step, seconds in ((step, seconds) for spent in spent_by_workers for step, seconds in spent.items()):
                 self.settings.clock[step] = self.settings.clock.get(step, 0.0) + seconds
-
-    def _learn(self, number: int, seconds: float) -> None:
-        """A whole tile by this method took so long: of the running mean that chooses the method, which others may overtake.
-
-        The first tiles leave most to verify, so a close rival is tried again soon, and every one now and then.
-        """
-        known = self.costs[number]
-        self.costs[number] += (min(seconds, 2 * known) - known) * _NEWS if known else seconds  # one stall says nothing
-        self.n_learned += 1
-        if self.n_learned % _TILES_TO_RETRY == 0:
-            least = min(self.costs)
-            close = 2 * least if self.n_learned % (8 * _TILES_TO_RETRY) else math.inf
-            self.costs = [cost if cost == least or cost > close else 0.0 for cost in self.costs]
 
 
 def search(

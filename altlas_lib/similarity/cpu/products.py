@@ -1,4 +1,4 @@
-"""The cheap products of a tile, and the bounds that make an exact answer of them: float32 by BLAS, int8 by ONNX Runtime."""
+"""The cheap products of a tile, and the bounds that make an exact answer of them: float32 and int8, by ONNX Runtime."""
 
 import functools
 import os
@@ -25,7 +25,7 @@ def rounding_bound(d: int) -> np.float32:
 
 
 class Float32:
-    """Products of the rows as they are, by BLAS."""
+    """Products of the rows as they are."""
 
     name = "float32"
     dtype = np.float32
@@ -39,10 +39,7 @@ class Float32:
         return unit.rows, bounds
 
     def multiply(self, left: np.ndarray, a: Block, right: np.ndarray, b: Block, block: int, products: np.ndarray) -> None:
-        m, n = a.stop - a.start, b.stop - b.start
-        # A block with itself is copied: for X @ X.T NumPy takes another routine, which crashes in OpenBLAS for large n.
-        rows = left[a].copy() if left is right and a == b else left[a]
-        np.matmul(rows, right[b].T, out=products[: m * n].reshape(m, n))
+        _multiply("float32", products, (a.stop - a.start, b.stop - b.start), left=left[a], right=right[b])
 
 
 class Int8:
@@ -107,30 +104,40 @@ _ZERO = np.array(128, np.uint8)
 
 def _multiply_codes(left: np.ndarray, right: np.ndarray, products: np.ndarray) -> None:
     """(m, d) uint8 less 128 times (d, n) int8, into the first m n of `products`, int32."""
-    session = _int8_session()
+    _multiply("int8", products, (len(left), right.shape[1]), left=left, right=right, zero=_ZERO)
+
+
+def _multiply(model: str, products: np.ndarray, shape: tuple[int, int], **factors: np.ndarray) -> None:
+    """In the thread that calls it, whatever BLAS is set to: each session has one thread, and no state."""
+    session = _session(model)
     binding = session.io_binding()
-    binding.bind_cpu_input("left", left)
-    binding.bind_cpu_input("right", right)
-    binding.bind_cpu_input("zero", _ZERO)
-    binding.bind_output("product", "cpu", 0, np.int32, (len(left), right.shape[1]), products.ctypes.data)
+    for name, values in factors.items():
+        binding.bind_cpu_input(name, values)
+    binding.bind_output("product", "cpu", 0, products.dtype, shape, products.ctypes.data)
     session.run_with_iobinding(binding)
 
 
+_MODELS = {
+    "float32": """product (float[m, d] left, float[n, d] right) => (float[m, n] product) {
+        product = Gemm<transB = 1>(left, right)
+    }""",
+    "int8": """product (uint8[m, d] left, int8[d, n] right, uint8 zero) => (int32[m, n] product) {
+        product = MatMulInteger(left, right, zero)
+    }""",
+}
+
+
 @functools.cache
-def _int8_session() -> Any:
-    """ONNX Runtime's matrix product of 8-bit integers, in the thread that calls it."""
+def _session(model: str) -> Any:
+    """ONNX Runtime's matrix product."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
     from onnx.parser import parse_model
 
-    model = parse_model("""
-        <ir_version: 8, opset_import: ["": 13]>
-        product (uint8[m, d] left, int8[d, n] right, uint8 zero) => (int32[m, n] product) {
-            product = MatMulInteger(left, right, zero)
-        }""")
+    parsed = parse_model(f'<ir_version: 8, opset_import: ["": 13]> {_MODELS[model]}')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(parsed.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 @functools.cache
@@ -139,10 +146,6 @@ def int8_problem() -> str | None:
 
     Without VNNI instructions some CPUs add pairs of 8-bit products in 16 bits, which overflow: the extremes are tried.
     """
-    try:
-        _int8_session()
-    except ImportError as error:
-        return f"{error.name} is not installed"
     left, right = np.full((64, 128), 255, np.uint8), np.full((128, 64), 127, np.int8)
     right[:, ::2] = -127
     products = np.empty(64 * 64, np.int32)
