@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -337,7 +338,7 @@ def test_hard_data_are_exact_by_every_method(X):
 
 def computed_tiles(A, B, method, tile_rows=64):
     """Of each tile its blocks, products, bounds of both sides, and the scores of its pairs as the engine verifies them."""
-    tiles = cpu.Tiles(A, B, cpu.Settings([method], 1, tile_rows))
+    tiles = cpu.Tiles(A, cpu.Columns(B, cpu.Settings([method], 1, tile_rows)), cpu.Settings([method], 1, tile_rows))
     states = [(np.zeros(len(rows), np.float32), np.zeros((len(rows), 1), np.uint64)) for rows in (A, B)]
     ((left, right),) = tiles.sides(*states, (0, 0))
     computed = []
@@ -1065,3 +1066,58 @@ def test_the_other_method_is_tried_once_where_selecting_costs_more_than_multiply
     changes = [used[0]] + [now for before, now in itertools.pairwise(used) if now != before]
     assert changes == expected
     assert used.count(1) == {1: 0, 2: 500 - 32, 3: 8}[len(expected)]
+
+
+# A corpus that is prepared once ------------------------------------------------------------------------------------------
+
+
+@needs_int8
+@given(st.data(), st.integers(1, 20), st.integers(1, 3))
+@settings(max_examples=60)
+def test_a_corpus_gives_the_answer_of_top_k(data, k, n_jobs):
+    n_columns = data.draw(st.integers(1, 40))
+    Y = data.draw(vectors(n_columns))
+    corpus = similarity.Corpus(Y, n_jobs=n_jobs)
+    assert len(corpus) == len(Y)
+    for _ in range(2):
+        X = data.draw(vectors(n_columns, max_rows=150))
+        assert_same(corpus.top_k(X, k, n_jobs=n_jobs), similarity.top_k(X, k, Y=Y, device="cpu"))
+
+
+def test_a_corpus_without_int8_products_and_of_many_tiles(monkeypatch):
+    Y, X = normal_rows(9000, 24), normal_rows(130, 24, seed=1)
+    expected = similarity.top_k(X, 7, Y=Y, device="cpu")
+    assert_same(similarity.Corpus(Y).top_k(X, 7), expected)
+    monkeypatch.setattr("altlas_lib.similarity.cpu.products.int8_problem", lambda: "no VNNI")
+    assert_same(similarity.Corpus(Y).top_k(X, 7), expected)
+
+
+def test_a_corpus_skips_and_refuses_as_top_k_does():
+    Y, X = normal_rows(300, 8), normal_rows(20, 8, seed=1)
+    Y[5, 2], X[3, 1] = np.nan, np.inf
+    with pytest.raises(ValueError, match=r"Y holds NaN or infinity in 1 of 300 rows \(counted from 0: 5\)"):
+        similarity.Corpus(Y)
+    corpus = similarity.Corpus(Y, on_invalid="skip")
+    with pytest.raises(ValueError, match="X holds NaN or infinity in 1 of 20 rows"):
+        corpus.top_k(X)
+    found = corpus.top_k(X, 4, on_invalid="skip")
+    assert_same(found, similarity.top_k(X, 4, Y=Y, device="cpu", on_invalid="skip"))
+    assert found.skipped_columns.tolist() == [5]
+    for queries, n_wanted, error in [
+        (X[:, :7], 4, "same number of columns"),
+        (X, 0, "k=0"),
+        (X.astype(complex), 4, "dtype complex"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=error):
+            corpus.top_k(queries, n_wanted)
+    with pytest.raises(TypeError, match="sparse"):
+        similarity.Corpus(sparse.csr_array(normal_rows(3, 2)))
+
+
+def test_a_corpus_answers_many_threads_at_once():
+    Y, X = normal_rows(5000, 16), normal_rows(40, 16, seed=1)
+    corpus = similarity.Corpus(Y)
+    expected = corpus.top_k(X, 5)
+    with ThreadPoolExecutor(6) as pool:
+        for found in pool.map(lambda _: corpus.top_k(X, 5, n_jobs=2), range(24)):
+            assert_same(found, expected)

@@ -8,6 +8,7 @@ The whole matrix, plainly computed as the plan has it, and a float64 `reference`
 """
 
 from ..devices import to_cpu, to_gpu
+from .corpus import Corpus
 from .engine import Neighbors, Pairs, pairs_above, top_k
 from .pairs import most_similar_pairs
 from .poc.benchmark import break_even, summarize, time_sizes, time_steps, usable_sizes, warm_up
@@ -23,6 +24,7 @@ from .poc.validation import reference, validate
 
 __all__ = [
     "METHODS",
+    "Corpus",
     "Method",
     "Neighbors",
     "Pairs",

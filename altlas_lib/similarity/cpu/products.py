@@ -33,13 +33,21 @@ class Float32:
     def __init__(self, sample: UnitRows) -> None:
         self.slack = rounding_bound(sample.rows.shape[1])
 
-    def prepare(self, unit: UnitRows, blocks: list[Block], n_threads: int) -> tuple[np.ndarray, Bounds]:
+    def prepare(
+        self, unit: UnitRows, blocks: list[Block], n_threads: int, *, for_many_calls: bool = False
+    ) -> tuple[tuple[np.ndarray, list[Any]], Bounds]:
+        """What stands left in a product, what stands right by block, and the bounds of all rows.
+
+        Args:
+            for_many_calls: rows will stand right again and again: ONNX Runtime packs them once.
+        """
         bounds = Bounds.empty(len(unit), self.slack)
         bounds.scale[: len(unit)] = unit.inverse_norms
-        return unit.rows, bounds
+        right = [unit.rows[block] for block in blocks]
+        return (unit.rows, [_packed(self.name, rows) for rows in right] if for_many_calls else right), bounds
 
-    def multiply(self, left: np.ndarray, a: Block, right: np.ndarray, b: Block, block: int, products: np.ndarray) -> None:
-        _multiply("float32", products, (a.stop - a.start, b.stop - b.start), left=left[a], right=right[b])
+    def multiply(self, left: Any, a: Block, right: Any, b: Block, block: int, products: np.ndarray) -> None:
+        _multiply(self.name, products, (a.stop - a.start, b.stop - b.start), left[0][a], right[1][block])
 
 
 class Int8:
@@ -72,8 +80,9 @@ class Int8:
         return dct(np.multiply(rows, self.signs, out=rows), norm="ortho", axis=1, overwrite_x=True)
 
     def prepare(
-        self, unit: UnitRows, blocks: list[Block], n_threads: int
-    ) -> tuple[tuple[np.ndarray, list[np.ndarray]], Bounds]:
+        self, unit: UnitRows, blocks: list[Block], n_threads: int, *, for_many_calls: bool = False
+    ) -> tuple[tuple[np.ndarray, list[Any]], Bounds]:
+        """As `Float32.prepare`."""
         n, d = unit.rows.shape
         bounds = Bounds.empty(n, self.slack)
         codes, transposed = np.empty((n, d), np.uint8), [np.empty((d, b.stop - b.start), np.int8) for b in blocks]
@@ -89,6 +98,8 @@ class Int8:
                 part = self._rotate(part)
                 of_block = [values[some] for values in bounds[:4]]
                 quantise(part, self.rotated_mean, half_square_of_mean, codes[some], transposed[block], *of_block)
+                if for_many_calls:
+                    transposed[block] = _packed(self.name, transposed[block])
 
             return worker
 
@@ -96,48 +107,59 @@ class Int8:
         return (codes, transposed), bounds
 
     def multiply(self, left: Any, a: Block, right: Any, b: Block, block: int, products: np.ndarray) -> None:
-        _multiply_codes(left[0][a], right[1][block], products)
+        _multiply(self.name, products, (a.stop - a.start, b.stop - b.start), left[0][a], right[1][block])
 
 
-_ZERO = np.array(128, np.uint8)
-
-
-def _multiply_codes(left: np.ndarray, right: np.ndarray, products: np.ndarray) -> None:
-    """(m, d) uint8 less 128 times (d, n) int8, into the first m n of `products`, int32."""
-    _multiply("int8", products, (len(left), right.shape[1]), left=left, right=right, zero=_ZERO)
-
-
-def _multiply(model: str, products: np.ndarray, shape: tuple[int, int], **factors: np.ndarray) -> None:
-    """In the thread that calls it, whatever BLAS is set to: each session has one thread, and no state."""
-    session = _session(model)
-    binding = session.io_binding()
-    for name, values in factors.items():
-        binding.bind_cpu_input(name, values)
-    binding.bind_output("product", "cpu", 0, products.dtype, shape, products.ctypes.data)
-    session.run_with_iobinding(binding)
-
-
+# int8 are the codes on the right; those on the left are uint8, the codes plus 128.
 _MODELS = {
     "float32": """product (float[m, d] left, float[n, d] right) => (float[m, n] product) {
         product = Gemm<transB = 1>(left, right)
     }""",
-    "int8": """product (uint8[m, d] left, int8[d, n] right, uint8 zero) => (int32[m, n] product) {
+    "int8": """product (uint8[m, d] left, int8[d, n] right) => (int32[m, n] product) {
+        zero = Constant<value = uint8 {128}>()
         product = MatMulInteger(left, right, zero)
     }""",
 }
 
 
+def _multiply(model: str, products: np.ndarray, shape: tuple[int, int], left: np.ndarray, right: Any) -> None:
+    """Into the first values of `products`. In the thread that calls it, whatever BLAS is set to: a session has one thread.
+
+    Args:
+        right: what the model takes, or what `_packed` made of it.
+    """
+    is_array = isinstance(right, np.ndarray)
+    session = _session(model) if is_array else right
+    binding = session.io_binding()
+    binding.bind_cpu_input("left", left)
+    if is_array:
+        binding.bind_cpu_input("right", right)
+    binding.bind_output("product", "cpu", 0, products.dtype, shape, products.ctypes.data)
+    session.run_with_iobinding(binding)
+
+
 @functools.cache
 def _session(model: str) -> Any:
-    """ONNX Runtime's matrix product."""
+    return _packed(model)
+
+
+os.register_at_fork(after_in_child=_session.cache_clear)  # a thread that is gone may have held a session's lock
+
+
+def _packed(model: str, right: np.ndarray | None = None) -> Any:
+    """A session of ONNX Runtime that multiplies, with `right` as a constant if there is one."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
+    from onnx import numpy_helper
     from onnx.parser import parse_model
 
-    parsed = parse_model(f'<ir_version: 8, opset_import: ["": 13]> {_MODELS[model]}')
+    product = parse_model(f'<ir_version: 8, opset_import: ["": 13]> {_MODELS[model]}')
+    if right is not None:
+        del product.graph.input[1]
+        product.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(right), "right"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(parsed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(product.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 @functools.cache
@@ -149,7 +171,7 @@ def int8_problem() -> str | None:
     left, right = np.full((64, 128), 255, np.uint8), np.full((128, 64), 127, np.int8)
     right[:, ::2] = -127
     products = np.empty(64 * 64, np.int32)
-    _multiply_codes(left, right, products)
+    _multiply("int8", products, (64, 64), left, right)
     if not np.array_equal(products.reshape(64, 64), (left.astype(np.int32) - 128) @ right.astype(np.int32)):
         return "this CPU has no instructions that multiply 8-bit integers without overflow (VNNI)"
     return None
