@@ -13,7 +13,7 @@ from .cache import compiled
 from .compiled import insert, key_of
 from .threads import blocks_of, for_each
 
-_BLOCK_ROWS = 128
+_BLOCK_SCORES = 2**19  # 4 MiB of float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,41 +44,53 @@ def sparse_unit_rows(X: Any, on_invalid: OnInvalid, name: str = "X") -> tuple[Sp
 
 
 @compiled
-def scores_of_row(row, indptr, indices, data, column_indptr, column_rows, column_data, inverse_norms, inverse_norm, scores):
-    """Fill `scores` with the cosines of one row with all: float64 sums, in the order of the columns."""
+def scores_of_rows(start, stop, indptr, indices, data, inverse_norms, column_indptr, column_rows, column_data, others, scores):
+    """Fill `scores` (stop - start, m) with the cosines of some rows with all: float64 sums, in the order of the columns.
+
+    Args:
+        inverse_norms, others: of the rows, and (m,) of all that they are compared with.
+    """
     scores[:] = 0
-    for at in range(indptr[row], indptr[row + 1]):
-        column, value = indices[at], data[at]
-        for p in range(column_indptr[column], column_indptr[column + 1]):
-            scores[column_rows[p]] += value * column_data[p]
-    for j in range(len(scores)):
-        scores[j] = min(max(scores[j] * (inverse_norm * inverse_norms[j]), -1.0), 1.0)
+    for row in range(start, stop):
+        of_row = scores[row - start]
+        for at in range(indptr[row], indptr[row + 1]):
+            column, value = indices[at], data[at]
+            for p in range(column_indptr[column], column_indptr[column + 1]):
+                of_row[column_rows[p]] += value * column_data[p]
+        for j in range(len(of_row)):
+            of_row[j] = min(max(of_row[j] * (inverse_norms[row] * others[j]), -1.0), 1.0)
 
 
 @compiled
-def keep_best(scores, left_out, keys):
-    """The keys of the best `scores` into descending `keys`, which start as zeros."""
-    for j in range(len(scores)):
-        key = key_of(np.float32(scores[j]) + np.float32(0), j)  # no -0.0, which is another key
-        if key > keys[-1] and j != left_out:
-            insert(keys, key)
+def keep_best(scores, first_left_out, keys):
+    """The keys of each row's best `scores` into its descending `keys`, which start as zeros.
+
+    Args:
+        first_left_out: the column that row 0 leaves out, row 1 the next, and so on; far below 0: none.
+    """
+    for i in range(len(scores)):
+        for j in range(scores.shape[1]):
+            key = key_of(np.float32(scores[i, j]) + np.float32(0), j)  # no -0.0, which is another key
+            if key > keys[i, -1] and j != first_left_out + i:
+                insert(keys[i], key)
 
 
-def _for_each_row(A: SparseUnitRows, B: SparseUnitRows, n_threads: int, progress: Any, act: Callable) -> None:
-    """Call `act(row, scores)` for each row of A; `scores` (m,) float64 is overwritten by the next."""
+def _for_each_block(A: SparseUnitRows, B: SparseUnitRows, n_threads: int, progress: Any, act: Callable) -> None:
+    """Call `act(block, scores)` for blocks of rows of A; `scores` (rows, m) float64 is overwritten by the next."""
     columns = csc_array(B.rows)
-    blocks = blocks_of(len(A), _BLOCK_ROWS)
+    n_rows = max(1, _BLOCK_SCORES // max(1, len(B)))
+    blocks = blocks_of(len(A), n_rows)
 
     def make_worker() -> Callable[[slice], None]:
-        scores = np.empty(len(B))
+        buffer = np.empty((min(n_rows, len(A)), len(B)))
 
         def worker(block: slice) -> None:
-            for row in range(block.start, block.stop):
-                scores_of_row(
-                    *(row, A.rows.indptr, A.rows.indices, A.rows.data, columns.indptr, columns.indices, columns.data),
-                    *(B.inverse_norms, A.inverse_norms[row], scores),
-                )
-                act(row, scores)
+            scores = buffer[: block.stop - block.start]
+            scores_of_rows(
+                *(block.start, block.stop, A.rows.indptr, A.rows.indices, A.rows.data, A.inverse_norms),
+                *(columns.indptr, columns.indices, columns.data, B.inverse_norms, scores),
+            )
+            act(block, scores)
 
         return worker
 
@@ -89,7 +101,11 @@ def _for_each_row(A: SparseUnitRows, B: SparseUnitRows, n_threads: int, progress
 def search_sparse(A: SparseUnitRows, B: SparseUnitRows, k: int, n_threads: int, progress: Any = None) -> np.ndarray:
     """The keys of the `k` best of each row of `A` among `B`; with `B is A` without the row itself."""
     keys = np.zeros((len(A), k), np.uint64)
-    _for_each_row(A, B, n_threads, progress, lambda row, scores: keep_best(scores, row if B is A else -1, keys[row]))
+
+    def act(block: slice, scores: np.ndarray) -> None:
+        keep_best(scores, block.start if B is A else -len(A), keys[block])
+
+    _for_each_block(A, B, n_threads, progress, act)
     return keys
 
 
@@ -97,32 +113,26 @@ def search_sparse_above(
     A: SparseUnitRows, B: SparseUnitRows, threshold: float, n_threads: int, max_pairs: int, progress: Any = None
 ) -> tuple[np.ndarray, ...]:
     """All pairs that score `threshold` or more: rows of `A`, of `B` (with `B is A` higher ones), int64, and float32 scores."""
-    first, second, found = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    found: list[tuple[np.ndarray, ...]] = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     lock, n_pairs = threading.Lock(), 0
 
-    def act(row: int, scores: np.ndarray) -> None:
+    def act(block: slice, scores: np.ndarray) -> None:
         nonlocal n_pairs
-        start = row + 1 if B is A else 0
-        rounded = scores[start:].astype(np.float32)
-        hits = np.flatnonzero(rounded >= np.float32(threshold))
-        if len(hits):
-            with lock:
-                first.append(np.full(len(hits), row))
-                second.append(hits + start)
-                found.append(rounded[hits])
-                n_pairs += len(hits)
-            refuse_more_than(max_pairs, n_pairs, threshold)
+        rounded = scores.astype(np.float32)
+        rows, columns = np.nonzero(rounded >= np.float32(threshold))
+        once = columns > rows + block.start if B is A else slice(None)
+        rows, columns = rows[once], columns[once]
+        with lock:
+            found.append((rows + block.start, columns, rounded[rows, columns]))
+            n_pairs += len(rows)
+        refuse_more_than(max_pairs, n_pairs, threshold)
 
-    _for_each_row(A, B, n_threads, progress, act)
-    return np.concatenate(first), np.concatenate(second), np.concatenate(found)
+    _for_each_block(A, B, n_threads, progress, act)
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 
 
 def sparse_similarity(A: SparseUnitRows, B: SparseUnitRows, n_threads: int) -> np.ndarray:
     """The whole (n, m) float32 matrix."""
     similarity = np.empty((len(A), len(B)), np.float32)
-
-    def act(row: int, scores: np.ndarray) -> None:
-        similarity[row] = scores
-
-    _for_each_row(A, B, n_threads, None, act)
+    _for_each_block(A, B, n_threads, None, similarity.__setitem__)
     return similarity
