@@ -547,6 +547,11 @@ def test_a_figure_that_is_gone_is_named(run):
     assert "20_times.png is gone" in page.read_text()
 
 
+def test_every_table_scrolls_where_it_is_wider_than_the_window(run):
+    page, _ = render(run, results(gpu=True))
+    assert page.count("<table>") == page.count('<div class="wide"><table>') > 10
+
+
 def test_the_page_needs_no_network(run):
     page, _ = render(run, results())
     links = [value for name, value in Page(page).attributes if name in ("src", "href")]

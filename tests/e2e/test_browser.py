@@ -220,6 +220,49 @@ def test_the_report_can_be_read_on_a_phone_and_a_tablet(browser, outputs, monkey
     context.close()
 
 
+# Elements that reach beyond the window, and that no box around them scrolls.
+CUT_OFF = """all => all.filter(each => {
+    const box = each.getBoundingClientRect();
+    if (!box.width || box.right <= window.innerWidth + 1) return false;
+    for (let around = each.parentElement; around !== document.body; around = around.parentElement)
+        if (["auto", "scroll"].includes(getComputedStyle(around).overflowX)) return false;
+    return true;
+}).map(each => each.tagName + "." + each.className + ": " + each.textContent.slice(0, 60))"""
+
+
+@pytest.mark.parametrize("language", ["en", "tr"])
+@pytest.mark.parametrize("width", [360, 390, 820, 1280])
+def test_names_of_any_length_widen_no_page(browser, monkeypatch, tmp_path, language, width):
+    from test_report import PIXEL, changed, of, results
+
+    from altlas_lib import paths, report
+    from altlas_lib.results import Expectation, Route, Step
+
+    monkeypatch.setenv("ALTLAS_OUTPUTS", str(tmp_path))
+    run = paths.run_folder("a-run-with-a-name-" + "without-end-" * 6)
+    long = "the_longest_of_all_names/" + "without_any_place_to_break_it" * 9
+    saved = results(long, gpu=True, break_even=4100)
+    hotspots, similarity = of(saved, "hotspots"), of(saved, "similarity")
+    route = Route(kind="drop-in library", name=long, standing="offered on conditions", why=long)
+    candidate = hotspots.candidates[0].model_copy(update={"routes": [route]})
+    expected = Expectation(n_texts=1000, on_gpu=True, time=hotspots.candidates[0].gain)
+    step = Step(name=long, time=similarity.timings[0].time, share=0.5)
+    saved += [
+        changed(hotspots, candidates=[candidate.model_dump()]),
+        changed(similarity, expectations=[expected.model_dump()], steps=[step.model_dump()]),
+    ]
+    for result in saved:
+        result.save(run)
+    (run.figures / "20_times.png").write_bytes(PIXEL)
+    context = browser.new_context(viewport={"width": width, "height": 844})
+    page = context.new_page()
+    page.goto(report.render_report(run, language=language)[0].as_uri())
+    page.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
+    assert page.eval_on_selector_all("body *", CUT_OFF) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
+
+
 def test_a_hostile_text_runs_no_script_in_the_browser(browser, outputs, monkeypatch, tmp_path):
     from altlas_lib import paths, report
     from altlas_lib.results import SimilarityResult
