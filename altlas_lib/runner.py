@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import nbformat
 from pydantic import BaseModel, ValidationError
 
 from .book import Chapter, RunError, find_chapters, load_parameters_file, resolve_parameters, select_chapters
-from .paths import RunFolder, outputs_dir, run_folder, write_atomically
+from .paths import RunFolder, outputs_dir, run_folder, stderr_to, write_atomically
 from .results import CHAPTERS, ResultError
 
 
@@ -85,20 +84,6 @@ def _lock(run: RunFolder) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _stderr_to(path: Path) -> Iterator[None]:
-    """Send this process's and its kernels' file descriptor 2 to a file: kernels and TensorFlow chatter there, past Python."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(path, "wb") as file:
-            os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def execute(chapter: Chapter, run: RunFolder, parameters: Mapping[str, Any]) -> None:
     """Run one notebook; `executed/<name>.ipynb` is replaced when it has run to its end.
 
@@ -112,7 +97,7 @@ def execute(chapter: Chapter, run: RunFolder, parameters: Mapping[str, Any]) -> 
     # papermill takes paths for format strings
     source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (chapter.path, partial))
     try:
-        with _stderr_to(run.executed / f"{chapter.name}.log"):
+        with stderr_to(run.executed / f"{chapter.name}.log"):
             papermill.execute_notebook(
                 source,
                 target,
