@@ -1,8 +1,10 @@
-"""The report's languages. English sentences are the keys; `locales/<language>.yaml` says what stands in their place.
+"""The report's languages. English sentences are the keys; `locales/<language>.yaml` says what stands in their place, and
+`locales/<language>_chapters.yaml` in that of what the chapters wrote.
 
 Numbers, percentages and dates are written as the Unicode CLDR has them for the language, by Babel.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -20,6 +22,25 @@ LANGUAGES = {"en": "English", "tr": "Türkçe"}
 _LARGEST = 1e15  # number that is written out; Babel rounds to 28 digits at most, and infinity has none
 
 
+_LONGEST = 1000  # characters of a chapter's text that are looked at
+_NUMBER = re.compile(
+    r"([+-]?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(%|x| (?:ms|s|µs|min|bytes|KiB|MiB|GiB|GB|GB/s|GFLOP/s|TFLOP/s))?"
+)
+
+
+def _pattern(sentence: str) -> re.Pattern:
+    """Texts that read as the sentence: `{share}` and `{n}` are numbers, other values any text up to where the next words first
+    stand. The groups are atomic, so that no text takes long.
+    """
+    first, *others = re.split(r"{(\w+)}", sentence)
+    source = re.escape(first)
+    for name, after in zip(others[::2], others[1::2], strict=True):
+        value = _NUMBER.pattern if name in ("share", "n") else ".+?"
+        source += f"(?>(?P<{name}>{value}){re.escape(after)})"
+    *before, last = source.rpartition("(?>")
+    return re.compile("".join(before[:-1]) + "(?:" + last.replace(">.+?)", ">.+)"), re.DOTALL)
+
+
 class Word(str):
     """A term of this book's, such as an advice, that a sentence names and that has a translation."""
 
@@ -30,6 +51,7 @@ class Language:
 
     code: str
     sentences: dict[str, str]
+    patterns: list[tuple[re.Pattern, str]]
 
     @classmethod
     def load(cls, code: str) -> "Language":
@@ -39,7 +61,11 @@ class Language:
         """
         if code not in LANGUAGES:
             raise ValueError(f"language {code!r}: expected one of {', '.join(map(repr, LANGUAGES))}")
-        return cls(code, {} if code == "en" else read_yaml(f"locales/{code}.yaml"))
+        if code == "en":
+            return cls(code, {}, [])
+        found = read_yaml(f"locales/{code}_chapters.yaml")
+        patterns = [(_pattern(sentence), other) for sentence, other in found.items() if "{" in sentence]
+        return cls(code, found | read_yaml(f"locales/{code}.yaml"), patterns)
 
     def text(self, sentence: str, **values: Any) -> str:
         """The sentence in this language, with `{name}` replaced by values."""
@@ -52,8 +78,53 @@ class Language:
         return found.format(**self._worded(values)) if values else found
 
     def say(self, sentence: Sentence | str) -> str:
-        """A sentence whose values are kept apart, or a text, which is translated where it is a known sentence."""
-        return self.text(sentence.text, **sentence.values) if isinstance(sentence, Sentence) else self.text(sentence)
+        """A sentence whose values are kept apart, or a chapter's text: in this language, as far as that is known."""
+        if isinstance(sentence, Sentence):
+            return self.text(sentence.text, **sentence.values)
+        if self.code == "en":
+            return sentence
+        known = self.recognise(sentence)
+        return known or "; ".join(self.recognise(part) or part for part in sentence.split("; "))
+
+    def recognise(self, text: str) -> str | None:
+        """A chapter's finished text in this language: a known sentence, a number, a list of known texts, or a known pattern,
+        whose values are recognised in turn; None where it is none of these.
+        """
+        if text in self.sentences or len(text) > _LONGEST:
+            return self.sentences.get(text)
+        if number := _NUMBER.fullmatch(text):
+            return self._number(*number.groups())
+        # The last value of a pattern would swallow the next entry of a list, a list the halves of a pattern's interval.
+        return (
+            self._list(text, "; ")
+            or self._list(text, " and ")
+            or self._match(text)
+            or self._list(text, ", ")
+            or self._list(re.sub(r"x to (?=[\d.,]+x$)", " to ", text), " to ")  # the unit once: 1.4 to 4.5x
+        )
+
+    def _list(self, text: str, separator: str) -> str | None:
+        parts = [self.recognise(part) for part in text.split(separator)] if separator in text else [None]
+        return None if None in parts else self.sentences.get(separator, separator).join(parts)
+
+    def _match(self, text: str) -> str | None:
+        for pattern, other in self.patterns:
+            if found := pattern.fullmatch(text):
+                return other.format(**{name: self._value(name, value) for name, value in found.groupdict().items()})
+        return None
+
+    def _value(self, name: str, value: str) -> str:
+        return value if name == "version" else self.recognise(value) or value
+
+    def _number(self, sign: str, digits: str, symbol: str | None) -> str:
+        if digits.isdigit() and not symbol:  # 2024 may be the name of a file, 0071234 a commit
+            return sign + digits
+        n_decimals = len(digits.partition(".")[2])
+        pattern = f"#,##0.{'0' * n_decimals}" if n_decimals else "#,##0"
+        number = format_decimal(Decimal(digits.replace(",", "")), pattern, locale=self.code)
+        if symbol == "%":
+            return sign + format_percent(0.01, locale=self.code).replace("1", number)
+        return sign + self._join(number, self._symbol(symbol or ""))
 
     def amount(self, value: float, unit: str) -> str:
         """A number with its unit, three significant digits: `1.37 s`, `1,37 sn`; a share as a percentage."""
@@ -90,9 +161,10 @@ class Language:
         if unit == "x":
             digits, symbol = digits.removesuffix("x"), "x"
         number = Decimal(digits.replace(",", ""))
-        return format_decimal(number, locale=self.code, decimal_quantization=False), self.sentences.get(
-            f"unit {symbol}", symbol
-        )
+        return format_decimal(number, locale=self.code, decimal_quantization=False), self._symbol(symbol)
+
+    def _symbol(self, unit: str) -> str:
+        return self.sentences.get(f"unit {unit.strip()}", unit.strip())
 
     def _join(self, number: str, symbol: str) -> str:
         return f"{number}{symbol}" if symbol == "x" else f"{number} {symbol}".strip()
@@ -107,6 +179,8 @@ class Language:
             return self.say(value)
         if isinstance(value, datetime):
             return self.when(value)
+        if isinstance(value, str) and (number := _NUMBER.fullmatch(value)):
+            return self._number(*number.groups())
         if name.endswith("_points") and value is not None:
             return format_decimal(round(100 * value, 1) + 0.0, "+#,##0.0;-#,##0.0", locale=self.code)
         if type(value) is int:

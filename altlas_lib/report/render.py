@@ -103,7 +103,7 @@ def _quantity(quantity: Quantity | None, language: Language) -> Markup:
 def _said(text: str, language: Language, apart: Mapping[str, Sentence]) -> Markup:
     """What a chapter wrote, in the report's language where its sentence is known, else marked as English."""
     found = language.say(apart.get(text, text))
-    is_english = language.code != "en" and found == text
+    is_english = language.code != "en" and found == text and text not in language.sentences
     return Markup('<span lang="en">{}</span>').format(text) if is_english else escape(found)
 
 
@@ -157,8 +157,7 @@ def render_report(run: RunFolder, *, language: str = "en", rules: Rules | str | 
     A missing result does not fail the report: it is named, with the command that makes it.
 
     Args:
-        language: of the page, "en" or "tr". Sentences of chapters that do not keep their values apart are English there, and
-            so is the Markdown.
+        language: of the page, "en" or "tr"; the Markdown is English.
         rules: as for `decisions`.
 
     Returns:

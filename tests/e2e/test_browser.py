@@ -199,6 +199,11 @@ def test_the_report_shows_its_decisions_on_the_first_screen_without_a_network(br
         assert box["y"] + box["height"] <= SCREEN["height"], f"{verdict.inner_text()} is below the first screen"
     assert page.evaluate("document.documentElement.scrollWidth") <= SCREEN["width"]
     assert page.locator("img:not([alt]), img[alt='']").count() == 0
+    if language == "tr":  # of what the notebooks wrote, no finding and no caption has stayed English
+        said = page.locator(".finding, figcaption").all_inner_texts()
+        said += page.eval_on_selector_all("img", "all => all.map(each => each.alt)")
+        assert len(said) > 20
+        assert [text for text in said if re.search(r"\b(the|of|and|is|with|per|for|each)\b", text, re.I)] == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert said == []
     context.close()
