@@ -131,12 +131,12 @@ def _ran_there(result: TrainingResult, gpu: str, first: Remedy | None) -> bool:
 def _limit(remedy: Remedy) -> Sentence:
     size, largest = remedy.plan.configuration.get("batch_size"), remedy.largest_batch
     if remedy.plan.verdict == "fits" or not isinstance(size, int):
-        return say("{name}: batch {n} fits.", name=remedy.name, n=max(largest, size if isinstance(size, int) else 0))
+        return say("{name}: batch {n} fits.", name=Word(remedy.name), n=max(largest, size if isinstance(size, int) else 0))
     sentence = {
         "out of memory": "{name}: batch {n} fits, {planned} does not.",
         "tight": "{name}: batch {n} fits, {planned} only without reserve.",
     }.get(remedy.plan.verdict, "{name}: batch {n} fits, {planned} is open.")
-    return say(sentence, name=remedy.name, n=largest, planned=size)
+    return say(sentence, name=Word(remedy.name), n=largest, planned=size)
 
 
 _SEARCHES: dict[str, Callable[[Any, Rules], Facts]] = {"port": _port, "integrate": _integrate, "fit": _fit}

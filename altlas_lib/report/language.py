@@ -27,15 +27,17 @@ _NUMBER = re.compile(
     r"([+-]?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(%|x| (?:ms|s|µs|min|bytes|KiB|MiB|GiB|GB|GB/s|GFLOP/s|TFLOP/s))?"
 )
 
+_VALUES = {"share": _NUMBER.pattern, "n": _NUMBER.pattern, "library": "[^,]+"}  # of a pattern; others are any text
+
 
 def _pattern(sentence: str) -> re.Pattern:
-    """Texts that read as the sentence: `{share}` and `{n}` are numbers, other values any text up to where the next words first
-    stand. The groups are atomic, so that no text takes long.
+    """Texts that read as the sentence; a value goes on to where the next words first stand. The groups are atomic, so that no
+    text takes long.
     """
     first, *others = re.split(r"{(\w+)}", sentence)
     source = re.escape(first)
     for name, after in zip(others[::2], others[1::2], strict=True):
-        value = _NUMBER.pattern if name in ("share", "n") else ".+?"
+        value = _VALUES.get(name, ".+?")
         source += f"(?>(?P<{name}>{value}){re.escape(after)})"
     *before, last = source.rpartition("(?>")
     return re.compile("".join(before[:-1]) + "(?:" + last.replace(">.+?)", ">.+)"), re.DOTALL)
