@@ -15,10 +15,7 @@ from PIL import Image
 
 from .devices import GpuSpec
 from .paths import RunFolder, write_atomically
-from .results import (
-    Ceilings,
-    FigureFile,
-)
+from .results import Ceilings, FigureFile
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
 COLOURS = {
@@ -94,16 +91,16 @@ def _keep_titles_inside(fig: Figure) -> None:
 
 def draw_roofs(ax: Axes, ceilings: Ceilings | None, target_gpu: GpuSpec) -> None:
     intensity = np.logspace(-1, 4, 200)  # operations per byte moved
-    measured = []
-    if ceilings:
-        on_cpu = ("this CPU, float32, measured", ceilings.cpu_copy_bandwidth, ceilings.cpu_matmul_float32, "blue")
-        measured.append(on_cpu)
-    if ceilings and ceilings.gpu_copy_bandwidth:
-        on_gpu = (("float32", ceilings.gpu_matmul_float32, "green"), ("float16", ceilings.gpu_matmul_float16, "sky"))
-        measured += [(f"this GPU, {dtype}, measured", ceilings.gpu_copy_bandwidth, rate, c) for dtype, rate, c in on_gpu]
+    own = (
+        ("this CPU, float32", "cpu_copy_bandwidth", "cpu_matmul_float32", "blue"),
+        ("this GPU, float32", "gpu_copy_bandwidth", "gpu_matmul_float32", "green"),
+        ("this GPU, float16", "gpu_copy_bandwidth", "gpu_matmul_float16", "sky"),
+    )
+    rates = [(label, getattr(ceilings, copy), getattr(ceilings, product), c) for label, copy, product, c in own if ceilings]
+    measured = [row for row in rates if row[1] and row[2]]
     for label, bandwidth, rate, colour in measured:
         low, roof, high = (np.minimum(intensity * getattr(bandwidth, v), getattr(rate, v)) for v in ("low", "value", "high"))
-        ax.plot(intensity, roof, color=COLOURS[colour], label=label)
+        ax.plot(intensity, roof, color=COLOURS[colour], label=f"{label}, measured")
         ax.fill_between(intensity, low, high, color=COLOURS[colour], alpha=0.2, linewidth=0)
     tflops = (("float32", target_gpu.float32_tflops, "orange"), ("float16", target_gpu.float16_tensor_tflops, "red"))
     for dtype, peak, colour in tflops:

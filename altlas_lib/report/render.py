@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from ..manifest import Manifest
 from ..paths import RunFolder, write_atomically
 from ..results import CHAPTERS, ChapterResult, FigureFile, Quantity, ResultError, Sentence
 from .bands import Band
@@ -18,7 +19,7 @@ from .costs import savings, side_by_side
 from .decide import Decider, Decision, Overall
 from .language import Language
 from .rules import Rules
-from .stale import finished, stale
+from .stale import stale
 
 NOT_MEASURED = "not measured"
 
@@ -40,7 +41,7 @@ class Report:
 
     def decider(self, language: Language, rules: Rules | str | Path | None = None) -> Decider:
         ruled = rules if isinstance(rules, Rules) else Rules.load(rules)
-        minutes = {number: chapter.duration_s / 60 for number, chapter in finished(self.run).items()}
+        minutes = {number: chapter.duration_s / 60 for number, chapter in Manifest.load(self.run).by_number().items()}
         return Decider(self.results, ruled, language, self.run.name, minutes)
 
 
