@@ -16,6 +16,7 @@ from altlas_lib.environment import plots as environment_plots
 from altlas_lib.figures import figure
 from altlas_lib.paths import notebooks_dir
 from altlas_lib.profiling.show import plots as profiling_plots
+from altlas_lib.report.bands import Band
 from altlas_lib.report.language import Language
 from altlas_lib.results import Candidate, Finding, Metric, Projection, Quantity, Route
 from altlas_lib.training import plots as training_plots
@@ -130,6 +131,11 @@ def test_every_alternative_text_of_the_notebooks():
 )
 def test_numbers_are_rewritten_and_the_users_words_are_not(text, expected):
     assert TURKISH.say(text) == expected
+
+
+def test_what_is_in_turkish_is_not_rewritten_once_more():
+    assert TURKISH.band(Band(1200, 2300, "x")) == "1.200 – 2.300 kat"
+    assert TURKISH.text("{low} to {high}", low="1.200", high="1.234 GFLOP/s") == "1.200 – 1.234 GFLOP/s"
 
 
 @given(st.lists(st.sampled_from(["; ", " and ", ", ", " to ", "63% in f (", ")", "a spends b", "(1% of its own time)", "."])))

@@ -18,7 +18,7 @@ from ..results import Quantity, Sentence, format_value
 from .bands import Band
 from .rules import read_yaml
 
-LANGUAGES = {"en": "English", "tr": "Türkçe"}
+LANGUAGES = ("en", "tr")
 _LARGEST = 1e15  # number that is written out; Babel rounds to 28 digits at most, and infinity has none
 
 
@@ -82,7 +82,8 @@ class Language:
     def say(self, sentence: Sentence | str) -> str:
         """A sentence whose values are kept apart, or a chapter's text: in this language, as far as that is known."""
         if isinstance(sentence, Sentence):
-            return self.text(sentence.text, **sentence.values)
+            values = sentence.values.items()
+            return self.text(sentence.text, **{name: (isinstance(v, str) and self._number(v)) or v for name, v in values})
         if self.code == "en":
             return sentence
         known = self.recognise(sentence)
@@ -94,11 +95,10 @@ class Language:
         """
         if text in self.sentences or len(text) > _LONGEST:
             return self.sentences.get(text)
-        if number := _NUMBER.fullmatch(text):
-            return self._number(*number.groups())
         # The last value of a pattern would swallow the next entry of a list, a list the halves of a pattern's interval.
         return (
-            self._list(text, "; ")
+            self._number(text)
+            or self._list(text, "; ")
             or self._list(text, " and ")
             or self._match(text)
             or self._list(text, ", ")
@@ -118,21 +118,29 @@ class Language:
     def _value(self, name: str, value: str) -> str:
         return value if name == "version" else self.recognise(value) or value
 
-    def _number(self, sign: str, digits: str, symbol: str | None) -> str:
+    def _number(self, text: str) -> str | None:
+        """An English number with its unit."""
+        if not (found := _NUMBER.fullmatch(text)):
+            return None
+        sign, digits, symbol = found.groups()
         if digits.isdigit() and not symbol:  # 2024 may be the name of a file, 0071234 a commit
-            return sign + digits
-        n_decimals = len(digits.partition(".")[2])
-        pattern = f"#,##0.{'0' * n_decimals}" if n_decimals else "#,##0"
-        number = format_decimal(Decimal(digits.replace(",", "")), pattern, locale=self.code)
+            return text
+        pattern = "#,##0." + "0" * len(digits.partition(".")[2])
+        number = format_decimal(Decimal(digits.replace(",", "")), pattern.rstrip("."), locale=self.code)
         if symbol == "%":
             return sign + format_percent(0.01, locale=self.code).replace("1", number)
-        return sign + self._join(number, self._symbol(symbol or ""))
+        return sign + self._join(number, symbol or "")
 
     def amount(self, value: float, unit: str) -> str:
         """A number with its unit, three significant digits: `1.37 s`, `1,37 sn`; a share as a percentage."""
         if unit == "share":
             return format_percent(round(value, 3), locale=self.code, decimal_quantization=False)
-        return self._join(*self._split(value, unit))
+        if not abs(value) < _LARGEST:
+            return self._join(f"{value:.3g}", unit)
+        digits, _, symbol = format_value(value, unit).partition(" ")
+        number = Decimal(digits.removesuffix("x").replace(",", ""))
+        symbol = "x" if unit == "x" else symbol
+        return self._join(format_decimal(number, locale=self.code, decimal_quantization=False), symbol)
 
     def band(self, band: Band | Quantity) -> str:
         """`2.1x to 2.4x`, `11 to 12 ms`; one number where both ends read the same, and a measured quantity's median."""
@@ -140,14 +148,11 @@ class Language:
             if band.value is not None:
                 return self.amount(band.value, band.unit)
             band = Band.of(band)
-        if band.unit == "share":
-            low, high = (self.amount(end, band.unit) for end in (band.low, band.high))
-        else:
-            (number, symbol), (other, other_symbol) = (self._split(end, band.unit) for end in (band.low, band.high))
-            low, high = self._join(number, symbol), self._join(other, other_symbol)
-            if symbol == other_symbol and " " in low and low != high:
-                low = number
-        return low if low == high else self.text("{low} to {high}", low=low, high=high)
+        low, high = (self.amount(end, band.unit) for end in (band.low, band.high))
+        number, _, symbol = low.partition(" ")
+        if low == high:
+            return low
+        return self.text("{low} to {high}", low=number if symbol == high.partition(" ")[2] else low, high=high)
 
     def integer(self, value: int) -> str:
         return format_decimal(value, locale=self.code) if abs(value) < _LARGEST else str(value)
@@ -155,20 +160,8 @@ class Language:
     def when(self, moment: datetime) -> str:
         return format_datetime(moment, "medium", locale=self.code)
 
-    def _split(self, value: float, unit: str) -> tuple[str, str]:
-        """Digits of a number in a readable multiple of its unit, and that unit's symbol."""
-        if not abs(value) < _LARGEST:
-            return f"{value:.3g}", unit
-        digits, _, symbol = format_value(value, unit).partition(" ")
-        if unit == "x":
-            digits, symbol = digits.removesuffix("x"), "x"
-        number = Decimal(digits.replace(",", ""))
-        return format_decimal(number, locale=self.code, decimal_quantization=False), self._symbol(symbol)
-
-    def _symbol(self, unit: str) -> str:
-        return self.sentences.get(f"unit {unit.strip()}", unit.strip())
-
-    def _join(self, number: str, symbol: str) -> str:
+    def _join(self, number: str, unit: str) -> str:
+        symbol = self.sentences.get(f"unit {unit.strip()}", unit.strip())
         return f"{number}{symbol}" if symbol == "x" else f"{number} {symbol}".strip()
 
     def _worded(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -181,8 +174,6 @@ class Language:
             return self.say(value)
         if isinstance(value, datetime):
             return self.when(value)
-        if isinstance(value, str) and (number := _NUMBER.fullmatch(value)):
-            return self._number(*number.groups())
         if name.endswith("_points") and value is not None:
             return format_decimal(round(100 * value, 1) + 0.0, "+#,##0.0;-#,##0.0", locale=self.code)
         if type(value) is int:
