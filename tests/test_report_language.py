@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_report import CPU, of, planned, results
+from test_report_decisions import ON_CPU, ON_GPU, busy, checked
 
-from altlas_lib import environment, profiling, training
+from altlas_lib import environment, profiling, similarity, training
 from altlas_lib.devices import find_gpu
 from altlas_lib.environment import plots as environment_plots
 from altlas_lib.figures import figure
@@ -19,6 +20,7 @@ from altlas_lib.profiling.show import plots as profiling_plots
 from altlas_lib.report.bands import Band
 from altlas_lib.report.language import Language
 from altlas_lib.results import Candidate, Finding, Metric, Projection, Quantity, Route
+from altlas_lib.similarity import plots as similarity_plots
 from altlas_lib.training import plots as training_plots
 
 TURKISH = Language.load("tr")
@@ -75,6 +77,26 @@ def test_the_finding_and_the_figures_of_chapter_10():
     assert turkish(title(profiling_plots.projected_gains, found, T4)) == "f: T4 üzerinde 1,4 – 4,5 kat hızlı (öngörü)"
     turkish(title(profiling_plots.projected_gains, found[1:], T4))
     turkish(title(profiling_plots.candidate_roofline, [profile], T4))
+
+
+def test_the_finding_and_the_figures_of_chapter_20():
+    checks = [checked("GPU tiles", 10_000, gpu=True), checked("CPU tiles", 10_000)]
+    for timings, valid, expected in (
+        (
+            [ON_CPU, ON_GPU],
+            checks,
+            "110 ms: Tesla T4 (GPU tiles, ölçüldü), 10.000 metinden itibaren kazandırıyor; bütün",
+        ),
+        ([busy(ON_CPU), ON_GPU], [], "işlemcilerin %50 kadarını kullandı: fazla yavaş); aktarımlarla 110 ms: Tesla T4"),
+        ([ON_CPU, ON_GPU], [checked("x", 10_000, error=1.0)], "1 yöntemden 1 tanesi float64 ile UYUŞMUYOR"),
+    ):
+        assert expected in turkish(similarity.summarize(timings, valid, 10))
+    assert turkish(title(similarity_plots.similarity_times, [ON_CPU, ON_GPU])) == (
+        "10.000 metin: ortanca 1,1 sn (CPU tiles), 110 ms (GPU tiles)"
+    )
+    with figure() as (_, ax):
+        drawn = similarity_plots.similarity_memory(ax, [ON_CPU], memory_bytes=2**34).get_title("left")
+    assert turkish(drawn) == "100.000 metin: yalnız matris 37,3 GiB tutar"
 
 
 @pytest.mark.parametrize(

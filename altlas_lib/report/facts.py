@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment
 
 from ..devices import find_gpu
-from ..results import Advice, Candidate, ChapterResult, HotspotsResult, Remedy, Sentence, SimilarityResult, TrainingResult
+from ..results import Advice, Candidate, ChapterResult, HotspotsResult, Remedy, SimilarityResult, TrainingResult
 from .bands import Band
-from .language import Word
+from .language import Sentence, Word
 from .rules import Rules
 
 Facts = dict[str, Any]
@@ -23,7 +23,7 @@ _ON_GPU: tuple[Advice, ...] = ("try the drop-in", "port it", "keep the data on t
 
 
 def say(text: str, **values: Any) -> Sentence:
-    return Sentence(text=text, values=values)
+    return Sentence(text, values)
 
 
 _EXPRESSIONS = Environment(undefined=ChainableUndefined)

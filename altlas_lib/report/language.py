@@ -14,7 +14,7 @@ from babel.dates import format_datetime
 from babel.numbers import format_decimal, format_percent
 from markupsafe import Markup, escape
 
-from ..results import Quantity, Sentence, format_value
+from ..results import Quantity, format_value
 from .bands import Band
 from .rules import read_yaml
 
@@ -41,6 +41,14 @@ def _pattern(sentence: str) -> re.Pattern:
         source += f"(?>(?P<{name}>{value}){re.escape(after)})"
     *before, last = source.rpartition("(?>")
     return re.compile("".join(before[:-1]) + "(?:" + last.replace(">.+?)", ">.+)"), re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence of the report's own, which its values are filled into in the reader's language."""
+
+    text: str
+    values: dict[str, Any]
 
 
 class Word(str):
@@ -80,10 +88,9 @@ class Language:
         return found.format(**self._worded(values)) if values else found
 
     def say(self, sentence: Sentence | str) -> str:
-        """A sentence whose values are kept apart, or a chapter's text: in this language, as far as that is known."""
+        """A sentence, or a chapter's text: in this language, as far as that is known."""
         if isinstance(sentence, Sentence):
-            values = sentence.values.items()
-            return self.text(sentence.text, **{name: (isinstance(v, str) and self._number(v)) or v for name, v in values})
+            return self.text(sentence.text, **sentence.values)
         if self.code == "en":
             return sentence
         known = self.recognise(sentence)

@@ -2,7 +2,6 @@
 
 import base64
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ from markupsafe import Markup, escape
 
 from ..manifest import Manifest
 from ..paths import RunFolder, write_atomically
-from ..results import CHAPTERS, ChapterResult, FigureFile, Quantity, ResultError, Sentence
+from ..results import CHAPTERS, ChapterResult, FigureFile, Quantity, ResultError
 from .bands import Band
 from .costs import savings, side_by_side
 from .decide import Decider, Decision, Overall
@@ -101,9 +100,9 @@ def _quantity(quantity: Quantity | None, language: Language) -> Markup:
     )
 
 
-def _said(text: str, language: Language, apart: Mapping[str, Sentence]) -> Markup:
+def _said(text: str, language: Language) -> Markup:
     """What a chapter wrote, in the report's language where its sentence is known, else marked as English."""
-    found = language.say(apart.get(text, text))
+    found = language.say(text)
     is_english = language.code != "en" and found == text and text not in language.sentences
     return Markup('<span lang="en">{}</span>').format(text) if is_english else escape(found)
 
@@ -117,7 +116,7 @@ def _markdown_quantity(quantity: Quantity | None) -> str:
     return _markdown_text(NOT_MEASURED if quantity is None else f"{quantity} ({quantity.basis}, {quantity.device})")
 
 
-def _templates(language: Language, results: Mapping[str, ChapterResult]) -> Environment:
+def _templates(language: Language) -> Environment:
     environment = Environment(
         loader=PackageLoader(__package__),
         autoescape=lambda name: not name.endswith(".md.j2"),
@@ -125,12 +124,11 @@ def _templates(language: Language, results: Mapping[str, ChapterResult]) -> Envi
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    apart = {str(each): each for result in results.values() for each in getattr(result, "sentences", ())}
     missing = language.text("unknown")
     environment.globals["_"] = language.html
     environment.filters |= {
         "quantity": lambda quantity: _quantity(quantity, language),
-        "said": lambda text: _said(text, language, apart),
+        "said": lambda text: _said(text, language),
         "md": _markdown_text,
         "md_quantity": _markdown_quantity,
         "amount": language.amount,
@@ -190,7 +188,7 @@ def render_report(run: RunFolder, *, language: str = "en", rules: Rules | str | 
     if "similarity" not in report.results:
         files.popitem()[0].unlink(missing_ok=True)  # of an earlier result
     return [
-        write_atomically(file, _templates(written, report.results).get_template(f"{file.name}.j2").render(context))
+        write_atomically(file, _templates(written).get_template(f"{file.name}.j2").render(context))
         for file, written in files.items()
     ]
 

@@ -17,7 +17,7 @@ from .profile import (
     WorkloadProfile,
 )
 from .provenance import LARGEST_OTHER_LOAD, ChapterResult, DataSource, FigureFile, Provenance, ResultError, git_state
-from .quantity import Basis, Model, Quantity, Sentence, format_value
+from .quantity import Basis, Model, Quantity, format_value
 from .similarity import Expectation, SimilarityResult, SimilarPair, Step, Timing, Validation
 from .training import Epoch, GpuFit, Kept, MemoryPlan, Metric, Quality, Remedy, TrainingResult
 

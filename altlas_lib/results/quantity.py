@@ -1,7 +1,6 @@
-"""Numbers that say where they come from, and sentences that keep theirs apart."""
+"""Numbers that say where they come from."""
 
 import statistics
-import string
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
@@ -87,24 +86,3 @@ def format_value(value: float, unit: str) -> str:
             digits = f"{scaled:,.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}"
             return f"{digits} {name}".strip()
     raise AssertionError("unreachable: every scale ends with 0")
-
-
-class Sentence(Model):
-    """A sentence with its values kept apart, so that a report can say it in another language; `str` is the English one.
-
-    A value's name says how it reads: `*_points` is a difference of shares in percentage points, a whole number is grouped.
-    """
-
-    text: str = Field(min_length=1)  # English; `{name}` stands where a value goes
-    values: dict[str, "Sentence | Quantity | int | float | str | None"] = Field(default={})
-
-    @model_validator(mode="after")
-    def _names_its_values(self) -> Self:
-        """A file must not reach into objects by `{name.attribute}`, nor ask for a billion digits by `{name:...}`."""
-        for _, name, form, conversion in string.Formatter().parse(self.text):
-            if name is not None and (name not in self.values or form or conversion):
-                raise ValueError(f"{self.text!r}: expected '{{name}}' of a value of {sorted(self.values)}, got {name!r}")
-        return self
-
-    def __str__(self) -> str:
-        return self.text.format(**{name: f"{value:,}" if type(value) is int else value for name, value in self.values.items()})

@@ -2,10 +2,10 @@
 
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from .provenance import LARGEST_OTHER_LOAD, ChapterResult, DataSource
-from .quantity import Model, Quantity, Sentence, Share
+from .quantity import Model, Quantity, Share
 
 
 class Validation(Model):
@@ -79,7 +79,7 @@ class SimilarityResult(ChapterResult):
     most_similar: list[SimilarPair]
     expectations: list[Expectation] = Field(default=[])
     steps: list[Step] = Field(default=[])  # of the fastest method at the largest size
-    sentences: list[Sentence] = Field(default=[])  # finding and titles of figures again, their values kept apart
+    sentences: list[JsonValue] = Field(default=[])  # of earlier versions; not read
 
     @property
     def gpu_was_timed(self) -> bool:
