@@ -3,6 +3,7 @@
 import json
 import re
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -125,8 +126,21 @@ def test_the_finding_and_the_figures_of_chapter_30(low, high, best, constant, ex
     turkish(training.finding([], remedies=remedies[1:], **how | {"constant_answer": None}))
     turkish(title(training_plots.memory_by_part, remedies))
     assert turkish(title(training_plots.scores_beside_base_rate, [accuracy])).startswith("1,5 eşiğinde doğruluk: model %70")
-    epoch = of(results(), "training").history[0].model_copy(update={"metrics": {"loss": 0.6, "val_loss": 0.583}})
-    turkish(title(training_plots.training_curves, [epoch]))
+    assert turkish("Validation loss 0.583 after the first epoch, at best 0.560 (epoch 3)") == (
+        "Doğrulama kaybı ilk dönemden sonra 0,583, en iyi 0,560 (3. dönem)"
+    )
+
+
+def test_every_reason_that_the_rules_of_the_advice_give():
+    """Filled in with values of the kinds that the rules write, whatever their names are; names of ways stay as they are."""
+    rules = tomllib.loads((Path(profiling.__file__).parent / "project" / "advice.toml").read_text())["rule"]
+    found = [re.sub(r"{%.*?%}.*?{%.*?%}", "", rule["reason"]).rstrip(".") for rule in rules]
+    reasons = [each for each in found if each and "route" not in each]
+    assert len(reasons) >= 12
+    for reason in reasons:
+        filled = re.sub(r"{{?[^}]*(?:share|coverage|load)\b[^}]*}}?", "63%", reason)
+        filled = re.sub(r"{{?[^}]*\b(?:python_classes|bound_by|gpu)\b[^}]*}}?", "regex", filled)
+        turkish(re.sub(r"{{?[^}]*}}?", "1.5 ms", filled))
 
 
 def test_every_alternative_text_of_the_notebooks():
