@@ -58,13 +58,8 @@ def read_results(run: RunFolder) -> Report:
 def overview(run: RunFolder) -> list[dict[str, str]]:
     """For each question what was found, or why that is missing: rows of a table."""
     report = read_results(run)
-    return [
-        {
-            "question": question,
-            "what was found": report.results[chapter].finding if chapter in report.results else report.problems[chapter],
-        }
-        for chapter, question in QUESTIONS.items()
-    ]
+    found = report.problems | {chapter: result.finding for chapter, result in report.results.items()}
+    return [{"question": question, "what was found": found[chapter]} for chapter, question in QUESTIONS.items()]
 
 
 def decisions(run: RunFolder, *, language: str = "en", rules: Rules | str | Path | None = None) -> list[Decision]:
