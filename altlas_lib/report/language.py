@@ -29,6 +29,8 @@ _NUMBER = re.compile(
 
 _VALUES = {"share": _NUMBER.pattern, "n": _NUMBER.pattern, "library": "[^,]+"}  # of a pattern; others are any text
 
+_NAMES = ("function", "version", "way", "workload")  # values that are no words
+
 
 def _pattern(sentence: str) -> re.Pattern:
     """Texts that read as the sentence; a value goes on to where the next words first stand. The groups are atomic, so that no
@@ -123,7 +125,7 @@ class Language:
         return None
 
     def _value(self, name: str, value: str) -> str:
-        return value if name == "version" else self.recognise(value) or value
+        return value if name in _NAMES else self.recognise(value) or value
 
     def _number(self, text: str) -> str | None:
         """An English number with its unit."""
