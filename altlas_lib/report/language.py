@@ -20,16 +20,14 @@ from .rules import read_yaml
 
 LANGUAGES = ("en", "tr")
 _LARGEST = 1e15  # number that is written out; Babel rounds to 28 digits at most, and infinity has none
-
-
 _LONGEST = 1000  # characters of a chapter's text that are looked at
+
 _NUMBER = re.compile(
     r"([+-]?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(%|x| (?:ms|s|µs|min|bytes|KiB|MiB|GiB|GB|GB/s|GFLOP/s|TFLOP/s))?"
 )
-
-_VALUES = {"share": _NUMBER.pattern, "n": _NUMBER.pattern, "library": "[^,]+"}  # of a pattern; others are any text
-
-_NAMES = ("function", "version", "way", "workload")  # values that are no words
+# Values of a pattern: what some of them are, where others are any text, and which are names that no translation touches.
+_VALUES = {"share": _NUMBER.pattern, "n": _NUMBER.pattern, "library": "[^,]+"}
+_NAMES = ("function", "version", "way", "workload")
 
 
 def _pattern(sentence: str) -> re.Pattern:
@@ -38,11 +36,13 @@ def _pattern(sentence: str) -> re.Pattern:
     """
     first, *others = re.split(r"{(\w+)}", sentence)
     source = re.escape(first)
-    for name, after in zip(others[::2], others[1::2], strict=True):
-        value = _VALUES.get(name, ".+?")
-        source += f"(?>(?P<{name}>{value}){re.escape(after)})"
-    *before, last = source.rpartition("(?>")
-    return re.compile("".join(before[:-1]) + "(?:" + last.replace(">.+?)", ">.+)"), re.DOTALL)
+    for at in range(0, len(others), 2):
+        name, after = others[at], re.escape(others[at + 1])
+        if at + 2 < len(others):
+            source += f"(?>(?P<{name}>{_VALUES.get(name, '.+?')}){after})"
+        else:  # nothing stands after the last one that it could end at
+            source += f"(?P<{name}>{_VALUES.get(name, '.+')}){after}"
+    return re.compile(source, re.DOTALL)
 
 
 @dataclass(frozen=True)
