@@ -164,6 +164,7 @@ def test_every_alternative_text_of_the_notebooks():
         ("salt and pepper, 3 kinds", "salt and pepper, 3 kinds"),
         ("the user's own; text", "the user's own; text"),
         ("regex: 63% of 1.5 ms is spent in arrays", "regex: 1,5 ms sürenin %63 kadarı arrays içinde geçiyor"),
+        ("regex: 63% of 1.5 ms (median) is spent in arrays", "regex: ortanca 1,5 ms sürenin %63 kadarı arrays içinde geçiyor"),
     ],
 )
 def test_numbers_are_rewritten_and_the_users_words_are_not(text, expected):
