@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
 from .devices import GpuSpec
@@ -67,7 +66,8 @@ def save_figure(fig: Figure, run: RunFolder, name: str, *, alt: str) -> FigureFi
     title = fig.axes[0].get_title("left") if fig.axes else ""
     if not title or not alt:
         raise ValueError(f"figure {name!r}: expected a title on its first Axes and an alt text, got {title!r} and {alt!r}")
-    _keep_titles_inside(fig)
+    for ax in fig.axes:
+        ax.set_title(ax.get_title("left"), loc="left", wrap=True)  # beside long names of rows there is little room
     drawn, picture = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png")
     # 256 colours are what a figure has, shades of its edges aside: a third of the size, in a report that holds fifteen.
@@ -76,17 +76,6 @@ def save_figure(fig: Figure, run: RunFolder, name: str, *, alt: str) -> FigureFi
     record = FigureFile(file=f"{name}-{digest[:8]}.png", title=title, alt=alt)
     write_atomically(run.figures / record.file, picture.getvalue())
     return record
-
-
-def _keep_titles_inside(fig: Figure) -> None:
-    """Begin a title that would be cut off at the right further left, beside long names of rows."""
-    fig.draw_without_rendering()
-    for ax in fig.axes:
-        for text in ax.get_children():
-            if isinstance(text, Text) and text.get_text() and text.get_text() == ax.get_title("left"):
-                beyond = text.get_window_extent().x1 - fig.bbox.x1 + 5
-                if beyond > 0:
-                    text.set_x(text.get_position()[0] - beyond / ax.bbox.width)
 
 
 def draw_roofs(ax: Axes, ceilings: Ceilings | None, target_gpu: GpuSpec) -> None:
