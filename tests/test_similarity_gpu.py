@@ -156,7 +156,7 @@ def problems(draw):
 
 
 @only_stand_in
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     problem=problems(), k=st.integers(1, 40), kept=st.sampled_from([3, 64]), panel=st.sampled_from([8, 24, 64]), data=st.data()
 )
