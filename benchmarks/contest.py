@@ -15,7 +15,7 @@ import psutil
 from altlas_lib import similarity
 from altlas_lib.devices import describe_cpu
 from altlas_lib.results import Provenance
-from altlas_lib.similarity.validation import compare
+from altlas_lib.similarity.poc.validation import compare
 
 from .inputs import INPUTS
 from .peers import Contestant

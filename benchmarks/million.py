@@ -17,7 +17,7 @@ from pydantic import Field
 from altlas_lib import similarity
 from altlas_lib.paths import write_atomically
 from altlas_lib.results import Model, Provenance, format_value
-from altlas_lib.similarity.validation import compare
+from altlas_lib.similarity.poc.validation import compare
 
 
 class MillionRecord(Model):

@@ -13,7 +13,8 @@ from test_similarity_engine import TOLERANCE, cosines, exact_vectors, vectors
 
 from altlas_lib import devices, figures, results, similarity, tables
 from altlas_lib.results import Ceilings, Quantity
-from altlas_lib.similarity import matrix, plots
+from altlas_lib.similarity import plots
+from altlas_lib.similarity.poc import matrix
 
 
 @settings(max_examples=150, deadline=None)

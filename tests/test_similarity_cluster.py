@@ -9,7 +9,7 @@ from scipy import sparse
 
 from altlas_lib import similarity
 from altlas_lib.similarity import cluster
-from altlas_lib.similarity.products import int8_problem
+from altlas_lib.similarity.cpu.products import int8_problem
 
 distributed = pytest.importorskip("distributed")
 

@@ -1,12 +1,13 @@
 """The CPU engine: `top_k` and `pairs_above` are float64's answer, and the same bit by bit however they are computed."""
 
-import contextlib
+import itertools
 import signal
 import subprocess
 import sys
 import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from scipy import sparse
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from altlas_lib import similarity
-from altlas_lib.similarity import compiled, cpu, preparation, simd, threads
-from altlas_lib.similarity.preparation import UnitRows
-from altlas_lib.similarity.products import Float32, Int8, int8_problem
+from altlas_lib.similarity.cpu import compiled, preparation, simd, threads
+from altlas_lib.similarity.cpu import search as cpu
+from altlas_lib.similarity.cpu.products import Float32, Int8, int8_problem
 
 TOLERANCE = 1e-6
 DTYPES = ["float16", "float32", "float64", "int8", "int64", "uint8", "bool"]
@@ -337,7 +338,7 @@ def test_hard_data_are_exact_by_every_method(X):
 
 def computed_tiles(A, B, method, tile_rows=64):
     """Of each tile its blocks, products, bounds of both sides, and the scores of its pairs as the engine verifies them."""
-    tiles = cpu.Tiles(A, B, cpu.Settings([method], 1, tile_rows))
+    tiles = cpu.Tiles(A, cpu.Columns(B, cpu.Settings([method], 1, tile_rows)), cpu.Settings([method], 1, tile_rows))
     states = [(np.zeros(len(rows), np.float32), np.zeros((len(rows), 1), np.uint64)) for rows in (A, B)]
     ((left, right),) = tiles.sides(*states, (0, 0))
     computed = []
@@ -881,7 +882,7 @@ def test_an_error_in_a_worker_is_raised_and_nothing_is_left(monkeypatch, n_jobs)
     before, seen = blas_threads(), []
 
     def fail(self, left, a, *arguments):
-        seen.append(set(blas_threads().values()))
+        seen.append(a)
         if a.start:
             raise ArithmeticError("out of numbers")
 
@@ -889,7 +890,6 @@ def test_an_error_in_a_worker_is_raised_and_nothing_is_left(monkeypatch, n_jobs)
     with pytest.raises(ArithmeticError, match="out of numbers"):
         similarity.top_k(normal_rows(2000, 4), device="cpu", method="float32", n_jobs=n_jobs)
     assert seen
-    assert all(limits == {1} for limits in seen)
     assert blas_threads().items() >= before.items()  # a library may be loaded meanwhile
     assert own_threads() == []
 
@@ -912,17 +912,6 @@ def test_two_calls_at_once_do_not_disturb_each_other():
         assert_same(found[name], expected[name])
     assert blas_threads() == before
     assert own_threads() == []
-
-
-def test_the_last_to_leave_restores_the_threads_of_blas():
-    with threadpool_limits(3, user_api="blas"):
-        first, second = contextlib.ExitStack(), contextlib.ExitStack()
-        first.enter_context(threads.one_blas_thread())
-        second.enter_context(threads.one_blas_thread())
-        first.close()
-        assert set(blas_threads().values()) == {1}
-        second.close()
-        assert set(blas_threads().values()) == {3}
 
 
 def test_a_limit_of_the_users_own_is_kept():
@@ -961,22 +950,14 @@ def test_more_threads_than_tiles():
 
 
 def test_without_int8_products_auto_answers_and_int8_says_why(monkeypatch):
-    monkeypatch.setattr(cpu, "int8_problem", lambda: "onnxruntime is not installed")
+    monkeypatch.setattr(cpu, "int8_problem", lambda: "no VNNI")
     X = normal_rows(2500, 8)
-    with pytest.raises(RuntimeError, match="method='int8': onnxruntime is not installed; use method='float32'"):
+    with pytest.raises(RuntimeError, match="method='int8': no VNNI; use method='float32'"):
         similarity.top_k(X, device="cpu", method="int8")
     with pytest.raises(RuntimeError, match="method='int8'"):
         similarity.pairs_above(X, 0.9, method="int8")
     assert_same(similarity.top_k(X, device="cpu"), similarity.top_k(X, device="cpu", method="float32"))
     assert cpu.Settings.choose("auto", (10**6, 10**6)).methods == [Float32]
-
-
-def test_onnx_runtime_that_is_not_there_is_found_out(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    from altlas_lib.similarity import products
-
-    monkeypatch.setattr(products, "_int8_session", products._int8_session.__wrapped__)
-    assert products.int8_problem.__wrapped__() == "onnxruntime is not installed"
 
 
 # The parts ---------------------------------------------------------------------------------------------------------------
@@ -1071,24 +1052,72 @@ def test_a_dot_product_is_the_same_from_both_sides_and_in_read_only_memory():
         assert compiled.dot(X[i], X[j]) == compiled.dot(X[j], X[i]) == compiled.dot(read_only[i], read_only[j])
 
 
-def test_auto_goes_on_with_the_cheaper_method_and_tries_a_close_rival_again():
-    rows = UnitRows(normal_rows(200, 8), np.ones(200, np.float32))
-    tiles = cpu.Tiles(rows, rows, cpu.Settings([Float32, Float32], n_threads=1, tile_rows=64))
+@pytest.mark.parametrize(
+    ("selection_s", "other_s", "expected"),
+    [(0.9, 0.1, [0]), (5.0, 2.0, [0, 1]), (5.0, 9.0, [0, 1, 0])],
+    ids=["little to verify", "the other is cheaper", "the other costs more"],
+)
+def test_the_other_method_is_tried_once_where_selecting_costs_more_than_multiplying(selection_s, other_s, expected):
+    choice, used = cpu._Choice(2), []
+    for n in range(500):
+        used.append(choice.number)
+        costs = (1.0, 9.0 if n < 10 else selection_s) if choice.number == 0 else (other_s, 0.0)
+        choice.learn(choice.number, *(cost * (50 if n % 20 == 3 else 1) for cost in costs))  # some tiles are held up
+    changes = [used[0]] + [now for before, now in itertools.pairwise(used) if now != before]
+    assert changes == expected
+    assert used.count(1) == {1: 0, 2: 500 - 32, 3: 8}[len(expected)]
 
-    def use(costs_s, n_tiles):
-        """How often each method is chosen in so many tiles, if a tile costs so much."""
-        chosen = [0, 0]
-        for _ in range(n_tiles):
-            number = min(range(2), key=tiles.costs.__getitem__)
-            chosen[number] += 1
-            tiles._learn(number, costs_s[number])
-        return chosen
 
-    assert use([4.0, 1.0], 31) == [1, 30]
-    assert use([4.0, 1.0], 1000)[0] < 5  # far dearer: it is hardly tried again
-    assert use([4.0, 1000.0], 1)[0] == 0
-    assert use([4.0, 1.0], 1000)[0] < 5  # one tile that was held up changes nothing
-    assert use([0.1, 1.0], 1000)[0] > 700  # it got cheaper, and is found
-    tiles.costs, tiles.n_learned = [0.0, 0.0], 0
-    assert use([1.6, 1.0], 31) == [1, 30]
-    assert use([0.5, 1.0], 1000)[0] > 900
+# A corpus that is prepared once ------------------------------------------------------------------------------------------
+
+
+@needs_int8
+@given(st.data(), st.integers(1, 20), st.integers(1, 3))
+@settings(max_examples=60)
+def test_a_corpus_gives_the_answer_of_top_k(data, k, n_jobs):
+    n_columns = data.draw(st.integers(1, 40))
+    Y = data.draw(vectors(n_columns))
+    corpus = similarity.Corpus(Y, n_jobs=n_jobs)
+    assert len(corpus) == len(Y)
+    for _ in range(2):
+        X = data.draw(vectors(n_columns, max_rows=150))
+        assert_same(corpus.top_k(X, k, n_jobs=n_jobs), similarity.top_k(X, k, Y=Y, device="cpu"))
+
+
+def test_a_corpus_without_int8_products_and_of_many_tiles(monkeypatch):
+    Y, X = normal_rows(9000, 24), normal_rows(130, 24, seed=1)
+    expected = similarity.top_k(X, 7, Y=Y, device="cpu")
+    assert_same(similarity.Corpus(Y).top_k(X, 7), expected)
+    monkeypatch.setattr("altlas_lib.similarity.cpu.products.int8_problem", lambda: "no VNNI")
+    assert_same(similarity.Corpus(Y).top_k(X, 7), expected)
+
+
+def test_a_corpus_skips_and_refuses_as_top_k_does():
+    Y, X = normal_rows(300, 8), normal_rows(20, 8, seed=1)
+    Y[5, 2], X[3, 1] = np.nan, np.inf
+    with pytest.raises(ValueError, match=r"Y holds NaN or infinity in 1 of 300 rows \(counted from 0: 5\)"):
+        similarity.Corpus(Y)
+    corpus = similarity.Corpus(Y, on_invalid="skip")
+    with pytest.raises(ValueError, match="X holds NaN or infinity in 1 of 20 rows"):
+        corpus.top_k(X)
+    found = corpus.top_k(X, 4, on_invalid="skip")
+    assert_same(found, similarity.top_k(X, 4, Y=Y, device="cpu", on_invalid="skip"))
+    assert found.skipped_columns.tolist() == [5]
+    for queries, n_wanted, error in [
+        (X[:, :7], 4, "same number of columns"),
+        (X, 0, "k=0"),
+        (X.astype(complex), 4, "dtype complex"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=error):
+            corpus.top_k(queries, n_wanted)
+    with pytest.raises(TypeError, match="sparse"):
+        similarity.Corpus(sparse.csr_array(normal_rows(3, 2)))
+
+
+def test_a_corpus_answers_many_threads_at_once():
+    Y, X = normal_rows(5000, 16), normal_rows(40, 16, seed=1)
+    corpus = similarity.Corpus(Y)
+    expected = corpus.top_k(X, 5)
+    with ThreadPoolExecutor(6) as pool:
+        for found in pool.map(lambda _: corpus.top_k(X, 5, n_jobs=2), range(24)):
+            assert_same(found, expected)

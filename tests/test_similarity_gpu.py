@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altlas_lib import devices, similarity
-from altlas_lib.similarity import cluster, gpu_rows, matrix
-from altlas_lib.similarity import gpu as engine
+from altlas_lib.similarity import cluster
+from altlas_lib.similarity.gpu import rows as gpu_rows
+from altlas_lib.similarity.gpu import search as engine
+from altlas_lib.similarity.poc import matrix
 
 TOLERANCE = 1e-6
 
@@ -154,7 +156,7 @@ def problems(draw):
 
 
 @only_stand_in
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     problem=problems(), k=st.integers(1, 40), kept=st.sampled_from([3, 64]), panel=st.sampled_from([8, 24, 64]), data=st.data()
 )
@@ -318,17 +320,17 @@ def test_our_kernel_is_the_plain_port():
     X = vectors(70, 33)
     X[5] = 0
     expected = similarity.calculate_similarity_cpu(X)
-    np.testing.assert_allclose(engine.calculate_similarity_gpu_kernel(X), expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(matrix.calculate_similarity_gpu_kernel(X), expected, rtol=0, atol=TOLERANCE)
     for dtype in ("float64", "int8"):
-        found = engine.calculate_similarity_gpu_kernel(np.asfortranarray(X.astype(dtype)))
+        found = matrix.calculate_similarity_gpu_kernel(np.asfortranarray(X.astype(dtype)))
         np.testing.assert_allclose(found, similarity.calculate_similarity_cpu(X.astype(dtype)), rtol=0, atol=TOLERANCE)
-    assert engine.calculate_similarity_gpu_kernel(X[:0]).shape == (0, 0)
+    assert matrix.calculate_similarity_gpu_kernel(X[:0]).shape == (0, 0)
     for bad in (np.inf, np.nan, 1e30):
         X[7, 1] = bad
         with pytest.raises(ValueError, match=r"NaN, infinity or a norm above 1e19 in 1 of 70 rows \(counted from 0: 7\)"):
-            engine.calculate_similarity_gpu_kernel(X)
+            matrix.calculate_similarity_gpu_kernel(X)
     with pytest.raises(TypeError, match="sparse"):
-        engine.calculate_similarity_gpu_kernel(type("csr", (), {"toarray": None})())
+        matrix.calculate_similarity_gpu_kernel(type("csr", (), {"toarray": None})())
 
 
 # ---- The public face ----

@@ -8,17 +8,23 @@ The whole matrix, plainly computed as the plan has it, and a float64 `reference`
 """
 
 from ..devices import to_cpu, to_gpu
-from .benchmark import break_even, summarize, time_sizes, time_steps, usable_sizes, warm_up
+from .corpus import Corpus
 from .engine import Neighbors, Pairs, pairs_above, top_k
-from .expectation import expected_times
-from .gpu import calculate_similarity_gpu_kernel
-from .matrix import calculate_similarity_cpu, calculate_similarity_gpu_cupy, cosine_similarity
-from .methods import METHODS, Method, available_methods
 from .pairs import most_similar_pairs
-from .validation import reference, validate
+from .poc.benchmark import break_even, summarize, time_sizes, time_steps, usable_sizes, warm_up
+from .poc.expectation import expected_times
+from .poc.matrix import (
+    calculate_similarity_cpu,
+    calculate_similarity_gpu_cupy,
+    calculate_similarity_gpu_kernel,
+    cosine_similarity,
+)
+from .poc.methods import METHODS, Method, available_methods
+from .poc.validation import reference, validate
 
 __all__ = [
     "METHODS",
+    "Corpus",
     "Method",
     "Neighbors",
     "Pairs",

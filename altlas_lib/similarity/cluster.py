@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from ..devices import to_cpu
-from .cpu import Settings, join_keys, search, split_keys
-from .preparation import UnitRows
-from .threads import blocks_of
+from .cpu.preparation import UnitRows
+from .cpu.search import Settings, join_keys, search, split_keys
+from .cpu.threads import blocks_of
 
 _LEAST_PANEL_ROWS = 2048
 

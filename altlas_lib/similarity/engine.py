@@ -1,14 +1,15 @@
 """The public face: the k nearest rows of every row, and all pairs above a threshold; exact, never the n x n matrix."""
 
+import contextlib
 import math
 import numbers
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from .inputs import Device, OnInvalid, check_choice, check_k, check_pair, choose_device, is_sparse, where_it_was
-from .threads import progress_bar
 
 Method = Literal["auto", "float32", "int8"]
 
@@ -111,13 +112,14 @@ def top_k(
             return Neighbors(*(where_it_was(X, values) for values in found), skipped_rows, skipped_columns)
         from . import cpu
 
-        search = cpu.search
+        on_cluster = {}
         if client is not None:
             from .cluster import search_on
 
-            search = search_on(client, device=device, method=method, n_jobs=n_jobs, working_memory=working_memory)
+            options = {"device": device, "method": method, "n_jobs": n_jobs, "working_memory": working_memory}
+            on_cluster = {"search": search_on(client, **options)}
         settings = cpu.Settings.choose(method, _shape(X, others), n_jobs, working_memory, report)
-        return Neighbors(*cpu.top_k(X, others, k, settings, on_invalid, search))
+        return Neighbors(*cpu.top_k(X, others, k, settings, on_invalid, **on_cluster))
 
 
 def pairs_above(
@@ -154,6 +156,21 @@ def pairs_above(
     with progress_bar(progress) as report:
         settings = cpu.Settings.choose(method, _shape(X, others), n_jobs, working_memory, report)
         return Pairs(*cpu.pairs_above(X, others, float(threshold), settings, on_invalid, max_pairs))
+
+
+@contextlib.contextmanager
+def progress_bar(shown: bool) -> Iterator[Callable[[float], None] | None]:
+    """A function that takes the share that is done and shows it, with the time left, on stderr; None if not `shown`."""
+    if not shown:
+        yield None
+        return
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        monitor_interval = 0  # no thread that outlives the bar
+
+    with Bar(total=1.0, bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left") as bar:
+        yield lambda share: bar.update(share - bar.n)
 
 
 def _check(X: Any, Y: Any, device: Device, method: str, working_memory: Any, on_invalid: str) -> tuple[Any, Any, str]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..devices import get_namespace, has_gpu, memory_stats, to_cpu, to_gpu
+from ..devices import describe_cpu, get_namespace, has_gpu, memory_stats, to_cpu, to_gpu
 from ..results import format_value
 
 Device = Literal["auto", "cpu", "gpu"]
@@ -55,6 +55,17 @@ def check_k(k: int) -> int:
     if k < 1:
         raise ValueError(f"k={k}: expected at least 1 neighbour per row")
     return int(k)
+
+
+def check_n_jobs(n_jobs: int | None) -> int:
+    """The number of threads: None is one for each CPU that this process may use, -1 too, as in scikit-learn."""
+    if n_jobs is None or n_jobs == -1:
+        return describe_cpu().n_threads
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int | np.integer):
+        raise TypeError(f"n_jobs={n_jobs!r}: expected a number of threads, or None for one per CPU")
+    if n_jobs < 1:
+        raise ValueError(f"n_jobs={n_jobs}: expected at least 1 thread, or None (or -1) for one per CPU")
+    return int(n_jobs)
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

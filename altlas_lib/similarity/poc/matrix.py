@@ -5,11 +5,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..devices import get_namespace, to_cpu, to_gpu
-from .engine import Neighbors
-from .inputs import (
+from ...devices import get_namespace, to_cpu, to_gpu
+from ..engine import Neighbors
+from ..gpu import load_kernel
+from ..inputs import (
     Device,
     check_k,
+    check_n_jobs,
     check_pair,
     check_vectors,
     choose_device,
@@ -56,6 +58,27 @@ def _plain_similarity(X: Any) -> Any:
     return xp.dot(X, X.copy().T)  # a copy: X @ X.T of one array crashes OpenBLAS at n = 30,000
 
 
+def calculate_similarity_gpu_kernel(X: Any) -> Any:
+    """The plan's optional kernel: (n, n) float32 cosines of the (n, d) rows of `X` by a tiled CUDA C++ kernel of ours.
+
+    It shows what cuBLAS is worth: compare with `calculate_similarity_gpu_cupy`. The answer is where `X` was.
+
+    Raises:
+        RuntimeError: there is no GPU, or no CuPy.
+        TypeError, ValueError: as `calculate_similarity_cpu`.
+    """
+    X = check_vectors(X)
+    on_gpu = to_gpu(X)
+    xp, (n, d) = get_namespace(on_gpu), X.shape
+    similarity, lengths = xp.empty((n, n), dtype=xp.float32), xp.empty(n, dtype=xp.float32)
+    if n:
+        arguments = xp.ascontiguousarray(on_gpu, dtype=xp.float32), np.int64(n), np.int64(d), similarity, lengths
+        load_kernel(xp, "tiled_similarity.cu", "tiled_similarity")((-(-n // 16),) * 2, (16, 16), arguments)
+    if not xp.isfinite(lengths).all():
+        raise_invalid("X", to_cpu(xp.flatnonzero(~xp.isfinite(lengths))), n, "NaN, infinity or a norm above 1e19")
+    return where_it_was(X, similarity)
+
+
 def cosine_similarity(X: Any, Y: Any = None, *, device: Device = "auto") -> Any:
     """Cosine similarity of every row of `X` (n, d) with every row of `Y` (m, d), or of `X`: (n, m) float32 in [-1, 1].
 
@@ -75,8 +98,7 @@ def cosine_similarity(X: Any, Y: Any = None, *, device: Device = "auto") -> Any:
             4 * n * m, f"the float32 matrix of {n:,} x {m:,} similarities", place, "use top_k, which never builds it"
         )
     if is_sparse(X):
-        from .sparse import sparse_similarity, sparse_unit_rows
-        from .threads import check_n_jobs
+        from ..cpu.sparse import sparse_similarity, sparse_unit_rows
 
         rows, _ = sparse_unit_rows(X, "raise")
         return sparse_similarity(rows, rows if of_itself else sparse_unit_rows(Y, "raise", "Y")[0], check_n_jobs(None))

@@ -4,23 +4,22 @@ A tile of cheap products (int8 or float32 BLAS) bounds the score of each of its 
 bound cannot reach either row's k-th best score are dropped; the others get `dot`, whose order of summation is always the
 same. So the answer does not depend on tile size, threads, or how the bound was computed.
 
-Compiled code is kept in `__pycache__` (or NUMBA_CACHE_DIR): a machine compiles once.
+Compiled code is kept in `__pycache__`, the user's cache folder or NUMBA_CACHE_DIR: a machine compiles once (`cache`).
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from .cache import compiled
 from .simd import LANES, above, lowest_bit, prefetch
 
 PREFETCH = 4  # pairs ahead
 CROWD = 32  # candidates in a row of a tile, beyond 2 k: to verify them costs more than to find a better threshold
 NEVER = np.float32(np.inf)
 
-compiled = njit(nogil=True, cache=True)
 # Sums may be reordered, once, at compile time; infinities stay what they are.
-compiled_sums = njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+compiled_sums = compiled(fastmath={"contract", "reassoc", "nsz"})
 
 
 class Bounds(NamedTuple):

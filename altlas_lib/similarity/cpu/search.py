@@ -11,18 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from ..inputs import OnInvalid, check_n_jobs, refuse_more_than
 from .compiled import LANES, Scratch, Side, find, score_of, select
-from .inputs import OnInvalid, refuse_more_than
 from .preparation import Prepared, UnitRows
 from .products import Float32, Int8, int8_problem
 from .sparse import SparseUnitRows, search_sparse, search_sparse_above
-from .threads import Block, blocks_of, check_n_jobs, for_each, one_blas_thread, rectangular_tiles, square_tiles
+from .threads import Block, blocks_of, for_each, rectangular_tiles, square_tiles
 
 _TILE_ROWS = 512  # products of a tile, 1 MiB, stay in the L2 cache of a core until they are looked through
 _N_CANDIDATES = 4096  # that are verified together
 _PAIRS_FOR_A_THREAD = 2**16  # below, starting it takes longer than its work
-_NEWS = 0.2  # weight of a tile's cost in the running mean of its method
-_TILES_TO_RETRY = 32
+_TILES_TO_JUDGE, _TILES_TO_TRY = 16, 8
 _SAMPLE_ROWS = 2048  # that show what the data are like
 _PILOTS_FROM = 8192  # rows; below, comparing pilots costs what they save
 _INT8_FROM = 2048  # rows and columns; below, preparing the codes costs what they save
@@ -35,6 +34,7 @@ class Settings:
     methods: Sequence[type]  # Float32, Int8, or both, of which the cheaper is used
     n_threads: int
     tile_rows: int
+    tile_columns: int | None = None  # as many as rows; more where a few rows are compared with many
     progress: Callable[[float], None] | None = None  # called with the share that is done
     clock: dict[str, float] | None = None  # CPU seconds of all threads are added to it, by step
 
@@ -53,7 +53,7 @@ class Settings:
         Raises:
             RuntimeError: `method="int8"` where int8 products are missing or inexact.
         """
-        n_threads = max(1, min(check_n_jobs(n_jobs), math.prod(shape) // _PAIRS_FOR_A_THREAD))
+        n_threads = useful_threads(check_n_jobs(n_jobs), *shape)
         if method == "int8" and (problem := int8_problem()):
             raise RuntimeError(f"method='int8': {problem}; use method='float32', or 'auto', which finds out")
         if method == "auto":
@@ -65,23 +65,64 @@ class Settings:
         if working_memory is not None:
             tile_rows = min(tile_rows, int((working_memory * 2**20 / n_threads / 4) ** 0.5))
         tile_rows = max(1, tile_rows // LANES) * LANES
-        return cls(methods, n_threads, tile_rows, progress, clock)
+        return cls(methods, n_threads, tile_rows, progress=progress, clock=clock)
+
+
+def useful_threads(n_threads: int, n_rows: int, n_columns: int) -> int:
+    """Of so many, those that a comparison of this shape keeps busy."""
+    return max(1, min(n_threads, n_rows * n_columns // _PAIRS_FOR_A_THREAD))
+
+
+class _Choice:
+    """The first method, and where its bounds leave so much to verify that selecting costs more than multiplying, the second
+    for a few tiles, and then for good if they cost less.
+
+    int8 products win almost everywhere. float32 products, three to four times as dear, bound so closely that hardly any
+    pair is verified in vain.
+    """
+
+    def __init__(self, n_methods: int) -> None:
+        self.number = 0
+        self.is_made = n_methods == 1
+        self._costs: tuple[list, list] = ([], [])  # of whole tiles: seconds of multiplying, of selecting
+
+    def learn(self, number: int, products_s: float, selection_s: float) -> None:
+        """A whole tile by a method took so long, in CPU seconds. The first ones leave most to verify, and do not count."""
+        if self.is_made:
+            return
+        costs = self._costs[number]
+        costs.append((products_s, selection_s))
+        if number == 0 and len(costs) == 2 * _TILES_TO_JUDGE:
+            multiplying, selecting = np.median(costs[_TILES_TO_JUDGE:], axis=0)
+            self.is_made = selecting <= multiplying
+            self.number = 0 if self.is_made else 1
+        elif number == 1 and len(costs) == _TILES_TO_TRY:
+            first, second = (np.median(np.sum(some[-_TILES_TO_JUDGE:], axis=1)) for some in self._costs)
+            self.number, self.is_made = int(second < first), True
+
+
+class Columns:
+    """Rows that others are compared with, and what each method needs of them."""
+
+    def __init__(self, B: UnitRows, settings: Settings, *, for_many_calls: bool = False) -> None:
+        self.B, self.blocks = B, blocks_of(len(B), settings.tile_columns or settings.tile_rows)
+        sample = B[:: -(-len(B) // _SAMPLE_ROWS)]
+        self.methods = [method(sample) for method in settings.methods]
+        options = {"n_threads": settings.n_threads, "for_many_calls": for_many_calls}
+        self.prepared = [method.prepare(B, self.blocks, **options) for method in self.methods]
 
 
 class Tiles:
-    """Tiles of `A` with `B`, or with itself (`B is A`): each tile by the cheapest of the methods, measured as it goes."""
+    """Tiles of `A` with rows `B`, or with itself (`B is A`)."""
 
-    def __init__(self, A: UnitRows, B: UnitRows, settings: Settings) -> None:
-        self.A, self.B, self.settings = A, B, settings
-        self.row_blocks, self.column_blocks = (blocks_of(len(rows), settings.tile_rows) for rows in (A, B))
-        sample = B[:: -(-len(B) // _SAMPLE_ROWS)]
-        self.methods = [method(sample) for method in settings.methods]
-        self.left, self.right = [], []
-        for method in self.methods:
-            self.left.append(method.prepare(A, self.row_blocks, settings.n_threads))
-            self.right.append(self.left[-1] if B is A else method.prepare(B, self.column_blocks, settings.n_threads))
-        self.costs: list[float] = [0.0] * len(self.methods)  # CPU seconds of a whole tile, 0 as long as not known
-        self.n_learned = 0
+    def __init__(self, A: UnitRows, columns: Columns, settings: Settings) -> None:
+        self.A, self.B, self.settings = A, columns.B, settings
+        self.row_blocks, self.column_blocks = blocks_of(len(A), settings.tile_rows), columns.blocks
+        self.methods, self.right = columns.methods, columns.prepared
+        self.left = self.right
+        if self.B is not A:
+            self.left = [method.prepare(A, self.row_blocks, settings.n_threads) for method in self.methods]
+        self.choice = _Choice(len(self.methods))
 
     def sides(self, of_a: tuple, of_b: tuple, first: tuple[int, int]) -> list[tuple[Side, Side]]:
         """For each method what `select` needs of both sides; of_a, of_b: thresholds and keys."""
@@ -103,20 +144,23 @@ class Tiles:
 
     def for_each(self, act: Callable) -> None:
         """Call `act(method, products, position, a, b, scratch)` for every tile: the number of the method, and two blocks."""
-        n_a, n_b, tile = len(self.row_blocks), len(self.column_blocks), self.settings.tile_rows
+        n_a, n_b, n_rows = len(self.row_blocks), len(self.column_blocks), self.settings.tile_rows
+        n_columns = self.settings.tile_columns or n_rows
         is_square = self.B is self.A
         tiles = square_tiles(n_a) if is_square else rectangular_tiles(n_a, n_b)
         n_tiles = n_a * (n_a + 1) // 2 if is_square else n_a * n_b
 
         spent_by_workers: list[dict[str, float]] = []
 
+        n_candidates = max(_N_CANDIDATES, 2 * n_columns)
+
         def make_worker() -> Callable[[tuple[int, int]], None]:
-            buffer = np.empty(tile * tile + LANES, np.int32)
+            buffer = np.empty(n_rows * n_columns + LANES, np.int32)
             products = [buffer.view(method.dtype) for method in self.methods]
             scratch = Scratch(
-                *(np.empty(tile + LANES, np.float32) for _ in range(2)),
-                pairs=np.empty((_N_CANDIDATES, 2), np.int32),
-                scores=np.empty(_N_CANDIDATES, np.float32),
+                *(np.empty(n_columns + LANES, np.float32) for _ in range(2)),
+                pairs=np.empty((n_candidates, 2), np.int32),
+                scores=np.empty(n_candidates, np.float32),
             )
 
             spent = {"products": 0.0, "selection": 0.0}
@@ -124,7 +168,7 @@ class Tiles:
 
             def worker(position: tuple[int, int]) -> None:
                 a, b = self.row_blocks[position[0]], self.column_blocks[position[1]]
-                number = min(range(len(self.methods)), key=self.costs.__getitem__)
+                number = self.choice.number
                 (left, _), (right, _) = self.left[number], self.right[number]
                 started = time.thread_time()
                 self.methods[number].multiply(left, a, right, b, position[1], products[number])
@@ -133,31 +177,17 @@ class Tiles:
                 finished = time.thread_time()
                 spent["products"] += multiplied - started
                 spent["selection"] += finished - multiplied
-                if a != b and a.stop - a.start == b.stop - b.start == tile:
-                    self._learn(number, finished - started)
+                if a != b and (a.stop - a.start, b.stop - b.start) == (n_rows, n_columns):
+                    self.choice.learn(number, multiplied - started, finished - multiplied)
 
             return worker
 
         progress = self.settings.progress
         report = (lambda n_done: progress(n_done / n_tiles)) if progress else None
-        with one_blas_thread():
-            for_each(tiles, make_worker, min(self.settings.n_threads, n_tiles), progress=report)
+        for_each(tiles, make_worker, min(self.settings.n_threads, n_tiles), progress=report)
         if self.settings.clock is not None:
             for step, seconds in ((step, seconds) for spent in spent_by_workers for step, seconds in spent.items()):
                 self.settings.clock[step] = self.settings.clock.get(step, 0.0) + seconds
-
-    def _learn(self, number: int, seconds: float) -> None:
-        """A whole tile by this method took so long: of the running mean that chooses the method, which others may overtake.
-
-        The first tiles leave most to verify, so a close rival is tried again soon, and every one now and then.
-        """
-        known = self.costs[number]
-        self.costs[number] += (min(seconds, 2 * known) - known) * _NEWS if known else seconds  # one stall says nothing
-        self.n_learned += 1
-        if self.n_learned % _TILES_TO_RETRY == 0:
-            least = min(self.costs)
-            close = 2 * least if self.n_learned % (8 * _TILES_TO_RETRY) else math.inf
-            self.costs = [cost if cost == least or cost > close else 0.0 for cost in self.costs]
 
 
 def search(
@@ -169,6 +199,7 @@ def search(
     both_ways: bool = False,
     first: tuple[int, int] = (0, 0),
     thresholds: tuple[Any, Any] = (None, None),
+    columns: Columns | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The keys of the `k` best of each row of `A` among `B`, and with `both_ways` those of `B` among `A`.
 
@@ -181,11 +212,12 @@ def search(
     Args:
         first: the index of the first row of each in the answer.
         thresholds: (n,) float32 for each, rigorous lower bounds of each row's k-th best score; None: not known.
+        columns: of `B`, where it is prepared already.
 
     Returns:
         (n, k) and (m, k) uint64, descending, 0 where nothing reached the threshold.
     """
-    tiles = Tiles(A, B, settings)
+    tiles = Tiles(A, columns or Columns(B, settings), settings)
     if both_ways or thresholds[0] is not None or len(A) < _PILOTS_FROM:
         return _compare(tiles, k, both_ways, first, thresholds)
     pilots = np.random.default_rng(0).choice(len(A), math.isqrt(len(A)), replace=False)
@@ -245,7 +277,7 @@ def search_above(A: UnitRows, B: UnitRows, threshold: float, settings: Settings,
     Returns:
         (n_pairs,) int64, (n_pairs,) int64 and (n_pairs,) float32, in no order.
     """
-    tiles = Tiles(A, B, settings)
+    tiles = Tiles(A, Columns(B, settings), settings)
     of_a, of_b = ((np.empty(len(rows), np.float32), np.empty((len(rows), 0), np.uint64)) for rows in (A, B))
     sides = tiles.sides(of_a, of_b, (0, 0))
     found: list[tuple[np.ndarray, np.ndarray]] = [(np.empty((0, 2), np.int64), np.empty(0, np.float32))]
@@ -292,12 +324,12 @@ def top_k(
     """Indices, scores and skipped rows of both, as in `Neighbors`.
 
     Args:
-        X, Y, k: checked; `Y` None for `X` itself.
+        X, Y, k: checked; `Y` None for `X` itself, or prepared already.
         search: as `search`, which computes the keys of dense rows.
     """
     of_itself = Y is None
     a = Prepared.of(X, on_invalid, settings.n_threads, "X", k + 1 if of_itself else None)
-    b = a if of_itself else Prepared.of(Y, on_invalid, settings.n_threads, "Y", k)
+    b = a if of_itself else Y if isinstance(Y, Prepared) else Prepared.of(Y, on_invalid, settings.n_threads, "Y", k)
     k = max(0, min(k, b.n - len(b.skipped) - of_itself))
     if k == 0 or len(a.unit) == 0:
         keys = np.empty((len(a.unit), k), np.uint64)

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..devices import OtherLoad, get_namespace, synchronize, to_gpu
-from ..results import Quantity, Step, Timing, Validation
-from .engine import pairs_above, top_k
-from .inputs import check_k, check_vectors
+from ...devices import OtherLoad, get_namespace, synchronize, to_gpu
+from ...results import Quantity, Step, Timing, Validation
+from ..engine import pairs_above, top_k
+from ..inputs import check_k, check_vectors
 from .methods import METHODS, Method, available_methods
 
 _WARM_UP_ROWS = 4096  # enough that `method="auto"` uses all its methods
@@ -114,11 +114,11 @@ def time_steps(X: Any, k: int = 10, *, device: Literal["cpu", "gpu"] = "cpu", n_
     for _ in range(1 + n_repeats):
         clock: dict[str, float] = {}
         if device == "gpu":
-            from . import gpu
+            from .. import gpu
 
             gpu.top_k(X, None, k, clock=clock)
         else:
-            from . import cpu
+            from .. import cpu
 
             started = time.process_time()
             cpu.top_k(X, None, k, cpu.Settings.choose("auto", (len(X), len(X)), clock=clock), "raise")

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from ..devices import get_namespace, memory_stats, to_cpu, to_gpu
-from ..results import format_value
-from .gpu_rows import Panel, Plan, RowsOnGpu, timed
-from .inputs import OnInvalid, check_vectors, raise_invalid, refuse_invalid, where_it_was
+from ...devices import get_namespace, memory_stats, to_gpu
+from ...results import format_value
+from ..inputs import OnInvalid, refuse_invalid
+from .rows import Panel, Plan, RowsOnGpu, timed
 
 _KERNELS = Path(__file__).parent / "kernels"
 _BLOCK_THREADS = 256  # of `update_best`; a segment of a row is four times that
@@ -128,7 +128,7 @@ def _top_k(
                         xp.cuda.get_current_stream().synchronize()
                         progress(n_done / n_pairs)
         arguments = best, np.int64(best.size), indices[start : block.stop], scores[start : block.stop]
-        _launch(_kernel(xp, "top_k.cu", "unpack_keys"), arguments, n_blocks=-(-best.size // _BLOCK_THREADS))
+        _launch(load_kernel(xp, "top_k.cu", "unpack_keys"), arguments, n_blocks=-(-best.size // _BLOCK_THREADS))
     return indices, scores, rows.invalid, columns.invalid
 
 
@@ -143,7 +143,7 @@ def _update_best(best: Any, first: int, products: Any, rows: Panel, columns: Pan
         *(np.int64(own_column), np.float32(score_slack(d)), best, np.int32(k), np.int32(first), np.int32(n_best)),
     )
     shared_bytes = 8 * (2 * n_best + 4 * _BLOCK_THREADS) + 4 * 4 * _BLOCK_THREADS
-    _launch(_kernel(xp, "top_k.cu", "update_best"), arguments, n_blocks=n_rows, shared_bytes=shared_bytes)
+    _launch(load_kernel(xp, "top_k.cu", "update_best"), arguments, n_blocks=n_rows, shared_bytes=shared_bytes)
 
 
 def _half_products(rows: Panel, columns: Panel, tile: Any) -> Any:
@@ -163,30 +163,10 @@ def _half_products(rows: Panel, columns: Panel, tile: Any) -> Any:
 
 
 @functools.cache
-def _kernel(xp: Any, file: str, name: str) -> Any:
+def load_kernel(xp: Any, file: str, name: str) -> Any:
+    """A function of one of the CUDA C++ files, compiled by NVRTC for the current GPU."""
     return xp.RawModule(code=(_KERNELS / file).read_text()).get_function(name)
 
 
 def _launch(kernel: Any, arguments: tuple, *, n_blocks: int, shared_bytes: int = 0) -> None:
     kernel((n_blocks,), (_BLOCK_THREADS,), arguments, shared_mem=shared_bytes)
-
-
-def calculate_similarity_gpu_kernel(X: Any) -> Any:
-    """The plan's optional kernel: (n, n) float32 cosines of the (n, d) rows of `X` by a tiled CUDA C++ kernel of ours.
-
-    It shows what cuBLAS is worth: compare with `calculate_similarity_gpu_cupy`. The answer is where `X` was.
-
-    Raises:
-        RuntimeError: there is no GPU, or no CuPy.
-        TypeError, ValueError: as `calculate_similarity_cpu`.
-    """
-    X = check_vectors(X)
-    on_gpu = to_gpu(X)
-    xp, (n, d) = get_namespace(on_gpu), X.shape
-    similarity, lengths = xp.empty((n, n), dtype=xp.float32), xp.empty(n, dtype=xp.float32)
-    if n:
-        arguments = xp.ascontiguousarray(on_gpu, dtype=xp.float32), np.int64(n), np.int64(d), similarity, lengths
-        _kernel(xp, "tiled_similarity.cu", "tiled_similarity")((-(-n // 16),) * 2, (16, 16), arguments)
-    if not xp.isfinite(lengths).all():
-        raise_invalid("X", to_cpu(xp.flatnonzero(~xp.isfinite(lengths))), n, "NaN, infinity or a norm above 1e19")
-    return where_it_was(X, similarity)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..devices import get_namespace, to_cpu, to_gpu
-from .inputs import scale_to_unit_length
+from ...devices import get_namespace, to_cpu, to_gpu
+from ..inputs import scale_to_unit_length
 
 _PANEL_ROWS = 32768  # columns of a tile at most: enough to fill any GPU, few enough to restart a scan seldom
 _TILE_BYTES = 256 * 2**20

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from ..devices import GpuSpec
-from ..results import Ceilings, Expectation, Quantity
+from ...devices import GpuSpec
+from ...results import Ceilings, Expectation, Quantity
 
 # Shares of a data sheet's peak that programs reach, worst and best: cuBLAS half-precision products of this shape, streams
 # through the memory, copies from pageable and from pinned host memory. A T4 throttles to the low end.

@@ -1,4 +1,4 @@
-"""The cheap products of a tile, and the bounds that make an exact answer of them: float32 by BLAS, int8 by ONNX Runtime."""
+"""The cheap products of a tile, and the bounds that make an exact answer of them: float32 and int8, by ONNX Runtime."""
 
 import functools
 import os
@@ -25,7 +25,7 @@ def rounding_bound(d: int) -> np.float32:
 
 
 class Float32:
-    """Products of the rows as they are, by BLAS."""
+    """Products of the rows as they are."""
 
     name = "float32"
     dtype = np.float32
@@ -33,16 +33,21 @@ class Float32:
     def __init__(self, sample: UnitRows) -> None:
         self.slack = rounding_bound(sample.rows.shape[1])
 
-    def prepare(self, unit: UnitRows, blocks: list[Block], n_threads: int) -> tuple[np.ndarray, Bounds]:
+    def prepare(
+        self, unit: UnitRows, blocks: list[Block], n_threads: int, *, for_many_calls: bool = False
+    ) -> tuple[tuple[np.ndarray, list[Any]], Bounds]:
+        """What stands left in a product, what stands right by block, and the bounds of all rows.
+
+        Args:
+            for_many_calls: rows will stand right again and again: ONNX Runtime packs them once.
+        """
         bounds = Bounds.empty(len(unit), self.slack)
         bounds.scale[: len(unit)] = unit.inverse_norms
-        return unit.rows, bounds
+        right = [unit.rows[block] for block in blocks]
+        return (unit.rows, [_packed(self.name, rows) for rows in right] if for_many_calls else right), bounds
 
-    def multiply(self, left: np.ndarray, a: Block, right: np.ndarray, b: Block, block: int, products: np.ndarray) -> None:
-        m, n = a.stop - a.start, b.stop - b.start
-        # A block with itself is copied: for X @ X.T NumPy takes another routine, which crashes in OpenBLAS for large n.
-        rows = left[a].copy() if left is right and a == b else left[a]
-        np.matmul(rows, right[b].T, out=products[: m * n].reshape(m, n))
+    def multiply(self, left: Any, a: Block, right: Any, b: Block, block: int, products: np.ndarray) -> None:
+        _multiply(self.name, products, (a.stop - a.start, b.stop - b.start), left[0][a], right[1][block])
 
 
 class Int8:
@@ -75,8 +80,9 @@ class Int8:
         return dct(np.multiply(rows, self.signs, out=rows), norm="ortho", axis=1, overwrite_x=True)
 
     def prepare(
-        self, unit: UnitRows, blocks: list[Block], n_threads: int
-    ) -> tuple[tuple[np.ndarray, list[np.ndarray]], Bounds]:
+        self, unit: UnitRows, blocks: list[Block], n_threads: int, *, for_many_calls: bool = False
+    ) -> tuple[tuple[np.ndarray, list[Any]], Bounds]:
+        """As `Float32.prepare`."""
         n, d = unit.rows.shape
         bounds = Bounds.empty(n, self.slack)
         codes, transposed = np.empty((n, d), np.uint8), [np.empty((d, b.stop - b.start), np.int8) for b in blocks]
@@ -92,6 +98,8 @@ class Int8:
                 part = self._rotate(part)
                 of_block = [values[some] for values in bounds[:4]]
                 quantise(part, self.rotated_mean, half_square_of_mean, codes[some], transposed[block], *of_block)
+                if for_many_calls:
+                    transposed[block] = _packed(self.name, transposed[block])
 
             return worker
 
@@ -99,38 +107,59 @@ class Int8:
         return (codes, transposed), bounds
 
     def multiply(self, left: Any, a: Block, right: Any, b: Block, block: int, products: np.ndarray) -> None:
-        _multiply_codes(left[0][a], right[1][block], products)
+        _multiply(self.name, products, (a.stop - a.start, b.stop - b.start), left[0][a], right[1][block])
 
 
-_ZERO = np.array(128, np.uint8)
+# int8 are the codes on the right; those on the left are uint8, the codes plus 128.
+_MODELS = {
+    "float32": """product (float[m, d] left, float[n, d] right) => (float[m, n] product) {
+        product = Gemm<transB = 1>(left, right)
+    }""",
+    "int8": """product (uint8[m, d] left, int8[d, n] right) => (int32[m, n] product) {
+        zero = Constant<value = uint8 {128}>()
+        product = MatMulInteger(left, right, zero)
+    }""",
+}
 
 
-def _multiply_codes(left: np.ndarray, right: np.ndarray, products: np.ndarray) -> None:
-    """(m, d) uint8 less 128 times (d, n) int8, into the first m n of `products`, int32."""
-    session = _int8_session()
+def _multiply(model: str, products: np.ndarray, shape: tuple[int, int], left: np.ndarray, right: Any) -> None:
+    """Into the first values of `products`. In the thread that calls it, whatever BLAS is set to: a session has one thread.
+
+    Args:
+        right: what the model takes, or what `_packed` made of it.
+    """
+    is_array = isinstance(right, np.ndarray)
+    session = _session(model) if is_array else right
     binding = session.io_binding()
     binding.bind_cpu_input("left", left)
-    binding.bind_cpu_input("right", right)
-    binding.bind_cpu_input("zero", _ZERO)
-    binding.bind_output("product", "cpu", 0, np.int32, (len(left), right.shape[1]), products.ctypes.data)
+    if is_array:
+        binding.bind_cpu_input("right", right)
+    binding.bind_output("product", "cpu", 0, products.dtype, shape, products.ctypes.data)
     session.run_with_iobinding(binding)
 
 
 @functools.cache
-def _int8_session() -> Any:
-    """ONNX Runtime's matrix product of 8-bit integers, in the thread that calls it."""
+def _session(model: str) -> Any:
+    return _packed(model)
+
+
+os.register_at_fork(after_in_child=_session.cache_clear)  # a thread that is gone may have held a session's lock
+
+
+def _packed(model: str, right: np.ndarray | None = None) -> Any:
+    """A session of ONNX Runtime that multiplies, with `right` as a constant if there is one."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
+    from onnx import numpy_helper
     from onnx.parser import parse_model
 
-    model = parse_model("""
-        <ir_version: 8, opset_import: ["": 13]>
-        product (uint8[m, d] left, int8[d, n] right, uint8 zero) => (int32[m, n] product) {
-            product = MatMulInteger(left, right, zero)
-        }""")
+    product = parse_model(f'<ir_version: 8, opset_import: ["": 13]> {_MODELS[model]}')
+    if right is not None:
+        del product.graph.input[1]
+        product.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(right), "right"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(product.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 @functools.cache
@@ -139,14 +168,10 @@ def int8_problem() -> str | None:
 
     Without VNNI instructions some CPUs add pairs of 8-bit products in 16 bits, which overflow: the extremes are tried.
     """
-    try:
-        _int8_session()
-    except ImportError as error:
-        return f"{error.name} is not installed"
     left, right = np.full((64, 128), 255, np.uint8), np.full((128, 64), 127, np.int8)
     right[:, ::2] = -127
     products = np.empty(64 * 64, np.int32)
-    _multiply_codes(left, right, products)
+    _multiply("int8", products, (64, 64), left, right)
     if not np.array_equal(products.reshape(64, 64), (left.astype(np.int32) - 128) @ right.astype(np.int32)):
         return "this CPU has no instructions that multiply 8-bit integers without overflow (VNNI)"
     return None

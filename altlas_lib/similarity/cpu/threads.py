@@ -1,30 +1,13 @@
 """Tiles of the comparison, and the threads that work through them."""
 
-import contextlib
-import functools
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
-import numpy as np
-
-from ..devices import describe_cpu
-
 Block = slice
 _GROUP = 8  # blocks of 512 rows of 384 float32: 6 MB
-
-
-def check_n_jobs(n_jobs: int | None) -> int:
-    """The number of threads: None is one for each CPU that this process may use, -1 too, as in scikit-learn."""
-    if n_jobs is None or n_jobs == -1:
-        return describe_cpu().n_threads
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int | np.integer):
-        raise TypeError(f"n_jobs={n_jobs!r}: expected a number of threads, or None for one per CPU")
-    if n_jobs < 1:
-        raise ValueError(f"n_jobs={n_jobs}: expected at least 1 thread, or None (or -1) for one per CPU")
-    return int(n_jobs)
 
 
 def blocks_of(n: int, size: int) -> list[Block]:
@@ -112,51 +95,3 @@ def for_each(
                     progress(sum(done_by_thread))
         finally:
             stop.set()
-
-
-@contextlib.contextmanager
-def progress_bar(shown: bool) -> Iterator[Callable[[float], None] | None]:
-    """A function that takes the share that is done and shows it, with the time left, on stderr; None if not `shown`."""
-    if not shown:
-        yield None
-        return
-    from tqdm import tqdm
-
-    class Bar(tqdm):
-        monitor_interval = 0  # no thread that outlives the bar
-
-    with Bar(total=1.0, bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left") as bar:
-        yield lambda share: bar.update(share - bar.n)
-
-
-_blas_lock = threading.Lock()
-_n_blas_users = 0
-_blas_limit: Any = None
-
-
-@functools.cache
-def _blas_libraries() -> Any:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """BLAS computes in the thread that calls it, as long as anybody is in this context.
-
-    The setting belongs to the process: the first who comes makes it and the last who leaves restores what was there, so
-    that two calls in two threads do not undo each other's.
-    """
-    global _n_blas_users, _blas_limit
-    with _blas_lock:
-        if _n_blas_users == 0:
-            _blas_limit = _blas_libraries().limit(limits=1, user_api="blas")
-        _n_blas_users += 1
-    try:
-        yield
-    finally:
-        with _blas_lock:
-            _n_blas_users -= 1
-            if _n_blas_users == 0:
-                _blas_limit.restore_original_limits()

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ..devices import to_cpu
+from ...devices import to_cpu
+from ..inputs import OnInvalid, is_sparse, refuse_invalid, unit_rows
 from .compiled import measure_rows
-from .inputs import OnInvalid, is_sparse, refuse_invalid, unit_rows
 from .sparse import SparseUnitRows, sparse_unit_rows
 from .threads import blocks_of, for_each
 

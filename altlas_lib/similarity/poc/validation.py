@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from ..devices import to_cpu
-from ..results import Validation
-from .engine import Neighbors
-from .inputs import check_k, check_pair, check_vectors, require_memory
+from ...devices import to_cpu
+from ...results import Validation
+from ..engine import Neighbors
+from ..inputs import check_k, check_pair, check_vectors, require_memory
 from .methods import Method
 
 _BLOCK_ROWS = 2**16

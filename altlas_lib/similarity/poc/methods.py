@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..devices import describe_cpu, get_namespace, has_gpu, to_gpu
-from .engine import Neighbors, top_k
-from .gpu import calculate_similarity_gpu_kernel
-from .matrix import top_k_by_matrix
+from ...devices import describe_cpu, get_namespace, has_gpu, to_gpu
+from ..engine import Neighbors, top_k
+from .matrix import calculate_similarity_gpu_kernel, top_k_by_matrix
 
 _LARGEST_MATRIX_BYTES = 2**30  # 16,384 texts; beyond that the matrix is slow to no purpose where it fits at all
 

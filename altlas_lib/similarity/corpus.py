@@ -1,0 +1,61 @@
+"""Rows that are searched again and again, prepared once."""
+
+import functools
+from typing import Any, get_args
+
+from .engine import Neighbors
+from .inputs import OnInvalid, check_choice, check_k, check_n_jobs, check_pair, check_vectors
+
+_QUERIES_AT_ONCE, _ROWS_AT_ONCE = 64, 4096  # a tile of products, 1 MiB, stays in the L2 cache of a core
+
+
+class Corpus:
+    """The rows that queries are compared with, on the CPU; exact, as `top_k`.
+
+        corpus = similarity.Corpus(vectors)
+        corpus.top_k(queries, k=10)  # as similarity.top_k(queries, 10, Y=vectors), without what that prepares
+
+    Beside the rows themselves, which are used where they are if they are C-contiguous float32, it holds their int8 codes: a
+    quarter of their size. Calls may come from several threads at once.
+
+    Args:
+        Y: (m, d), dense, as `top_k`. Do not change it afterwards.
+        on_invalid: as `top_k`, for the rows of `Y`.
+        n_jobs: threads that prepare; as `top_k`.
+
+    Raises:
+        TypeError, ValueError: as `top_k`.
+    """
+
+    def __init__(self, Y: Any, *, on_invalid: OnInvalid = "raise", n_jobs: int | None = None) -> None:
+        from .cpu.preparation import Prepared
+        from .cpu.search import Columns
+
+        check_choice("on_invalid", on_invalid, get_args(OnInvalid))
+        self._rows = check_vectors(Y, "Y")
+        n_threads = check_n_jobs(n_jobs)
+        self._prepared = Prepared.of(self._rows, on_invalid, n_threads, "Y")
+        unit = self._prepared.unit
+        self._columns = Columns(unit, self._settings(n_threads), for_many_calls=True) if len(unit) else None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def top_k(self, X: Any, k: int = 10, *, on_invalid: OnInvalid = "raise", n_jobs: int | None = None) -> Neighbors:
+        """The `k` rows of the corpus nearest to each row of `X` (n, d); arguments, answer and errors as of `top_k`."""
+        from . import cpu
+        from .cpu.search import search
+
+        X, _ = check_pair(X, self._rows)
+        check_choice("on_invalid", on_invalid, get_args(OnInvalid))
+        search_here = functools.partial(search, columns=self._columns)
+        settings = self._settings(check_n_jobs(n_jobs), len(X))
+        return Neighbors(*cpu.top_k(X, self._prepared, check_k(k), settings, on_invalid, search_here))
+
+    def _settings(self, n_threads: int, n_queries: int | None = None) -> Any:
+        from .cpu.products import Float32, Int8, int8_problem
+        from .cpu.search import Settings, useful_threads
+
+        if n_queries is not None:
+            n_threads = useful_threads(n_threads, n_queries, len(self))
+        return Settings([Float32 if int8_problem() else Int8], n_threads, _QUERIES_AT_ONCE, _ROWS_AT_ONCE)
