@@ -307,7 +307,6 @@ def test_the_result_is_the_same_with_and_without_the_profilers(module, tmp_path,
         ("json:dump_s", "json has no 'dump_s'; did you mean 'dumps'"),
         ("json:zzz", "name a function that it defines"),
         ("json:__name__", "is str, not callable"),
-        ("json:dumps", "takes .*obj.* and got arguments {}: missing a required argument: 'obj'"),
     ],
 )
 def test_a_name_that_leads_nowhere(target, message):
@@ -324,7 +323,6 @@ def test_a_name_that_leads_nowhere(target, message):
         ("import no_such_dependency", "no module named 'no_such_dependency'"),
         ("async def main(): yield", "is a generator"),
         ("def main(): yield", "is a generator"),
-        ("class main:\n    def __init__(self, size): pass", "missing a required argument: 'size'"),
     ],
 )
 def test_a_module_that_misbehaves(module, source, message):
@@ -350,7 +348,7 @@ def test_a_target_that_raises_or_ends_its_process(module, source, message):
 def test_a_callable_that_raises_or_needs_arguments():
     with pytest.raises(profiling.ProfilingError, match="raised ZeroDivisionError"):
         profiling.profile(lambda: 1 / 0)
-    with pytest.raises(profiling.ProfilingError, match="missing a required argument: 'texts'"):
+    with pytest.raises(profiling.ProfilingError, match=r"missing 1 required positional argument: 'texts' .*with arguments"):
         profiling.profile(segmentation.run)
     with pytest.raises(profiling.ProfilingError, match=r"setup .* raised FileNotFoundError"):
         profiling.profile(segmentation.run, setup=lambda: os.stat("/no/such/file"))

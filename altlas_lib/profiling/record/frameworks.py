@@ -78,21 +78,27 @@ def _ask_torch(function: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[floa
     """On tensors without values, a module's own included, so that no buffer of it changes."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils._pytree import tree_map_only
     from torch.utils.flop_counter import FlopCounterMode
 
     module = function.__self__ if name_of(function) == "forward" else function
     layers = list(module.modules()) if isinstance(module, torch.nn.Module) else []
+    values = module.state_dict() if layers else {}
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused kernels, of attention and of recurrent layers, are not counted
     plainly, counter = torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False)
-    without_values = FakeTensorMode(allow_non_fake_inputs=True)
+    without_values, by_products = FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH)
     try:
-        with warnings.catch_warnings(action="ignore"), plainly, without_values, counter, torch.no_grad():
-            result = function(*args, **kwargs)
+        with warnings.catch_warnings(action="ignore"), plainly, without_values as mode, counter, torch.no_grad(), by_products:
+            values, args, kwargs = tree_map_only(torch.Tensor, mode.from_tensor, (values, args, kwargs))
+            if layers:
+                result = torch.func.functional_call(module, values, args, kwargs)
+            else:
+                result = function(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
-    values = module.state_dict().values() if layers else ()
-    moved = sum(map(array_bytes, (*arrays_in([*args, *kwargs.values(), result]), *values)))
+    moved = sum(map(array_bytes, (*arrays_in([*args, *kwargs.values(), result]), *values.values())))
     return counter.get_total_flops(), moved, max(sum(not list(layer.children()) for layer in layers), 1)
 
 

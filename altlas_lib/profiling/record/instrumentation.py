@@ -9,10 +9,12 @@ kept, and every expression is evaluated once.
 """
 
 import ast
+import functools
+import linecache
 import operator
 import re
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import CodeType
 
 from ..run.runnable import FunctionKey
@@ -154,24 +156,32 @@ def _operator(op: ast.AST, prefix: str = "") -> str:
     return f"__{prefix}{_OPERATORS.get(kind, kind.lower())}__"
 
 
-def with_recorders(
-    source: str, filename: str, functions: Collection[FunctionKey] | None, check_port: bool, recorder_for: Callable
-) -> CodeType:
-    """A module's code in which the functions asked for ask their recorders.
+def code_with_recorders(
+    files: Iterable[str], functions: Collection[FunctionKey] | None, check_port: bool, recorder: Callable, notes: list[str]
+) -> dict[tuple[str, CodeType], CodeType]:
+    """File and code of each function in source files -> its code in which the functions asked for ask their recorders.
 
     Args:
         functions: None: all.
         check_port: also where a value's truth is taken.
-        recorder_for: a function's recorder by its key; comprehensions share it. `function(mark)` gives what stands for a mark.
-
-    Raises:
-        SyntaxError, ValueError, RecursionError: as `compile` does.
+        recorder: makes that of a function by its key; comprehensions share it. `function(mark)` gives what stands for a mark.
+        notes: get the files that could not be rewritten.
     """
-    module = _Rewriter(functions, check_port).visit(ast.parse(source, filename))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # calls of constants; and what the plain compilation has warned of already
-        marked = compile(ast.fix_missing_locations(module), filename, "exec", dont_inherit=True)
-    return _replaced(marked, FunctionKey.of(marked), recorder_for)
+    recorder_for, twins = functools.cache(recorder), {}
+    for file in files:
+        linecache.checkcache(file)
+        source = "".join(linecache.getlines(file))
+        try:
+            module = _Rewriter(functions, check_port).visit(ast.parse(source, file))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # calls of constants; and what the plain compilation has warned of already
+                marked = compile(ast.fix_missing_locations(module), file, "exec", dont_inherit=True)
+            plain = compile(source, file, "exec", dont_inherit=True)
+            recorded = _replaced(marked, FunctionKey.of(marked), recorder_for)
+            twins |= {(file, code): twin for code, twin in _pairs(plain, recorded)}  # equal code may stand in two files
+        except Exception as error:  # deeper than the parser goes: the functions run as they are
+            notes.append(f"calls in {file} were not seen: {type(error).__name__}: {error}")
+    return twins
 
 
 def _replaced(code: CodeType, key: FunctionKey, recorder_for: Callable) -> CodeType:
@@ -185,3 +195,11 @@ def _replaced(code: CodeType, key: FunctionKey, recorder_for: Callable) -> CodeT
             const = recorder_for(key).function(const.removeprefix(_MARK))
         consts.append(const)
     return code.replace(co_consts=tuple(consts))
+
+
+def _pairs(plain: CodeType, marked: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
+    """Every code object of a module and the one with recorders."""
+    yield plain, marked
+    inner = ([each for each in code.co_consts if isinstance(each, CodeType)] for code in (plain, marked))
+    for pair in zip(*inner, strict=True):
+        yield from _pairs(*pair)

@@ -171,31 +171,27 @@ def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: fl
             if plain[-1].wall_s > _SWEPT * time_limit_s:
                 del counts[1:]
         if not is_extra and has_time():
-            yield _profiled_run(runnable, min(plain, key=lambda run: run.wall_s).n_threads)
+            best = min(plain, key=lambda run: run.wall_s)
+            yield _profiled_run(runnable, best.n_threads, any(run.is_parallel for run in plain))
 
 
-def _profiled_run(runnable: Runnable, n_threads: int) -> Run:
+def _profiled_run(runnable: Runnable, n_threads: int, is_parallel: bool) -> Run:
     """A run under cProfile.
 
-    From Python 3.12 on cProfile is told of all threads' calls, and takes them for the calling thread's. Where others run, a
-    second run keeps theirs away from it.
+    From Python 3.12 on cProfile is told of all threads' calls, and takes them for the calling thread's: where others run, they
+    are kept away from it, which takes time at each call.
     """
     profiler = cProfile.Profile()
-    runnable.starts_threads |= len(sys._current_frames()) > 1
 
     def under(call: Callable[[], Any]) -> None:
         with profiler:
-            if runnable.starts_threads and _MONITORING:
+            if is_parallel and _MONITORING:
                 _hear_only_this_thread()
             call()
 
     run = timed_run(runnable, "cProfile", n_threads, under)
     run.recording = CallGraph.of(profiler.getstats())
-    has_others = any(key.name == "Thread._bootstrap" for key, _ in run.recording.functions)
-    if not _MONITORING or runnable.starts_threads or not has_others:
-        return run
-    runnable.starts_threads = True
-    return _profiled_run(runnable, n_threads)
+    return run
 
 
 def _hear_only_this_thread() -> None:

@@ -14,16 +14,15 @@ frames.
 
 import functools
 import gc
-import linecache
 import math
 import operator
 import sys
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from time import perf_counter
-from types import BuiltinFunctionType, CodeType, FunctionType, SimpleNamespace
+from types import BuiltinFunctionType, FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from .calls import Call, HiddenTransfer, RecordedCall, RecordedFunction
 from .describing import array_bytes, arrays_in, bound_to, describe_call, home_of, is_array_type, name_of, public_name
 from .folding import Project, compiled_by_numba
 from .frameworks import framework_object, model_work
-from .instrumentation import with_recorders
+from .instrumentation import code_with_recorders
 
 MOST_CALLS = 500  # distinct ones of a function; further ones share an entry for each name
 _MOST_ASKED = 50  # calls of frameworks whose work is asked for: each takes a tenth of a second or so, and holds its arguments
@@ -341,7 +340,11 @@ def trace(
     _begin(project)
     try:
         notes: list[str] = []
-        twins = dict(_twins(functions, check_port, notes))
+        files = {key.file for key in functions or ()}
+        if functions is None:
+            files = {each.__code__.co_filename for each in gc.get_objects() if type(each) is FunctionType}
+        files = {file for file in files if project.library(FunctionKey(file, 0, "")) is None}
+        twins = code_with_recorders(files, functions, check_port, Recorder, notes)
         compiled = {each.__code__ for each in compiled_by_numba(gc.get_objects())}  # from its bytecode
         with code_replaced(lambda code: code if code in compiled else twins.get((code.co_filename, code), code)):
             result = call()
@@ -358,30 +361,3 @@ def trace(
         return result, sorted(recorded, key=lambda each: -sum(call.time_s for call in each.calls)), notes
     finally:
         _begin(None)
-
-
-def _twins(
-    functions: Collection[FunctionKey] | None, check_port: bool, notes: list[str]
-) -> Iterator[tuple[tuple[str, CodeType], CodeType]]:
-    """File and code of every function of these files, and its code with recorders; `notes` gets the files that have none."""
-    files = {key.file for key in functions or ()}
-    if functions is None:
-        files = {each.__code__.co_filename for each in gc.get_objects() if type(each) is FunctionType}
-    for file in files:
-        if project.library(FunctionKey(file, 0, "")) is None:
-            linecache.checkcache(file)
-            source = "".join(linecache.getlines(file))
-            try:
-                marked = with_recorders(source, file, functions, check_port, functools.cache(Recorder))
-                plain = compile(source, file, "exec", dont_inherit=True)
-                yield from (((file, code), twin) for code, twin in _pairs(plain, marked))  # equal code may stand in two files
-            except Exception as error:  # deeper than the parser goes: the function runs as it is
-                notes.append(f"calls in {project.relative(file)} were not seen: {type(error).__name__}: {error}")
-
-
-def _pairs(plain: CodeType, marked: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
-    """Every code object of a module and the one with recorders."""
-    yield plain, marked
-    inner = ([each for each in code.co_consts if isinstance(each, CodeType)] for code in (plain, marked))
-    for pair in zip(*inner, strict=True):
-        yield from _pairs(*pair)

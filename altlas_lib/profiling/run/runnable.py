@@ -43,7 +43,6 @@ class Runnable:
     inputs: tuple = ()  # values and named arguments that `call` passes on
     notes: list[str] = field(default_factory=list)
     n_finished: int = 0
-    starts_threads: bool = False  # as one of its runs has shown
 
     def run(self, under: Callable[[Callable[[], Any]], Any] = operator.call) -> None:
         """Run it once; `under` calls the target, in its own way.
@@ -87,7 +86,11 @@ class Script:
 def call_user_code(function: Callable[[], Any], what: str, *, after: int = 0) -> Any:
     """What `function` returns; a `ProfilingError` if it fails. `after`: earlier runs that ended well."""
     when = f" in run {after + 1}" if after else ""
-    what_next = "it must be safe to run repeatedly" if after else "make it run without the profiler first"
+    what_next = (
+        "it must be safe to run repeatedly"
+        if after
+        else "make it run without the profiler first, with arguments (--arg) or a set-up"
+    )
     try:
         return function()
     except ProfilingError:

@@ -7,7 +7,6 @@ import inspect
 import operator
 import os
 import re
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
@@ -57,8 +56,6 @@ def target_kind(target: Target) -> Literal["function", "script"]:
     name, path = target_name(target), Path(target_name(target))
     if callable(target) or _NAME.fullmatch(name):
         return "function"
-    if name and path.is_dir():
-        _fail(name, f" is a folder; name the script in it, such as {str(path / '__main__.py')!r}")
     if name and path.exists():
         return "script"
     if name.endswith(".py"):
@@ -72,9 +69,7 @@ def _read_script(path: str, argv: Sequence[str]) -> Script:
     try:
         code = compile(importlib.util.decode_source(Path(path).read_bytes()), path, "exec", dont_inherit=True)
         return Script(path, argv, FunctionType(code, {}))
-    except OSError as error:
-        _fail(path, f" cannot be read ({error.strerror}); name a Python file that can")
-    except (SyntaxError, ValueError) as error:  # also NUL bytes, or no text in its encoding
+    except (OSError, SyntaxError, ValueError) as error:  # also a folder, NUL bytes, or no text in its encoding
         _fail(path, f" is no Python source ({error}); correct it, or name another file")
 
 
@@ -94,9 +89,9 @@ def prepare(
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
         _fail(name, " is a generator, whose call does nothing yet; name a function that runs through it (list(...))")
     if setup is not None:
-        values = (call_user_code(_bind(resolve(setup), setup, (), named), f"setup {target_name(setup)!r}"),)
+        values = (call_user_code(functools.partial(resolve(setup), **named), f"setup {target_name(setup)!r}"),)
         named = {}
-    call = bound = _bind(function, target, values, named)
+    call = bound = functools.partial(function, *values, **named)
     if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None)):  # noqa: B004
         call = lambda: asyncio.run(bound())  # noqa: E731
     return Runnable(name, call, target_key(function), inputs=(*values, *named.values()))
@@ -129,18 +124,3 @@ def _import(name: str) -> Any:
         hint = nearest(attribute, dir(module), n=3) or "; name a function that it defines"
         _fail(name, f": {module_name} has no {attribute!r}{hint}")
     return call_user_code(value, f"factory {name!r}") if is_factory else value
-
-
-def _bind(function: Callable, target: Target, values: tuple, arguments: Mapping[str, Any]) -> Callable[[], Any]:
-    try:
-        signature = inspect.signature(function)
-        signature.bind(*values, **arguments)
-    except ValueError:  # some built-ins have no signature
-        pass
-    except TypeError as error:
-        given = f"what setup returned ({type(values[0]).__name__})" if values else f"arguments {reprlib.repr(dict(arguments))}"
-        what_next = "give what it needs by name (arguments, --arg NAME=JSON), or by a set-up"
-        if list(signature.parameters) == ["scope", "receive", "send"]:
-            what_next = "it looks like an ASGI application, which takes requests"
-        raise ProfilingError(f"{target_name(target)!r} takes {signature} and got {given}: {error}; {what_next}") from error
-    return functools.partial(function, *values, **arguments)
