@@ -696,9 +696,13 @@ def test_most_of_the_time_of_array_code_is_seen(program, setup, body):
                 {body}
             return time.perf_counter() - start
     """)
-    runs = [traced(user) for _ in range(8)]  # the best: what else runs on the machine counts against a run, never for it
-    coverage = max(seconds(run.of["main"]) / run.result for run in runs)
-    assert 0.9 < coverage <= 1
+    for _ in range(8):  # what else runs on the machine counts against a run, never for it
+        run = traced(user)
+        coverage = seconds(run.of["main"]) / run.result
+        assert coverage <= 1
+        if coverage > 0.9:
+            return
+    pytest.fail(f"only {coverage:.0%} of the time was seen")
 
 
 # What must not change ----------------------------------------------------------------------------------------------------

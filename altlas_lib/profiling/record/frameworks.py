@@ -92,10 +92,7 @@ def _ask_torch(function: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[floa
     try:
         with warnings.catch_warnings(action="ignore"), plainly, without_values as mode, counter, torch.no_grad(), by_products:
             values, args, kwargs = tree_map_only(torch.Tensor, mode.from_tensor, (values, args, kwargs))
-            if layers:
-                result = torch.func.functional_call(module, values, args, kwargs)
-            else:
-                result = function(*args, **kwargs)
+            result = torch.func.functional_call(module, values, args, kwargs) if layers else function(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
     moved = sum(map(array_bytes, (*arrays_in([*args, *kwargs.values(), result]), *values.values())))
