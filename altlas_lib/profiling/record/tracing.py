@@ -22,7 +22,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Collection
 from time import perf_counter
-from types import BuiltinFunctionType, FunctionType, SimpleNamespace
+from types import BuiltinFunctionType, CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -346,7 +346,12 @@ def trace(
         files = {file for file in files if project.library(FunctionKey(file, 0, "")) is None}
         twins = code_with_recorders(files, functions, check_port, Recorder, notes)
         compiled = {each.__code__ for each in compiled_by_numba(gc.get_objects())}  # from its bytecode
-        with code_replaced(lambda code: code if code in compiled else twins.get((code.co_filename, code), code)):
+
+        def with_recorder(code: CodeType) -> CodeType:
+            is_asked = code.co_filename in files and code not in compiled  # a comparison of code takes longer than one of names
+            return twins.get((code.co_filename, code), code) if is_asked else code
+
+        with code_replaced(with_recorder):
             result = call()
         recorders = [*called.values()]
         for entry, *of_call in to_ask:
