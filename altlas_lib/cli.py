@@ -83,7 +83,7 @@ def profile(
     target: Annotated[
         str,
         typer.Argument(
-            help="module:function, path/to/script.py, pid:NUMBER, or with --requests an ASGI application module:app.",
+            help="module:function, path/to/script.py, or with --requests an ASGI application module:app.",
             show_default=False,
         ),
     ],
@@ -102,9 +102,7 @@ def profile(
     time_limit_s: Annotated[
         float, typer.Option("--time-limit", min=1, metavar="S", help="Seconds for all runs together.")
     ] = 120.0,
-    sampling_s: Annotated[
-        float, typer.Option("--for", min=0.1, metavar="S", help="Seconds to sample; all there is for a running process.")
-    ] = 2.0,
+    sampling_s: Annotated[float, typer.Option("--for", min=0.1, metavar="S", help="Seconds to sample.")] = 2.0,
     alternatives: Annotated[
         list[str] | None,
         typer.Option("--alternative", metavar="M:F", help="Another function to measure on the same input; may be repeated."),

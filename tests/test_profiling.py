@@ -2,7 +2,6 @@
 
 import copy
 import cProfile
-import functools
 import importlib
 import json
 import os
@@ -20,7 +19,7 @@ from profiling_helpers import QUICK, alive, notes
 from threadpoolctl import threadpool_limits
 
 from altlas_lib import profiling
-from altlas_lib.profiling.record import py_spy
+from altlas_lib.profiling.record import sampling
 from altlas_lib.profiling.record.folding import OWN_LINES, CallGraph, Project, Time, fold
 from altlas_lib.profiling.run.runnable import FunctionKey
 from altlas_lib.profiling.run.targets import prepare
@@ -126,13 +125,13 @@ def test_setup_and_imports_are_not_charged(module, py_spy_permitted):
 
 
 def test_a_library_can_be_the_target():
-    profile = profiling.profile(json.dumps, arguments={"obj": list(range(1000)), "indent": 1}, n_repeats=1)
+    profile = profiling.profile(json.dumps, arguments={"obj": list(range(1000)), "indent": 1}, **QUICK)
     assert {function.file.split(os.sep)[0] for function in profile.functions} == {"json"}
     assert "JSONEncoder.encode" in {function.name for function in profile.functions}
 
 
 def test_a_builtin_target_has_one_row():
-    profile = profiling.profile(sorted, setup=lambda: list(range(1000)), n_repeats=1)
+    profile = profiling.profile(sorted, setup=lambda: list(range(1000)), **QUICK)
     assert [function.name for function in profile.functions] == ["builtins:sorted"]
 
 
@@ -146,7 +145,7 @@ class Service:
 
 @pytest.mark.parametrize(("target", "name"), [(Service, "Service.__init__"), (Service(), "Service.__call__")])
 def test_a_class_and_an_instance_can_be_the_target(target, name):
-    (function,) = profiling.profile(target, n_repeats=1).functions
+    (function,) = profiling.profile(target, **QUICK).functions
     assert (function.name, function.n_calls) == (name, 1)
 
 
@@ -308,7 +307,6 @@ def test_the_result_is_the_same_with_and_without_the_profilers(module, tmp_path,
         ("json:dump_s", "json has no 'dump_s'; did you mean 'dumps'"),
         ("json:zzz", "name a function that it defines"),
         ("json:__name__", "is str, not callable"),
-        ("json:dumps", "takes .*obj.* and got arguments {}: missing a required argument: 'obj'"),
     ],
 )
 def test_a_name_that_leads_nowhere(target, message):
@@ -319,13 +317,12 @@ def test_a_name_that_leads_nowhere(target, message):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("def main(:", r"invalid syntax in .*user_.*\.py, line 1"),
+        ("def main(:", r"raised SyntaxError: invalid syntax \(user_.*\.py, line 1\)"),
         ("1 / 0", "raised ZeroDivisionError: division by zero at"),
         ("import sys; sys.exit('not as a module')", "raised SystemExit: not as a module"),
         ("import no_such_dependency", "no module named 'no_such_dependency'"),
         ("async def main(): yield", "is a generator"),
         ("def main(): yield", "is a generator"),
-        ("class main:\n    def __init__(self, size): pass", "missing a required argument: 'size'"),
     ],
 )
 def test_a_module_that_misbehaves(module, source, message):
@@ -339,7 +336,7 @@ def test_a_module_that_misbehaves(module, source, message):
         ("raise KeyError('colour')", "raised KeyError: 'colour' at .*:2"),
         ("import sys; sys.exit(3)", r"ended by sys.exit\(3\)"),
         ("import os; os._exit(7)", "with status 7 before it returned"),
-        ("import os; os.write(2, b'boom'); os.abort()", "by SIGABRT .*last on stderr: .*boom"),
+        ("import os; os.write(2, b'boom'); os.abort()", r"by signal 6 \(Aborted\) .*last on stderr: .*boom"),
     ],
 )
 def test_a_target_that_raises_or_ends_its_process(module, source, message):
@@ -349,10 +346,9 @@ def test_a_target_that_raises_or_ends_its_process(module, source, message):
 
 
 def test_a_callable_that_raises_or_needs_arguments():
-    with pytest.raises(profiling.ProfilingError, match="raised ZeroDivisionError") as caught:
+    with pytest.raises(profiling.ProfilingError, match="raised ZeroDivisionError"):
         profiling.profile(lambda: 1 / 0)
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    with pytest.raises(profiling.ProfilingError, match="missing a required argument: 'texts'"):
+    with pytest.raises(profiling.ProfilingError, match=r"missing 1 required positional argument: 'texts' .*with arguments"):
         profiling.profile(segmentation.run)
     with pytest.raises(profiling.ProfilingError, match=r"setup .* raised FileNotFoundError"):
         profiling.profile(segmentation.run, setup=lambda: os.stat("/no/such/file"))
@@ -393,20 +389,13 @@ def test_what_a_target_leaves_behind_is_ended_and_what_it_prints_is_dropped(modu
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_callable_is_stopped_between_runs():
-    with pytest.raises(profiling.ProfilingError, match=r"time_limit_s=0\.05"):
-        profiling.profile(functools.partial(time.sleep, 0.06), time_limit_s=0.05)
-
-
-def test_arguments_that_cannot_reach_the_child():
-    with pytest.raises(profiling.ProfilingError, match=r"arguments.obj=\{1, 2\} cannot reach the child process .*JSON"):
-        profiling.profile("json:dumps", arguments={"obj": {1, 2}})
-    with pytest.raises(profiling.ProfilingError, match=r"arguments.obj=\(1, 2\) cannot reach the child process .*JSON"):
-        profiling.profile("json:dumps", arguments={"obj": (1, 2)})  # JSON would make it a list
-    with pytest.raises(profiling.ProfilingError, match="ValueError: Out of range float values"):  # a NaN arrives as one
-        profiling.profile("json:dumps", arguments={"obj": float("nan"), "allow_nan": False})
-    with pytest.raises(profiling.ProfilingError, match=r"setup=.*list.* child process that runs 'json:dumps' .*name setup as"):
-        profiling.profile("json:dumps", setup=list)
+def test_arguments_of_any_kind_reach_the_child_and_what_cannot_is_named():
+    profile = profiling.profile("builtins:sorted", setup=lambda values: values, arguments={"values": {*range(50_000)}}, **QUICK)
+    assert profile.n_samples > 0
+    with pytest.raises(
+        profiling.ProfilingError, match=r"'builtins:sorted', its set-up or its arguments cannot reach .*make them in"
+    ):
+        profiling.profile("builtins:sorted", arguments={"values": (each for each in "ab")})
 
 
 @pytest.mark.parametrize("number", ["n_repeats", "sampling_rate_hz", "sampling_s", "time_limit_s"])
@@ -415,23 +404,13 @@ def test_numbers_must_be_positive(number):
         profiling.profile("json:dumps", **{number: 0})
 
 
-def test_a_second_profiler_is_refused():
-    profiler = cProfile.Profile()
-    profiler.enable()
-    try:
-        with pytest.raises(profiling.ProfilingError, match="another profiler is active"):
-            profiling.profile(lambda: None)
-    finally:
-        profiler.disable()
-
-
 @pytest.mark.parametrize("which", ["absent", "refused"])
 def test_without_py_spy_the_profile_says_so(monkeypatch, tmp_path, which):
     refusing = tmp_path / "py-spy"
     refusing.write_text("#!/bin/sh\necho 'Error: Permission Denied: Try again with elevated permissions' >&2\nexit 1\n")
     refusing.chmod(0o755)
     found = None if which == "absent" else str(refusing)
-    monkeypatch.setattr(py_spy.shutil, "which", lambda *arguments, **options: found)
+    monkeypatch.setattr(sampling.shutil, "which", lambda *arguments, **options: found)
     profile = profiling.profile("json:dumps", arguments={"obj": [1, 2, 3]}, **QUICK)
     assert profile.n_samples == 0
     assert all(function.sampled_share is None and function.sampled_own_share is None for function in profile.functions)

@@ -19,8 +19,8 @@ from profiling_helpers import QUICK, by_name
 from scipy import sparse
 
 from altlas_lib import devices, profiling
-from altlas_lib.profiling.record.alternatives import compare_answers
 from altlas_lib.profiling.record.measure import measure, timed_run
+from altlas_lib.profiling.run.answers import compare_answers
 from altlas_lib.profiling.run.runnable import FunctionKey, Runnable
 from altlas_lib.results import LARGEST_OTHER_LOAD, Quantity, WorkloadProfile
 
@@ -259,9 +259,9 @@ def test_what_is_too_busy_to_be_priced(load, is_parallel, quiet, is_too_busy):
     )
     assert profile.is_too_busy == is_too_busy
     assert profile.quiet_s == (1.5 if quiet else 2.0)
-    attached = WorkloadProfile(workload="w", target="pid:1", total=None, functions=[])
-    assert attached.quiet_s is None
-    assert not attached.is_too_busy
+    unknown = WorkloadProfile(workload="w", target="t", total=None, functions=[])
+    assert unknown.quiet_s is None
+    assert not unknown.is_too_busy
 
 
 def test_other_load_is_that_of_others(belongs_to_others):
@@ -326,26 +326,7 @@ def test_cprofile_records_the_calling_thread_on_every_python(write, py_spy_permi
     assert functions.get("elsewhere") is None or functions["elsewhere"].n_calls is None
 
 
-# Memory and threads of BLAS ---------------------------------------------------------------------------------------------------
-
-
-def test_peak_memory_is_what_the_runs_add(write):
-    user = write("""
-        def prepare(): return bytearray(b"x") * (150 << 20)  # held before the first run
-        def main(held): return sum(bytearray(b"x") * (100 << 20) == held for _ in range(1))
-    """)
-    peak = profiling.profile(f"{user}:main", setup=f"{user}:prepare", **QUICK).peak_memory
-    assert peak.value == pytest.approx(100 << 20, rel=0.2)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be set back between runs")
-def test_the_peak_of_one_run_is_not_the_next_ones():
-    sizes = iter([100 << 20, 40 << 20, 1])
-    runs = [timed_run(runnable_of(lambda: bytearray(b"x") * next(sizes)), "none") for _ in range(3)]
-    first, second, third = (run.peak_bytes - run.held_bytes for run in runs)
-    assert first == pytest.approx(100 << 20, rel=0.2)
-    assert second == pytest.approx(40 << 20, rel=0.4)
-    assert third < 20 << 20
+# Threads of BLAS --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_best_thread_count_is_the_baseline():
@@ -409,8 +390,6 @@ def test_alternatives_are_measured_beside_the_target_and_their_answers_compared(
     assert fast.gain.low <= fast.gain.value <= fast.gain.high
     assert fast.time.value == pytest.approx(0.02, rel=0.4)
     assert fast.gain.n_runs >= 3
-    assert 0 < fast.largest_difference < 1e-4
-    assert wrong.largest_difference == 1
     told = {note.partition(": ")[0]: note for note in profile.notes if note.startswith("alternative")}
     assert "raised KeyError: 'colour'" in told[f"alternative '{user}:fails'"]
     assert "raised KeyError: 'later'" in told[f"alternative '{user}:fails_later'"]
@@ -455,12 +434,6 @@ def test_callables_can_race_too():
 @pytest.mark.parametrize(
     ("target", "options", "message"),
     [
-        (
-            "json:dumps",
-            {"alternatives": [len]},
-            r"alternatives\.0=.* cannot reach the child .* name setup as 'module:function', and alt",
-        ),
-        ("pid:1", {"alternatives": ["json:dumps"]}, "is a process, for which alternatives mean nothing"),
         (
             "json:dumps",
             {"requests": [{"path": "/"}], "alternatives": ["json:dumps"]},
@@ -551,9 +524,9 @@ CYCLE.append(CYCLE)
     ],
 )
 def test_when_answers_are_the_same(expected, given, same):
-    assert compare_answers(expected, given)[0] is same
+    assert compare_answers(expected, given) is same
     if same is not None:
-        assert compare_answers(given, expected)[0] is same
+        assert compare_answers(given, expected) is same
 
 
 nested = st.recursive(
@@ -566,15 +539,11 @@ nested = st.recursive(
 @example([[1, 2], [3]])
 @example([10**400, 1])
 def test_every_answer_agrees_with_itself(answer):
-    same, difference = compare_answers(answer, answer)
-    assert same is True
-    assert difference in (None, 0)
+    assert compare_answers(answer, answer) is True
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1), st.integers(0, 10**9), st.floats(1e-3, 1e3))
 def test_a_difference_is_found_wherever_it_is(numbers, where, difference):
     changed = [*numbers]
     changed[where % len(numbers)] += difference
-    same, largest = compare_answers(numbers, changed)
-    assert same is False
-    assert largest == pytest.approx(difference, rel=1e-3)
+    assert compare_answers(numbers, changed) is False

@@ -14,10 +14,10 @@ import pytest
 from profiling_helpers import QUICK, by_name, notes
 
 from altlas_lib import profiling
-from altlas_lib.profiling.record import py_spy, sampling
+from altlas_lib.profiling.functions import function_times
+from altlas_lib.profiling.record import sampling
 from altlas_lib.profiling.record.folding import Project
-from altlas_lib.profiling.record.functions import function_times
-from altlas_lib.profiling.record.native import CodeMaps, NativeFrame, is_native, time_class
+from altlas_lib.profiling.record.native import NativeFrame, is_native, name_kernel_calls, time_class
 from altlas_lib.profiling.run.runnable import FunctionKey
 
 # Stacks ---------------------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ ROOT = FunctionKey("/app.py", 9, "root")
 
 
 def counted(recording: dict, native: bool) -> Counter[sampling.Stack]:
-    return sampling.counted(sampling._stacks(recording, 1, native, below_call=True), Project("/app.py"))
+    return sampling.counted(sampling.read_stacks(recording, 1, native=native), Project("/app.py"))
 
 
 def shares(recording: dict, native: bool = False) -> dict[str, tuple[int, int]]:
@@ -91,7 +91,7 @@ class FakePySpy:
 
     attempts: list[tuple[int, bool]] = []  # noqa: RUF012
 
-    def __init__(self, rate_hz: int, native: bool):
+    def __init__(self, pid: int, rate_hz: int, *, native: bool):
         self.attempts.append((rate_hz, native))
         self.rate_hz, self.native = rate_hz, native
 
@@ -101,11 +101,8 @@ class FakePySpy:
     def __exit__(self, *_):
         pass
 
-    def attach(self, pid: int) -> None:
-        pass
-
     def is_behind(self) -> bool:
-        return True
+        return self.native
 
     def recording(self) -> dict:
         leaf = [("sgemm", "/v/site-packages/numpy.libs/libopenblas.so")] if self.native else []
@@ -115,15 +112,15 @@ class FakePySpy:
 def test_a_process_that_is_too_large_gets_its_classes_from_fewer_samples(monkeypatch):
     finished, notes, project = [], [], Project("/app.py")
 
-    def repeat(for_s: float):
+    def repeat():
         yield from [None] * 3
-        finished.append(for_s)
+        finished.append(True)
 
     monkeypatch.setattr(sampling, "PySpy", FakePySpy)
     FakePySpy.attempts.clear()
-    stacks, classified = sampling.sample(1, repeat, notes, rate_hz=200, for_s=2)
+    stacks, classified = sampling.sample(1, repeat, notes, 200)
     assert FakePySpy.attempts == [(200, True), (200, False), (20, True)]
-    assert finished == [2, 2, 2]  # what the sampler leaves goes on to its end: the child is ready for the next job
+    assert finished == [True] * 3  # what the sampler leaves goes on to its end: the child is ready for the next job
     assert "from 10 samples of their own" in notes[0]
     functions = function_times(project, FunctionKey("/app.py", 1, "main"), stacks, classified, [], [])
     (function,) = functions.values()
@@ -131,14 +128,14 @@ def test_a_process_that_is_too_large_gets_its_classes_from_fewer_samples(monkeyp
 
 
 def test_py_spy_that_cannot_follow_native_frames_goes_on_without(monkeypatch, py_spy_permitted):
-    real = py_spy.PySpy.__init__
+    real = sampling.PySpy.__init__
 
-    def without_native(self, rate_hz: int, native: bool) -> None:
+    def without_native(self, pid: int, rate_hz: int, *, native: bool) -> None:
         if native:
             raise profiling.ProfilingError("--native is not supported on your platform")
-        real(self, rate_hz, native)
+        real(self, pid, rate_hz, native=native)
 
-    monkeypatch.setattr(py_spy.PySpy, "__init__", without_native)
+    monkeypatch.setattr(sampling.PySpy, "__init__", without_native)
     profile = profiling.profile("json:dumps", arguments={"obj": list(range(300_000)), "indent": 1}, **QUICK)
     assert "not supported on your platform" in profile.notes[0]
     assert profile.n_samples > 10
@@ -312,12 +309,16 @@ def test_an_address_behind_a_call_of_the_kernel_is_told_from_others():
             address = int(call[-1], 16)
             maps = Path(f"/proc/{sleeping.pid}/maps").read_text().splitlines()
             file = next(line.split()[-1] for line in maps if in_extent(address, line.split()[0]))
-            maps = CodeMaps([sleeping.pid, 4194000])  # the other one has ended
-            assert maps.name_of(hex(address), file) == "syscall"
-            assert maps.name_of(hex(address + 1), file) == hex(address + 1)
-            assert maps.name_of(hex(address), "/app/other.so") == hex(address)
-            assert maps.name_of("0x10", file) == "0x10"
-            assert maps.name_of("nanosleep", file) == "nanosleep"
+            names = [
+                (hex(address), file),
+                (hex(address + 1), file),
+                (hex(address), "/app/other.so"),
+                ("0x10", file),
+                ("read", file),
+            ]
+            pids = [4194000, sleeping.pid]  # the first one has ended
+            named = [name_kernel_calls(NativeFrame(*each), pids).function for each in names]
+            assert named == ["syscall", *(name for name, _ in names[1:])]
         finally:
             sleeping.kill()
 

@@ -6,23 +6,17 @@ profiling.rank_candidates([profile], gpu="T4")
 
 import importlib
 
-_MODULE_OF = {
-    "FlameGraph": ".show.flamegraph",
-    "ProfilingError": ".run.runnable",
-    "answers": ".show.tables",
-    "baseline_table": ".show.tables",
-    "candidate_table": ".show.tables",
-    "finding": ".show.tables",
-    "flame_graph": ".show.flamegraph",
-    "function_table": ".show.tables",
-    "line_table": ".show.tables",
-    "operation_table": ".show.tables",
-    "profile": ".profiler",
-    "rank_candidates": ".project.advice",
-    "port_table": ".show.tables",
-    "route_table": ".show.tables",
-    "tool_table": ".show.tables",
+_NAMES_OF = {
+    ".profiler": ("profile",),
+    ".project.advice": ("rank_candidates",),
+    ".run.runnable": ("ProfilingError",),
+    ".show.flamegraph": ("FlameGraph", "flame_graph"),
+    ".show.tables": (
+        *("answers", "baseline_table", "candidate_table", "finding", "function_table", "line_table", "operation_table"),
+        *("port_table", "route_table", "tool_table"),
+    ),
 }
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
 __all__ = list(_MODULE_OF)
 

@@ -1,5 +1,7 @@
 """The tools on one target, one after the other; what one finds stays, whatever becomes of the others."""
 
+import contextlib
+import functools
 import platform
 import statistics
 import time
@@ -8,19 +10,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
+from .. import __version__
 from ..devices import OtherLoad, describe_cpu
 from ..results import LARGEST_OTHER_LOAD, Alternative, FunctionTime, Overhead, Quantity, WorkloadProfile
-from .child import Dispatcher, InChild
+from . import child
+from .functions import function_times
 from .project.operations import price_trace
-from .record.alternatives import Comparison
 from .record.calls import RecordedFunction
 from .record.folding import Project
-from .record.functions import function_times
-from .record.lines import FunctionLines
-from .record.measure import Run
+from .record.measure import Comparison, FunctionLines, Run
 from .record.sampling import Stack, counted, flame_stacks, note_failure, sample
+from .run.process import TICK_S, Child, ChildEnded
 from .run.runnable import FunctionKey, ProfilingError
-from .run.targets import Target, target_name
 
 BUSY_NOTE = "other programs took"
 _GAVE = {
@@ -32,12 +33,13 @@ _GAVE = {
 _PROCESSES_WORTH_A_NOTE = 0.1  # of the processor time
 
 
-class Session:
-    """One use of each tool, and the profile that comes of it."""
+class Session(contextlib.AbstractContextManager):
+    """One use of each tool, in one child process, or another one after a crash; and the profile that comes of it."""
 
-    def __init__(self, worker: InChild | Dispatcher, time_limit_s: float):
-        self._worker, self._time_limit_s = worker, time_limit_s
+    def __init__(self, name: str, pickled_spec: bytes, time_limit_s: float):
+        self._name, self._pickled_spec, self._time_limit_s = name, pickled_spec, time_limit_s
         self._stop = time.monotonic() + time_limit_s
+        self._child: Child | None = None
         self._found: dict[type, list] = defaultdict(list)
         self._runs: list[Run] = self._found[Run]
         self.notes: list[str] = self._found[str]
@@ -46,58 +48,104 @@ class Session:
         self._alternatives: list[Alternative] = []
         self._load, self._cpu = OtherLoad(), str(describe_cpu())
 
-    def _answers(self, job: str, **options: Any) -> Iterator[Any]:
-        """What a job finds. Measuring and sampling may take all the time that is left, the other tools half of it each."""
+    def __exit__(self, error_type: type | None, *_: object) -> None:
+        if self._child and error_type is None:
+            for text in self._child.finish():
+                self._keep(child.ChildResult.model_validate_json(text).found)
+        self._end_child()
+
+    def _end_child(self) -> None:
+        if self._child and (left := self._child.end()):
+            self.notes.append(f"these processes of the target would not end: {', '.join(left)}")
+        self._child = None
+
+    def _keep(self, found: Any) -> None:
+        if not isinstance(found, str) or found not in self.notes:
+            self._found[type(found)].append(found)
+
+    # Jobs.
+
+    def _do(self, job: str, **options: Any) -> Iterator[None]:
+        """Let the child do a job, with a warm target, and keep what it finds; yields each time that it is looked at.
+
+        Measuring and sampling may take all the time that is left, the other tools half of it each.
+
+        Raises:
+            ProfilingError: the job failed, its time was over, or the target's process ended.
+        """
         left_s = self._stop - time.monotonic()
         if left_s < min((run.wall_s for run in self._runs[1:]), default=0):
             raise ProfilingError(f"time_limit_s={self._time_limit_s:g} is over; raise it")
         limit_s = left_s if job in ("warm_up", "measure", "sample") else left_s / 2
-        for found in self._worker.answers(job, limit_s, **options):
-            if not isinstance(found, str) or found not in self.notes:
-                self._found[type(found)].append(found)
-            yield found
+        stop = time.monotonic() + limit_s
+        if self._child is None:
+            self._child = Child(child.__name__)
+            self._child.send(self._pickled_spec)
+            yield from self._receive(stop, job="warm_up", time_limit_s=limit_s)
+        if job != "warm_up":
+            yield from self._receive(stop, job=job, time_limit_s=limit_s, **options)
+
+    def _receive(self, stop: float, **job: Any) -> Iterator[None]:
+        result = child.ChildResult()
+        try:
+            self._child.send(job)
+            while not result.is_last:
+                text = self._child.receive(TICK_S)
+                if text is None and time.monotonic() > stop:
+                    raise ChildEnded(
+                        f"did not finish within time_limit_s={self._time_limit_s:g}; give it a smaller input by its arguments, "
+                        "or more time (time_limit_s, --time-limit)"
+                    )
+                result = child.ChildResult.model_validate_json(text or "{}")
+                if result.found is not None:
+                    self._keep(result.found)
+                yield
+        except ChildEnded as error:
+            self._end_child()
+            raise ProfilingError(f"target {self._name!r} {error}") from None
+        if result.error:
+            if job["job"] == "warm_up":  # there is no target in it
+                self._end_child()
+            raise ProfilingError(result.error)
 
     def use(self, failure: str, job: str, **options: Any) -> None:
         """One of the tools; `failure` begins the note where it cannot be used."""
         with note_failure(failure, self.notes):
-            list(self._answers(job, n_threads=self._n_threads, **options))
+            list(self._do(job, n_threads=self._n_threads, **options))
 
     def measure(self, n_repeats: int) -> None:
         """The target warm and cold, without a profiler and under cProfile."""
-        list(self._answers("warm_up"))
+        list(self._do("warm_up"))
         try:
             with self._load:
-                list(self._answers("measure", n_repeats=n_repeats))
+                list(self._do("measure", n_repeats=n_repeats))
         except ProfilingError as error:
-            if self._worker.pid and not self._under("none"):  # it raised where it should have run again
+            if self._child and not self._under("none"):  # it raised where it should have run again
                 raise
             self.notes.append(f"not finished: {error}")
 
     def sample(self, for_s: float, rate_hz: int) -> None:
         """The target under py-spy, which is attached to its process."""
-
-        def repeat(for_s: float) -> Iterator[Any]:
-            return self._answers("sample", for_s=for_s, n_threads=self._n_threads)
-
+        repeat = functools.partial(self._do, "sample", for_s=for_s, n_threads=self._n_threads)
         with note_failure("py-spy gave no shares", self.notes):
-            if isinstance(self._worker, Dispatcher):
-                raise ProfilingError("a callable runs in this process; name it as 'module:function' to have it sampled")
-            list(self._answers("warm_up"))  # in another process, if there is none
-            found = sample(self._worker.pid, repeat, self.notes, rate_hz=rate_hz, for_s=for_s)
+            list(self._do("warm_up"))  # in another process, if there is none
+            found = sample(self._child.pid, repeat, self.notes, rate_hz)
             self._stacks, self._classified = (counted(stacks, self._project) for stacks in found)
 
-    def race(self, alternative: Target, n_repeats: int) -> None:
-        """The target and another function."""
-        before, name = len(self._runs), target_name(alternative)
-        self._found[Comparison].clear()
-        with note_failure(f"alternative {name!r}", self.notes):
-            list(self._answers("race", alternative=alternative, n_repeats=n_repeats))
-        best = (_best(self._runs[before:], tool) for tool in ("comparison", "alternative"))
-        now_s, then_s = ([run.quiet_s or run.wall_s for run in runs] for runs in best)
-        for comparison in self._found[Comparison] if now_s and then_s else ():
+    def race(self, number: int, name: str, n_repeats: int) -> None:
+        """The target and one of its alternatives."""
+        before = len(self._runs)
+        self.use(f"alternative {name!r}", "race", number=number, n_repeats=n_repeats)
+        seconds = {run.tool: [] for run in self._runs[before:]}
+        for run in self._runs[before:]:
+            seconds[run.tool].append(run.quiet_s or run.wall_s)
+        if "alternative" in seconds:
+            now_s, then_s = seconds["comparison"], seconds["alternative"]
             gains = min(now_s) / max(then_s), statistics.median(now_s) / statistics.median(then_s), max(now_s) / min(then_s)
             gain = self._measured(gains, "x").model_copy(update={"n_runs": len(then_s)})
-            self._alternatives.append(Alternative(name=name, time=self._measured(then_s), gain=gain, **comparison.model_dump()))
+            same_answer = self._found[Comparison][-1].same_answer
+            time_s = self._measured(then_s)
+            self._alternatives.append(Alternative(name=name, time=time_s, gain=gain, same_answer=same_answer))
 
     # What was found.
 
@@ -127,13 +175,20 @@ class Session:
         return [run for run in self._runs if run.tool == tool]
 
     @property
+    def _baseline(self) -> list[Run]:
+        """The runs without a profiler, with the thread count that suits the target best."""
+        plain = self._under("none")
+        best = min(plain, key=lambda run: run.wall_s, default=None)
+        return [run for run in plain if run.n_threads == best.n_threads]
+
+    @property
     def _n_threads(self) -> int | None:
-        return next((run.n_threads for run in _best(self._runs, "none")), None)
+        return self._baseline[0].n_threads if self._baseline else None
 
     def profile(self, target: str, workload: str) -> WorkloadProfile:
         """All of it."""
         plain = self._under("none")
-        baseline = _best(plain, "none") or self._under("py-spy") or self._runs[:1]
+        baseline = self._baseline or self._under("py-spy") or self._runs[:1]
         if not plain:
             what = "runs under py-spy" if baseline[0].tool == "py-spy" else "the first run, nothing warm"
             self.notes.append(f"the total is that of {what}: there was no time for another")
@@ -141,8 +196,6 @@ class Session:
             self.notes.append("cProfile gave no times: there was no time for a run under it")
         self._note_others(baseline)
         slowest_first = sorted(plain, key=lambda run: (run.n_threads, -run.wall_s))
-        # What this process held before the first run is its own affair; of a child it is the target's.
-        of_memory = [run for run in self._runs if run.tool in ("warm-up", "none") and isinstance(self._worker, InChild)]
         return WorkloadProfile(
             workload=workload,
             target=target,
@@ -158,22 +211,23 @@ class Session:
             n_samples=self._stacks.total(),
             stacks=flame_stacks(self._stacks, self._project, self._root),
             traces=list(map(price_trace, self._found[RecordedFunction])),
-            peak_memory=self._measured((max(run.peak_bytes - self._runs[0].held_bytes, 0) for run in of_memory), "bytes"),
             alternatives=self._alternatives,
             notes=self.notes,
         )
 
     def _measured(self, values: Iterable[float | None], unit: str = "s") -> Quantity | None:
         values = list(values)
-        return Quantity.measured(values, unit, self._cpu) if values and None not in values else None
+        return None if None in values else Quantity.measured(values, unit, self._cpu)
 
     def _tools(self, plain: Sequence[Run]) -> Iterator[Overhead]:
         """Factors are of fastest runs: what else the machine does only ever adds time."""
+        own_versions = {"cProfile": platform.python_version(), "array trace": __version__}
         for tool, gave in _GAVE.items():
             seconds = [run.wall_s for run in self._under(tool)]
             if self._stacks if tool == "py-spy" else seconds:  # a run that never ended was sampled too
                 factor = min(seconds) / min(run.wall_s for run in plain) if seconds and plain else None
-                yield Overhead(tool=tool, version=tool_version(tool), gave=gave, factor=factor)
+                version = own_versions.get(tool) or metadata.version(tool)
+                yield Overhead(tool=tool, version=version, gave=gave, factor=factor)
 
     def _note_others(self, baseline: Sequence[Run]) -> None:
         """Processes that the target started, and other programs."""
@@ -186,18 +240,3 @@ class Session:
         if (self._load.share or 0) > LARGEST_OTHER_LOAD:
             rough = "times and shares are rough; profile again when it is quiet"
             self.notes.append(f"{BUSY_NOTE} {self._load.share:.0%} of the processors while it was measured: {rough}")
-
-
-def _best(runs: Sequence[Run], tool: str) -> list[Run]:
-    """The runs under a tool with the thread count that suits the function best."""
-    of_tool = sorted((run for run in runs if run.tool == tool), key=lambda run: run.wall_s)
-    return [run for run in of_tool if run.n_threads == of_tool[0].n_threads]
-
-
-def tool_version(tool: str) -> str:
-    if tool == "cProfile":
-        return platform.python_version()
-    try:
-        return metadata.version("altlas-cuda-workbook" if tool == "array trace" else tool)
-    except metadata.PackageNotFoundError:
-        return "unknown"

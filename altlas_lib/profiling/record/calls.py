@@ -45,8 +45,8 @@ class Call(BaseModel):
         name: 'numpy.matmul' (also for `@`), 'ndarray.argsort', 'sklearn.cluster.KMeans.fit', 'torch.nn.Linear.__call__',
             'numba:<function>': the shortest public one.
         args: an `Array` for each array, lists of them for lists, JSON values as they are, None for anything else; a method's
-            array comes first. Of indexing: the array, then the index, with a slice as '1:10:2' and an ellipsis as '...'; of
-            `array[index] = value` the value last. Infinity is 'inf'. None also where parameters of too many calls differ.
+            array comes first. Of indexing: the array, then a list of the index's parts, of which arrays, lists and names are
+            kept; of `array[index] = value` the value last. Infinity is 'inf'.
         results: the arrays that came out, NumPy's scalars included; of `array[index] = value` the region that is written to, if
             no array or list of indices says where.
         is_view: the results lie in the memory of the operands, also of what works in place.
@@ -110,7 +110,6 @@ class RecordedFunction(BaseModel):
     """What one of the user's functions asked of libraries in one run.
 
     Attributes:
-        n_calls: counted up to 10,000 where the function meets no arrays.
         n_element_accesses: single elements read or written from Python.
         input_bytes: of arrays that came as arguments, in each call; of others that were read, such as weights, once.
         output_bytes: of arrays that were returned.

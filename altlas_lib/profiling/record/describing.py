@@ -5,7 +5,7 @@ import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -16,8 +16,6 @@ from .calls import DTYPE, Array
 
 MOST_ELEMENTS, MOST_CHARACTERS = 32, 200  # of a list and of a text, what is kept
 _PROBED = 8  # elements of a container, for arrays
-# Ids of types that are never freed, so that no other can have one of them; a look at them runs no metaclass' code.
-SCALARS = frozenset(map(id, (int, float, complex, bool, str, bytes, type(None), range, slice)))
 _CONTAINERS = (list, tuple, dict)
 _DEPTH = 2  # lists in lists, as in an index of lists
 _OPERATORS = {  # of the module `operator` -> what NumPy calls it
@@ -43,21 +41,14 @@ def is_array_type(kind: type) -> bool:
     return sparse or ("shape" in attributes and bool(attributes & {"dtype", "dtypes"}))
 
 
-def arrays_in(
-    values: Iterable[Any], is_array: Callable[[type], bool] = is_array_type, *, depth: int = 1, without: Set[int] = SCALARS
-) -> list[Any]:
+def arrays_in(values: Iterable[Any], is_array: Callable[[type], bool] = is_array_type, *, depth: int = 1) -> list[Any]:
     """The arrays among `values` and, one level down, in lists, tuples and dictionaries.
 
     A container without an array among its first elements is taken to hold none.
-
-    Args:
-        without: ids of types to pass by.
     """
     found = []
     for value in values:
         kind = type(value)  # `isinstance` would ask the value for its class
-        if id(kind) in without:
-            continue
         if is_array(kind):
             found.append(value)
         elif depth and issubclass(kind, _CONTAINERS) and arrays_in(islice(_elements(value), _PROBED), is_array, depth=0):
@@ -77,11 +68,7 @@ def shape(array: Any) -> tuple[int, ...]:
 
 def dtype_name(array: Any) -> str:
     """'float32', also of TensorFlow's and PyTorch's types; 'mixed' for a table; 'object' where the name says nothing."""
-    return _recognised(getattr(array, "dtype", "mixed"))
-
-
-@functools.lru_cache(maxsize=256)  # NumPy composes a dtype's name anew each time
-def _recognised(dtype: Any) -> str:
+    dtype = getattr(array, "dtype", "mixed")
     name = str(getattr(dtype, "name", dtype)).removeprefix("torch.").lower()
     return name if DTYPE.fullmatch(name) else "object"
 
@@ -118,8 +105,7 @@ def describe(
 ) -> Any:
     """A value as `Call.args` has it, hashable: an `Array`, a JSON scalar, a tuple of them for a container; None for the rest.
 
-    A slice is written '1:10:2', an ellipsis '...', an infinity 'inf'. Of a text the first `MOST_CHARACTERS` are kept, of a
-    container the first `MOST_ELEMENTS`.
+    An infinity is written 'inf'. Of a text the first `MOST_CHARACTERS` are kept, of a container the first `MOST_ELEMENTS`.
     """
     kind = type(value)
     if is_array(kind):
@@ -132,45 +118,30 @@ def describe(
         return value if math.isfinite(value) else str(value)
     if kind is str:
         return value[:MOST_CHARACTERS]
-    if kind is slice:
-        start, stop, step = (describe(part, is_array) for part in (value.start, value.stop, value.step))
-        return ":".join("" if part is None else str(part) for part in (start, stop, step)[: 2 if step is None else 3])
-    if value is ...:
-        return "..."
     if not depth or not issubclass(kind, _CONTAINERS):
         return None
     kept = islice(_elements(value), MOST_ELEMENTS)
     return tuple(describe(each, is_array, is_index=is_index, depth=depth - 1) for each in kept)
 
 
-def _arrays_only(described: Any) -> Any:
-    """A description with None in place of parameters."""
-    if type(described) is tuple:
-        return tuple(map(_arrays_only, described))
-    return described if isinstance(described, Array) else None
-
-
 def describe_call(
-    function: Any,
-    args: tuple,
-    kwargs: dict[str, Any],
-    result: Any,
-    is_array: Callable[[type], bool],
-    *,
-    only_arrays: bool = False,
+    function: Any, args: tuple, kwargs: dict[str, Any], result: Any, is_array: Callable[[type], bool]
 ) -> tuple[tuple, tuple, tuple[Array, ...]]:
     """Arguments, those with names, and the arrays that came out; of `array[index] = value` what was written to, if a view."""
-    is_set, shorten = function is operator.setitem, _arrays_only if only_arrays else tuple
-    described = shorten(tuple(describe(each, is_array, is_index=is_set) for each in args))
-    named = tuple(zip(kwargs, shorten(tuple(describe(each, is_array) for each in kwargs.values())), strict=True))
-    if is_set and isinstance(args[0], np.ndarray):
+    is_set = function is operator.setitem
+    if is_set or function is operator.getitem:  # which element it is costs nothing, and changes in a loop
         index = args[1] if type(args[1]) is tuple else args[1:2]
-        if all(part is None or part is ... or issubclass(type(part), (int, np.integer, slice)) for part in index):
+        parts = tuple(each if hasattr(each, "__len__") else None for each in index)
+        if is_set and isinstance(args[0], np.ndarray) and all(part is None for part in parts):
             result = np.ndarray.__getitem__(*args[:2])
+        args = (args[0], parts, *args[2:])
+    described = tuple(describe(each, is_array, is_index=is_set) for each in args)
+    named = tuple((name, describe(each, is_array)) for name, each in kwargs.items())
     if issubclass(type(result), np.generic):
         return described, named, (Array(dtype_name(result), ()),)
     found = describe(result, is_array)
-    return described, named, tuple(each for each in (found if type(found) is tuple else [found]) if isinstance(each, Array))
+    results = tuple(each for each in (found if type(found) is tuple else [found]) if isinstance(each, Array))
+    return described, named, results
 
 
 # Names -----------------------------------------------------------------------------------------------------------------------
@@ -216,16 +187,12 @@ def bound_to(function: Any) -> Any:
 
 
 def home_of(function: Any) -> str | type:
-    """Whose a function is: its file, its module or its class."""
+    """Whose a function is: its module or its class."""
     kind = type(function)
-    if kind is FunctionType:
-        file = function.__code__.co_filename
-        return file if not file.startswith("<") else str(function.__module__)  # made by a tool for that module
-    if kind is MethodType or kind is functools.partial:
-        return home_of(function.__func__ if kind is MethodType else function.func)
-    if kind is BuiltinFunctionType:
-        owner = function.__self__
-        return function.__module__ or (owner if issubclass(type(owner), type) else type(owner))
+    if kind is functools.partial:
+        return home_of(function.func)
+    if kind is FunctionType or kind is MethodType or kind is BuiltinFunctionType:  # `in` would ask a metaclass
+        return function.__module__ or type(getattr(function, "__self__", None))
     return function if issubclass(kind, type) else kind
 
 

@@ -22,10 +22,7 @@ from ..run.runnable import FunctionKey
 
 OWN_LINES = "own lines"  # in `own_by_library`: not in a library; `@` and NumPy's ufuncs are in here, cProfile does not see them
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # functions in Python 3.11, mere lines in 3.12
-# Installed packages, and the standard library of this Python or, in a process attached to, of any other.
-_LIBRARY_FILE = re.compile(
-    rf"(?:.*?/(?:site|dist)-packages|{re.escape(os.path.dirname(os.__file__))}|.*?/lib(?:64)?/python3\.\d+)/(\w+)"
-)
+_LIBRARY_FILE = re.compile(rf"(?:.*?/(?:site|dist)-packages|{re.escape(os.path.dirname(os.__file__))})/(\w+)")
 _PROFILER_FILES = str(Path(__file__).parents[1])  # its frames are between the target and its caller
 # `numpy` of `<built-in method numpy.array>`, `re` of `<method 'sub' of 're.Pattern' objects>`
 _LIBRARY_BUILTIN = re.compile(r"<(?:built-in method|method '\w+' of ')\s*_?(\w+)\.")

@@ -1,6 +1,6 @@
 """Rewriting of the user's source: what computes in the functions asked for goes to a recorder, the rest stays what it is.
 
-    y = x @ w + b[i]        y = operate(add, operate(matmul, x, w), apply(getitem, b, i))
+    y = x @ w + b[i]        y = operate(add, operate(matmul, x, w), index(b)[i])
     z = library.f(y, n=3)   z = wrap_call(library.f)(y, n=3)
 
 The recorder's functions are constants of the new code objects, in which marks stand for them at first: no name is added to the
@@ -10,10 +10,11 @@ kept, and every expression is evaluated once.
 
 import ast
 import functools
+import linecache
 import operator
 import re
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import CodeType
 
 from ..run.runnable import FunctionKey
@@ -22,11 +23,6 @@ _MARK = "\0recorder "  # begins the constants that the recorder's functions take
 _OPERATORS = {  # those whose method is not called as the syntax tree calls them
     **{"Mult": "mul", "Div": "truediv", "BitOr": "or", "BitXor": "xor", "BitAnd": "and", "USub": "neg", "UAdd": "pos"},
     **{"MatMult": "matmul", "LtE": "le", "NotEq": "ne", "GtE": "ge"},
-}
-# Calls of these names are left alone: they look at their caller's variables, or compute nothing on arrays, which saves time.
-_PASS_BY = {
-    *("locals", "vars", "dir", "eval", "exec", "isinstance", "issubclass", "len", "type", "range", "super", "hasattr"),
-    *("getattr", "setattr", "ord", "chr", "id", "str", "repr", "print", "format"),
 }
 _COMPILES = re.compile(r"\b(n?jit|vectorize|guvectorize|stencil|cfunc|overload\w*|compile)\b")  # decorators that read bytecode
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef, ast.Module)
@@ -44,8 +40,6 @@ class _Rewriter(ast.NodeTransformer):
         return ast.copy_location(ast.Call(_mark(name), list(arguments), []), at)
 
     def visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, ast.pattern):
-            return node
         return super().visit(node) if self._is_recorded or isinstance(node, _SCOPES) else self.generic_visit(node)
 
     # Functions.
@@ -85,16 +79,11 @@ class _Rewriter(ast.NodeTransformer):
 
     visit_Yield = visit_Return
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        node.value = node.value and self.visit(node.value)
-        return node
-
     # Calls, operators, indexing.
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        if not (isinstance(node.func, ast.Name) and node.func.id in _PASS_BY):
-            node.func = self.ask("wrap_call", node.func, at=node.func)
+        node.func = self.ask("wrap_call", node.func, at=node.func)
         return node
 
     def visit_BinOp(self, node: ast.BinOp | ast.UnaryOp | ast.Compare) -> ast.AST:
@@ -116,47 +105,25 @@ class _Rewriter(ast.NodeTransformer):
     visit_UnaryOp = visit_Compare = visit_BinOp
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        """Read or written, in whatever statement; Python keeps its order of evaluation."""
         self.generic_visit(node)
-        if not isinstance(node.ctx, ast.Load):
-            return node
-        return self.ask("apply", _mark("__getitem__"), node.value, self._index(node.slice), at=node)
-
-    def _index(self, node: ast.expr) -> ast.expr:
-        if isinstance(node, ast.Slice):
-            return self.ask("slice", *(part or ast.Constant(None) for part in (node.lower, node.upper, node.step)), at=node)
-        if isinstance(node, ast.Tuple):
-            node.elts = [self._index(element) for element in node.elts]
-        return node
-
-    def visit_Assign(self, node: ast.Assign) -> ast.AST:
-        self.generic_visit(node)
-        match node.targets:
-            case [ast.Subscript(value=container, slice=index)]:  # Python evaluates the value first, then these
-                return ast.Expr(self.ask("assign", node.value, container, self._index(index), at=node))
+        if not isinstance(node.ctx, ast.Del):
+            node.value = self.ask("index", node.value, at=node.value)
         return node
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
-        """The container and the old value come before the new one is evaluated, and each of them once."""
-        node.value, target = self.visit(node.value), self.generic_visit(node.target)
-        operate = _mark(_operator(node.op, "i"))
-        match target:
-            case ast.Name(variable):  # `s += t` of texts is quick only as it stands
-                old = ast.copy_location(ast.Name(variable, ast.Load()), target)
-                new = ast.Assign([target], self.ask("operate", operate, old, node.value, at=node))
-                return ast.copy_location(ast.If(self.ask("is_plain", old, at=node), [node], [new]), node)
-            case ast.Attribute(value=container, attr=attribute) if not attribute.startswith("__"):  # those are mangled
-                get, put, key = "getattr", "setattr", ast.Constant(attribute)
-            case ast.Subscript(value=container, slice=index):
-                get, put, key = "__getitem__", "__setitem__", self._index(index)
-            case _:
-                return node
-        old = ast.Starred(self.ask("load", _mark(get), container, key, at=target), ast.Load())
-        return ast.Expr(self.ask("store", _mark(put), operate, old, node.value, at=node))
+        self.generic_visit(node)
+        if not isinstance(node.target, ast.Name):
+            return node
+        old = ast.copy_location(ast.Name(node.target.id, ast.Load()), node.target)
+        new = ast.Assign([node.target], self.ask("operate", _mark(_operator(node.op, "i")), old, node.value, at=node))
+        # `s += t` of texts is quick only as it stands.
+        return ast.copy_location(ast.If(self.ask("is_plain", old, at=node), [node], [new]), node)
 
     def visit_For(self, node: ast.For | ast.comprehension) -> ast.AST:
         self.generic_visit(node)
         if not getattr(node, "is_async", False):
-            node.iter = self.ask("apply", _mark("iter"), node.iter, at=node.iter)
+            node.iter = self.ask("iterate", node.iter, at=node.iter)
         if isinstance(node, ast.comprehension):
             node.ifs = [self._truth(test) for test in node.ifs]
         return node
@@ -189,29 +156,32 @@ def _operator(op: ast.AST, prefix: str = "") -> str:
     return f"__{prefix}{_OPERATORS.get(kind, kind.lower())}__"
 
 
-def with_recorders(
-    source: str, filename: str, functions: Collection[FunctionKey] | None, check_port: bool, recorder_for: Callable
-) -> CodeType:
-    """A module's code in which the functions asked for ask their recorders.
+def code_with_recorders(
+    files: Iterable[str], functions: Collection[FunctionKey] | None, check_port: bool, recorder: Callable, notes: list[str]
+) -> dict[tuple[str, CodeType], CodeType]:
+    """File and code of each function in source files -> its code in which the functions asked for ask their recorders.
 
     Args:
         functions: None: all.
         check_port: also where a value's truth is taken.
-        recorder_for: a function's recorder by its key; comprehensions share it. `function(mark)` gives what stands for a mark.
-
-    Raises:
-        SyntaxError, ValueError, RecursionError: as `compile` does.
+        recorder: makes that of a function by its key; comprehensions share it. `function(mark)` gives what stands for a mark.
+        notes: get the files that could not be rewritten.
     """
-    marked = _rewritten(source, filename, functions if functions is None else frozenset(functions), check_port)
-    return _replaced(marked, FunctionKey.of(marked), recorder_for)
-
-
-@functools.lru_cache(maxsize=256)  # a program is traced several times
-def _rewritten(source: str, filename: str, functions: Collection[FunctionKey] | None, check_port: bool) -> CodeType:
-    module = _Rewriter(functions, check_port).visit(ast.parse(source, filename))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # calls of constants; and what the plain compilation has warned of already
-        return compile(ast.fix_missing_locations(module), filename, "exec", dont_inherit=True)
+    recorder_for, twins = functools.cache(recorder), {}
+    for file in files:
+        linecache.checkcache(file)
+        source = "".join(linecache.getlines(file))
+        try:
+            module = _Rewriter(functions, check_port).visit(ast.parse(source, file))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # calls of constants; and what the plain compilation has warned of already
+                marked = compile(ast.fix_missing_locations(module), file, "exec", dont_inherit=True)
+            plain = compile(source, file, "exec", dont_inherit=True)
+            recorded = _replaced(marked, FunctionKey.of(marked), recorder_for)
+            twins |= {(file, code): twin for code, twin in _pairs(plain, recorded)}  # equal code may stand in two files
+        except Exception as error:  # deeper than the parser goes: the functions run as they are
+            notes.append(f"calls in {file} were not seen: {type(error).__name__}: {error}")
+    return twins
 
 
 def _replaced(code: CodeType, key: FunctionKey, recorder_for: Callable) -> CodeType:
@@ -225,3 +195,11 @@ def _replaced(code: CodeType, key: FunctionKey, recorder_for: Callable) -> CodeT
             const = recorder_for(key).function(const.removeprefix(_MARK))
         consts.append(const)
     return code.replace(co_consts=tuple(consts))
+
+
+def _pairs(plain: CodeType, marked: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
+    """Every code object of a module and the one with recorders."""
+    yield plain, marked
+    inner = ([each for each in code.co_consts if isinstance(each, CodeType)] for code in (plain, marked))
+    for pair in zip(*inner, strict=True):
+        yield from _pairs(*pair)

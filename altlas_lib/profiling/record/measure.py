@@ -1,31 +1,34 @@
-"""One target in this process: timed without a profiler and under cProfile, in turns, so that both see the same machine."""
+"""One target in this process: timed without a profiler, under cProfile, under line_profiler, and beside another function."""
 
 import contextlib
 import cProfile
 import functools
+import linecache
 import math
 import operator
-import os
-import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter  # as it was before the target ran, which may put another clock there
-from types import ModuleType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
+import psutil
+import threadpoolctl
 from pydantic import BaseModel
 
-from ..run.runnable import ProfilingError, Runnable
+from ..run.answers import compare_answers
+from ..run.runnable import FunctionKey, Runnable, call_user_code, code_replaced
 from .folding import CallGraph
 
 _MONITORING = getattr(sys, "monitoring", None)  # of Python 3.12
 _SHARE_OF_THE_LIMIT = 1 / 2  # for this tool; the others need the rest
-SWEPT = 1 / 10  # of the limit: a longer run is not tried with another thread count
+_SWEPT = 1 / 10  # of the limit: a longer run is not tried with another thread count
 _SHORT_S, _MOST_RUNS = 1.0, 10  # a target that takes milliseconds is repeated, up to a second
 _PARALLEL = 0.1  # processor time of others than the calling thread over the time of a run, of a parallel target
+_N_LINES, _LONGEST_SOURCE = 8, 200
 
 
 class Run(BaseModel, ser_json_inf_nan="constants"):
@@ -37,7 +40,6 @@ class Run(BaseModel, ser_json_inf_nan="constants"):
         own_s, calling_s: processor time of all threads of this process, and of that the calling thread's.
         processes_s: processor time of the processes that it started.
         delayed_s: for which the calling thread was ready to run while others had the processors; NaN: not known.
-        held_bytes, peak_bytes: resident memory of the process before the run, and the most during it.
     """
 
     tool: str
@@ -47,8 +49,6 @@ class Run(BaseModel, ser_json_inf_nan="constants"):
     calling_s: float
     processes_s: float
     delayed_s: float
-    held_bytes: int
-    peak_bytes: int
     recording: CallGraph | None = None
 
     @property
@@ -66,6 +66,22 @@ class Run(BaseModel, ser_json_inf_nan="constants"):
         return self.cpu_s - self.calling_s > _PARALLEL * (self.quiet_s or self.wall_s)
 
 
+class FunctionLines(BaseModel):
+    """The most expensive lines of a function."""
+
+    key: FunctionKey
+    lines: list[dict[str, Any]]  # as `results.LineTime`
+
+
+class Comparison(BaseModel):
+    """See `compare_answers`."""
+
+    same_answer: bool | None
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------------
+
+
 def timed_run(
     runnable: Runnable, tool: str, n_threads: int | None = None, under: Callable[[Callable[[], Any]], Any] = operator.call
 ) -> Run:
@@ -73,13 +89,11 @@ def timed_run(
     measured: dict[str, Any] = {}
 
     def between_clocks(call: Callable[[], Any]) -> None:
-        measured["held_bytes"] = _peak_bytes(begin_anew=True)
         before = {name: clock() for name, clock in reversed(_CLOCKS.items())}
         try:
             under(call)
-        finally:
+        finally:  # also at `sys.exit(0)`
             measured.update({name: clock() - before[name] for name, clock in _CLOCKS.items()})
-            measured["peak_bytes"] = _peak_bytes()
 
     with blas_threads(n_threads):
         runnable.run(between_clocks)
@@ -95,16 +109,13 @@ def _delayed_s() -> float:
 
 
 def _processes_s() -> float:
-    """Processor time of the processes that this one started: of those that have ended and, on Linux, those that still run."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ticks, parents = 0, [os.getpid()]
-    while parents:
-        for children in Path("/proc", str(parents.pop()), "task").glob("*/children"):
-            with contextlib.suppress(OSError, ValueError):  # it has ended meanwhile
-                for child in children.read_text().split():
-                    ticks += sum(map(int, Path("/proc", child, "stat").read_text().rpartition(") ")[2].split()[11:15]))
-                    parents.append(int(child))
-    return usage.ru_utime + usage.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
+    """Processor time of the processes that this one started: of those that have ended, and of those that still run."""
+    this, seconds = psutil.Process(), 0.0
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile; its parent's times hold what it took
+            user, system, *of_ended_children = process.cpu_times()[:4]
+            seconds += sum(of_ended_children) + (user + system if process != this else 0)
+    return seconds
 
 
 _CLOCKS = {  # the slow ones outside
@@ -114,6 +125,20 @@ _CLOCKS = {  # the slow ones outside
     "delayed_s": _delayed_s,
     "processes_s": _processes_s,
 }
+
+
+def blas_thread_counts() -> list[int]:
+    """Threads to try: as many as the loaded BLAS and OpenMP libraries use by themselves, and 1. `[1]` where none is loaded."""
+    own = max((pool["num_threads"] for pool in threadpoolctl.threadpool_info()), default=1)
+    return list(dict.fromkeys((own, 1)))
+
+
+def blas_threads(n: int | None) -> contextlib.AbstractContextManager:
+    """BLAS and OpenMP held to one thread where `n` is 1; else as the program has them."""
+    return threadpoolctl.threadpool_limits(1) if n == 1 else contextlib.nullcontext()
+
+
+# Without a profiler and under cProfile, in turns, so that both see the same machine -------------------------------------
 
 
 def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: float) -> Iterator[Run | str]:
@@ -128,53 +153,45 @@ def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: fl
     Args:
         first_s: of the run that warmed up.
     """
-    _refuse_a_second_profiler()
     start, counts, plain = perf_counter(), blas_thread_counts(), []
 
     def has_time() -> bool:
         latest_s = plain[-1].wall_s if plain else first_s
         return perf_counter() - start + latest_s <= _SHARE_OF_THE_LIMIT * time_limit_s
 
-    def plain_runs() -> Iterator[Run]:
+    for repeat in range(max(n_repeats, _MOST_RUNS)):
+        is_extra = repeat >= n_repeats
+        if not has_time() or (is_extra and sum(run.wall_s for run in plain) > _SHORT_S):
+            if not is_extra:
+                yield f"{repeat} of {n_repeats} repeats: too little of the time limit was left for more"
+            return
         for n in counts:
             plain.append(timed_run(runnable, "none", n))
             yield plain[-1]
-            if plain[-1].wall_s > SWEPT * time_limit_s:
+            if plain[-1].wall_s > _SWEPT * time_limit_s:
                 del counts[1:]
-
-    for repeat in range(n_repeats):
-        if not has_time():
-            yield f"{repeat} of {n_repeats} repeats: too little of the time limit was left for more"
-            break
-        yield from plain_runs()
-        if has_time():
-            yield _profiled_run(runnable, min(plain, key=lambda run: run.wall_s).n_threads)
-    while has_time() and 0 < len(plain) < _MOST_RUNS * len(counts) and sum(run.wall_s for run in plain) < _SHORT_S:
-        yield from plain_runs()
+        if not is_extra and has_time():
+            best = min(plain, key=lambda run: run.wall_s)
+            yield _profiled_run(runnable, best.n_threads, any(run.is_parallel for run in plain))
 
 
-def _profiled_run(runnable: Runnable, n_threads: int) -> Run:
+def _profiled_run(runnable: Runnable, n_threads: int, is_parallel: bool) -> Run:
     """A run under cProfile.
 
-    From Python 3.12 on cProfile is told of all threads' calls, and takes them for the calling thread's. Where others run, a
-    second run keeps theirs away from it.
+    From Python 3.12 on cProfile is told of all threads' calls, and takes them for the calling thread's: where others run, they
+    are kept away from it, which takes time at each call.
     """
     profiler = cProfile.Profile()
-    runnable.starts_threads |= len(sys._current_frames()) > 1
 
     def under(call: Callable[[], Any]) -> None:
         with profiler:
-            if runnable.starts_threads and _MONITORING:
+            if is_parallel and _MONITORING:
                 _hear_only_this_thread()
             call()
 
     run = timed_run(runnable, "cProfile", n_threads, under)
     run.recording = CallGraph.of(profiler.getstats())
-    has_others = any(key.name == "Thread._bootstrap" for key, _ in run.recording.functions)
-    if not _MONITORING or runnable.starts_threads or not has_others:
-        return run
-    runnable.starts_threads = True
-    return _profiled_run(runnable, n_threads)
+    return run
 
 
 def _hear_only_this_thread() -> None:
@@ -190,42 +207,72 @@ def _hear_only_this_thread() -> None:
                 register(event, of_this_thread(callback))
 
 
-def _refuse_a_second_profiler() -> None:
-    # 3.11 would replace the other profiler without a word
-    if active := sys.getprofile() or (_MONITORING and _MONITORING.get_tool(_MONITORING.PROFILER_ID)):
-        raise ProfilingError(f"another profiler is active ({active!r}); stop it (a profiler, coverage), then try again")
+# Under line_profiler --------------------------------------------------------------------------------------------------------
 
 
-def blas_thread_counts() -> list[int]:
-    """Threads to try: as many as the loaded BLAS and OpenMP libraries use by themselves, and 1. `[1]` where none is loaded."""
-    own = max((pool["num_threads"] for pool in _threadpoolctl().threadpool_info()), default=1)
-    return list(dict.fromkeys((own, 1)))
+def time_lines(runnable: Runnable, functions: Sequence[FunctionKey]) -> tuple[Run, list[FunctionLines]]:
+    """One run of the target under line_profiler, and the lines of those of `functions` that ran in it.
 
-
-def blas_threads(n: int | None) -> contextlib.AbstractContextManager:
-    """BLAS and OpenMP held to one thread where `n` is 1; else as the program has them."""
-    return _threadpoolctl().threadpool_limits(1) if n == 1 else contextlib.nullcontext()
-
-
-def _threadpoolctl() -> ModuleType:
-    """Its import sets a variable of Intel's OpenMP, which the target, and what that starts, would see."""
-    was_set = "KMP_DUPLICATE_LIB_OK" in os.environ
-    import threadpoolctl
-
-    if not was_set:
-        os.environ.pop("KMP_DUPLICATE_LIB_OK", None)
-    return threadpoolctl
-
-
-def _peak_bytes(*, begin_anew: bool = False) -> int:
-    """The most resident memory that this process has had, since the last time that it began anew.
-
-    Linux: VmHWM. Elsewhere `ru_maxrss`, which cannot begin anew, and which counts the set-up too. (On Linux that figure starts
-    from the memory of the process that started this one.)
+    line_profiler knows a function by its bytecode and marks the bytecode of those that it watches. Functions that are made
+    anew in each run (nested ones, those of a script) get theirs from the code around them, so that is marked all the way out.
     """
-    try:
-        if begin_anew:
-            Path("/proc/self/clear_refs").write_text("5")
-        return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    import line_profiler
+
+    profiler, wanted = line_profiler.LineProfiler(), {(key.file, key.line): key for key in functions}
+    files = {key.file for key in functions}
+
+    def mark(code: CodeType) -> CodeType:
+        if code.co_filename not in files:
+            return code
+        constants = tuple(mark(each) if isinstance(each, CodeType) else each for each in code.co_consts)
+        if any(new is not old for new, old in zip(constants, code.co_consts, strict=True)):
+            code = code.replace(co_consts=constants)
+        if FunctionKey.of(code) in functions:
+            watched = FunctionType(code, {}, closure=tuple(CellType() for _ in code.co_freevars))
+            profiler.add_function(watched)
+            code = watched.__code__
+        return code
+
+    with code_replaced(mark):
+        run = timed_run(runnable, "line_profiler", under=profiler.runcall)
+    statistics = profiler.get_stats()
+    timed = {wanted.get((file, line)): timings for (file, line, _), timings in statistics.timings.items() if timings}
+    return run, [FunctionLines(key=key, lines=_most_expensive(key.file, timings)) for key, timings in timed.items() if key]
+
+
+def _most_expensive(file: str, timings: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
+    """Of lines, how often they ran, and their ticks."""
+    total = sum(ticks for *_, ticks in timings) or 1
+    return [
+        {"line": line, "source": linecache.getline(file, line).strip()[:_LONGEST_SOURCE], "n_hits": n, "share": ticks / total}
+        for line, n, ticks in sorted(timings, key=lambda timing: -timing[2])[:_N_LINES]
+    ]
+
+
+# Beside another function ----------------------------------------------------------------------------------------------------
+
+
+def race(
+    target: Runnable, alternative: Runnable, n_repeats: int, time_limit_s: float, same_answer: Callable | None = None
+) -> Iterator[Run | Comparison]:
+    """The answers of their first runs compared, then runs in turns.
+
+    Runs have the tool "comparison" or "alternative", the first ones with ", warm-up". Each function has an input of its own;
+    of functions that return nothing the inputs are compared, as they left them. Repeats end when half of the time is over.
+    `same_answer`, where it is given, says of both answers whether they agree.
+    """
+    start, answers = perf_counter(), []
+    contestants = {"comparison": target, "alternative": alternative}
+    for tool, runnable in contestants.items():
+        yield timed_run(runnable, f"{tool}, warm-up", under=lambda call: answers.append(call()))
+    if answers == [None, None]:
+        answers = [target.inputs, alternative.inputs]
+    agree = compare_answers(*answers)
+    if same_answer:
+        agree = call_user_code(lambda: bool(same_answer(*answers)), "same_answer")
+    yield Comparison(same_answer=agree)
+    answers.clear()
+    for repeat in range(n_repeats):
+        if not repeat or perf_counter() - start < time_limit_s / 2:
+            for tool, runnable in contestants.items():
+                yield timed_run(runnable, tool)

@@ -11,11 +11,12 @@ import contextlib
 import platform
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ...results import TimeClass
+from ..run.runnable import FunctionKey
 
 
 class NativeFrame(NamedTuple):
@@ -42,32 +43,19 @@ def _is(what: str, text: str) -> bool:
     return bool(_PATTERNS[what].search(text))
 
 
-class CodeMaps:
-    """Where code lies in the memory of processes: tells a call of the kernel where the C library has no symbols.
+def name_kernel_calls(frame: NativeFrame, pids: Collection[int]) -> NativeFrame:
+    """Call it 'syscall' where the C library has no symbols and its code, in one of these processes, calls the kernel.
 
     A thread that sleeps does so in the kernel, so its innermost address is that after the instruction which enters it. Linux.
     """
-
-    def __init__(self, pids: Iterable[int]):
-        self._maps = []
-        for pid in pids:
-            with contextlib.suppress(OSError):  # it has ended; what it was forked from has the same addresses
-                for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-                    extent, mode, offset, _, _, *file = line.split(maxsplit=5)
-                    if "x" in mode and file and _is("system", file[0]):
-                        start, end = (int(address, 16) for address in extent.split("-"))
-                        self._maps.append((range(start, end), int(offset, 16) - start, *file, f"/proc/{pid}/root{file[0]}"))
-
-    def name_of(self, function: str, file: str) -> str:
-        """'syscall' for a nameless address in the C library behind a call of the kernel; else `function` as it is."""
-        instruction = _SYSCALLS.get(platform.machine())
-        if instruction and function.startswith("0x") and _is("system", file):
-            for extent, shift, mapped, readable in self._maps:
-                if (address := int(function, 16)) in extent and mapped == file:
-                    with contextlib.suppress(OSError), open(readable, "rb") as code:
-                        code.seek(address + shift - len(instruction))
-                        return "syscall" if code.read(len(instruction)) == instruction else function
-        return function
+    instruction = _SYSCALLS.get(platform.machine(), b"")
+    if frame.function.startswith("0x") and _is("system", frame.file) and "vdso" not in frame.file:  # which reads clocks
+        for pid in pids:  # those of a pool are forked, with the same addresses, and may have ended
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/mem", "rb") as memory:
+                memory.seek(int(frame.function, 16) - len(instruction))
+                if memory.read(len(instruction)) == instruction:
+                    return frame._replace(function="syscall")
+    return frame
 
 
 def is_native(file: str) -> bool:
@@ -101,9 +89,9 @@ def _class_of(frame: NativeFrame) -> TimeClass | None:
     return next(holding, None)
 
 
-def waits_in_python(file: str, function: str) -> bool:
+def waits_in_python(function: FunctionKey) -> bool:
     """Whether a function of the standard library, the innermost on a stack, waits."""
-    return function in _TABLE["waits_in_python"].get(Path(file).name, ())
+    return function.name.rpartition(".")[2] in _TABLE["waits_in_python"].get(Path(function.file).name, ())
 
 
 def waits_for_threads(frames: Sequence[NativeFrame]) -> bool:

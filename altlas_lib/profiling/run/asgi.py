@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from .runnable import FunctionKey, ProfilingError, Runnable, describe
-from .targets import Target, refuse_running_loop, resolve, target_name, unwrap
+from .targets import Target, resolve, target_name
 
 _LONGEST_SHUTDOWN_S = 10.0
 _FORM = '{"method": "POST", "path": "/items", "headers": {...}, "json": ...} or "body" in place of "json"'
@@ -44,15 +44,12 @@ class AsgiRequest:
         if not self.path.startswith("/") or self.path.startswith("//"):  # what follows two slashes is read as a host
             raise ValueError(f"path {self.path!r} is no path of an application; a path begins with one slash")
 
-    def __str__(self) -> str:
-        return f"{self.method} {self.path}"
-
     @property
     def content(self) -> bytes:
         return (self.body or "").encode() if self.json is None else json.dumps(self.json, separators=(",", ":")).encode()
 
     def scope(self) -> dict[str, Any]:
-        """Of an HTTP connection to a server at http://localhost."""
+        """Of an HTTP connection to a server at http://localhost; what is not in it is optional."""
         path, _, query = self.path.partition("?")
         headers = {"host": "localhost", "content-length": str(len(self.content))}
         if self.json is not None:
@@ -65,9 +62,8 @@ class AsgiRequest:
             "method": self.method.upper(),
             "scheme": "http",
             "path": unquote(path),
-            "raw_path": quote(path, safe="/%~").encode(),
-            "query_string": quote(query, safe="=&;%+,/:?@!$'()*~[]-._").encode(),
-            "root_path": "",
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
             "client": ("127.0.0.1", 50000),
             "server": ("localhost", 80),
@@ -90,11 +86,11 @@ def load_requests(requests: str | os.PathLike | Sequence[Mapping[str, Any]]) -> 
     loaded = []
     for number, entry in enumerate(entries, 1):
         try:
-            if not isinstance(entry, str) or entry.strip():
+            if entry != "":
                 loaded.append(parse(entry))
         except ValidationError as error:
             first = error.errors()[0]
-            place = ", ".join([f"{where} {number}", ".".join(map(str, first["loc"]))]).removesuffix(", ")
+            place = ", ".join([f"{where} {number}", *map(str, first["loc"])])
             raise ProfilingError(f"{place}: {first['msg']}; expected {_FORM}") from None
     if not loaded:
         raise ProfilingError(f"requests {str(requests)!r}: there is none in it; write one JSON object a line")
@@ -108,22 +104,19 @@ def application(target: Target, requests: Sequence[AsgiRequest], concurrency: in
     The root function of its profile is the application as a whole: the framework and the event loop.
     """
     name, app = target_name(target), resolve(target)
-    code, module = getattr(unwrap(app), "__code__", None), sys.modules.get(name.partition(":")[0])
-    file = code.co_filename if code else getattr(module, "__file__", None)
-    refuse_running_loop(name)
-    service = _Service(name, app, requests, concurrency)
+    file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None) or os.path.abspath(name)
+    root, service = FunctionKey(file, 1, name), _Service(name, app)
     with asyncio.Runner() as runner:
         runner.run(service.start())
-        root = FunctionKey(file or os.path.abspath(name), 1, name)
-        yield Runnable(name, lambda: runner.run(service.send_all()), root, notes=service.notes)
+        yield Runnable(name, lambda: runner.run(service.send_all(requests, concurrency)), root, notes=service.notes)
         runner.run(service.stop())
 
 
 class _Service:
     """What a server does for an application, without a network."""
 
-    def __init__(self, name: str, app: Callable, requests: Sequence[AsgiRequest], concurrency: int):
-        self._name, self._app, self._requests, self._concurrency = name, app, requests, concurrency
+    def __init__(self, name: str, app: Callable):
+        self._name, self._app = name, app
         self.notes: list[str] = []
         self._state: dict[str, Any] = {}  # of the lifespan; each request gets a copy
 
@@ -136,36 +129,37 @@ class _Service:
             raise ProfilingError(f"application {self._name!r}: its startup failed: {failure}")
 
     async def stop(self) -> None:
-        if not self._lifespan.done() and (failure := await self._tell_lifespan("shutdown", _LONGEST_SHUTDOWN_S)):
-            self.notes.append(f"the application's shutdown failed: {failure}")
+        if self._lifespan.done():
+            return
+        failure = await self._tell_lifespan("shutdown", _LONGEST_SHUTDOWN_S)
+        error = self._lifespan.done() and self._lifespan.exception()
+        if failure or error:
+            self.notes.append(f"the application's shutdown failed: {failure or describe(error)}")
 
     async def _tell_lifespan(self, phase: str, timeout_s: float | None) -> str | None:
         """Why it failed; None: it did not, as far as the application says."""
         await self._to_app.put({"type": f"lifespan.{phase}"})
         answer = asyncio.create_task(self._from_app.get())
         await asyncio.wait({answer, self._lifespan}, return_when=asyncio.FIRST_COMPLETED, timeout=timeout_s)
-        if answer.done():
-            message = answer.result()
-            return message.get("message") or "no message" if message["type"] == f"lifespan.{phase}.failed" else None
+        message = answer.result() if answer.done() else {}
         answer.cancel()
-        error = self._lifespan.exception() if self._lifespan.done() else None
-        return describe(error) if error and phase == "shutdown" else None
+        return message.get("message", "no message") if message.get("type") == f"lifespan.{phase}.failed" else None
 
-    async def send_all(self) -> None:
+    async def send_all(self, requests: Sequence[AsgiRequest], concurrency: int) -> None:
         """All requests, `concurrency` at a time; what failed is noted, as a server would log it.
 
         Raises:
             ProfilingError: none was answered with a status below 400.
         """
-        pending, failures = iter(enumerate(self._requests, 1)), []  # shared
+        pending, failures = iter(enumerate(requests, 1)), []  # shared
 
         async def send() -> None:
             for number, request in pending:
                 if failure := await self._send(request):
-                    failures.append(f"request {number} ({request}) {failure}")
+                    failures.append(f"request {number} ({request.method} {request.path}) {failure}")
 
-        await asyncio.gather(*(send() for _ in range(self._concurrency)))
-        if len(failures) == len(self._requests):
+        await asyncio.gather(*(send() for _ in range(concurrency)))
+        if len(failures) == len(requests):
             answered = f"application {self._name!r} answered none of {len(failures)} requests: {failures[0]}"
             raise ProfilingError(f"{answered}; mend the requests, or make it answer without the profiler first")
         self.notes += [failure for failure in failures if failure not in self.notes]

@@ -1,20 +1,21 @@
-"""A child process that answers jobs: started, spoken to through one pipe, and ended with all that it started."""
+"""A child process that answers jobs: started, spoken to through one pipe, and ended with all that it started.
+
+It gets pickled objects and answers with text: what the user's program has written is never unpickled here.
+"""
 
 import contextlib
 import os
 import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Any
 
 from . import guardian
-from .runnable import file_identity
 
 _TO_END_S = 5.0  # for a target's own atexit functions and threads, once it has nothing left to do
 TICK_S = 0.05  # after which a process is looked at again: what it started may hold the pipe open
@@ -26,29 +27,12 @@ class ChildEnded(Exception):
     """The process ended by itself; the text says how, to follow the name of what ran in it."""
 
 
-class Channel:
-    """The child's end of the pipe: it sends text, and receives what `Child.send` pickles."""
-
-    def __init__(self, descriptor: int):
-        os.set_inheritable(descriptor, False)  # so the other end sees it close when another program takes this one's place
-        self._connection, self._identity = Connection(descriptor), file_identity(descriptor)
-
-    def send(self, text: str) -> None:
-        while file_identity(self._connection.fileno()) != self._identity:
-            signal.pause()  # the target has closed it, which ends this process; the number may stand for a file of the target
-        self._connection.send_bytes(text.encode())
-
-    def receive(self) -> Any:
-        """The next message; None: there will be none."""
-        return self._connection.recv()
-
-
 class Child:
     """`main(descriptor)` of a module in a process of its own; `end` ends it with all that it started."""
 
     def __init__(self, module: str):
         self._connection, other_end = Pipe()
-        self._mark, self._last_on_stderr = uuid.uuid4().hex, b""
+        self._mark, self._stderr = uuid.uuid4().hex, tempfile.TemporaryFile()  # noqa: SIM115
         apart = {"start_new_session": True}  # a process group of its own: Ctrl-C reaches this process only, which ends it
         guard = [sys.executable, "-P", guardian.__file__, self._mark]
         self._guardian = subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, **apart)
@@ -57,20 +41,12 @@ class Child:
             [sys.executable, "-c", _BOOTSTRAP.format(path=path, module=module, descriptor=other_end.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=self._stderr,
             env={**os.environ, guardian.MARK: self._mark},
             pass_fds=[other_end.fileno()],
             **apart,
         )
         other_end.close()
-        self._drains = threading.Thread(target=self._drain, args=[self._process.stderr], daemon=True)
-        self._drains.start()
-
-    def _drain(self, stream) -> None:
-        """Keep the end of what the target writes to stderr, which may be gigabytes."""
-        with stream:
-            while block := stream.read1(65536):
-                self._last_on_stderr = (self._last_on_stderr + block)[-2000:]
 
     @property
     def pid(self) -> int:
@@ -101,10 +77,10 @@ class Child:
         how = "by closing all its descriptors or starting another program in it"
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = self._process.wait(_TO_TELL_S)
-            names = {number.value: f"{number.name} ({signal.strsignal(number)})" for number in signal.Signals}
-            how = f"with status {status}" if status >= 0 else f"by {names.get(-status, f'signal {-status}')}"
-            self._drains.join(_TO_TELL_S)  # what it started may hold stderr open
-        last_message = self._last_on_stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            how = f"with status {status}" if status >= 0 else f"by signal {-status} ({signal.strsignal(-status)})"
+        n_bytes = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(n_bytes - 2000, 0))
+        last_message = self._stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
         return (
             f"ended its process {how} before it returned (last on stderr: {last_message or 'nothing'}); "
             "make it return without ending the interpreter"
@@ -128,7 +104,6 @@ class Child:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.kill()
                 process.wait(guardian.TO_DIE_S)
-        self._drains.join(guardian.TO_DIE_S)
-        self._guardian.stdin.close()
-        self._connection.close()
+        for each in (self._guardian.stdin, self._connection, self._stderr):
+            each.close()
         return left

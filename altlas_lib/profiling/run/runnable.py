@@ -2,13 +2,13 @@
 
 import contextlib
 import functools
+import gc
 import operator
 import os
 import sys
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any, NamedTuple
@@ -40,20 +40,18 @@ class Runnable:
     name: str
     call: Callable[[], Any]
     root: FunctionKey  # gets the time of library code that no function of the user called
-    around: Callable[[], AbstractContextManager] = nullcontext  # entered for each run, not timed
     inputs: tuple = ()  # values and named arguments that `call` passes on
     notes: list[str] = field(default_factory=list)
     n_finished: int = 0
-    starts_threads: bool = False  # as one of its runs has shown
 
     def run(self, under: Callable[[Callable[[], Any]], Any] = operator.call) -> None:
         """Run it once; `under` calls the target, in its own way.
 
         Raises:
-            ProfilingError: the target raised or called `sys.exit`.
+            ProfilingError: the target raised, or called `sys.exit` with a status other than 0.
         """
         process = os.getpid()
-        with self.around():
+        with contextlib.chdir(os.getcwd()):  # the next run begins where this one began
             try:
                 call_user_code(functools.partial(under, self.call), f"target {self.name!r}", after=self.n_finished)
             finally:
@@ -65,8 +63,6 @@ class Runnable:
 def _end_fork(error: BaseException | None) -> None:
     """End this process with the status that Python would have given it."""
     status = getattr(error.__cause__, "code", 1) if error else 0
-    with contextlib.suppress(ValueError, AttributeError):  # closed, or taken away
-        sys.stdout.flush()
     os._exit(status if isinstance(status, int) else status is not None)
 
 
@@ -76,8 +72,7 @@ class Script:
 
     path: str
     argv: Sequence[str]
-    source: str
-    code: CodeType
+    holder: types.FunctionType  # of its code, which is found and replaced like any other function's
 
     def __call__(self) -> None:
         module = types.ModuleType("__main__")
@@ -85,23 +80,24 @@ class Script:
         sys.modules["__main__"] = module
         sys.argv = [self.path, *self.argv]
         sys.path[0] = os.path.dirname(self.path)
-        try:
-            exec(self.code, module.__dict__)
-        except SystemExit as end:
-            if end.code not in (None, 0):
-                raise
+        exec(self.holder.__code__, module.__dict__)
 
 
 def call_user_code(function: Callable[[], Any], what: str, *, after: int = 0) -> Any:
-    """What `function` returns; a `ProfilingError` if it raises or calls `sys.exit`. `after`: earlier runs that ended well."""
+    """What `function` returns; a `ProfilingError` if it fails. `after`: earlier runs that ended well."""
     when = f" in run {after + 1}" if after else ""
-    what_next = "it must be safe to run repeatedly" if after else "make it run without the profiler first"
+    what_next = (
+        "it must be safe to run repeatedly"
+        if after
+        else "make it run without the profiler first, with arguments (--arg) or a set-up"
+    )
     try:
         return function()
     except ProfilingError:
         raise
     except SystemExit as end:
-        raise ProfilingError(f"{what} ended{when} by sys.exit({end.code!r}): expected an end without a failure") from end
+        if end.code not in (None, 0):
+            raise ProfilingError(f"{what} ended{when} by sys.exit({end.code!r}): expected an end without a failure") from end
     except Exception as error:
         raise ProfilingError(f"{what} raised {describe(error)}{when}; {what_next}") from error
 
@@ -113,30 +109,16 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:500]}{place}{hint}"
 
 
-def file_identity(descriptor: int) -> tuple[int, int] | None:
-    """What a descriptor stands for; None: it is closed."""
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 @contextlib.contextmanager
-def process_state_restored() -> Iterator[None]:
-    """The next run finds the folder, `sys.path`, arguments and environment that this one found, and open standard streams."""
-    folder, path, argv, environment = os.getcwd(), [*sys.path], [*sys.argv], dict(os.environ)
+def code_replaced(replace: Callable[[CodeType], CodeType]) -> Iterator[None]:
+    """With other code in every function of the process; afterwards each has its own again."""
+    originals = []
     try:
+        for function in gc.get_objects():
+            if type(function) is types.FunctionType and (new := replace(code := function.__code__)) is not code:
+                originals.append((function, code))
+                function.__code__ = new
         yield
     finally:
-        for descriptor, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
-            if file_identity(descriptor) is None:
-                os.open(os.devnull, os.O_RDWR)  # gets the least number that is free
-            if (stream := getattr(sys, name)) is None or stream.closed:
-                setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
-        with contextlib.suppress(FileNotFoundError):
-            os.chdir(folder)
-        sys.path[:], sys.argv[:] = path, argv
-        if os.environ != environment:
-            os.environ.clear()
-            os.environ.update(environment)
+        for function, code in originals:
+            function.__code__ = code

@@ -1,4 +1,4 @@
-"""What is profiled, found and checked: a function, a script, a process; `asgi` knows of applications."""
+"""What is profiled, found and checked: a function or a script; `asgi` knows of applications."""
 
 import asyncio
 import functools
@@ -7,16 +7,15 @@ import inspect
 import operator
 import os
 import re
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal, NoReturn
 
 from ...names import nearest
 from .runnable import FunctionKey, ProfilingError, Runnable, Script, call_user_code, describe
 
 Target = Callable[..., Any] | str | os.PathLike
-Kind = Literal["function", "script", "process"]
 
 _NAME = re.compile(r"(\w+(?:\.\w+)*):(\w+(?:\.\w+)*)(\(\))?")
 
@@ -48,39 +47,30 @@ def _fail(name: str, what: str) -> NoReturn:
     raise ProfilingError(f"target {name!r}{what}")
 
 
-def target_kind(name: str) -> Kind:
-    """What a target's text means: `module:function`, `pid:1234` or `path/to/script.py`.
+def target_kind(target: Target) -> Literal["function", "script"]:
+    """What a target is: a callable, `module:function`, or `path/to/script.py`.
 
     Raises:
         ProfilingError: none of them, or no such file.
     """
-    if name.startswith("pid:"):
-        return "process"
-    if _NAME.fullmatch(name):
+    name, path = target_name(target), Path(target_name(target))
+    if callable(target) or _NAME.fullmatch(name):
         return "function"
-    path = Path(name)
-    if name and path.is_dir():
-        _fail(name, f" is a folder; name the script in it, such as {str(path / '__main__.py')!r}")
     if name and path.exists():
         return "script"
     if name.endswith(".py"):
         hint = nearest(path.name, (file.name for file in path.parent.glob("*.py")))
         _fail(name, f": no such file{hint or f'; the current folder is {os.getcwd()!r}'}")
-    _fail(name, ": expected 'module:function', as in 'package.module:main', 'path/to/script.py' or 'pid:1234'")
+    _fail(name, ": expected 'module:function', as in 'package.module:main', or 'path/to/script.py'")
 
 
 def _read_script(path: str, argv: Sequence[str]) -> Script:
     path = os.path.abspath(path)
     try:
-        source = importlib.util.decode_source(Path(path).read_bytes())
-        return Script(path, argv, source, compile(source, path, "exec", dont_inherit=True))
-    except OSError as error:
-        _fail(path, f" cannot be read ({error.strerror}); name a Python file that can")
-    except (SyntaxError, ValueError) as error:
-        if getattr(error, "text", None):
-            _fail(path, f": {error.msg} in {error.filename}, line {error.lineno}; correct it, then profile again")
-        # NUL bytes, or no text in its encoding
-        _fail(path, f" is no Python source ({error}); name a script, or start the program and name it as pid:NUMBER")
+        code = compile(importlib.util.decode_source(Path(path).read_bytes()), path, "exec", dont_inherit=True)
+        return Script(path, argv, FunctionType(code, {}))
+    except (OSError, SyntaxError, ValueError) as error:  # also a folder, NUL bytes, or no text in its encoding
+        _fail(path, f" is no Python source ({error}); correct it, or name another file")
 
 
 def prepare(
@@ -91,31 +81,20 @@ def prepare(
     A coroutine that the target returns is run by `asyncio.run`.
     """
     name, values, named = target_name(target), (), dict(arguments or {})
-    if not callable(target) and target_kind(name) == "script":
+    if target_kind(target) == "script":
         script = _read_script(name, argv)
-        return Runnable(name, script, FunctionKey.of(script.code))
+        return Runnable(name, script, FunctionKey.of(script.holder.__code__))
     function = resolve(target)  # before the set-up, which may take long
     inner = unwrap(function)
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
         _fail(name, " is a generator, whose call does nothing yet; name a function that runs through it (list(...))")
     if setup is not None:
-        values = (call_user_code(_bind(resolve(setup), setup, (), named), f"setup {target_name(setup)!r}"),)
+        values = (call_user_code(functools.partial(resolve(setup), **named), f"setup {target_name(setup)!r}"),)
         named = {}
-    call = _bind(function, target, values, named)
+    call = bound = functools.partial(function, *values, **named)
     if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None)):  # noqa: B004
-        call = functools.partial(_run_coroutine, call, name)
+        call = lambda: asyncio.run(bound())  # noqa: E731
     return Runnable(name, call, target_key(function), inputs=(*values, *named.values()))
-
-
-def _run_coroutine(call: Callable[[], Any], name: str) -> Any:
-    refuse_running_loop(name)
-    return asyncio.run(call())
-
-
-def refuse_running_loop(name: str) -> None:
-    if asyncio._get_running_loop():
-        what_next = "name it as 'module:function', which runs in a process of its own"
-        _fail(name, f": an event loop runs here already, as in a notebook; {what_next}")
 
 
 def resolve(target: Target) -> Callable[..., Any]:
@@ -134,8 +113,6 @@ def _import(name: str) -> Any:
     module_name, attribute, is_factory = match.groups()
     try:
         module = importlib.import_module(module_name)
-    except SyntaxError as error:
-        _fail(name, f": {error.msg} in {error.filename}, line {error.lineno}; correct it, then profile again")
     except ModuleNotFoundError as error:
         what_next = "install it, or start in the folder that holds it (the current folder is searched)"
         _fail(name, f": no module named {error.name!r}; {what_next}")
@@ -147,18 +124,3 @@ def _import(name: str) -> Any:
         hint = nearest(attribute, dir(module), n=3) or "; name a function that it defines"
         _fail(name, f": {module_name} has no {attribute!r}{hint}")
     return call_user_code(value, f"factory {name!r}") if is_factory else value
-
-
-def _bind(function: Callable, target: Target, values: tuple, arguments: Mapping[str, Any]) -> Callable[[], Any]:
-    try:
-        signature = inspect.signature(function)
-        signature.bind(*values, **arguments)
-    except ValueError:  # some built-ins have no signature
-        pass
-    except TypeError as error:
-        given = f"what setup returned ({type(values[0]).__name__})" if values else f"arguments {reprlib.repr(dict(arguments))}"
-        what_next = "give what it needs by name (arguments, --arg NAME=JSON), or by a set-up"
-        if list(signature.parameters) == ["scope", "receive", "send"]:
-            what_next = "it looks like an ASGI application, which takes requests"
-        raise ProfilingError(f"{target_name(target)!r} takes {signature} and got {given}: {error}; {what_next}") from error
-    return functools.partial(function, *values, **arguments)

@@ -1,19 +1,15 @@
 """The rows of a profile: what cProfile, py-spy and line_profiler each say of one of the user's functions."""
 
-import linecache
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ...devices import describe_cpu
-from ...results import FunctionTime, LineTime, Quantity
-from ..run.runnable import FunctionKey
-from .folding import CallGraph, Project, Time, fold
-from .lines import FunctionLines
-from .sampling import FunctionSamples, Stack, by_function, display_name
-
-_N_LINES = 8
-_LONGEST_SOURCE = 200
+from ..devices import describe_cpu
+from ..results import FunctionTime, Quantity
+from .record.folding import CallGraph, Project, Time, fold
+from .record.measure import FunctionLines
+from .record.sampling import FunctionSamples, Stack, by_function, display_name
+from .run.runnable import FunctionKey
 
 
 def function_times(
@@ -31,49 +27,37 @@ def function_times(
     """
     device, n_samples = str(describe_cpu()), stacks.total()
     sampled, with_classes = (by_function(each, project, root) for each in (stacks, classified))
-    runs = [_folded(recording, project, root) for recording in recordings]
-    lines_of = {each.key: each for each in lines}
+    runs = [_fold_recording(recording, project, root) for recording in recordings]
+    lines_of = {each.key: each.lines for each in lines}
     functions = {}
     for key in dict.fromkeys([*(key for run in runs for key in run), *sampled]):
         rows = [run.get(key, (Time(), {})) for run in runs]
-        seen = any(time.n_calls for time, _ in rows)  # else it ran in another thread, of which cProfile knows nothing
+        times, own = [time for time, _ in rows], [sum(own.values()) for _, own in rows]
+        seen = any(time.n_calls for time in times)  # else it ran in another thread, of which cProfile knows nothing
         by_library = sum((Counter(own) for _, own in rows), Counter())
         of_stacks, classes = sampled.get(key, FunctionSamples()), with_classes.get(key, FunctionSamples()).own
         functions[key] = FunctionTime(
             name=display_name(key),
             file=project.relative(key.file),
             line=key.line,
-            n_calls=statistics.median_high(time.n_calls for time, _ in rows) if seen else None,
-            own=Quantity.measured([sum(own.values()) for _, own in rows], "s", device) if seen else None,
-            cumulative=Quantity.measured([time.cumulative_s for time, _ in rows], "s", device) if seen else None,
+            n_calls=statistics.median_high(time.n_calls for time in times) if seen else None,
+            own=Quantity.measured(own, "s", device) if seen else None,
+            cumulative=Quantity.measured([time.cumulative_s for time in times], "s", device) if seen else None,
             own_by_library={name: s / by_library.total() for name, s in by_library.most_common()},
             sampled_own_share=of_stacks.own.total() / n_samples if n_samples else None,
             sampled_share=of_stacks.n_on_stack / n_samples if n_samples else None,
             own_by_class={kind: n / classes.total() for kind, n in classes.most_common() if kind},
-            lines=_line_times(lines_of[key]) if key in lines_of else [],
+            lines=lines_of.get(key, []),
             ran_in="the calling thread" if seen else of_stacks.origins.most_common(1)[0][0],
         )
     own_s = {key: row.own.value if row.own else 0 for key, row in functions.items()}
     return dict(sorted(functions.items(), key=lambda item: (-(item[1].sampled_own_share or 0), -own_s[item[0]])))
 
 
-def _folded(graph: CallGraph, project: Project, root: FunctionKey) -> dict[FunctionKey, tuple[Time, Mapping[str, float]]]:
+def _fold_recording(
+    graph: CallGraph, project: Project, root: FunctionKey
+) -> dict[FunctionKey, tuple[Time, Mapping[str, float]]]:
     own, times = fold(graph, project.library, root), dict(graph.functions)
     if root not in times:  # no Python function: a built-in, which cProfile has by another name, or an application
         times[root] = Time(1, 0.0, sum(time.own_s for time in times.values()))
     return {key: (times[key], own[key]) for key in own}
-
-
-def _line_times(timed: FunctionLines) -> list[LineTime]:
-    """The most expensive lines, in shares of the function's time."""
-    total_s = sum(timed.seconds.values()) or 1
-    longest = sorted(timed.seconds, key=timed.seconds.get, reverse=True)[:_N_LINES]
-    return [
-        LineTime(
-            line=line,
-            source=linecache.getline(timed.key.file, line).strip()[:_LONGEST_SOURCE],
-            n_hits=timed.hits[line],
-            share=timed.seconds[line] / total_s,
-        )
-        for line in longest
-    ]
