@@ -240,14 +240,31 @@ def call_bands(cost: Cost, calls: Calls, rates: Rates) -> dict[str, Band]:
     return bands | {bound: (busy / spread, busy * spread)}
 
 
-def operation_seconds(operation: ArrayOperation, rates: Rates) -> tuple[dict[str, Band], str | None]:
-    """Bands of all its calls by cause, and the class that says how good they are; none of a view or an unknown cost."""
+# Sizes that grow where many calls are made as one, by class of rate
+_GROWING = {
+    **dict.fromkeys(("product", "convolution"), ("m",)),
+    **dict.fromkeys(("factorisation", "cholesky", "spectral"), ("stack",)),
+    **dict.fromkeys(("sort", "argsort", "partition", "quantile"), ("n",)),
+    "fft": ("smooth_bytes", "prime_bytes", "short_bytes", "strided_bytes", "inverse_bytes"),
+}
+
+
+def operation_seconds(operation: ArrayOperation, rates: Rates, batch: int = 1) -> tuple[dict[str, Band], str | None]:
+    """Bands of all its calls by cause, and the class that says how good they are; none of a view or an unknown cost.
+
+    Args:
+        batch: so many calls made as one, of as many times the rows, matrices or keys. What it saves besides, such as weights
+            that are read once, is not counted.
+    """
     if operation.kind in ("view", "unknown"):
         return {}, None
-    n = operation.n_calls
+    n, rate = operation.n_calls / batch, operation.rate or operation.kind
+    amounts = {"flops": (operation.flops or 0) / n, "moved_bytes": (operation.moved_bytes or 0) / n}
+    grown = {name: batch * size for name, size in operation.sizes.items() if name in _GROWING.get(rate, ())}
     cost = Cost(*(getattr(operation, name) for name in Cost._fields))._replace(
-        rate=operation.rate or operation.kind, flops=(operation.flops or 0) / n, moved_bytes=(operation.moved_bytes or 0) / n
+        rate=rate, sizes=operation.sizes | grown, **amounts
     )
+    cost = cost._replace(working_set_bytes=batch * cost.working_set_bytes)
     calls = call_seconds(cost, rates)
     bands = {cause: (n * low, n * high) for cause, (low, high) in call_bands(cost, calls, rates).items()}
     return bands, accuracy_class(cost, calls)

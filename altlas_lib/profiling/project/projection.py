@@ -95,8 +95,7 @@ def project(
     """The function's own work on the GPU of `rates`; None where its arrays were not traced, or it was not timed.
 
     Args:
-        batch: so many calls made as one: the same work and bytes, started once. Conservative, for what a larger batch saves
-            besides, such as weights that are read once, is not counted.
+        batch: so many calls made as one, by transfers as well; Python takes as long.
     """
     # On a quiet machine: else what other programs take, which slows the measured side only, would look like a gain.
     now_s = profile.share(function) * profile.quiet_s if profile.total else 0.0
@@ -105,9 +104,8 @@ def project(
     now = Quantity.measured([now_s], profile.total.unit, profile.total.device)
     _, python_s, unseen_s = split(function, trace, now_s)
     python_s = max(python_s, min(now_s, trace.n_calls * _CALL_S))
-    each = [operation_seconds(operation, rates) for operation in trace.operations]
+    each = [operation_seconds(operation, rates, batch) for operation in trace.operations]
     causes = {cause: total(bands[cause] for bands, _ in each if bands) for cause in ("compute", "memory", "launches")}
-    causes["launches"] = causes["launches"][0] / batch, causes["launches"][1] / batch
     resident = total(causes.values())
     causes["transfers"] = transfer_seconds(trace, rates, batch)
     moved = total(causes.values())
