@@ -18,14 +18,14 @@ from ...results import ArrayTrace, Candidate, Ceilings, FunctionTime, Projection
 from ..record.folding import OWN_LINES
 from .calibrate import Calibration
 from .gpu import Rates, gpu_rates
-from .projection import PYTHON_CLASSES, project, set_up_seconds
+from .projection import PYTHON_CLASSES, geometric_mean, project, set_up_seconds
 from .routes import Found, routes_of
 
 _PAYS_THOUGH_IDLE = 3  # times as fast, where starting kernels bounds it, and the GPU has little to do
 _CHEAPER_PAYS = 1.2  # times as fast, measured, in the slow end: a change of a few lines on the same machine
 _MOST = 0.5  # share of the time that makes a way out the way out
 _BATCHES = tuple(2**k for k in range(17))
-_COMPARISONS = {"<": operator.lt, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
+_COMPARISONS = {"<": operator.lt, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne}
 
 
 def rank_candidates(
@@ -212,6 +212,19 @@ class _Case:
     @cached_property
     def resident(self) -> Quantity:
         return self._gain(self.projection.on_gpu_resident)
+
+    @property
+    def moved_centre(self) -> float:
+        return geometric_mean(self.moved)
+
+    @property
+    def moved_saves_s(self) -> float:
+        return self.projection.now.value - self.projection.on_gpu.high
+
+    @property
+    def reads_again(self) -> float:
+        moved_bytes = sum(operation.moved_bytes or 0 for operation in self.trace.operations)
+        return moved_bytes / ((self.trace.input_bytes + self.trace.output_bytes) or 1)
 
     @property
     def saved_by_staying_s(self) -> float:
