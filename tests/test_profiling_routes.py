@@ -282,7 +282,7 @@ def test_what_stands_nowhere_in_the_table_is_never_offered(name):
 
 def test_the_text_and_the_predicates_of_cheaper_calls_belong_together():
     entries = tomllib.loads(Path(routes_module.__file__).with_name("cheaper_calls.toml").read_text("utf-8"))
-    assert entries.keys() == routes_module._COVERS.keys()
+    assert {name for name, entry in entries.items() if "of" not in entry} == routes_module._COVERS.keys()
     for entry in entries.values():
         assert entry["advice"] in get_args(Advice)
         assert entry["route"]
@@ -388,6 +388,123 @@ def test_element_loops_count_by_their_number():
 )  # fmt: skip
 def test_profilers_are_evidence_too(function, name):
     assert names(found(**function)) == ([name] if name else [])
+
+
+# Many small calls, rows of tables, steps in sequence -----------------------------------------------------------------------
+
+
+def calls_of(*operations: ArrayOperation, n_calls: int, whole_s: float = 1.0, elements: int = 0, **function) -> list[Found]:
+    """Routes of a function that is called so often; the times of `operations` are as given."""
+    traced = {"file": "work.py", "line": 1, "n_calls": n_calls, "input_bytes": 0, "output_bytes": 0}
+    trace = ArrayTrace(function="f", operations=list(operations), n_element_accesses=elements, **traced)
+    total = Quantity.measured([whole_s], "s", "a CPU")
+    timed = FunctionTime(name="f", file="work.py", line=1, n_calls=n_calls, own=total, **function)
+    profile = WorkloadProfile(workload="work", target="work:f", total=total, functions=[timed], traces=[trace])
+    return routes_of(timed, trace, profile)
+
+
+def first(routes: list[Found]) -> tuple[str, str] | None:
+    """Advice and name of the way that comes before any GPU."""
+    return next(((each.advice, each.route.name) for each in routes if each.comes_first and each.covers >= 0.5), None)
+
+
+def small_products(n_calls: int, n: int = 3) -> list[ArrayOperation]:
+    shape = f"float64[{n}, {n}]"
+    return [
+        op("numpy.matmul", shape, shape, kind="product", n_calls=n_calls, time_s=0.7, result_bytes=8 * n * n, dtype="float64")
+    ]
+
+
+def test_a_function_of_small_arrays_that_is_called_in_a_loop_is_stacked_before_its_dtype_is_looked_at():
+    routes = calls_of(*small_products(50_000), n_calls=50_000)
+    assert first(routes) == ("vectorise first", "whole arrays in NumPy")
+    assert "float32" not in names(routes), "a call on nine numbers takes as long in float32"
+    large = calls_of(*small_products(50, 700), n_calls=50)
+    assert first(large) is None
+    assert names(large) == ["float32"]
+    assert first(calls_of(*small_products(2), n_calls=2)) is None, "two calls are no loop"
+
+
+@pytest.mark.parametrize(
+    ("operation", "n_calls", "advice"),
+    [
+        (op("sklearn.svm.SVC.predict", "float64[1, 30]", kind="unknown", n_calls=9000), 9000, "batch first"),
+        (op("sklearn.preprocessing.StandardScaler.transform", "float32[2, 8]", kind="unknown", n_calls=400), 1, "batch first"),
+        (op("sklearn.svm.SVC.predict", "float64[90000, 30]", kind="unknown", n_calls=20), 20, None),  # there is a batch
+        (op("sklearn.svm.SVC.predict", "float64[1, 30]", kind="unknown", n_calls=2), 2, None),  # asked twice
+        (op("sklearn.svm.SVC.fit", "float64[9, 30]", "int64[9]", kind="unknown", n_calls=900), 900, None),
+    ],
+)  # fmt: skip
+def test_a_model_that_is_asked_row_by_row_is_asked_once(operation, n_calls, advice):
+    found_first = first(calls_of(operation, n_calls=n_calls))
+    assert found_first == (advice and (advice, "one call for many rows"))
+
+
+def test_a_call_that_ends_before_a_gpu_could_answer_has_no_drop_in():
+    """Two transfers' starts and some kernels' take longer."""
+
+    def drop_in(n_calls: int) -> list[str | None]:
+        fit = op("sklearn.linear_model.Ridge.fit", "float64[12, 3]", "float64[12]", kind="unknown", n_calls=n_calls)
+        return [each.advice for each in calls_of(fit, n_calls=n_calls) if each.route.kind == "drop-in library"]
+
+    assert drop_in(20_000) == []
+    assert drop_in(20) == ["try the drop-in"]
+    short = calls_of(n_calls=100_000, own_by_library={"networkx": 0.9})
+    assert names(short, "drop-in library") == []
+    assert names(calls_of(n_calls=10, own_by_library={"networkx": 0.9}), "drop-in library") == ["nx-cugraph"]
+    assert names(calls_of(op("torch.nn.Linear.__call__", kind="unknown", n_calls=20_000), n_calls=1), "drop-in library")
+
+
+def test_a_function_that_reads_a_table_value_by_value_is_vectorised():
+    """What DataFrame.apply(axis=1) and df.at call for: a value read from a table takes microseconds."""
+    by_library = {"pandas": 0.85, "builtins": 0.15}
+    assert first(calls_of(n_calls=70_000, elements=280_000, own_by_library=by_library)) == (
+        "vectorise first", "whole columns in pandas",
+    )  # fmt: skip
+    few = calls_of(n_calls=3, elements=12, own_by_library=by_library)  # sums of large columns, each read once
+    assert first(few) is None
+    assert names(few, "drop-in library") == ["cudf.pandas"]
+    assert first(calls_of(n_calls=3, elements=280_000, own_by_library={"mine": 1.0})) is None
+
+
+@pytest.mark.parametrize("name", ["scipy.optimize.least_squares", "scipy.optimize.brentq", "scipy.integrate.odeint"])
+def test_steps_that_follow_from_each_other_are_left_where_they_are_small(name):
+    small = op(name, "float64[4]", kind="unknown")
+    assert first(found(small))[0] == "leave it"
+    assert first(found(op(name, "float64[4]", "float64[3000000]", kind="unknown"))) is None, "a step may be parallel itself"
+
+
+@pytest.mark.parametrize("name", ["scipy.optimize.linprog", "scipy.optimize.milp", "scipy.integrate.simpson", "mine.minimize"])
+def test_other_solvers_are_not_called_sequential(name):
+    assert first(found(op(name, "float64[4]", kind="unknown"))) is None
+
+
+def test_a_sparse_lu_is_left_for_cupy_factorises_on_the_cpu_too():
+    routes = found(op("scipy.sparse.linalg.spilu", "float64[9000, 9000]", kind="unknown"))
+    assert first(routes)[0] == "leave it"
+    assert "conjugate gradients" in routes[0].route.why
+    cupyx = gpu_libraries()["cupyx.scipy"]
+    for name in ("splu", "spilu", "factorized"):
+        assert "on the CPU" in cupyx.offer(f"scipy.sparse.linalg.{name}").condition
+    for name in ("spsolve", "gmres"):
+        assert first(found(op(f"scipy.sparse.linalg.{name}", "float64[9000, 9000]", kind="unknown"))) is None
+        assert not cupyx.offer(f"scipy.sparse.linalg.{name}").condition
+
+
+@pytest.mark.parametrize(
+    ("name", "standing"),
+    [
+        ("PIL.PngImagePlugin.PngImageFile.load", "offered on conditions"),
+        ("PIL.JpegImagePlugin.JpegImageFile.resize", "offered on conditions"),
+        ("PIL.WebPImagePlugin.WebPImageFile.convert", "offered on conditions"),
+        ("PIL.Image.Image.transpose", "offered on conditions"),
+        ("PIL.JpegImagePlugin.JpegImageFile.getexif", "absent"),
+        ("PIL.GifImagePlugin.GifImageFile.convert", "unknown"),  # no decoder of DALI's
+        ("PIL.Image.Image.quantize", "absent"),
+    ],
+)  # fmt: skip
+def test_an_image_is_decoded_when_its_pixels_are_first_asked_for(name, standing):
+    assert gpu_libraries()["NVIDIA DALI"].offer(name).standing == standing
 
 
 def test_the_trace_of_a_real_program_gives_the_evidence(tmp_path, monkeypatch):

@@ -89,6 +89,10 @@ class _Seen(NamedTuple):
         return cls(operation, public_parts(operation.name)[-1].strip("_"), [array.shape for array in arrays], operand_bytes)
 
     @property
+    def call_s(self) -> float:
+        return self.operation.time_s / self.operation.n_calls
+
+    @property
     def result_bytes(self) -> float:
         """Of one call; 0 where it returns no array."""
         return max(0.0, self.operation.working_set_bytes - self.operand_bytes)
@@ -110,6 +114,10 @@ class _Evidence(NamedTuple):
         now_s = profile.share(function) * profile.quiet_s if profile.total else function.own.value if function.own else 0.0
         return cls(function, seen, [*seen, *others], *counts, now_s)
 
+    @property
+    def call_s(self) -> float:
+        return self.now_s / self.n_calls
+
     def share(self, seen: Iterable[_Seen]) -> float:
         """Of the function's own time."""
         return min(1.0, sum(each.operation.time_s for each in seen) / self.now_s) if self.now_s else 0.0
@@ -130,13 +138,16 @@ _LEAST_MATRIX_BYTES = 2**21  # of float64: more than the second-level cache of o
 _TINY_BYTES = 2**13  # an operation on less is the call more than the work
 _ELEMENT_STEP_S = 0.3e-6  # an element in a loop: 0.1 us to make its object, and as much for each operation on a NumPy scalar
 _AROUND_TINY_S = 1e-6  # of Python around an operation in a loop: some twenty bytecodes of 50 ns
-_MANY = 10  # calls of one operation in each call of the function: it stands in a loop
+_TABLE_VALUE_S = 2e-6  # a value of a table: the search for its label and checks in Python (pandas, Enhancing performance)
+_MANY = 10  # calls of one operation in a run: it stands in a loop, here or around the function
+_SHORT_CALL_S = 200e-6  # two transfers' starts of 30 us and those of a dozen kernels: what a GPU library's call takes at least
 
 
 def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
     table = tomllib.loads(resources.files(__package__).joinpath("cheaper_calls.toml").read_text("utf-8"))
     for name, entry in table.items():
-        if (covers := _COVERS[name](evidence)) >= entry.get("least", LEAST_SHARE):
+        covers = _COVERS[name](evidence) if name in _COVERS else _small_calls(evidence, **entry["of"])
+        if covers >= entry.get("least", LEAST_SHARE):
             why = f"{entry['why']} ({covers:.0%} of its own time; not measured)"
             route = Route(kind="algorithm", name=entry["route"], standing="offered", why=why)
             yield Found(route, entry["advice"], covers, comes_first=not entry.get("conditional", False))
@@ -194,20 +205,31 @@ def _growing_array(evidence: _Evidence) -> float:
 def _rows_of_a_table(evidence: _Evidence) -> float:
     rows = [each for each in evidence.named("apply applymap iterrows itertuples") if "pandas" in each.operation.name]
     lines = [line.share for line in evidence.function.lines if re.search(r"\.(apply(map)?|iter(rows|tuples))\(", line.source)]
-    return max(evidence.share(rows), min(1.0, sum(lines)) if evidence.library("pandas") else 0.0)
+    in_pandas = evidence.library("pandas")
+    values = min(in_pandas, evidence.n_elements * _TABLE_VALUE_S / evidence.now_s) if evidence.now_s else 0.0
+    return max(evidence.share(rows), min(1.0, sum(lines)) if in_pandas else 0.0, values)
 
 
 def _loop_over_arrays(evidence: _Evidence) -> float:
-    computed = (each.operation for each in evidence.seen if each.operation.kind not in ("view", "model"))
-    in_loop = (each for each in computed if each.n_calls >= _MANY * evidence.n_calls)
+    computed = (each.operation for each in evidence.seen if each.operation.kind not in ("view", "model", "unknown"))
+    in_loop = (each for each in computed if each.n_calls >= _MANY)
     tiny_s = sum(each.time_s + each.n_calls * _AROUND_TINY_S for each in in_loop if each.working_set_bytes < _TINY_BYTES)
     loop_s = evidence.n_elements * _ELEMENT_STEP_S + tiny_s
     return min(1.0, loop_s / evidence.now_s) if evidence.now_s else 0.0
 
 
 def _float64(evidence: _Evidence) -> float:
+    """Where arithmetic takes the time, not the call."""
     wide = (each for each in evidence.seen if each.operation.dtype in ("float64", "complex128"))
-    return evidence.share(each for each in wide if each.operation.kind in ("product", "fft", "factorisation"))
+    computed = (each for each in wide if each.operation.kind in ("product", "fft", "factorisation"))
+    return evidence.share(each for each in computed if each.operation.working_set_bytes >= _TINY_BYTES)
+
+
+def _small_calls(evidence: _Evidence, names: str, most_bytes: float, least_calls: int = 1) -> float:
+    """Calls of certain functions on little data."""
+    named = (each for each in evidence.seen if {each.operation.name, each.last} & {*names.split()})
+    small = (each for each in named if each.operand_bytes < most_bytes)
+    return evidence.share(each for each in small if each.operation.n_calls >= least_calls)
 
 
 _COVERS: dict[str, Callable[[_Evidence], float]] = {
@@ -254,12 +276,15 @@ def _on_gpu(evidence: _Evidence, library: GpuLibrary, gpu: GpuSpec | None) -> Fo
 def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float]]:
     """What it has of a function's calls, and their shares: by the trace, else by the libraries called."""
     tables = [library, gpu_libraries()["cupyx.scipy"]] if library.kind == "CuPy port" else [library]
-    computed = [(table, each) for each in evidence.seen if each.operation.kind != "view" for table in tables]
-    offers = [(offer, evidence.share([each])) for table, each in computed if (offer := table.offer(each.operation.name))]
+    least_s = _SHORT_CALL_S if library.kind == "drop-in library" and not library.whole else 0.0
+    computed = [each for each in evidence.seen if each.operation.kind != "view" and each.call_s >= least_s]
+    asked = ((table.offer(each.operation.name), evidence.share([each])) for each in computed for table in tables)
+    offers = [(offer, share) for offer, share in asked if offer]
     if library.kind == "kernel of your own" and not offers:
         return [(Offer("offered", "a loop over elements"), _loop_over_arrays(evidence))]
     of_hosts = {name: share for name in library.hosts if (share := evidence.library(name)) >= LEAST_SHARE}
-    if library.kind != "drop-in library" or not of_hosts or sum(share for _, share in offers) >= LEAST_SHARE:
+    is_enough = evidence.call_s < least_s or sum(share for _, share in offers) >= LEAST_SHARE
+    if library.kind != "drop-in library" or not of_hosts or is_enough:
         return offers
     condition = "" if library.whole else "as far as it calls what the library has"
     return [(Offer("offered", name, condition), share) for name, share in of_hosts.items()]
