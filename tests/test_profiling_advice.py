@@ -163,7 +163,8 @@ def repeatedly_read(n_times: int, n: int = 8000, rate=50e9) -> WorkloadProfile:
     """A matrix that is multiplied by vectors, and read from the CPU's memory each time."""
     n_bytes = 4 * n * n
     step = operation("numpy.matmul", "product", [f"float32[{n}, {n}]", f"float32[{n}]"],
-                     n_calls=n_times, time_s=n_times * n_bytes / rate, flops=2 * n * n * n_times, moved_bytes=n_bytes * n_times, working_set_bytes=n_bytes,
+                     n_calls=n_times, time_s=n_times * n_bytes / rate, flops=2 * n * n * n_times,
+                     moved_bytes=n_bytes * n_times, working_set_bytes=n_bytes,
                      sizes={"stack": 1, "m": n, "n": 1, "k": n})  # fmt: skip
     return workload([step], 1.01 * step.time_s, {"arrays": 1.0}, input_bytes=n_bytes, output_bytes=4 * n)
 

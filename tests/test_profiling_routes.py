@@ -578,10 +578,42 @@ def test_a_share_too_small_for_a_line_gives_no_route():
     assert found(own_by_library={"jinja2": 1.0}) == []
 
 
-def test_a_compiled_loop_could_be_a_kernel():
-    routes = found(op("numba:simulate", kind="unknown"))
+COMPILED = """
+import numba
+
+@numba.njit
+def smoothed(x, out):
+    level = x[0]
+    for i in range(len(x)):
+        level += 0.1 * (x[i] - level)
+        out[i] = level
+
+@numba.njit
+def distances(x, out):
+    for i in range(len(x)):
+        for j in range(len(x)):
+            out[i, j] = abs(x[i] - x[j])
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "advice", "standing"),
+    [
+        ("numba:smoothed", "leave it", "absent"),
+        ("numba:distances", "write a kernel", "offered on conditions"),
+        ("numba:elsewhere", None, "unknown"),  # no source, no kernel, and no word against one
+    ],
+)
+def test_a_compiled_loop_could_be_a_kernel_if_its_steps_are_independent(name, advice, standing, tmp_path, monkeypatch):
+    (tmp_path / "work.py").write_text(COMPILED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    routes = found(op(name, kind="unknown"))
     assert names(routes, "kernel of your own") == ["Numba CUDA", "Warp", "CUDA C++"]
-    assert route(routes, "Numba CUDA").why.count("depend on each other") == 1
+    numba_cuda = route(routes, "Numba CUDA")
+    assert numba_cuda.standing == standing
+    assert numba_cuda.why.count("depend on each other") == 1
+    assert {each.advice for each in routes} - {None} == ({advice} if advice else set())
+    assert first(routes) == (("leave it", "this CPU") if advice == "leave it" else None)
 
 
 def test_an_old_gpu_has_no_library_that_needs_a_newer_one():

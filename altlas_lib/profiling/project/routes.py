@@ -16,6 +16,7 @@ from ...devices import GpuSpec
 from ...results import Advice, ArrayOperation, ArrayTrace, FunctionTime, Route, WorkloadProfile
 from ..record.calls import Array
 from .gpu_libraries import GpuLibrary, Offer, gpu_libraries, public_parts
+from .loops import has_parallel_loops
 from .operations import array_bytes
 
 LEAST_SHARE = 0.1  # of a function's time, below which a way out is not worth a line
@@ -121,6 +122,11 @@ class _Evidence(NamedTuple):
     def share(self, seen: Iterable[_Seen]) -> float:
         """Of the function's own time."""
         return min(1.0, sum(each.operation.time_s for each in seen) / self.now_s) if self.now_s else 0.0
+
+    def is_parallel(self, seen: _Seen) -> bool | None:
+        """Whether a function that Numba has compiled has loops of independent steps; None: another call, or not known."""
+        numba, _, name = seen.operation.name.partition(":")
+        return has_parallel_loops(self.function.file, name) if numba == "numba" else None
 
     def named(self, names: str) -> list[_Seen]:
         return [each for each in self.seen if each.last in names.split()]
@@ -232,6 +238,10 @@ def _small_calls(evidence: _Evidence, names: str, most_bytes: float, least_calls
     return evidence.share(each for each in small if each.operation.n_calls >= least_calls)
 
 
+def _serial_loop(evidence: _Evidence) -> float:
+    return evidence.share(each for each in evidence.seen if evidence.is_parallel(each) is False)
+
+
 _COVERS: dict[str, Callable[[_Evidence], float]] = {
     "pairs_above": functools.partial(_searched_matrix, searches="greater greater_equal less less_equal gt ge lt le"),
     "top_k": functools.partial(_searched_matrix, searches="argpartition partition argsort sort argmax argmin topk"),
@@ -241,6 +251,7 @@ _COVERS: dict[str, Callable[[_Evidence], float]] = {
     "growing_array": _growing_array,
     "rows_of_a_table": _rows_of_a_table,
     "loop_over_arrays": _loop_over_arrays,
+    "serial_loop": _serial_loop,
     "float64": _float64,
     "regular_expression": lambda e: max(e.function.own_by_class.get("regex", 0.0), e.library("re", "regex")),
     "parsing_json": lambda e: max(json := e.library("json"), e.function.own_by_class.get("parsing", 0.0) if json else 0.0),
@@ -275,13 +286,18 @@ def _on_gpu(evidence: _Evidence, library: GpuLibrary, gpu: GpuSpec | None) -> Fo
 
 def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float]]:
     """What it has of a function's calls, and their shares: by the trace, else by the libraries called."""
+    if library.kind == "kernel of your own":
+        standing = {True: "offered", False: "absent", None: "unknown"}
+        compiled = (each for each in evidence.seen if library.offer(each.operation.name))
+        loops = [
+            (Offer(standing[evidence.is_parallel(each)], f"numba.{each.last}"), evidence.share([each])) for each in compiled
+        ]
+        return loops or [(Offer("offered", "a loop over elements"), _loop_over_arrays(evidence))]
     tables = [library, gpu_libraries()["cupyx.scipy"]] if library.kind == "CuPy port" else [library]
     least_s = _SHORT_CALL_S if library.kind == "drop-in library" and not library.whole else 0.0
     computed = [each for each in evidence.seen if each.operation.kind != "view" and each.call_s >= least_s]
     asked = ((table.offer(each.operation.name), evidence.share([each])) for each in computed for table in tables)
     offers = [(offer, share) for offer, share in asked if offer]
-    if library.kind == "kernel of your own" and not offers:
-        return [(Offer("offered", "a loop over elements"), _loop_over_arrays(evidence))]
     of_hosts = {name: share for name in library.hosts if (share := evidence.library(name)) >= LEAST_SHARE}
     is_enough = evidence.call_s < least_s or sum(share for _, share in offers) >= LEAST_SHARE
     if library.kind != "drop-in library" or not of_hosts or is_enough:
