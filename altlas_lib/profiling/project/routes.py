@@ -146,7 +146,7 @@ _ELEMENT_STEP_S = 0.3e-6  # an element in a loop: 0.1 us to make its object, and
 _AROUND_TINY_S = 1e-6  # of Python around an operation in a loop: some twenty bytecodes of 50 ns
 _TABLE_VALUE_S = 2e-6  # a value of a table: the search for its label and checks in Python (pandas, Enhancing performance)
 _MANY = 10  # calls of one operation in a run: it stands in a loop, here or around the function
-_SHORT_CALL_S = 200e-6  # two transfers' starts of 30 us and those of a dozen kernels: what a GPU library's call takes at least
+_SHORT_CALL_S = 1e-3  # estimate: transfers both ways, some dozen kernels and their own Python take a call of cuDF or cuML as long
 
 
 def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
