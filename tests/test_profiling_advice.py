@@ -4,6 +4,8 @@ import functools
 import itertools
 import json
 import re
+import tomllib
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -14,7 +16,17 @@ from test_profiling_projection import CPU, operation, product, projected, worklo
 from altlas_lib import profiling
 from altlas_lib.profiling.project import advice as advice_module
 from altlas_lib.profiling.project.advice import rank_candidates
-from altlas_lib.results import LARGEST_OTHER_LOAD, Advice, Alternative, Candidate, FunctionTime, Quantity, WorkloadProfile
+from altlas_lib.results import (
+    LARGEST_OTHER_LOAD,
+    Advice,
+    Alternative,
+    Candidate,
+    FunctionTime,
+    Projection,
+    Quantity,
+    RouteKind,
+    WorkloadProfile,
+)
 
 
 def judged(profile: WorkloadProfile, gpu="T4", **options) -> Candidate:
@@ -371,12 +383,17 @@ def test_a_busy_machine_invents_no_gain():
 
 
 def test_every_rule_is_about_what_there_is_and_the_last_one_always_holds():
-    rules = advice_module._rules()
-    assert rules[-1]["when"] == []
-    assert all(rule["when"] for rule in rules[:-1])
+    rules = tomllib.loads(Path(advice_module.__file__).with_name("advice.toml").read_text("utf-8"))["rule"]
+    assert [rule["when"] for rule in rules].index("true") == len(rules) - 1
     names = {name for name in dir(advice_module._Case) if not name.startswith("_")} | set(advice_module._Case.__annotations__)
     for rule in rules:
-        paths = re.findall(r"\{case\.(\w+)", rule["reason"] + rule["advice"])
-        paths += [re.match(r"(?:not )?(\w+)", condition)[1] for condition in rule["when"]]
-        assert set(paths) <= names, rule
-        assert rule["advice"] in get_args(Advice) or rule["advice"].startswith("{case.")
+        text = " ".join(rule.values())
+        assert set(re.findall(r"\bcase\.(\w+)", text)) <= names, rule
+        assert set(re.findall(r"case\.projection\.(\w+)", text)) <= {*Projection.model_fields, "bound_by"}, rule
+        assert set(re.findall(r"case\.ways\['(.+?)'\]", text)) <= {
+            "measured",
+            "on this CPU",
+            "on conditions",
+            *get_args(RouteKind),
+        }
+        assert rule["advice"] in get_args(Advice) or rule["advice"].startswith("{{ case.")

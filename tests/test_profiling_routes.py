@@ -405,7 +405,9 @@ def calls_of(*operations: ArrayOperation, n_calls: int, whole_s: float = 1.0, el
 
 def first(routes: list[Found]) -> tuple[str, str] | None:
     """Advice and name of the way that comes before any GPU."""
-    return next(((each.advice, each.route.name) for each in routes if each.comes_first and each.covers >= 0.5), None)
+    return next(
+        ((each.advice, each.route.name) for each in routes if each.decides == "on this CPU" and each.covers >= 0.5), None
+    )
 
 
 def small_products(n_calls: int, n: int = 3) -> list[ArrayOperation]:

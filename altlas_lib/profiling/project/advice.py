@@ -3,29 +3,29 @@
 What decides, and the sentences that say why, stand in `advice.toml`.
 """
 
-import operator
-import string
+import functools
 import tomllib
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from importlib import resources
-from typing import Any
+
+from jinja2 import Environment
 
 from ...devices import GpuSpec, find_gpu
 from ...results import ArrayTrace, Candidate, Ceilings, FunctionTime, Projection, Quantity, WorkloadProfile, format_value
 from ..record.folding import OWN_LINES
 from .calibrate import Calibration
 from .gpu import Rates, gpu_rates
-from .projection import PYTHON_CLASSES, geometric_mean, project, set_up_seconds
+from .projection import PYTHON_CLASSES, project, set_up_seconds
 from .routes import Found, routes_of
 
 _PAYS_THOUGH_IDLE = 3  # times as fast, where starting kernels bounds it, and the GPU has little to do
-_CHEAPER_PAYS = 1.2  # times as fast, measured, in the slow end: a change of a few lines on the same machine
 _MOST = 0.5  # share of the time that makes a way out the way out
 _BATCHES = tuple(2**k for k in range(17))
-_COMPARISONS = {"<": operator.lt, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne}
+_JINJA = Environment(autoescape=False)
+_JINJA.filters |= {unit: functools.partial(format_value, unit=unit) for unit in ("s", "bytes")}
+_JINJA.filters |= {"percent": "{:.0%}".format, "count": "{:,.0f}".format}
 
 
 def rank_candidates(
@@ -64,14 +64,11 @@ def rank_candidates(
     return [case.candidate() for case in cases]
 
 
-@cache
-def _rules() -> list[dict[str, Any]]:
-    return tomllib.loads(resources.files(__package__).joinpath("advice.toml").read_text("utf-8"))["rule"]
-
-
-class _Sentences(string.Formatter):
-    def format_field(self, value: Any, how: str) -> str:
-        return format_value(value, how) if how in ("s", "bytes") else super().format_field(value, how)
+@functools.cache
+def _rules() -> list[dict]:
+    rules = tomllib.loads(resources.files(__package__).joinpath("advice.toml").read_text("utf-8"))["rule"]
+    sentences = [{key: _JINJA.from_string(rule[key]) for key in ("advice", "reason")} for rule in rules]
+    return [{"holds": _JINJA.compile_expression(rule["when"]), **each} for rule, each in zip(rules, sentences, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -87,14 +84,10 @@ class _Case:
     ENOUGH_SEEN = 0.6  # coverage from which a projection is a basis to decide on
 
     def candidate(self) -> Candidate:
-        rule = next(rule for rule in _rules() if all(map(self._holds, rule["when"])))
-        advice, reason = (_Sentences().format(rule[key], case=self) for key in ("advice", "reason"))
+        rule = next(rule for rule in _rules() if rule["holds"](case=self))
         is_priced = self.projection and not self.profile.is_too_busy
-        gain, workload_gain = (self.moved, self._gain(self.projection.on_gpu, self.share)) if is_priced else (None, None)
-        routes = []
-        for route in (each.route for each in self.found):
-            is_port = route.kind == "CuPy port" and workload_gain and "offered" in route.standing
-            routes.append(route.model_copy(update={"standing": "projected", "gain": workload_gain}) if is_port else route)
+        workload_gain = self._gain(self.projection.on_gpu, self.share) if is_priced else None
+        projected = {"standing": "projected", "gain": workload_gain}
         return Candidate(
             workload=self.profile.workload,
             function=self.function.name,
@@ -102,28 +95,14 @@ class _Case:
             tool="cProfile" if self.function.sampled_own_share is None else "py-spy",
             largest_gain=1 / (1 - self.share) if self.share < 1 else None,
             projection=self.projection,
-            gain=gain,
+            gain=self.moved if is_priced else None,
             workload_gain=workload_gain,
-            advice=advice,
-            reason=f"{reason} {self._evidence()}".strip(),
-            routes=routes,
+            advice=rule["advice"].render(case=self),
+            reason=f"{rule['reason'].render(case=self)} {self._evidence()}".strip(),
+            routes=[
+                each.route.model_copy(update=projected if each.advice == "port it" and is_priced else {}) for each in self.found
+            ],
         )
-
-    def _holds(self, condition: str) -> bool:
-        """'rates', 'not trace', 'seconds < least_saving_s', 'ways[drop-in library]'."""
-        match condition.split():
-            case ["not", name]:
-                return not self._value(name)
-            case [left, comparison, right] if comparison in _COMPARISONS:
-                values = self._value(left), self._value(right)
-                return None not in values and _COMPARISONS[comparison](*values)
-        return bool(self._value(condition))
-
-    def _value(self, text: str) -> Any:
-        """Of '0.5', "'text'", or 'projection.by_cause[Python]'."""
-        if text[0].isdigit():
-            return float(text)
-        return text.strip("'") if text[0] == "'" else _Sentences().get_field(f"case.{text}", (), {"case": self})[0]
 
     # Its time.
 
@@ -143,21 +122,12 @@ class _Case:
         return next((trace for trace in self.profile.traces if (trace.function, trace.file, trace.line) == key), None)
 
     @property
-    def n_operations(self) -> int:
-        return sum(operation.n_calls for operation in self.trace.operations if operation.kind != "view")
-
-    @property
     def python_share(self) -> float:
         return min(1.0, self.projection.by_cause["Python"] / self.projection.now.value)
 
     @property
     def set_up_s(self) -> float:
         return min(set_up_seconds(self.trace), self.projection.now.value)
-
-    @property
-    def set_up_share(self) -> float:
-        """Of what Python takes."""
-        return self.set_up_s / self.projection.by_cause["Python"]
 
     @property
     def sampled_python(self) -> float:
@@ -189,10 +159,7 @@ class _Case:
 
     @cached_property
     def projection(self) -> Projection | None:
-        return self._projected(1) if self.rates else None
-
-    def _projected(self, batch: int) -> Projection | None:
-        return project(self.function, self.profile, self.trace, self.rates, batch=batch)
+        return project(self.function, self.profile, self.trace, self.rates) if self.rates else None
 
     @property
     def is_projected(self) -> bool:
@@ -214,27 +181,15 @@ class _Case:
         return self._gain(self.projection.on_gpu_resident)
 
     @property
-    def moved_centre(self) -> float:
-        return geometric_mean(self.moved)
-
-    @property
-    def moved_saves_s(self) -> float:
-        return self.projection.now.value - self.projection.on_gpu.high
-
-    @property
     def reads_again(self) -> float:
         moved_bytes = sum(operation.moved_bytes or 0 for operation in self.trace.operations)
         return moved_bytes / ((self.trace.input_bytes + self.trace.output_bytes) or 1)
-
-    @property
-    def saved_by_staying_s(self) -> float:
-        return self.projection.now.value - self.projection.on_gpu_resident.high
 
     @cached_property
     def batch(self) -> int | None:
         """So many calls made as one pay, 1 if they do as they are: in the slow end of the band, and by enough seconds."""
         for batch in _BATCHES:
-            projection = self._projected(batch)
+            projection = project(self.function, self.profile, self.trace, self.rates, batch=batch)
             now_s, on_gpu_s = projection.now.value, projection.on_gpu.high
             least = _PAYS_THOUGH_IDLE if projection.bound_by == "launches" else self.PAYS
             if now_s / on_gpu_s >= least and now_s - on_gpu_s >= self.least_saving_s:
@@ -250,18 +205,7 @@ class _Case:
         gpu = self.rates and self.rates.gpu
         return routes_of(self.function, self.trace, self.profile, alternatives=alternatives, gpu=gpu)
 
-    @property
-    def alternative(self) -> Found | None:
-        """Measured, faster and right."""
-        right = (each for each in self.found if each.route.standing == "measured" and each.route.same_answer)
-        return next((each for each in right if each.route.gain.low >= _CHEAPER_PAYS), None)
-
-    @property
-    def cheaper_call(self) -> Found | None:
-        return next((each for each in self.found if each.comes_first and each.covers >= _MOST), None)
-
     @cached_property
-    def ways(self) -> Mapping[str, Found | None]:
-        """Kind -> the first that takes the place of half the function's time."""
-        taken = {each.route.kind: each for each in reversed(self.found) if each.covers >= _MOST and each.advice}
-        return defaultdict(lambda: None, taken)
+    def ways(self) -> dict[str, Found]:
+        """By how it is decided on, the first that takes the place of half the function's time."""
+        return {each.decides: each for each in reversed(self.found) if each.covers >= _MOST and each.advice}

@@ -19,6 +19,7 @@ from .gpu_libraries import GpuLibrary, Offer, gpu_libraries, public_parts
 from .loops import has_parallel_loops
 from .operations import array_bytes
 
+_CHEAPER_PAYS = 1.2  # times as fast, measured, in the slow end: a change of a few lines on the same machine
 LEAST_SHARE = 0.1  # of a function's time, below which a way out is not worth a line
 _ON_GPU: dict[str, Advice] = {
     "drop-in library": "try the drop-in",
@@ -33,7 +34,7 @@ class Found(NamedTuple):
     route: Route
     advice: Advice | None  # what it makes of the function where it is taken; None: it is not to be taken
     covers: float  # share of the function's own time that it takes the place of
-    comes_first: bool = False  # before any GPU is thought of: it is right whatever the data
+    decides: str  # what stands for it in advice.toml: 'measured', 'on this CPU', 'on conditions', or its kind
 
 
 def routes_of(
@@ -67,8 +68,9 @@ def _measured(alternatives: Iterable[Any]) -> Iterator[Found]:
     for each in sorted(alternatives, key=lambda each: (not each.same_answer, -each.gain.value)):
         measured = {"standing": "measured", "gain": each.gain, "same_answer": each.same_answer}
         why = f"timed in place of the workload, on the same input: {says[each.same_answer]}"
-        is_better = each.same_answer is True and each.gain.low > 1
-        yield Found(Route(kind="algorithm", name=each.name, why=why, **measured), "change the call" if is_better else None, 1.0)
+        is_better = each.same_answer is True and each.gain.low >= _CHEAPER_PAYS
+        route = Route(kind="algorithm", name=each.name, why=why, **measured)
+        yield Found(route, "change the call" if is_better else None, 1.0, "measured")
 
 
 # What was seen of a function ---------------------------------------------------------------------------------------------
@@ -146,7 +148,9 @@ _ELEMENT_STEP_S = 0.3e-6  # an element in a loop: 0.1 us to make its object, and
 _AROUND_TINY_S = 1e-6  # of Python around an operation in a loop: some twenty bytecodes of 50 ns
 _TABLE_VALUE_S = 2e-6  # a value of a table: the search for its label and checks in Python (pandas, Enhancing performance)
 _MANY = 10  # calls of one operation in a run: it stands in a loop, here or around the function
-_SHORT_CALL_S = 1e-3  # estimate: transfers both ways, some dozen kernels and their own Python take a call of cuDF or cuML as long
+_SHORT_CALL_S = (
+    1e-3  # estimate: transfers both ways, some dozen kernels and their own Python take a call of cuDF or cuML as long
+)
 
 
 def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
@@ -156,7 +160,7 @@ def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
         if covers >= entry.get("least", LEAST_SHARE):
             why = f"{entry['why']} ({covers:.0%} of its own time; not measured)"
             route = Route(kind="algorithm", name=entry["route"], standing="offered", why=why)
-            yield Found(route, entry["advice"], covers, comes_first=not entry.get("conditional", False))
+            yield Found(route, entry["advice"], covers, "on conditions" if entry.get("conditional") else "on this CPU")
 
 
 def _all_with_all(each: _Seen) -> tuple[int, int] | None:
@@ -281,7 +285,7 @@ def _on_gpu(evidence: _Evidence, library: GpuLibrary, gpu: GpuSpec | None) -> Fo
     missing = (f"{each}: {_some(names[each])}" for each in ("absent", "unknown") if names[each])
     why = "; ".join(filter(None, (seen, *missing, _some(conditions), library.describe())))
     route = Route(kind=library.kind, name=library.name, standing=standing, why=why)
-    return Found(route, _ON_GPU[library.kind] if "offered" in standing else None, shares["offered"])
+    return Found(route, _ON_GPU[library.kind] if "offered" in standing else None, shares["offered"], library.kind)
 
 
 def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float]]:
