@@ -23,9 +23,9 @@ from .routes import Found, routes_of
 _PAYS_THOUGH_IDLE = 3  # times as fast, where starting kernels bounds it, and the GPU has little to do
 _MOST = 0.5  # share of the time that makes a way out the way out
 _BATCHES = tuple(2**k for k in range(17))
-_JINJA = Environment(autoescape=False)
-_JINJA.filters |= {unit: functools.partial(format_value, unit=unit) for unit in ("s", "bytes")}
-_JINJA.filters |= {"percent": "{:.0%}".format, "count": "{:,.0f}".format}
+JINJA = Environment(autoescape=False)
+JINJA.filters |= {unit: functools.partial(format_value, unit=unit) for unit in ("s", "bytes")}
+JINJA.filters |= {"percent": "{:.0%}".format, "count": "{:,.0f}".format}
 
 
 def rank_candidates(
@@ -67,8 +67,8 @@ def rank_candidates(
 @functools.cache
 def _rules() -> list[dict]:
     rules = tomllib.loads(resources.files(__package__).joinpath("advice.toml").read_text("utf-8"))["rule"]
-    sentences = [{key: _JINJA.from_string(rule[key]) for key in ("advice", "reason")} for rule in rules]
-    return [{"holds": _JINJA.compile_expression(rule["when"]), **each} for rule, each in zip(rules, sentences, strict=True)]
+    sentences = [{key: JINJA.from_string(rule[key]) for key in ("advice", "reason")} for rule in rules]
+    return [{"holds": JINJA.compile_expression(rule["when"]), **each} for rule, each in zip(rules, sentences, strict=True)]
 
 
 @dataclass(frozen=True)
