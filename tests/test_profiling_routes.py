@@ -310,7 +310,7 @@ CHEAPER = {
         op("numpy.linalg.svd", "float32[3000, 50]", kind="factorisation", result_bytes=4 * (3000**2 + 50 + 50**2))
     ],
     "a list, concatenated once": [op("numpy.append", f"float32[{n}]", "float32[1]", kind="copy") for n in range(5000, 5100)],
-    "whole columns in pandas": [op("pandas.DataFrame.apply", "mixed[10000, 4]", kind="unknown")],
+    "whole columns": [op("pandas.DataFrame.apply", "mixed[10000, 4]", kind="unknown")],
     "whole arrays in NumPy": [op("numpy.dot", "float32[3]", "float32[3]", kind="product", n_calls=100_000)],
     "float32": [op("numpy.matmul", "float64[900, 800]", "float64[800, 700]", kind="product")],
 }  # fmt: skip
@@ -382,7 +382,7 @@ def test_element_loops_count_by_their_number():
         ({"own_by_library": {"own lines": 1.0}, "own_by_class": {"parsing": 0.7}}, None),  # of what nobody knows
         ({"own_by_class": {"regex": 0.3, "interpreter": 0.7}}, None),
         ({"own_by_library": {"pandas": 0.9}, "lines": [LineTime(line=1, source="df.iterrows()", n_hits=1, share=0.9)]},
-         "whole columns in pandas"),
+         "whole columns"),
         ({"own_by_library": {"mine": 0.9}, "lines": [LineTime(line=1, source="df.iterrows()", n_hits=1, share=0.9)]}, None),
     ],
 )  # fmt: skip
@@ -432,6 +432,7 @@ def test_a_function_of_small_arrays_that_is_called_in_a_loop_is_stacked_before_i
     [
         (op("sklearn.svm.SVC.predict", "float64[1, 30]", kind="unknown", n_calls=9000), 9000, "batch first"),
         (op("sklearn.preprocessing.StandardScaler.transform", "float32[2, 8]", kind="unknown", n_calls=400), 1, "batch first"),
+        (op("torch.nn.Linear.__call__", "float32[1, 9]", kind="model", n_calls=5000), 5000, "batch first"),
         (op("sklearn.svm.SVC.predict", "float64[90000, 30]", kind="unknown", n_calls=20), 20, None),  # there is a batch
         (op("sklearn.svm.SVC.predict", "float64[1, 30]", kind="unknown", n_calls=2), 2, None),  # asked twice
         (op("sklearn.svm.SVC.fit", "float64[9, 30]", "int64[9]", kind="unknown", n_calls=900), 900, None),
@@ -450,7 +451,10 @@ def test_a_call_that_ends_before_a_gpu_could_answer_has_no_drop_in():
         return [each.advice for each in calls_of(fit, n_calls=n_calls) if each.route.kind == "drop-in library"]
 
     assert drop_in(20_000) == []
+    assert drop_in(400) == [], "a dozen rows are nothing for a GPU, though they take 2.5 ms"
     assert drop_in(20) == ["try the drop-in"]
+    large = op("sklearn.linear_model.Ridge.fit", "float64[9000, 3]", "float64[9000]", kind="unknown", n_calls=400)
+    assert names(calls_of(large, n_calls=400), "drop-in library") == ["cuml.accel"]
     short = calls_of(n_calls=100_000, own_by_library={"networkx": 0.9})
     assert names(short, "drop-in library") == []
     assert names(calls_of(n_calls=10, own_by_library={"networkx": 0.9}), "drop-in library") == ["nx-cugraph"]
@@ -461,12 +465,28 @@ def test_a_function_that_reads_a_table_value_by_value_is_vectorised():
     """What DataFrame.apply(axis=1) and df.at call for: a value read from a table takes microseconds."""
     by_library = {"pandas": 0.85, "builtins": 0.15}
     assert first(calls_of(n_calls=70_000, elements=280_000, own_by_library=by_library)) == (
-        "vectorise first", "whole columns in pandas",
+        "vectorise first", "whole columns",
     )  # fmt: skip
     few = calls_of(n_calls=3, elements=12, own_by_library=by_library)  # sums of large columns, each read once
     assert first(few) is None
     assert names(few, "drop-in library") == ["cudf.pandas"]
     assert first(calls_of(n_calls=3, elements=280_000, own_by_library={"mine": 1.0})) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "is_by_row"),
+    [
+        ("polars.DataFrame.map_rows", True),
+        ("polars.Series.map_elements", True),
+        ("pandas.Series.apply", True),
+        ("polars.DataFrame.group_by", False),
+        ("polars.LazyFrame.collect", False),
+        ("mine.Table.map_elements", False),
+    ],
+)  # fmt: skip
+def test_python_for_each_row_of_a_table_is_vectorised_in_polars_too(name, is_by_row):
+    routes = found(op(name, "float64[90000]", kind="unknown"))
+    assert first(routes) == (("vectorise first", "whole columns") if is_by_row else None)
 
 
 @pytest.mark.parametrize("name", ["scipy.optimize.least_squares", "scipy.optimize.brentq", "scipy.integrate.odeint"])

@@ -92,8 +92,10 @@ class _Seen(NamedTuple):
         return cls(operation, public_parts(operation.name)[-1].strip("_"), [array.shape for array in arrays], operand_bytes)
 
     @property
-    def call_s(self) -> float:
-        return self.operation.time_s / self.operation.n_calls
+    def is_long(self) -> bool:
+        """Whether one call takes longer than any call of a GPU library."""
+        least_s = _SHORT_CALL_ON_TINY_S if 0 < self.operand_bytes < _TINY_BYTES else _SHORT_CALL_S
+        return self.operation.time_s >= least_s * self.operation.n_calls
 
     @property
     def result_bytes(self) -> float:
@@ -116,10 +118,6 @@ class _Evidence(NamedTuple):
         counts = (trace.n_calls, trace.n_element_accesses) if trace else (1, 0)
         now_s = profile.share(function) * profile.quiet_s if profile.total else function.own.value if function.own else 0.0
         return cls(function, seen, [*seen, *others], *counts, now_s)
-
-    @property
-    def call_s(self) -> float:
-        return self.now_s / self.n_calls
 
     def share(self, seen: Iterable[_Seen]) -> float:
         """Of the function's own time."""
@@ -148,9 +146,9 @@ _ELEMENT_STEP_S = 0.3e-6  # an element in a loop: 0.1 us to make its object, and
 _AROUND_TINY_S = 1e-6  # of Python around an operation in a loop: some twenty bytecodes of 50 ns
 _TABLE_VALUE_S = 2e-6  # a value of a table: the search for its label and checks in Python (pandas, Enhancing performance)
 _MANY = 10  # calls of one operation in a run: it stands in a loop, here or around the function
-_SHORT_CALL_S = (
-    1e-3  # estimate: transfers both ways, some dozen kernels and their own Python take a call of cuDF or cuML as long
-)
+# Estimates: transfers both ways, some dozen kernels and their own Python take a call of cuDF or cuML a millisecond; and a tiny
+# array keeps a GPU as busy as a single core, unless much is computed of it.
+_SHORT_CALL_S, _SHORT_CALL_ON_TINY_S = 1e-3, 10e-3
 
 
 def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
@@ -213,7 +211,8 @@ def _growing_array(evidence: _Evidence) -> float:
 
 
 def _rows_of_a_table(evidence: _Evidence) -> float:
-    rows = [each for each in evidence.named("apply applymap iterrows itertuples") if "pandas" in each.operation.name]
+    by_row = evidence.named("apply applymap iterrows itertuples map_elements map_rows iter_rows")
+    rows = [each for each in by_row if public_parts(each.operation.name)[0] in ("pandas", "polars")]
     lines = [line.share for line in evidence.function.lines if re.search(r"\.(apply(map)?|iter(rows|tuples))\(", line.source)]
     in_pandas = evidence.library("pandas")
     values = min(in_pandas, evidence.n_elements * _TABLE_VALUE_S / evidence.now_s) if evidence.now_s else 0.0
@@ -298,16 +297,15 @@ def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float
         ]
         return loops or [(Offer("offered", "a loop over elements"), _loop_over_arrays(evidence))]
     tables = [library, gpu_libraries()["cupyx.scipy"]] if library.kind == "CuPy port" else [library]
-    least_s = _SHORT_CALL_S if library.kind == "drop-in library" and not library.whole else 0.0
-    computed = [each for each in evidence.seen if each.operation.kind != "view" and each.call_s >= least_s]
-    asked = ((table.offer(each.operation.name), evidence.share([each])) for each in computed for table in tables)
-    offers = [(offer, share) for offer, share in asked if offer]
+    computed = (each for each in evidence.seen if each.operation.kind != "view")
+    asked = [(each, offer) for each in computed for table in tables if (offer := table.offer(each.operation.name))]
+    stays = library.kind == "CuPy port" or library.whole  # on the GPU, from call to call
+    if library.kind == "CuPy port" or evidence.share(each for each, _ in asked) >= LEAST_SHARE:
+        return [(offer, evidence.share([each])) for each, offer in asked if stays or each.is_long]
     of_hosts = {name: share for name in library.hosts if (share := evidence.library(name)) >= LEAST_SHARE}
-    is_enough = evidence.call_s < least_s or sum(share for _, share in offers) >= LEAST_SHARE
-    if library.kind != "drop-in library" or not of_hosts or is_enough:
-        return offers
     condition = "" if library.whole else "as far as it calls what the library has"
-    return [(Offer("offered", name, condition), share) for name, share in of_hosts.items()]
+    is_long = stays or evidence.now_s >= _SHORT_CALL_S * evidence.n_calls
+    return [(Offer("offered", name, condition), share) for name, share in of_hosts.items() if is_long]
 
 
 def _some(names: Iterable[str]) -> str:
