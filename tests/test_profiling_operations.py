@@ -88,7 +88,6 @@ def call(name, args=(), result=None, is_view=False, **kwargs) -> Call:
         ("ndarray.__setitem__", (A, None, 0), None, "copy", 0, 1200 * 4),
         ("numpy.searchsorted", (np.sort(V), A), np.zeros((40, 30), int), "gather", 1200 * LOG2_1000, None),
         ("numpy.where", (MASK, A, 0), A, "elementwise", 1200, None),
-        ("numpy.where", (MASK,), np.where(MASK), "gather", 1200, None),
         ("ndarray.astype", (A, "f8"), A.astype("f8"), "copy", 0, 19200),
         ("numpy.concatenate", ([A, A],), np.concatenate([A, A]), "copy", 0, 2 * 9600),
         ("numpy.fft.fft", (V,), np.fft.fft(V), "fft", 5 * 1000 * LOG2_1000, 24000),

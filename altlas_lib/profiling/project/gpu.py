@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from ...devices import GpuSpec, find_gpu, find_multiprocessor
 from ...devices.efficiencies import Accuracy, load_efficiencies
 from ...results import ArrayOperation, Ceilings, Quantity
-from .operations import Cost, item_bytes
+from .operations import Cost, grows, item_bytes
 
 Band = tuple[float, float]  # low, high
 Calibration = Mapping[str, tuple[float, float]]  # class -> measured / projected, and the factor by which runs differed
@@ -240,15 +240,6 @@ def call_bands(cost: Cost, calls: Calls, rates: Rates) -> dict[str, Band]:
     return bands | {bound: (busy / spread, busy * spread)}
 
 
-# Sizes that grow where many calls are made as one, by class of rate
-_GROWING = {
-    **dict.fromkeys(("product", "convolution"), ("m",)),
-    **dict.fromkeys(("factorisation", "cholesky", "spectral"), ("stack",)),
-    **dict.fromkeys(("sort", "argsort", "partition", "quantile"), ("n",)),
-    "fft": ("smooth_bytes", "prime_bytes", "short_bytes", "strided_bytes", "inverse_bytes"),
-}
-
-
 def operation_seconds(operation: ArrayOperation, rates: Rates, batch: int = 1) -> tuple[dict[str, Band], str | None]:
     """Bands of all its calls by cause, and the class that says how good they are; none of a view or an unknown cost.
 
@@ -260,7 +251,7 @@ def operation_seconds(operation: ArrayOperation, rates: Rates, batch: int = 1) -
         return {}, None
     n, rate = operation.n_calls / batch, operation.rate or operation.kind
     amounts = {"flops": (operation.flops or 0) / n, "moved_bytes": (operation.moved_bytes or 0) / n}
-    grown = {name: batch * size for name, size in operation.sizes.items() if name in _GROWING.get(rate, ())}
+    grown = {name: batch * size for name, size in operation.sizes.items() if name in grows(rate)}
     cost = Cost(*(getattr(operation, name) for name in Cost._fields))._replace(
         rate=rate, sizes=operation.sizes | grown, **amounts
     )
