@@ -5,10 +5,9 @@
 What runs on this CPU comes from `cheaper_calls.toml`: each entry stands for a predicate below over what was seen.
 """
 
-import functools
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -154,7 +153,7 @@ _SHORT_CALL_S, _SHORT_CALL_ON_TINY_S = 1e-3, 10e-3
 def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
     table = tomllib.loads(resources.files(__package__).joinpath("cheaper_calls.toml").read_text("utf-8"))
     for name, entry in table.items():
-        covers = _COVERS[name](evidence) if name in _COVERS else _small_calls(evidence, **entry["of"])
+        covers = globals()[f"_{entry.get('by', name)}"](evidence, **entry.get("with", {}))
         if covers >= entry.get("least", LEAST_SHARE):
             why = f"{entry['why']} ({covers:.0%} of its own time; not measured)"
             route = Route(kind="algorithm", name=entry["route"], standing="offered", why=why)
@@ -198,18 +197,6 @@ def _distances_by_broadcasting(evidence: _Evidence) -> float:
     return evidence.share([*makes, *(each for each in evidence.seen if made & {*each.shapes})]) if made else 0.0
 
 
-def _full_svd(evidence: _Evidence) -> float:
-    """A long matrix, and a result as large as its longer side squared."""
-    matrices = [(e, max(e.shapes[0]), min(e.shapes[0])) for e in evidence.named("svd") if e.shapes and len(e.shapes[0]) == 2]
-    return evidence.share(e for e, m, n in matrices if m > 2 * n and e.result_bytes * n >= e.operand_bytes * m)
-
-
-def _growing_array(evidence: _Evidence) -> float:
-    """Five sizes or more of the first array: a loop, not a few calls."""
-    grows = [each for each in evidence.named("append concatenate concat vstack hstack column_stack insert") if each.shapes]
-    return evidence.share(grows) if len({each.shapes[0] for each in grows}) >= 5 else 0.0
-
-
 def _rows_of_a_table(evidence: _Evidence) -> float:
     by_row = evidence.named("apply applymap iterrows itertuples map_elements map_rows iter_rows")
     rows = [each for each in by_row if public_parts(each.operation.name)[0] in ("pandas", "polars")]
@@ -245,20 +232,12 @@ def _serial_loop(evidence: _Evidence) -> float:
     return evidence.share(each for each in evidence.seen if evidence.is_parallel(each) is False)
 
 
-_COVERS: dict[str, Callable[[_Evidence], float]] = {
-    "pairs_above": functools.partial(_searched_matrix, searches="greater greater_equal less less_equal gt ge lt le"),
-    "top_k": functools.partial(_searched_matrix, searches="argpartition partition argsort sort argmax argmin topk"),
-    "sort_for_a_few": _sort_for_a_few,
-    "distances_by_broadcasting": _distances_by_broadcasting,
-    "full_svd": _full_svd,
-    "growing_array": _growing_array,
-    "rows_of_a_table": _rows_of_a_table,
-    "loop_over_arrays": _loop_over_arrays,
-    "serial_loop": _serial_loop,
-    "float64": _float64,
-    "regular_expression": lambda e: max(e.function.own_by_class.get("regex", 0.0), e.library("re", "regex")),
-    "parsing_json": lambda e: max(json := e.library("json"), e.function.own_by_class.get("parsing", 0.0) if json else 0.0),
-}
+def _regular_expression(evidence: _Evidence) -> float:
+    return max(evidence.function.own_by_class.get("regex", 0.0), evidence.library("re", "regex"))
+
+
+def _parsing_json(evidence: _Evidence) -> float:
+    return evidence.library("json") and max(evidence.library("json"), evidence.function.own_by_class.get("parsing", 0.0))
 
 
 # GPU libraries -----------------------------------------------------------------------------------------------------------
@@ -291,11 +270,10 @@ def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float
     """What it has of a function's calls, and their shares: by the trace, else by the libraries called."""
     if library.kind == "kernel of your own":
         standing = {True: "offered", False: "absent", None: "unknown"}
-        compiled = (each for each in evidence.seen if library.offer(each.operation.name))
-        loops = [
-            (Offer(standing[evidence.is_parallel(each)], f"numba.{each.last}"), evidence.share([each])) for each in compiled
-        ]
-        return loops or [(Offer("offered", "a loop over elements"), _loop_over_arrays(evidence))]
+        loops = [each for each in evidence.seen if library.offer(each.operation.name)]
+        offers = [Offer(standing[evidence.is_parallel(each)], f"numba.{each.last}") for each in loops]
+        compiled = [(offer, evidence.share([each])) for offer, each in zip(offers, loops, strict=True)]
+        return compiled or [(Offer("offered", "a loop over elements"), _loop_over_arrays(evidence))]
     tables = [library, gpu_libraries()["cupyx.scipy"]] if library.kind == "CuPy port" else [library]
     computed = (each for each in evidence.seen if each.operation.kind != "view")
     asked = [(each, offer) for each in computed for table in tables if (offer := table.offer(each.operation.name))]

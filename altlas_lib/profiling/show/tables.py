@@ -108,15 +108,11 @@ def finding(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]
 
 
 def answers(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]) -> str:
-    """For each workload a line per candidate: what to do with it first, and why."""
-    lines = []
-    for profile in profiles:
-        lines.append(f"{profile.workload}:")
-        of_profile = [candidate for candidate in candidates if candidate.workload == profile.workload]
-        lines += [f"  {i}. {c.function}: {_verdict(c)}. {c.reason}" for i, c in enumerate(of_profile, start=1)]
-        if not of_profile:
-            lines.append("  no function owns a tenth of its time: nothing to change")
-    return "\n".join(textwrap.fill(line, 110, subsequent_indent="     ") for line in lines)
+    """A paragraph for each candidate: what to do with it first, and why."""
+    lines = [f"{c.workload}: {c.function}: {_verdict(c)}. {c.reason}" for c in candidates]
+    without = {profile.workload for profile in profiles} - {candidate.workload for candidate in candidates}
+    lines += [f"{workload}: no function owns a tenth of its time: nothing to change" for workload in sorted(without)]
+    return "\n".join(textwrap.fill(line, 110, subsequent_indent="    ") for line in lines)
 
 
 def _verdict(candidate: Candidate) -> str:
