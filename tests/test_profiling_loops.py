@@ -24,14 +24,6 @@ PARALLEL = {
                 total += a * b
             return total
         """,
-    "an extreme, and a product": """
-        def f(x):
-            most, product = x[0], 1.0
-            for a in x:
-                most = max(most, a)
-                product = product * a
-            return most, product
-        """,
     "several sums for each row": """
         def f(x, out):
             for i in range(len(x)):

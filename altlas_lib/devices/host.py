@@ -56,19 +56,13 @@ def describe_cpu() -> Cpu:
     if cpuinfo.exists():
         first = cpuinfo.read_text(errors="replace").split("\n\n")[0]
         fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
-    revision = {
-        "family": "cpu family",
-        "model": "model",
-        "stepping": "stepping",
-        "part": "CPU part",
-        "revision": "CPU revision",
-    }
+    revision = ("cpu family", "model", "stepping", "CPU part", "CPU revision")
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     return Cpu(
         name=fields.get("model name") or platform.processor() or platform.machine(),
         n_threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         instruction_sets=tuple(name for flag, name in _INSTRUCTION_SETS.items() if flag in flags),
-        revision=" ".join(f"{word} {fields[key]}" for word, key in revision.items() if fields.get(key)),
+        revision=" ".join(f"{key.split()[-1]} {fields[key]}" for key in revision if fields.get(key)),
     )
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from ...devices import GpuSpec, find_gpu, find_multiprocessor
+from ...devices import GpuSpec, find_multiprocessor
 from ...devices.efficiencies import Accuracy, load_efficiencies
-from ...results import ArrayOperation, Ceilings, Quantity
+from ...results import ArrayOperation, Ceilings
 from .operations import Cost, grows, item_bytes
 
 Band = tuple[float, float]  # low, high
@@ -269,7 +269,9 @@ def gpu_rates(gpu: GpuSpec, ceilings: Ceilings | None = None, calibration: Calib
 
     TF32 is not assumed: CuPy and NumPy's users ask for float32 and get it.
     """
-    on_it, efficiencies = _measured_on(gpu, ceilings), load_efficiencies()
+    of_gpus = {name: found for name, found in ceilings or () if found is not None and not name.startswith("cpu_")}
+    on_it = {name: found for name, found in of_gpus.items() if gpu.is_called(found.device)}
+    efficiencies = load_efficiencies()
     names = {"float32": "gpu_matmul_float32", "float16": "gpu_matmul_float16", "bytes": "gpu_copy_bandwidth"}
 
     def transfer(direction: str) -> Band:
@@ -282,16 +284,3 @@ def gpu_rates(gpu: GpuSpec, ceilings: Ceilings | None = None, calibration: Calib
     basis = "calibration" if calibration else "measured ceilings" if peaks else "data sheet"
     to_device, to_host = transfer("host_to_device"), transfer("device_to_host")
     return Rates(gpu, basis, efficiencies.values, efficiencies.accuracy, to_device, to_host, peaks, calibration or {})
-
-
-def _measured_on(gpu: GpuSpec, ceilings: Ceilings | None) -> dict[str, Quantity]:
-    """The ceilings of the GPU and of the way to it, where they were measured on such a GPU; else none."""
-    of_gpus = {name: found for name, found in ceilings or () if found is not None and not name.startswith("cpu_")}
-    return {name: found for name, found in of_gpus.items() if _is_of(gpu, found.device)}
-
-
-def _is_of(gpu: GpuSpec, device: str) -> bool:
-    try:
-        return find_gpu(device).name == gpu.name
-    except ValueError:  # the catalogue does not have it
-        return False

@@ -1,8 +1,8 @@
 """Whether the steps of a compiled loop need each other, by the source of the function: only independent ones make a kernel.
 
 The classical test of dependence (Allen and Kennedy, Optimizing Compilers for Modern Architectures, 2001, chapter 2) in its
-simplest form: what a step reads before it writes it, it has from the step before. Sums, products and extremes over the steps
-do not count, for GPUs reduce in parallel.
+simplest form: what a step reads before it writes it, it has from the step before. What is only updated (`total += x`) does not
+count, for GPUs reduce in parallel.
 """
 
 import ast
@@ -35,16 +35,16 @@ def _loops(statement: ast.stmt) -> list[ast.For | ast.While]:
 
 def _is_independent(loop: ast.For | ast.While) -> bool:
     steps = {node.id for node in ast.walk(loop.target) if isinstance(node, ast.Name)} if isinstance(loop, ast.For) else set()
-    written, carried, needed = set(), set(), set()
+    written, carried, read = set(), set(), set()
     for statement in _in_order(loop):
         places = [(node, _place(node, steps)) for node in _variables(statement)]
         reads = {place for node, place in places if isinstance(node.ctx, ast.Load)}
         updated = {_place(statement.target, steps)} if isinstance(statement, ast.AugAssign) else set()
         carried |= (reads | updated) - written
-        needed |= {place for place in reads if not _is_reduction(statement, place)}
+        read |= reads
         written |= {place for node, place in places if isinstance(node.ctx, ast.Store)}
-    reaches_over = any(len(place) > 1 and read != place and read[0] == place[0] for read in needed for place in written)
-    return not reaches_over and all(len(place) > 1 for place in carried & written & needed)
+    reaches_over = any(len(place) > 1 and each != place and each[0] == place[0] for each in read for place in written)
+    return not reaches_over and all(len(place) > 1 for place in carried & written & read)
 
 
 def _in_order(statement: ast.stmt) -> Iterator[ast.stmt]:
@@ -71,16 +71,3 @@ def _place(node: ast.expr, steps: set[str]) -> Place:
         ast.unparse(part) for part in index if steps & {each.id for each in ast.walk(part) if isinstance(each, ast.Name)}
     ]
     return (ast.unparse(array if changing else node), *changing)
-
-
-def _is_reduction(statement: ast.stmt, place: Place) -> bool:
-    """`x += y`, `x = x + y`, `x = max(x, y)`, and several of them in one assignment."""
-    if not isinstance(statement, ast.Assign):
-        return False
-    several = isinstance(statement.value, ast.Tuple) and isinstance(statement.targets[0], ast.Tuple)
-    targets, values = (statement.targets[0].elts, statement.value.elts) if several else (statement.targets, [statement.value])
-    for target, value in zip(targets, values, strict=False):
-        operands = value.args if isinstance(value, ast.Call) else [getattr(value, "left", None), getattr(value, "right", None)]
-        if place == (ast.unparse(target),) and place[0] in map(ast.unparse, filter(None, operands)):
-            return [ast.unparse(node) for node in _variables(statement)].count(place[0]) == 2
-    return False
