@@ -10,6 +10,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from jinja2 import meta
 from scipy.spatial.distance import cdist
 from test_profiling_projection import CPU, operation, product, projected, workload
 
@@ -385,15 +386,16 @@ def test_a_busy_machine_invents_no_gain():
 def test_every_rule_is_about_what_there_is_and_the_last_one_always_holds():
     rules = tomllib.loads(Path(advice_module.__file__).with_name("advice.toml").read_text("utf-8"))["rule"]
     assert [rule["when"] for rule in rules].index("true") == len(rules) - 1
-    names = {name for name in dir(advice_module._Case) if not name.startswith("_")} | set(advice_module._Case.__annotations__)
+    seen = [cosine(), tokeniser()]
+    given = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(advice_module, "_rules", lambda: [{"holds": lambda known: given.update(known) or True} | dict.fromkeys(
+            ("advice", "reason"), advice_module.JINJA.from_string("leave it"))])  # fmt: skip
+        rank_candidates(seen, gpu="T4")
     for rule in rules:
+        for text in (f"{{{{ {rule['when']} }}}}", rule["advice"], rule["reason"]):
+            assert meta.find_undeclared_variables(advice_module.JINJA.parse(text)) <= given, rule
         text = " ".join(rule.values())
-        assert set(re.findall(r"\bcase\.(\w+)", text)) <= names, rule
-        assert set(re.findall(r"case\.projection\.(\w+)", text)) <= {*Projection.model_fields, "bound_by"}, rule
-        assert set(re.findall(r"case\.ways\['(.+?)'\]", text)) <= {
-            "measured",
-            "on this CPU",
-            "on conditions",
-            *get_args(RouteKind),
-        }
-        assert rule["advice"] in get_args(Advice) or rule["advice"].startswith("{{ case.")
+        assert set(re.findall(r"projection\.(\w+)", text)) <= {*Projection.model_fields, "bound_by"}, rule
+        assert set(re.findall(r"ways\['(.+?)'\]", text)) <= {"measured", "on this CPU", "on conditions", *get_args(RouteKind)}
+        assert rule["advice"] in get_args(Advice) or rule["advice"].startswith("{{ ")
