@@ -170,27 +170,17 @@ def last_level_cache_bytes() -> int | None:
 
 
 def _memory_groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, int]]:
-    """Limit and use in bytes of each control group, this process's own and those around it, that limits memory."""
+    """Limit and use in bytes of each control group (of version 2), this process's own and those around it, that limits memory."""
     try:
-        lines = proc.read_text().splitlines()
-    except OSError:  # not Linux
+        own = next(line[3:] for line in proc.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):  # not Linux, or an old one
         return []
-    groups = []
-    for _, controllers, own in (line.split(":", 2) for line in lines):
-        if controllers == "":
-            base, limit_name, use_name, cache_name = root, "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            base, cache_name = root / "memory", "total_inactive_file"
-            limit_name, use_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
+    groups, folder = [], root / own.lstrip("/")
+    for group in (folder, *folder.parents[: len(folder.parts) - len(root.parts)]):
+        try:
+            limit, use = int((group / "memory.max").read_text()), int((group / "memory.current").read_text())
+            cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no limit ("max"), or a path of the host that a container does not show
             continue
-        for group in (base / own.lstrip("/"), *(base / own.lstrip("/")).parents):
-            if not group.is_relative_to(base):
-                break
-            try:
-                limit, use = int((group / limit_name).read_text()), int((group / use_name).read_text())
-                cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # no limit ("max"), or a path of the host that a container does not show
-                continue
-            groups.append((limit, use - int(cache.get(cache_name, 0))))  # the kernel gives file cache back when asked
+        groups.append((limit, use - int(cache.get("inactive_file", 0))))  # the kernel gives file cache back when asked
     return groups
