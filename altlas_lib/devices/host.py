@@ -170,7 +170,7 @@ def last_level_cache_bytes() -> int | None:
 
 
 def _memory_groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, int]]:
-    """Limit and use in bytes of each control group (of version 2), this process's own and those around it, that limits memory."""
+    """Limit and use in bytes of each control group (version 2), this process's own and those around it, that limits memory."""
     try:
         own = next(line[3:] for line in proc.read_text().splitlines() if line.startswith("0::"))
     except (OSError, StopIteration):  # not Linux, or an old one

@@ -5,15 +5,14 @@ What decides, and the sentences that say why, stand in `advice.toml`.
 
 import functools
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
 
 from ...devices import GpuSpec, find_gpu
 from ...results import ArrayTrace, Candidate, Ceilings, FunctionTime, Projection, Quantity, WorkloadProfile, format_value
-from ..record.folding import OWN_LINES
 from .calibrate import Calibration
 from .gpu import Rates, gpu_rates
 from .projection import PYTHON_CLASSES, project, set_up_seconds
@@ -24,9 +23,17 @@ _PAYS = 1.5  # times as fast in the slow end: below, a port costs more than it b
 _ENOUGH_SEEN = 0.6  # coverage from which a projection is a basis to decide on
 _MOST = 0.5  # share of the time that makes a way out the way out
 _BATCHES = tuple(2**k for k in range(17))
+
+
+def _shares(shares: Mapping[str, float], n: int = 5) -> str:
+    """The `n` largest, of 5 % or more: 'numpy 55%, own lines 45%'."""
+    largest = sorted(shares.items(), key=lambda item: -item[1])[:n]
+    return ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.05)
+
+
 JINJA = Environment(autoescape=False)
 JINJA.filters |= {unit: functools.partial(format_value, unit=unit) for unit in ("s", "bytes")}
-JINJA.filters |= {"percent": "{:.0%}".format, "count": "{:,.0f}".format}
+JINJA.filters |= {"shares": _shares, "percent": "{:.0%}".format, "count": "{:,.0f}".format}
 
 
 def rank_candidates(
@@ -62,10 +69,13 @@ def rank_candidates(
 
 
 @functools.cache
-def _rules() -> list[dict]:
-    rules = tomllib.loads(resources.files(__package__).joinpath("advice.toml").read_text("utf-8"))["rule"]
+def _rules() -> tuple[list[dict], Template]:
+    """In order, with what each says; and what every reason ends with."""
+    content = tomllib.loads(resources.files(__package__).joinpath("advice.toml").read_text("utf-8"))
+    rules = content["rule"]
     sentences = [{key: JINJA.from_string(rule[key]) for key in ("advice", "reason")} for rule in rules]
-    return [{"holds": JINJA.compile_expression(rule["when"]), **each} for rule, each in zip(rules, sentences, strict=True)]
+    rules = [{"holds": JINJA.compile_expression(rule["when"]), **each} for rule, each in zip(rules, sentences, strict=True)]
+    return rules, JINJA.from_string(content["evidence"])
 
 
 def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | None, least_saving_s: float) -> Candidate:
@@ -77,17 +87,19 @@ def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | 
     python = {name: function.own_by_class[name] for name in PYTHON_CLASSES if function.own_by_class.get(name)}
     projection = project(function, profile, trace, rates) if rates else None
     known = {
-        **{"profile": profile, "trace": trace, "rates": rates, "projection": projection, "least_saving_s": least_saving_s},
+        **{"profile": profile, "function": function, "share": share},
+        **{"trace": trace, "rates": rates, "projection": projection, "least_saving_s": least_saving_s},
         "seconds": None if quiet_s is None else share * quiet_s,  # of one run; None: a process attached to
         # By how it is decided on, the first way that takes the place of half the function's time.
         "ways": {each.decides: each for each in reversed(found) if each.covers >= _MOST and each.advice},
         "sampled_python": sum(python.values()),
-        "python_classes": _listed(python) or "by its own lines and built-ins",
+        "python_classes": _shares(python) or "by its own lines and built-ins",
         **{"PAYS": _PAYS, "ENOUGH_SEEN": _ENOUGH_SEEN},
     }
     if projection:
         known |= _known_on_gpu(projection, trace) | {"batch": _paying_batch(function, profile, trace, rates, least_saving_s)}
-    rule = next(rule for rule in _rules() if rule["holds"](known))
+    rules, evidence = _rules()
+    rule = next(rule for rule in rules if rule["holds"](known))
     is_priced = projection and not profile.is_too_busy
     workload_gain = _gain(projection, projection.on_gpu, share) if is_priced else None
     projected = {"standing": "projected", "gain": workload_gain}
@@ -101,7 +113,7 @@ def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | 
         gain=known["moved"] if is_priced else None,
         workload_gain=workload_gain,
         advice=rule["advice"].render(known),
-        reason=f"{rule['reason'].render(known)} {_evidence(profile, function)}".strip(),
+        reason=f"{rule['reason'].render(known)} {evidence.render(known)}".strip(),
         routes=[each.route.model_copy(update=projected if each.advice == "port it" and is_priced else {}) for each in found],
     )
 
@@ -138,16 +150,3 @@ def _paying_batch(
         if now_s / on_gpu_s >= least and now_s - on_gpu_s >= least_saving_s:
             return batch
     return None
-
-
-def _evidence(profile: WorkloadProfile, function: FunctionTime) -> str:
-    n_calls = function.n_calls
-    of = "the time under cProfile" if function.sampled_own_share is None else f"{profile.n_samples:,} samples"
-    calls = "" if n_calls is None else f", {n_calls:,} call{'s' if n_calls != 1 else ''} per run"
-    libraries = {name.replace(OWN_LINES, "its own lines"): part for name, part in function.own_by_library.items()}
-    parts = [f"{part:.0%} in {name}" for name, part in libraries.items() if part >= 0.05]
-    return f"{profile.share(function):.0%} of {of}{calls}{'; ' if parts else ''}{', '.join(parts)}"
-
-
-def _listed(shares: dict[str, float]) -> str:
-    return ", ".join(f"{name} {share:.0%}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))

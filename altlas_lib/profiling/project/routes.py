@@ -221,10 +221,10 @@ def _float64(evidence: _Evidence) -> float:
     return evidence.share(each for each in computed if each.operation.working_set_bytes >= _TINY_BYTES)
 
 
-def _small_calls(evidence: _Evidence, names: str, most_bytes: float, least_calls: int = 1) -> float:
+def _small_calls(evidence: _Evidence, names: str, most_bytes: float, least_bytes: int = 0, least_calls: int = 1) -> float:
     """Calls of certain functions on little data."""
     named = (each for each in evidence.seen if {each.operation.name, each.last} & {*names.split()})
-    small = (each for each in named if each.operand_bytes < most_bytes)
+    small = (each for each in named if least_bytes <= each.operand_bytes < most_bytes)
     return evidence.share(each for each in small if each.operation.n_calls >= least_calls)
 
 

@@ -29,14 +29,6 @@ def _cell(value: Any) -> str | float | None:
     return value if value is None or isinstance(value, int | float) else str(value)
 
 
-def _largest(shares: Mapping[str, float]) -> str:
-    largest = sorted(shares.items(), key=lambda item: -item[1])[:2]
-    return ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.05)
-
-
-JINJA.filters["largest"] = _largest
-
-
 def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> tables.Table:
     """The `n_rows` first functions: ms of one run under cProfile, percent of the workload's time."""
     return _table("function_table", ({"profile": profile, "function": each} for each in profile.functions[:n_rows]))
