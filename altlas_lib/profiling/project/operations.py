@@ -144,21 +144,16 @@ class _Operands:
     def __init__(self, call: Call):
         self.call, self.name, self.kwargs = call, call.name, call.kwargs
         self.operands, self.results = call.operands, list(call.results)
-        self.read = [array for array in self.operands if array is not self.kwargs.get("out")]  # `out=` is only written
-        self.written = self.results or self.operands[:1]  # `x.sort()` returns nothing
-        self.quantities = self._found()
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        return self.kwargs.get(name, self.call.args[position] if len(self.call.args) > position else default)
-
-    def _found(self) -> dict[str, float]:
+        read = [array for array in self.operands if array is not self.kwargs.get("out")]  # `out=` is only written
+        written = self.results or self.operands[:1]  # `x.sort()` returns nothing
         elements = max((array.n for array in self.operands), default=0)
-        outputs = max((array.n for array in self.written), default=1)
+        outputs = max((array.n for array in written), default=1)
         found = {"elements": elements, "outputs": outputs, "kept": min(elements, outputs)}
-        found |= {"read": _total_bytes(self.read), "written": _total_bytes(self.written)}
-        found |= {"entries": sum(array.n for array in self.read), "parts": 4 if _dtype(self.call).startswith("complex") else 1}
+        found |= {"read": _total_bytes(read), "written": _total_bytes(written)}
+        found |= {"entries": sum(array.n for array in read), "parts": 4 if _dtype(call).startswith("complex") else 1}
+        self.quantities: dict[str, float] = found
         if not self.operands:
-            return found
+            return
         first, *others = self.operands
         found |= {"axes": len(first.shape), "result": _total_bytes(self.results), "index": _total_bytes(others)}
         if others:
@@ -167,15 +162,17 @@ class _Operands:
             *stack, m, n = first.shape
             columns = others[-1].shape[-1:] if others and len(others[-1].shape) > 1 else (1,) if others else (n,)
             found |= {"stack": math.prod(stack), "m": m, "n": n, "p": max(m, n), "q": min(m, n), "k": columns[0]}
-        return found
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        return self.kwargs.get(name, self.call.args[position] if len(self.call.args) > position else default)
 
     def value(self, formula: str) -> float:
         """Of '2/3 n n n + 2 n n k'."""
-        terms = (term.split() for term in formula.split(" + "))
-        return sum(
-            math.prod(self.quantities[each] if each in self.quantities else float(Fraction(each)) for each in term)
-            for term in terms
+        known = self.quantities
+        factors = (
+            [known[each] if each in known else float(Fraction(each)) for each in term.split()] for term in formula.split(" + ")
         )
+        return sum(map(math.prod, factors))
 
     def row(self) -> dict:
         """That the call belongs to, with its quantities found; KeyError: nobody knows what it does."""
@@ -262,10 +259,8 @@ def _einsum(of: _Operands) -> str | None:
     empty = [np.broadcast_to(np.int8(0), each.shape) if isinstance(each, Array) else each for each in of.call.args]
     path, report = np.einsum_path(*empty, optimize=how)
     counted = float(re.search(rf"{'Optimized' if how else 'Naive'} FLOP count:\s*(\S+)", report)[1])
-    n_first, n_last = of.operands[0].n, of.quantities["outputs"]
-    k = max(counted / (2 * max(n_last, 1)), 1)
-    of.quantities |= {"counted": counted, "steps": max(len(path) - 1, 1), "k": k, "stack": 1}
-    of.quantities |= {"m": max(n_first / k, 1), "n": max(n_last * k / max(n_first, 1), 1)}
+    k, side = max(counted / (2 * max(of.quantities["outputs"], 1)), 1), math.sqrt(of.quantities["outputs"])
+    of.quantities |= {"counted": counted, "steps": max(len(path) - 1, 1), "stack": 1, "m": side, "n": side, "k": k}
     return "einsum-of-one" if len(of.operands) == 1 else None
 
 
