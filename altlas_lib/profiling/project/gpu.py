@@ -154,9 +154,8 @@ def _model(cost: Cost, rates: Rates) -> Calls:
 
 def _fft(cost: Cost, rates: Rates) -> Calls:
     """Passes over the array, and as many more as lengths and layout ask for."""
-    more = sum(
-        rates.values[f"fft.{name}"] * cost.sizes.get(f"{name}_bytes", 0) for name in ("prime", "short", "strided", "inverse")
-    )
+    others = ("prime", "short", "strided", "inverse")
+    more = sum(rates.values[f"fft.{name}"] * cost.sizes.get(f"{name}_bytes", 0) for name in others)
     memory = rates.memory(cost.sizes["smooth_bytes"] + more, "fft", cost.working_set_bytes)
     return _stream(cost, rates)._replace(memory=memory)
 
@@ -198,9 +197,8 @@ def _scatter(cost: Cost, rates: Rates) -> Calls:
 def _stream(cost: Cost, rates: Rates) -> Calls:
     compute = cost.flops / (rates.flops(dtype_class(cost.dtype)) * rates.values["arithmetic.share"])
     moved_bytes = cost.flops * _SECTOR_BYTES if cost.rate == "search" else cost.moved_bytes
-    return Calls(
-        rates.start(cost), compute, rates.memory(moved_bytes, _STREAMS.get(cost.rate, "stream"), cost.working_set_bytes)
-    )
+    memory = rates.memory(moved_bytes, _STREAMS.get(cost.rate, "stream"), cost.working_set_bytes)
+    return Calls(rates.start(cost), compute, memory)
 
 
 _LAWS: dict[str, Callable[[Cost, Rates], Calls]] = {
@@ -250,12 +248,13 @@ def operation_seconds(operation: ArrayOperation, rates: Rates, batch: int = 1) -
     if operation.kind in ("view", "unknown"):
         return {}, None
     n, rate = operation.n_calls / batch, operation.rate or operation.kind
-    amounts = {"flops": (operation.flops or 0) / n, "moved_bytes": (operation.moved_bytes or 0) / n}
-    grown = {name: batch * size for name, size in operation.sizes.items() if name in grows(rate)}
     cost = Cost(*(getattr(operation, name) for name in Cost._fields))._replace(
-        rate=rate, sizes=operation.sizes | grown, **amounts
+        rate=rate,
+        flops=(operation.flops or 0) / n,
+        moved_bytes=(operation.moved_bytes or 0) / n,
+        working_set_bytes=batch * operation.working_set_bytes,
+        sizes=operation.sizes | {name: batch * operation.sizes[name] for name in grows(rate) & operation.sizes.keys()},
     )
-    cost = cost._replace(working_set_bytes=batch * cost.working_set_bytes)
     calls = call_seconds(cost, rates)
     bands = {cause: (n * low, n * high) for cause, (low, high) in call_bands(cost, calls, rates).items()}
     return bands, accuracy_class(cost, calls)

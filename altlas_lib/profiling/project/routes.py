@@ -65,11 +65,10 @@ def routes_of(
 def _measured(alternatives: Iterable[Any]) -> Iterator[Found]:
     says = {True: "the same answer", False: "another answer: not to be taken", None: "its answer was not compared"}
     for each in sorted(alternatives, key=lambda each: (not each.same_answer, -each.gain.value)):
-        measured = {"standing": "measured", "gain": each.gain, "same_answer": each.same_answer}
         why = f"timed in place of the workload, on the same input: {says[each.same_answer]}"
-        is_better = each.same_answer is True and each.gain.low >= _CHEAPER_PAYS
-        route = Route(kind="algorithm", name=each.name, why=why, **measured)
-        yield Found(route, "change the call" if is_better else None, 1.0, "measured")
+        measured = {"standing": "measured", "gain": each.gain, "same_answer": each.same_answer}
+        advice = "change the call" if each.same_answer and each.gain.low >= _CHEAPER_PAYS else None
+        yield Found(Route(kind="algorithm", name=each.name, why=why, **measured), advice, 1.0, "measured")
 
 
 # What was seen of a function ---------------------------------------------------------------------------------------------
@@ -245,22 +244,20 @@ def _parsing_json(evidence: _Evidence) -> float:
 
 def _on_gpu(evidence: _Evidence, library: GpuLibrary, gpu: GpuSpec | None) -> Found | None:
     """What a library has of the function; where that is too little, that it has nothing of it, or that nobody knows."""
-    names: dict[str, list[str]] = {"offered": [], "absent": [], "unknown": []}
-    shares, conditions = dict.fromkeys(names, 0.0), []
-    for offer, share in _offers(evidence, library):
-        standing = offer.standing.partition(" ")[0]
-        names[standing].append(offer.name)
-        shares[standing] = min(1.0, shares[standing] + share)
-        conditions += [f"{offer.name} {offer.condition}"] if offer.condition else []
-    standing = next((each for each in names if shares[each] >= LEAST_SHARE), None)
+    offers = _offers(evidence, library)
+    of = {kind: [each for each in offers if each[0].standing.startswith(kind)] for kind in ("offered", "absent", "unknown")}
+    shares = {kind: min(1.0, sum(share for _, share in some)) for kind, some in of.items()}
+    standing = next((kind for kind, share in shares.items() if share >= LEAST_SHARE), None)
     if standing is None:
         return None
+    conditions = [f"{offer.name} {offer.condition}" for offer, _ in offers if offer.condition]
     if standing == "offered" and (conditions or library.condition or shares["absent"] >= LEAST_SHARE):
         standing = "offered on conditions"
     if gpu and float(gpu.compute_capability) < float(library.least_compute_capability):
         standing, conditions = "absent", [f"not on {gpu.name}, of compute capability {gpu.compute_capability}"]
-    seen = f"for {_some(names['offered'])} ({shares['offered']:.0%} of its own time)" if names["offered"] else ""
-    missing = (f"{each}: {_some(names[each])}" for each in ("absent", "unknown") if names[each])
+    names = {kind: _some(offer.name for offer, _ in some) for kind, some in of.items()}
+    seen = f"for {names['offered']} ({shares['offered']:.0%} of its own time)" if names["offered"] else ""
+    missing = (f"{kind}: {names[kind]}" for kind in ("absent", "unknown") if names[kind])
     why = "; ".join(filter(None, (seen, *missing, _some(conditions), library.describe())))
     route = Route(kind=library.kind, name=library.name, standing=standing, why=why)
     return Found(route, _ON_GPU[library.kind] if "offered" in standing else None, shares["offered"], library.kind)
