@@ -181,9 +181,8 @@ class _Operands:
             return _table()["any"]["empty"]
         if self.call.model_work:
             return self.follow(_table()["own"], "model")
-        if any(array.n_stored is not None and array.dtype != "bool" for array in self.operands):  # sparse, of whatever class
-            is_product = _table()["any"][last]["class"] == "product"
-            return self.follow(_table()["own"], "sparse-product" if is_product else last)
+        if any(array.n_stored is not None and array.dtype != "bool" for array in self.operands):
+            raise KeyError("a sparse matrix")
         return self.follow(_rows_of(self.name), last)
 
     def follow(self, rows: dict[str, dict], name: str) -> dict:
@@ -264,14 +263,6 @@ def _einsum(of: _Operands) -> str | None:
     return "einsum-of-one" if len(of.operands) == 1 else None
 
 
-def _sparse_product(of: _Operands) -> None:
-    """A sparse matrix times a dense one: each stored value reads a row of the dense one."""
-    (sparse,) = (array for array in of.operands if array.n_stored is not None)  # else what meets is in their values
-    (dense,) = (array for array in of.operands if array.n_stored is None)
-    pairs = sparse.n_stored * dense.n / sparse.shape[1 if of.operands[0] is sparse else 0]
-    of.quantities |= {"pairs": pairs, "sparse_bytes": array_bytes(sparse), "gathered_bytes": pairs * item_bytes(dense.dtype)}
-
-
 def _norm(of: _Operands) -> str | None:
     order, axis = of.argument(1, "ord"), of.argument(2, "axis")
     if order in (2, -2, "nuc") and len(of.operands[0].shape) == 2 and axis is None:
@@ -329,14 +320,6 @@ def _largest_prime(n: int) -> int:
         while n > prime and n % prime == 0:
             n //= prime
     return n
-
-
-def _fft_convolution(of: _Operands) -> None:
-    """Two transforms, a product, and one back."""
-    n = math.prod(i + j - 1 for i, j in zip(*(array.shape for array in of.operands[:2]), strict=True))
-    moved = of.quantities["read"] + 6 * n * 8 + of.quantities["written"]
-    sides = 2 if of.quantities["parts"] > 1 else 1
-    of.quantities |= {"points": n, "log": math.log2(max(n, 2)), "sides": sides, "smooth_bytes": moved}
 
 
 def _gaussian(of: _Operands) -> None:
