@@ -77,26 +77,24 @@ def describe_gpus() -> tuple[Gpu, ...]:
         except nvml.NVMLError:  # a virtual GPU does not tell its bus
             return None
 
+    def described(index: int) -> Gpu:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return Gpu(
+            index=index,
+            name=nvml.nvmlDeviceGetName(handle),
+            memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
+            compute_capability=f"{major}.{minor}",
+            pcie_generation=optional(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
+            pcie_lanes=optional(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
+        )
+
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
         return ()
     try:
-        gpus = []
-        for index in range(nvml.nvmlDeviceGetCount()):
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-            gpus.append(
-                Gpu(
-                    index=index,
-                    name=nvml.nvmlDeviceGetName(handle),
-                    memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
-                    compute_capability=f"{major}.{minor}",
-                    pcie_generation=optional(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
-                    pcie_lanes=optional(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
-                )
-            )
-        return tuple(gpus)
+        return tuple(map(described, range(nvml.nvmlDeviceGetCount())))
     finally:
         nvml.nvmlShutdown()
 
