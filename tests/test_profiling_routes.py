@@ -419,6 +419,14 @@ def test_a_function_of_small_arrays_that_is_called_in_a_loop_is_stacked_before_i
     assert first(calls_of(*small_products(2), n_calls=2)) is None, "two calls are no loop"
 
 
+def test_a_slow_traced_run_makes_no_share_larger():
+    """On a busy machine its seconds are more than those of the quiet run that they are held against."""
+    tiny = op("numpy.add", "float64[9]", n_calls=2000, time_s=0.8)
+    large = op("numpy.matmul", "float32[900, 900]", "float32[900, 900]", kind="product", n_calls=2000, time_s=3.2)
+    assert first(calls_of(tiny, large, n_calls=2000)) is None
+    assert first(calls_of(tiny, n_calls=2000)) == ("vectorise first", "whole arrays in NumPy")
+
+
 @pytest.mark.parametrize(
     ("operation", "n_calls", "advice"),
     [

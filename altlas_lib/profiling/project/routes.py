@@ -115,6 +115,7 @@ class _Evidence(NamedTuple):
         others = [_Seen.of(each) for other in profile.traces if other != trace for each in other.operations]
         counts = (trace.n_calls, trace.n_element_accesses) if trace else (1, 0)
         now_s = profile.share(function) * profile.quiet_s if profile.total else function.own.value if function.own else 0.0
+        now_s = max(now_s, sum(each.operation.time_s for each in seen))  # the traced run may have been the slower one
         return cls(function, seen, [*seen, *others], *counts, now_s)
 
     def share(self, seen: Iterable[_Seen]) -> float:
