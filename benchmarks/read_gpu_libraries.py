@@ -56,6 +56,10 @@ class Library(NamedTuple):
     whole: bool = False  # everything of the hosts runs
 
 
+def _calls(classes: str, methods: str) -> str:
+    return " ".join(f"{each}.{method}" for each in classes.split() for method in methods.split())
+
+
 _PARALLEL = "if the steps of its loops do not depend on each other"
 LIBRARIES = [
     Library("cudf.pandas", "cudf-cu12", "pandas", "python -m cudf.pandas script.py, or %load_ext cudf.pandas before pandas"),
@@ -138,16 +142,21 @@ _CUVS = {
     "neighbors.ivf_pq": "IndexIVFPQ",
     "neighbors.cagra": "IndexHNSWFlat IndexNSGFlat",
 }
+# Pillow's images of files that fn.decoders.image reads (its documentation): decoded when their pixels are first asked for.
+_FILES = " ".join(f"PIL.{name}ImagePlugin.{name}ImageFile" for name in ("Bmp", "Jpeg", "Png", "Tiff", "WebP"))
 _DALI = {
-    "decoders.image": "PIL.Image.open cv2.imread cv2.imdecode torchvision.io.decode_image torchvision.io.decode_jpeg",
-    "resize": "PIL.Image.Image.resize PIL.Image.Image.thumbnail cv2.resize torchvision.transforms.Resize",
+    "decoders.image": f"PIL.Image.open {_calls(_FILES, 'convert load')} cv2.imread cv2.imdecode torchvision.io.decode_image "
+    "torchvision.io.decode_jpeg",
+    "resize": f"{_calls(f'PIL.Image.Image {_FILES}', 'resize thumbnail')} cv2.resize torchvision.transforms.Resize",
     "random_resized_crop": "torchvision.transforms.RandomResizedCrop",
-    "crop": "PIL.Image.Image.crop torchvision.transforms.CenterCrop torchvision.transforms.RandomCrop",
-    "rotate": "PIL.Image.Image.rotate torchvision.transforms.RandomRotation",
-    "flip": "cv2.flip torchvision.transforms.RandomHorizontalFlip torchvision.transforms.RandomVerticalFlip",
+    "crop": f"{_calls(f'PIL.Image.Image {_FILES}', 'crop')} torchvision.transforms.CenterCrop "
+    "torchvision.transforms.RandomCrop",
+    "rotate": f"{_calls(f'PIL.Image.Image {_FILES}', 'rotate')} torchvision.transforms.RandomRotation",
+    "flip": f"{_calls(f'PIL.Image.Image {_FILES}', 'transpose')} cv2.flip torchvision.transforms.RandomHorizontalFlip "
+    "torchvision.transforms.RandomVerticalFlip",
     "warp_affine": "cv2.warpAffine torchvision.transforms.RandomAffine",
+    "color_space_conversion": "PIL.Image.Image.convert cv2.cvtColor",
     "gaussian_blur": "cv2.GaussianBlur torchvision.transforms.GaussianBlur",
-    "color_space_conversion": "cv2.cvtColor",
     "color_twist": "torchvision.transforms.ColorJitter",
     "crop_mirror_normalize": "torchvision.transforms.Normalize",
 }
@@ -317,8 +326,16 @@ def _cupyx(folder: Path) -> tuple[Names, dict[str, str]]:
     by_cupy = sorted({*by_cupy} - {*names["scipy.linalg"]})
     names["scipy.linalg"] = [*names["scipy.linalg"], *by_cupy]
     conditions = dict.fromkeys(by_cupy, "by cupy.linalg, which has fewer options")
+    solvers = ast.parse((wheel / "cupyx/scipy/sparse/linalg/_solve.py").read_text()).body
+    on_cpu = [each.name for each in solvers if "not accelerated on the GPU" in _words(each)]
+    conditions |= dict.fromkeys(_in_host(on_cpu, "scipy.sparse.linalg"), "factorises on the CPU and solves on the GPU")
     needs_cuvs = _in_host(needs_cuvs, "scipy.spatial.distance")
     return names, conditions | dict.fromkeys(needs_cuvs, "with cuVS (cuvs-cu12) installed too")
+
+
+def _words(node: ast.stmt) -> str:
+    """A function's docstring on one line."""
+    return " ".join((ast.get_docstring(node) or "").split()) if isinstance(node, ast.FunctionDef) else ""
 
 
 def _compiled_classes(wheel: Path, host: str) -> Names:

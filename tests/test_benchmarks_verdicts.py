@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
+from fractions import Fraction
 from pathlib import Path
 from statistics import NormalDist
 from typing import get_args
@@ -402,6 +403,134 @@ def check_waiting_service(requests, found):
     assert found == [len("".join(articles)) for articles in requests]
 
 
+def check_closed_forms(formulas, found):
+    """By differences, in exact arithmetic."""
+    h = Fraction(1, 10**8)
+    for formula, second in zip(formulas, found, strict=True):
+        low, middle, high = (eval(str(formula), {"x": 3 + step}) for step in (-h, Fraction(0), h))
+        assert abs(float((low - 2 * middle + high) / h**2 / eval(str(second), {"x": Fraction(3)})) - 1) < 1e-9
+
+
+def check_service_settings(text, found):
+    ports = re.findall(r"name: (.+)\n +port: (\d+)", text)
+    assert found == {name: int(port) for name, port in ports}
+    assert found
+
+
+def check_manual_pages(text, found):
+    assert found.count("<h2>") == text.count("## ") > 0
+    assert found.count("<li>") == 3 * text.count("1. ")
+    assert re.findall(r"<code>(.+?)</code>", found) == re.findall("`(.+?)`", text)
+
+
+def check_similar_names(names, found):
+    """Ratcliff and Obershelp's measure as they define it: the longest common part, then left and right of it."""
+
+    def matched(a, b):
+        parts = [(n, -i, -j) for i in range(len(a)) for j in range(len(b)) for n in [common(a[i:], b[j:])] if n]
+        if not parts:
+            return 0
+        n, i, j = max(parts)
+        return n + matched(a[:-i], b[:-j]) + matched(a[n - i :], b[n - j :])
+
+    def common(a, b):
+        return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+    pairs = itertools.combinations(range(len(names)), 2)
+    assert found == [(i, j) for i, j in pairs if 2 * matched(names[i], names[j]) > 0.6 * (len(names[i]) + len(names[j]))]
+
+
+def check_rolling_sensors(readings, found):
+    values = readings.to_numpy()
+    windows = sliding_window_view(values, 300, axis=0)
+    far = np.abs(values[299:] - windows.mean(axis=2)) > 2 * windows.std(axis=2, ddof=1)
+    assert np.abs(found.to_numpy() - far.sum(axis=0)).max() <= 1  # one on the edge
+    assert found.sum()
+
+
+def check_ticket_fields(tickets, found):
+    assert found.to_dict() == Counter(text.split()[3].removeprefix("shop-") for text in tickets)
+
+
+def check_scored_events(events, found):
+    seconds = events["seconds"].to_numpy()
+    close(found, np.sqrt(seconds.clip(0, 60)[seconds >= 5]).sum())
+
+
+def check_nearest_profiles(profiles, found):
+    nearest = cdist(profiles, profiles, "cityblock").argsort(axis=1)[:, :10]
+    assert (np.sort(found) == np.sort(nearest)).mean() > 0.999
+
+
+def check_store_fits(stores, found):
+    for (weeks, sales), coefficients in zip(stores, found, strict=True):
+        centred = weeks - weeks.mean(axis=0)
+        close(coefficients, np.linalg.lstsq(
+            np.vstack([centred, np.eye(4)]), np.concatenate([sales - sales.mean(), np.zeros(4)]))[0])  # fmt: skip
+
+
+def check_heart_traces(traces, found):
+    """Its gain, forwards and back, away from the ends: nothing of a slow drift, all of what lies within the band."""
+    from benchmarks.verdict_workloads.scipy_filters import heart_traces
+
+    time = np.arange(20_000) / 500
+    for hertz, gain in ((0.05, 0), (10, 1), (120, 0)):
+        wave = np.sin(2 * np.pi * hertz * time)
+        close(heart_traces(wave[None])[0, 8000:12_000], gain * wave[8000:12_000], atol=0.01)
+    assert found.shape == traces.shape
+    close(heart_traces(2 * traces), 2 * found)
+
+
+def check_heat_plate(plate, found):
+    stencil = np.array([[0, 0.05, 0], [0.05, 0.8, 0.05], [0, 0.05, 0]])
+    expected = plate.astype(float)
+    for _ in range(200):
+        inner = ndimage.convolve(expected, stencil)[1:-1, 1:-1]
+        expected[1:-1, 1:-1] = inner
+    close(found, expected, atol=1e-4)
+
+
+def check_queue_waits(calls, found):
+    """The reflection principle: a wait is the walk less its smallest value so far."""
+    gaps, services = calls
+    walk = np.cumsum(services - gaps)
+    close(found, (walk - np.minimum.accumulate(np.minimum(walk, 0))).mean())
+
+
+def check_median_frames(frames, found):
+    middle = np.sort(frames, axis=0)[24:26].mean(axis=0)
+    spread = np.sqrt(((frames - frames.mean(axis=0)) ** 2).mean(axis=0))
+    kept = np.where(np.abs(frames - middle) <= 3 * spread, frames, middle)
+    close(found, kept.mean(axis=0), atol=1e-5)
+
+
+def check_running_totals(amounts, found):
+    close(np.diff(found, prepend=0), amounts, atol=1e-6)
+
+
+def check_attention(heads, found):
+    for query, key, value, row in zip(*(head.astype(float) for head in heads), found, strict=True):
+        for i in range(0, len(query), 7):
+            weights = np.exp(key @ query[i] / 8)
+            close(row[i], (weights[:, None] * value).sum(axis=0) / weights.sum(), atol=1e-4)
+
+
+def check_row_scores(data, found):
+    model, visitors = data
+    (first, _, last), hidden = model, visitors.numpy()
+    hidden = np.maximum(hidden @ first.weight.detach().numpy().T + first.bias.detach().numpy(), 0)
+    close(found, (hidden @ last.weight.detach().numpy().T + last.bias.detach().numpy())[:, 0], atol=1e-5)
+
+
+def check_communities(friends, found):
+    """A partition, and one that is better than the groups that the graph was made of, or as good."""
+    import networkx as nx
+
+    assert sorted(itertools.chain.from_iterable(found)) == sorted(friends)
+    made = [set(range(i, i + 30)) for i in range(0, len(friends), 30)]
+    assert nx.community.modularity(friends, found) >= 0.99 * nx.community.modularity(friends, made)
+
+
 SIZES = {
     "cosine_top_k": 40,
     "near_duplicates": 60,
@@ -447,6 +576,23 @@ SIZES = {
     "tidy_queries": 4,
     "order_totals": 50,
     "waiting_service": 2,
+    "closed_forms": 3,
+    "service_settings": 5,
+    "manual_pages": 4,
+    "similar_names": 12,
+    "rolling_sensors": 800,
+    "ticket_fields": 300,
+    "scored_events": 400,
+    "nearest_profiles": 60,
+    "store_fits": 4,
+    "heart_traces": 2000,
+    "heat_plate": 20,
+    "queue_waits": 300,
+    "median_frames": 12,
+    "running_totals": 200,
+    "attention": 20,
+    "row_scores": 10,
+    "communities": 120,
 }
 
 

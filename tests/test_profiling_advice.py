@@ -4,17 +4,30 @@ import functools
 import itertools
 import json
 import re
+import tomllib
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
+from jinja2 import meta
 from scipy.spatial.distance import cdist
 from test_profiling_projection import CPU, operation, product, projected, workload
 
 from altlas_lib import profiling
 from altlas_lib.profiling.project import advice as advice_module
 from altlas_lib.profiling.project.advice import rank_candidates
-from altlas_lib.results import LARGEST_OTHER_LOAD, Advice, Alternative, Candidate, FunctionTime, Quantity, WorkloadProfile
+from altlas_lib.results import (
+    LARGEST_OTHER_LOAD,
+    Advice,
+    Alternative,
+    Candidate,
+    FunctionTime,
+    Projection,
+    Quantity,
+    RouteKind,
+    WorkloadProfile,
+)
 
 
 def judged(profile: WorkloadProfile, gpu="T4", **options) -> Candidate:
@@ -136,6 +149,49 @@ def test_an_element_wise_pass_is_worth_it_only_where_the_data_stays():
     candidate = judged(workload([scale], 0.0201, {"arrays": 1.0}, input_bytes=4 * n, output_bytes=4 * n))
     assert candidate.advice == "keep the data on the GPU"
     assert candidate.projection.bound_by == "transfers"
+
+
+def small_requests(n_rows: int, width: int, n_calls: int, total_s: float) -> WorkloadProfile:
+    """A product and its activation for each request."""
+    multiply = product(n_rows, width, width, 0.8 * total_s, n_calls)
+    moved_bytes = 8 * n_rows * width * n_calls
+    activate = operation("numpy.tanh", operands=[f"float32[{n_rows}, {width}]"], time_s=0.15 * total_s, n_calls=n_calls,
+                         rate="transcendental", flops=20 * n_rows * width * n_calls, moved_bytes=moved_bytes)  # fmt: skip
+    n_bytes = 4 * n_rows * width * n_calls
+    return workload(
+        [multiply, activate], total_s, {"arrays": 1.0}, n_calls=n_calls, input_bytes=n_bytes, output_bytes=n_bytes / 8
+    )
+
+
+def test_small_products_of_many_calls_fill_the_gpu_as_one():
+    """Each alone leaves most multiprocessors idle: that counts as little for the batch as the starts do."""
+    few = judged(small_requests(16, 512, 6000, 0.22))
+    assert few.advice == "batch first"
+    batch = int(few.reason.split("with about ")[1].split(" times")[0].replace(",", ""))
+    assert judged(small_requests(16 * batch, 512, 6000 // batch, 0.22)).advice == "port it"
+    assert judged(small_requests(16, 512, 6000, 0.06)).advice == "leave it"  # a CPU that fast gains from no batch
+
+
+def repeatedly_read(n_times: int, n: int = 8000, rate=50e9) -> WorkloadProfile:
+    """A matrix that is multiplied by vectors, and read from the CPU's memory each time."""
+    n_bytes = 4 * n * n
+    step = operation("numpy.matmul", "product", [f"float32[{n}, {n}]", f"float32[{n}]"],
+                     n_calls=n_times, time_s=n_times * n_bytes / rate, flops=2 * n * n * n_times,
+                     moved_bytes=n_bytes * n_times, working_set_bytes=n_bytes,
+                     sizes={"stack": 1, "m": n, "n": 1, "k": n})  # fmt: skip
+    return workload([step], 1.01 * step.time_s, {"arrays": 1.0}, input_bytes=n_bytes, output_bytes=4 * n)
+
+
+def test_what_is_brought_over_once_and_read_many_times_is_ported():
+    """Then transfers are not what binds, and keeping the data there is no answer to what does."""
+    often = judged(repeatedly_read(40))
+    assert often.gain.low < 1.5 < often.projection.now.value / often.projection.on_gpu_resident.high
+    assert often.advice == "port it"
+    assert "40 times as much as is brought over" in often.reason
+    once = judged(repeatedly_read(1))
+    assert once.projection.bound_by == "transfers"
+    assert once.advice in ("keep the data on the GPU", "leave it")
+    assert judged(repeatedly_read(40, rate=140e9)).advice != "port it"  # a CPU with as much bandwidth
 
 
 @pytest.mark.parametrize("classes", [{"other native": 1.0}, {"arrays": 0.9, "interpreter": 0.1}, {"framework": 1.0}])
@@ -328,12 +384,17 @@ def test_a_busy_machine_invents_no_gain():
 
 
 def test_every_rule_is_about_what_there_is_and_the_last_one_always_holds():
-    rules = advice_module._rules()
-    assert rules[-1]["when"] == []
-    assert all(rule["when"] for rule in rules[:-1])
-    names = {name for name in dir(advice_module._Case) if not name.startswith("_")} | set(advice_module._Case.__annotations__)
+    rules = tomllib.loads(Path(advice_module.__file__).with_name("advice.toml").read_text("utf-8"))["rule"]
+    assert [rule["when"] for rule in rules].index("true") == len(rules) - 1
+    given, text = set(), advice_module.JINJA.from_string("leave it")
+    always = {"holds": lambda known: given.update(known) or True, "advice": text, "reason": text}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(advice_module, "_rules", lambda: ([always], text))
+        rank_candidates([cosine(), tokeniser()], gpu="T4")
     for rule in rules:
-        paths = re.findall(r"\{case\.(\w+)", rule["reason"] + rule["advice"])
-        paths += [re.match(r"(?:not )?(\w+)", condition)[1] for condition in rule["when"]]
-        assert set(paths) <= names, rule
-        assert rule["advice"] in get_args(Advice) or rule["advice"].startswith("{case.")
+        for text in (f"{{{{ {rule['when']} }}}}", rule["advice"], rule["reason"]):
+            assert meta.find_undeclared_variables(advice_module.JINJA.parse(text)) <= given, rule
+        text = " ".join(rule.values())
+        assert set(re.findall(r"projection\.(\w+)", text)) <= {*Projection.model_fields, "bound_by"}, rule
+        assert set(re.findall(r"ways\['(.+?)'\]", text)) <= {"measured", "on this CPU", "on conditions", *get_args(RouteKind)}
+        assert rule["advice"] in get_args(Advice) or rule["advice"].startswith("{{ ")

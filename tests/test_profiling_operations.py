@@ -88,7 +88,6 @@ def call(name, args=(), result=None, is_view=False, **kwargs) -> Call:
         ("ndarray.__setitem__", (A, None, 0), None, "copy", 0, 1200 * 4),
         ("numpy.searchsorted", (np.sort(V), A), np.zeros((40, 30), int), "gather", 1200 * LOG2_1000, None),
         ("numpy.where", (MASK, A, 0), A, "elementwise", 1200, None),
-        ("numpy.where", (MASK,), np.where(MASK), "gather", 1200, None),
         ("ndarray.astype", (A, "f8"), A.astype("f8"), "copy", 0, 19200),
         ("numpy.concatenate", ([A, A],), np.concatenate([A, A]), "copy", 0, 2 * 9600),
         ("numpy.fft.fft", (V,), np.fft.fft(V), "fft", 5 * 1000 * LOG2_1000, 24000),
@@ -227,11 +226,10 @@ def test_a_convolution_of_a_framework_is_the_product_that_it_amounts_to():
     assert (dense.rate, dense.n_kernels, dense.sizes) == ("model", 1, {})
 
 
-def test_a_sparse_matrix_reads_a_row_of_the_dense_one_for_each_stored_value():
-    left = Array("float64", (100, 50), 1000, 60)
-    found = price(Call(name="csr_array.matmul", args=(left, Array("float64", (50, 7))), results=(Array("float64", (100, 7)),)))
-    assert (found.kind, found.flops, found.moved_bytes) == ("gather", 2 * 60 * 7, 1000 + 60 * 7 * 8 + 8 * 700)
-    assert price(Call(name="scipy.sparse.dot", args=(left, left))).kind == "unknown"
+def test_of_a_sparse_matrix_only_a_library_for_it_knows_the_cost():
+    left, right = Array("float64", (100, 50), 1000, 60), Array("float64", (50, 7))
+    for name in ("csr_array.matmul", "numpy.matmul", "scipy.sparse.dot"):
+        assert price(Call(name=name, args=(left, right), results=(Array("float64", (100, 7)),))).kind == "unknown"
 
 
 @pytest.mark.parametrize(

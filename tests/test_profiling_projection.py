@@ -1,9 +1,10 @@
 """The model of GPU time against closed formulas, its sources, and laws that hold for every GPU; calibration."""
 
 import contextlib
-import json
 import math
 import sys
+import time
+from types import SimpleNamespace
 
 import gpu_stand_in
 import numpy as np
@@ -510,6 +511,17 @@ def test_ceilings_replace_the_data_sheet_only_where_they_were_measured_on_such_a
 # Calibration -------------------------------------------------------------------------------------------------------------
 
 
+def benchmark(function, args, *, n_repeat: int, n_warmup: int) -> SimpleNamespace:
+    """What `cupyx.profiler.benchmark` gives, for one GPU."""
+    assert isinstance(args, tuple)
+    seconds = []
+    for _ in range(n_warmup + n_repeat):
+        start = time.perf_counter()
+        function(*args)
+        seconds.append(time.perf_counter() - start)
+    return SimpleNamespace(gpu_times=np.array([seconds[n_warmup:]]))
+
+
 @contextlib.contextmanager
 def stand_in(name=b"Tesla T4"):
     """NumPy in CuPy's place."""
@@ -521,6 +533,11 @@ def stand_in(name=b"Tesla T4"):
         cupy.fft = devices.arrays.ModuleType("fft")
         cupy.fft.fft, cupy.fft.rfft = (gpu_stand_in.on_stand_ins(each) for each in (np.fft.fft, np.fft.rfft))
         cupy.linalg.cholesky = gpu_stand_in.on_stand_ins(np.linalg.cholesky)
+        profiler = devices.arrays.ModuleType("cupyx.profiler")
+        profiler.benchmark = benchmark
+        patch.setitem(sys.modules, "cupyx", devices.arrays.ModuleType("cupyx"))
+        patch.setitem(sys.modules, "cupyx.profiler", profiler)
+        sys.modules["cupyx"].profiler = profiler
         patch.setattr(gpu_stand_in.cublas, "mode", 16)
         patch.setitem(sys.modules, "cupy", cupy)
         devices.has_gpu.cache_clear()
@@ -552,7 +569,7 @@ def test_a_calibration_is_measured_kept_and_preferred(outputs):
 def test_a_calibration_of_what_was_projected_changes_nothing(monkeypatch):
     """Measured times that equal the projected ones give a factor of 1."""
 
-    def as_projected(cupy, name, operands, n_runs):
+    def as_projected(name, operands, n_runs):
         arrays = [Array(str(array.dtype), array.shape) for array in operands]
         call = Call(name=name, args=tuple(arrays), results=(arrays[0],))
         cost = price(call)
@@ -582,26 +599,25 @@ def test_a_calibration_needs_a_gpu_of_the_catalogue():
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[", "[]", "null", '{"T4": 1}', '{"T4": {"gpu": "T4", "measured_at": "x", "classes": {}}}', "[" * 100_000, "\xff",
-     '{"T4": {"gpu": "T4", "measured_at": "2026-01-01", "classes": {"fft": [0, 2]}}}',
-     '{"T4": {"gpu": "T4", "measured_at": "2026-01-01", "classes": {"fft": [NaN, 2]}}}'],
+    ["", "[", "[]", "null", '{"T4": 1}', '{"gpu": "T4", "measured_at": "x", "classes": {}}', "[" * 100_000, "\xff",
+     '{"gpu": "T4", "measured_at": "2026-01-01", "classes": {"fft": [0, 2]}}',
+     '{"gpu": "T4", "measured_at": "2026-01-01", "classes": {"fft": [NaN, 2]}}'],
 )  # fmt: skip
 def test_a_damaged_file_is_named_with_what_to_do(outputs, content):
-    outputs.mkdir(exist_ok=True)
-    (outputs / "calibration.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"calibration\.json cannot be read \(.+\); remove it and run `altlas calibrate`"):
+    (outputs / "calibration").mkdir(parents=True)
+    (outputs / "calibration" / "T4.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"T4\.json cannot be read \(.+\); remove it and run `altlas calibrate`"):
         Calibration.load("T4")
 
 
 def test_an_interrupted_save_leaves_the_old_file(outputs, monkeypatch):
     kept = Calibration(gpu="T4", measured_at="2026-01-01T00:00:00Z", classes={"fft": (1.5, 1.2)})
-    before = kept.save().read_bytes()
+    kept.save()
     monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        kept.model_copy(update={"gpu": "L4"}).save()
-    assert (outputs / "calibration.json").read_bytes() == before
-    assert list(json.loads(before)) == ["T4"]
-    assert [path.name for path in outputs.iterdir() if path.suffix == ".tmp"] == []
+        kept.model_copy(update={"classes": {}}).save()
+    assert Calibration.load("T4") == kept
+    assert [path.name for path in (outputs / "calibration").iterdir()] == ["T4.json"]
 
 
 @pytest.mark.gpu

@@ -234,6 +234,11 @@ def test_figures_state_their_message():
         assert plots.function_shares(ax, attached).get_title("left") == "scores: 80% is spent in scores"
     with figures.figure() as (_, ax):
         assert plots.time_classes(ax, [profile]).get_title("left") == "Most of the time goes into arrays: 60%"
+    nothing = profile.model_copy(update={"functions": []})
+    with figures.figure() as (_, ax):
+        assert plots.time_classes(ax, [nothing]).get_title("left") == "py-spy saw no native frames"
+    with figures.figure() as (_, ax):
+        assert plots.function_shares(ax, nothing).get_title("left") == ""
     with figures.figure() as (_, ax):
         assert "200 operations per byte, 2.0 GFLOP/s" in plots.candidate_roofline(ax, [profile], gpu).get_title("left")
     with figures.figure() as (_, ax):

@@ -1,7 +1,7 @@
 """The machine: where arrays live, which processors there are, and the catalogue of GPUs that it does not have."""
 
 from .arrays import MemoryStats, get_namespace, has_gpu, memory_stats, synchronize, to_cpu, to_gpu
-from .catalogue import GpuSpec, Multiprocessor, find_gpu, find_multiprocessor, load_catalogue
+from .catalogue import GpuSpec, find_gpu, find_multiprocessor, load_catalogue
 from .host import (
     Cpu,
     Gpu,
@@ -19,7 +19,6 @@ __all__ = [
     "Gpu",
     "GpuSpec",
     "MemoryStats",
-    "Multiprocessor",
     "OtherLoad",
     "describe_cpu",
     "describe_gpus",

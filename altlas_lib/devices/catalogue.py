@@ -31,11 +31,9 @@ class GpuSpec(BaseModel):
     power_w: PositiveFloat
     source: str = Field(min_length=1)
 
-    @property
-    def spellings(self) -> frozenset[str]:
-        """All that `find_gpu` takes for this GPU: its names, and its name's leading words (`"H100"` for `"H100 SXM"`)."""
-        names = (self.name, *self.aliases, *accumulate(self.name.split(), "{} {}".format))
-        return frozenset(map(_key, names))
+    def is_called(self, name: str) -> bool:
+        """Whether `find_gpu` takes a name for it: its own, its driver's, or its leading words (`"H100"` for `"H100 SXM"`)."""
+        return _key(name) in map(_key, (self.name, *self.aliases, *accumulate(self.name.split(), "{} {}".format)))
 
 
 class Multiprocessor(BaseModel):
@@ -82,7 +80,7 @@ def find_gpu(name: str) -> GpuSpec:
         ValueError: no such row, or more than one; names the nearest.
     """
     catalogue, wanted = load_catalogue(), _key(name)
-    matches = [gpu for gpu in catalogue if wanted == _key(gpu.name)] or [gpu for gpu in catalogue if wanted in gpu.spellings]
+    matches = [gpu for gpu in catalogue if wanted == _key(gpu.name)] or [gpu for gpu in catalogue if gpu.is_called(name)]
     if len(matches) == 1:
         return matches[0]
     by_key = {_key(gpu.name): gpu for gpu in catalogue}

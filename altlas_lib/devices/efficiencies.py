@@ -42,12 +42,8 @@ class Efficiencies(_Row):
     @property
     def values(self) -> dict[str, float]:
         """'product float32.share' -> value."""
-        return {
-            f"{group}.{name}": entry.value
-            for groups in (self.published, self.unpublished)
-            for group, entries in groups.items()
-            for name, entry in entries.items()
-        }
+        groups = self.published | self.unpublished
+        return {f"{group}.{name}": entry.value for group, entries in groups.items() for name, entry in entries.items()}
 
 
 @functools.cache

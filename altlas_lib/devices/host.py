@@ -56,19 +56,13 @@ def describe_cpu() -> Cpu:
     if cpuinfo.exists():
         first = cpuinfo.read_text(errors="replace").split("\n\n")[0]
         fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
-    revision = {
-        "family": "cpu family",
-        "model": "model",
-        "stepping": "stepping",
-        "part": "CPU part",
-        "revision": "CPU revision",
-    }
+    revision = ("cpu family", "model", "stepping", "CPU part", "CPU revision")
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     return Cpu(
         name=fields.get("model name") or platform.processor() or platform.machine(),
         n_threads=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         instruction_sets=tuple(name for flag, name in _INSTRUCTION_SETS.items() if flag in flags),
-        revision=" ".join(f"{word} {fields[key]}" for word, key in revision.items() if fields.get(key)),
+        revision=" ".join(f"{key.split()[-1]} {fields[key]}" for key in revision if fields.get(key)),
     )
 
 
@@ -83,26 +77,24 @@ def describe_gpus() -> tuple[Gpu, ...]:
         except nvml.NVMLError:  # a virtual GPU does not tell its bus
             return None
 
+    def described(index: int) -> Gpu:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return Gpu(
+            index=index,
+            name=nvml.nvmlDeviceGetName(handle),
+            memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
+            compute_capability=f"{major}.{minor}",
+            pcie_generation=optional(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
+            pcie_lanes=optional(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
+        )
+
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
         return ()
     try:
-        gpus = []
-        for index in range(nvml.nvmlDeviceGetCount()):
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-            gpus.append(
-                Gpu(
-                    index=index,
-                    name=nvml.nvmlDeviceGetName(handle),
-                    memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
-                    compute_capability=f"{major}.{minor}",
-                    pcie_generation=optional(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
-                    pcie_lanes=optional(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
-                )
-            )
-        return tuple(gpus)
+        return tuple(map(described, range(nvml.nvmlDeviceGetCount())))
     finally:
         nvml.nvmlShutdown()
 
@@ -176,27 +168,17 @@ def last_level_cache_bytes() -> int | None:
 
 
 def _memory_groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, int]]:
-    """Limit and use in bytes of each control group, this process's own and those around it, that limits memory."""
+    """Limit and use in bytes of each control group (version 2), this process's own and those around it, that limits memory."""
     try:
-        lines = proc.read_text().splitlines()
-    except OSError:  # not Linux
+        own = next(line[3:] for line in proc.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):  # not Linux, or an old one
         return []
-    groups = []
-    for _, controllers, own in (line.split(":", 2) for line in lines):
-        if controllers == "":
-            base, limit_name, use_name, cache_name = root, "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            base, cache_name = root / "memory", "total_inactive_file"
-            limit_name, use_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
+    groups, folder = [], root / own.lstrip("/")
+    for group in (folder, *folder.parents[: len(folder.parts) - len(root.parts)]):
+        try:
+            limit, use = int((group / "memory.max").read_text()), int((group / "memory.current").read_text())
+            cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no limit ("max"), or a path of the host that a container does not show
             continue
-        for group in (base / own.lstrip("/"), *(base / own.lstrip("/")).parents):
-            if not group.is_relative_to(base):
-                break
-            try:
-                limit, use = int((group / limit_name).read_text()), int((group / use_name).read_text())
-                cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # no limit ("max"), or a path of the host that a container does not show
-                continue
-            groups.append((limit, use - int(cache.get(cache_name, 0))))  # the kernel gives file cache back when asked
+        groups.append((limit, use - int(cache.get("inactive_file", 0))))  # the kernel gives file cache back when asked
     return groups

@@ -34,3 +34,12 @@ def critical_path_input(n: int = 40_000) -> nx.DiGraph:
 
 def critical_path(schedule: nx.DiGraph) -> list[int]:
     return nx.dag_longest_path(schedule, weight="weight")
+
+
+def communities_input(n: int = 1500) -> nx.Graph:
+    """Friends within groups of 30, and some between them."""
+    return nx.planted_partition_graph(n // 30, 30, 0.4, 0.002, seed=4)
+
+
+def communities(friends: nx.Graph) -> list[set[int]]:
+    return nx.community.louvain_communities(friends, seed=1)

@@ -73,3 +73,46 @@ def garch_likelihood(returns, omega, alpha, beta):
         total -= 0.5 * (math.log(variance) + value * value / variance)
         variance = omega + alpha * value * value + beta * variance
     return total
+
+
+def heat_plate_input(n: int = 700) -> np.ndarray:
+    """Temperatures float32[n, n]."""
+    return np.random.default_rng(3).random((n, n), dtype=np.float32)
+
+
+def heat_plate(plate: np.ndarray) -> np.ndarray:
+    return spread(plate, 200)
+
+
+@numba.njit(parallel=True)
+def spread(plate, n_steps):
+    """Each step moves every inner point a fifth of the way to its neighbours' mean."""
+    plate = plate.copy()
+    after = plate.copy()
+    for _ in range(n_steps):
+        for i in numba.prange(1, plate.shape[0] - 1):
+            for j in range(1, plate.shape[1] - 1):
+                around = plate[i - 1, j] + plate[i + 1, j] + plate[i, j - 1] + plate[i, j + 1]
+                after[i, j] = np.float32(0.8) * plate[i, j] + np.float32(0.05) * around
+        plate, after = after, plate
+    return plate
+
+
+def queue_waits_input(n: int = 40_000_000) -> tuple[np.ndarray, np.ndarray]:
+    """Times between calls, and how long each takes, of a call centre: float64[n]."""
+    rng = np.random.default_rng(4)
+    return rng.exponential(1.0, n), rng.exponential(0.9, n)
+
+
+def queue_waits(calls: tuple[np.ndarray, np.ndarray]) -> float:
+    return mean_wait(*calls)
+
+
+@numba.njit
+def mean_wait(gaps, services):
+    """Lindley's recursion: who comes waits for what is left of those before."""
+    wait, total = 0.0, 0.0
+    for i in range(len(gaps)):
+        wait = max(0.0, wait + services[i] - gaps[i])
+        total += wait
+    return total / len(gaps)

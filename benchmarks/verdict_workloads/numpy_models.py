@@ -44,3 +44,19 @@ def mlp_archive_input(n: int = 65_536) -> tuple[np.ndarray, Layers]:
 def mlp_archive(data: tuple[np.ndarray, Layers]) -> np.ndarray:
     rows, layers = data
     return predict(rows, layers).argmax(axis=1)
+
+
+def attention_input(n: int = 1536) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries, keys and values of 12 heads for n tokens, float32[12, n, 64] each."""
+    rng = np.random.default_rng(3)
+    return tuple(rng.standard_normal((12, n, 64), dtype=np.float32) for _ in range(3))
+
+
+def attention(heads: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    return attended(*heads)
+
+
+def attended(queries: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    scores = queries @ keys.transpose(0, 2, 1) / np.float32(8)
+    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+    return weights @ values / weights.sum(axis=2, keepdims=True)

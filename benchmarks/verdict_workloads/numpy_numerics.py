@@ -121,3 +121,32 @@ def moved(places: np.ndarray, velocities: np.ndarray, dt: float = 0.01) -> np.nd
     places += dt * velocities
     places -= np.floor(places)
     return places
+
+
+def median_frames_input(n: int = 400) -> np.ndarray:
+    """Frames of a telescope, float32[50, n, n]."""
+    return np.random.default_rng(7).standard_normal((50, n, n), dtype=np.float32)
+
+
+def median_frames(frames: np.ndarray) -> np.ndarray:
+    return combined(frames)
+
+
+def combined(frames: np.ndarray) -> np.ndarray:
+    """Their median, without what is far from it in a frame, such as a satellite."""
+    middle = np.median(frames, axis=0)
+    far = np.abs(frames - middle) > 3 * frames.std(axis=0)
+    return np.where(far, middle, frames).mean(axis=0)
+
+
+def running_totals_input(n: int = 30_000_000) -> np.ndarray:
+    """Amounts that were paid, float64[n]."""
+    return np.random.default_rng(8).random(n)
+
+
+def running_totals(amounts: np.ndarray) -> np.ndarray:
+    return balances(amounts)
+
+
+def balances(amounts: np.ndarray) -> np.ndarray:
+    return np.cumsum(amounts)

@@ -37,3 +37,26 @@ def discount(row: pd.Series) -> float:
     if row["member"] and amount > 50:
         return 0.1 * amount
     return 0.05 * amount if row["quantity"] >= 5 else 0.0
+
+
+def rolling_sensors_input(n: int = 1_000_000) -> pd.DataFrame:
+    """Readings of eight sensors, one a second."""
+    rng = np.random.default_rng(3)
+    return pd.DataFrame(rng.standard_normal((n, 8)).cumsum(axis=0), columns=[f"sensor {i}" for i in range(8)])
+
+
+def rolling_sensors(readings: pd.DataFrame) -> pd.Series:
+    """How often each sensor left the band of two standard deviations around its last five minutes' mean."""
+    window = readings.rolling(300)
+    return ((readings - window.mean()).abs() > 2 * window.std()).sum()
+
+
+def ticket_fields_input(n: int = 250_000) -> pd.Series:
+    rng = np.random.default_rng(4)
+    return pd.Series([f"ticket {i} from shop-{shop} about order {order}" for i, shop, order in
+                      zip(range(n), rng.integers(0, 500, n), rng.integers(0, 10**6, n), strict=True)])  # fmt: skip
+
+
+def ticket_fields(tickets: pd.Series) -> pd.Series:
+    """Tickets by shop."""
+    return tickets.str.extract(r"from shop-(\d+)")[0].value_counts()

@@ -25,3 +25,18 @@ def time_by_country(events: pl.LazyFrame, users: pl.LazyFrame) -> pl.LazyFrame:
         .agg(pl.col("seconds").sum(), pl.col("seconds").mean().alias("mean"), pl.len().alias("n"))
         .sort("country", "kind")
     )
+
+
+def scored_events_input(n: int = 600_000) -> pl.DataFrame:
+    return pl.DataFrame({"seconds": np.random.default_rng(2).exponential(30.0, n)})
+
+
+def scored_events(events: pl.DataFrame) -> float:
+    return events["seconds"].map_elements(score, return_dtype=pl.Float64).sum()
+
+
+def score(seconds: float) -> float:
+    """Of a visit: nothing below five seconds, and at most 60."""
+    if seconds < 5:
+        return 0.0
+    return min(seconds, 60.0) ** 0.5

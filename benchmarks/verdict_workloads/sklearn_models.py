@@ -6,7 +6,8 @@ import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import NearestNeighbors
 
 
 def customer_segments_input(n: int = 60_000) -> np.ndarray:
@@ -56,3 +57,26 @@ def word_weights_input(n: int = 6000) -> list[str]:
 
 def word_weights(texts: list[str]):
     return TfidfVectorizer(min_df=2, ngram_range=(1, 2)).fit_transform(texts)
+
+
+def nearest_profiles_input(n: int = 3500) -> np.ndarray:
+    return np.random.default_rng(5).standard_normal((n, 48), dtype=np.float32)
+
+
+def nearest_profiles(profiles: np.ndarray) -> np.ndarray:
+    """The ten nearest of each, itself included."""
+    return NearestNeighbors(n_neighbors=10, algorithm="brute", metric="manhattan").fit(profiles).kneighbors(profiles)[1]
+
+
+def store_fits_input(n: int = 600) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weeks float64[52, 4] and sales float64[52] of n stores."""
+    rng = np.random.default_rng(6)
+    return [(weeks, weeks.sum(axis=1) + rng.standard_normal(52)) for weeks in rng.standard_normal((n, 52, 4))]
+
+
+def store_fits(stores: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    return [trend(*store) for store in stores]
+
+
+def trend(weeks: np.ndarray, sales: np.ndarray) -> np.ndarray:
+    return Ridge(alpha=1.0).fit(weeks, sales).coef_

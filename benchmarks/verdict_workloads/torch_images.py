@@ -26,3 +26,21 @@ def image_classes(data: tuple[nn.Module, torch.Tensor]) -> list[int]:
 def classify(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         return model(batch).argmax(dim=1)
+
+
+def row_scores_input(n: int = 3000) -> tuple[nn.Module, torch.Tensor]:
+    """A small network, and the features of n visitors, as they come in."""
+    generator = torch.Generator().manual_seed(2)
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 1)).eval()
+    return model, torch.randn((n, 32), generator=generator)
+
+
+def row_scores(data: tuple[nn.Module, torch.Tensor]) -> list[float]:
+    model, visitors = data
+    return [visitor_score(model, visitor) for visitor in visitors]
+
+
+def visitor_score(model: nn.Module, visitor: torch.Tensor) -> float:
+    with torch.inference_mode():
+        return float(model(visitor[None])[0, 0])

@@ -3,29 +3,37 @@
 What decides, and the sentences that say why, stand in `advice.toml`.
 """
 
-import operator
-import string
+import functools
 import tomllib
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
 from importlib import resources
 from typing import Any
 
+from jinja2 import Environment, Template
+
 from ...devices import GpuSpec, find_gpu
 from ...results import ArrayTrace, Candidate, Ceilings, FunctionTime, Projection, Quantity, WorkloadProfile, format_value
-from ..record.folding import OWN_LINES
 from .calibrate import Calibration
 from .gpu import Rates, gpu_rates
 from .projection import PYTHON_CLASSES, project, set_up_seconds
-from .routes import Found, routes_of
+from .routes import routes_of
 
 _PAYS_THOUGH_IDLE = 3  # times as fast, where starting kernels bounds it, and the GPU has little to do
-_CHEAPER_PAYS = 1.2  # times as fast, measured, in the slow end: a change of a few lines on the same machine
+_PAYS = 1.5  # times as fast in the slow end: below, a port costs more than it brings
+_ENOUGH_SEEN = 0.6  # coverage from which a projection is a basis to decide on
 _MOST = 0.5  # share of the time that makes a way out the way out
 _BATCHES = tuple(2**k for k in range(17))
-_COMPARISONS = {"<": operator.lt, ">": operator.gt, ">=": operator.ge, "==": operator.eq}
+
+
+def _shares(shares: Mapping[str, float], n: int = 5) -> str:
+    """The `n` largest, of 5 % or more: 'numpy 55%, own lines 45%'."""
+    largest = sorted(shares.items(), key=lambda item: -item[1])[:n]
+    return ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.05)
+
+
+JINJA = Environment(autoescape=False)
+JINJA.filters |= {unit: functools.partial(format_value, unit=unit) for unit in ("s", "bytes")}
+JINJA.filters |= {"shares": _shares, "percent": "{:.0%}".format, "count": "{:,.0f}".format}
 
 
 def rank_candidates(
@@ -54,201 +62,91 @@ def rank_candidates(
     gpu = find_gpu(gpu) if isinstance(gpu, str) else gpu
     calibration = Calibration.load(gpu.name) if gpu else None
     rates = gpu_rates(gpu, ceilings, calibration and calibration.classes) if gpu else None
-    cases = [
-        _Case(profile, function, rates, least_saving_s)
-        for profile in profiles
-        for function in profile.functions
-        if profile.share(function) >= smallest_share
-    ]
-    cases.sort(key=lambda case: (-(case.seconds or 0), -case.share))
-    return [case.candidate() for case in cases]
+    functions = [(profile, function) for profile in profiles for function in profile.functions]
+    functions = [each for each in functions if each[0].share(each[1]) >= smallest_share]
+    functions.sort(key=lambda each: (-each[0].share(each[1]) * (each[0].quiet_s or 0), -each[0].share(each[1])))
+    return [_candidate(profile, function, rates, least_saving_s) for profile, function in functions]
 
 
-@cache
-def _rules() -> list[dict[str, Any]]:
-    return tomllib.loads(resources.files(__package__).joinpath("advice.toml").read_text("utf-8"))["rule"]
+@functools.cache
+def _rules() -> tuple[list[dict], Template]:
+    """In order, with what each says; and what every reason ends with."""
+    content = tomllib.loads(resources.files(__package__).joinpath("advice.toml").read_text("utf-8"))
+    rules = content["rule"]
+    sentences = [{key: JINJA.from_string(rule[key]) for key in ("advice", "reason")} for rule in rules]
+    rules = [{"holds": JINJA.compile_expression(rule["when"]), **each} for rule, each in zip(rules, sentences, strict=True)]
+    return rules, JINJA.from_string(content["evidence"])
 
 
-class _Sentences(string.Formatter):
-    def format_field(self, value: Any, how: str) -> str:
-        return format_value(value, how) if how in ("s", "bytes") else super().format_field(value, how)
+def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | None, least_saving_s: float) -> Candidate:
+    share, quiet_s, key = profile.share(function), profile.quiet_s, (function.name, function.file, function.line)
+    trace = next((trace for trace in profile.traces if (trace.function, trace.file, trace.line) == key), None)
+    # An alternative takes the place of the whole workload: it stands with the function that owns most of that.
+    alternatives = profile.alternatives if function == profile.functions[0] else ()
+    found = routes_of(function, trace, profile, alternatives=alternatives, gpu=rates and rates.gpu)
+    python = {name: function.own_by_class[name] for name in PYTHON_CLASSES if function.own_by_class.get(name)}
+    projection = project(function, profile, trace, rates) if rates else None
+    known = {
+        **{"profile": profile, "function": function, "share": share},
+        **{"trace": trace, "rates": rates, "projection": projection, "least_saving_s": least_saving_s},
+        "seconds": None if quiet_s is None else share * quiet_s,  # of one run; None: a process attached to
+        # By how it is decided on, the first way that takes the place of half the function's time.
+        "ways": {each.decides: each for each in reversed(found) if each.covers >= _MOST and each.advice},
+        "sampled_python": sum(python.values()),
+        "python_classes": _shares(python) or "by its own lines and built-ins",
+        **{"PAYS": _PAYS, "ENOUGH_SEEN": _ENOUGH_SEEN},
+    }
+    if projection:
+        known |= _known_on_gpu(projection, trace) | {"batch": _paying_batch(function, profile, trace, rates, least_saving_s)}
+    rules, evidence = _rules()
+    rule = next(rule for rule in rules if rule["holds"](known))
+    is_priced = projection and not profile.is_too_busy
+    workload_gain = _gain(projection, projection.on_gpu, share) if is_priced else None
+    projected = {"standing": "projected", "gain": workload_gain}
+    return Candidate(
+        workload=profile.workload,
+        function=function.name,
+        share=share,
+        tool="cProfile" if function.sampled_own_share is None else "py-spy",
+        largest_gain=1 / (1 - share) if share < 1 else None,
+        projection=projection,
+        gain=known["moved"] if is_priced else None,
+        workload_gain=workload_gain,
+        advice=rule["advice"].render(known),
+        reason=f"{rule['reason'].render(known)} {evidence.render(known)}".strip(),
+        routes=[each.route.model_copy(update=projected if each.advice == "port it" and is_priced else {}) for each in found],
+    )
 
 
-@dataclass(frozen=True)
-class _Case:
-    """One function, and all that is known of it: what the conditions and sentences of advice.toml are about."""
+def _known_on_gpu(projection: Projection, trace: ArrayTrace) -> dict[str, Any]:
+    python_share = min(1.0, projection.by_cause["Python"] / projection.now.value)
+    moved_bytes = sum(operation.moved_bytes or 0 for operation in trace.operations)
+    unknown = sorted((o for o in trace.operations if o.kind == "unknown"), key=lambda operation: -operation.time_s)[:3]
+    return {
+        "moved": _gain(projection, projection.on_gpu),
+        "resident": _gain(projection, projection.on_gpu_resident),
+        "python_share": python_share,
+        "is_projected": projection.coverage >= _ENOUGH_SEEN and python_share < _MOST,  # well enough, and not mostly Python
+        "set_up_s": min(set_up_seconds(trace), projection.now.value),
+        "reads_again": moved_bytes / ((trace.input_bytes + trace.output_bytes) or 1),
+        "unknown_calls": ", ".join(f"{operation.name} ({format_value(operation.time_s, 's')})" for operation in unknown),
+    }
 
-    profile: WorkloadProfile
-    function: FunctionTime
-    rates: Rates | None
-    least_saving_s: float
 
-    PAYS = 1.5  # times as fast in the slow end: below, a port costs more than it brings
-    ENOUGH_SEEN = 0.6  # coverage from which a projection is a basis to decide on
+def _gain(projection: Projection, on_gpu: Quantity, share: float = 1.0) -> Quantity:
+    """Times as fast, of what the function is `share` of (Amdahl); 1.0: of the function itself."""
+    low, high = (1 / (1 - share + share * seconds / projection.now.value) for seconds in (on_gpu.high, on_gpu.low))
+    return Quantity.projected(low, high, "x", projection.gpu, on_gpu.bound_by)
 
-    def candidate(self) -> Candidate:
-        rule = next(rule for rule in _rules() if all(map(self._holds, rule["when"])))
-        advice, reason = (_Sentences().format(rule[key], case=self) for key in ("advice", "reason"))
-        is_priced = self.projection and not self.profile.is_too_busy
-        gain, workload_gain = (self.moved, self._gain(self.projection.on_gpu, self.share)) if is_priced else (None, None)
-        routes = []
-        for route in (each.route for each in self.found):
-            is_port = route.kind == "CuPy port" and workload_gain and "offered" in route.standing
-            routes.append(route.model_copy(update={"standing": "projected", "gain": workload_gain}) if is_port else route)
-        return Candidate(
-            workload=self.profile.workload,
-            function=self.function.name,
-            share=self.share,
-            tool="cProfile" if self.function.sampled_own_share is None else "py-spy",
-            largest_gain=1 / (1 - self.share) if self.share < 1 else None,
-            projection=self.projection,
-            gain=gain,
-            workload_gain=workload_gain,
-            advice=advice,
-            reason=f"{reason} {self._evidence()}".strip(),
-            routes=routes,
-        )
 
-    def _holds(self, condition: str) -> bool:
-        """'rates', 'not trace', 'seconds < least_saving_s', 'ways[drop-in library]'."""
-        match condition.split():
-            case ["not", name]:
-                return not self._value(name)
-            case [left, comparison, right] if comparison in _COMPARISONS:
-                values = self._value(left), self._value(right)
-                return None not in values and _COMPARISONS[comparison](*values)
-        return bool(self._value(condition))
-
-    def _value(self, text: str) -> Any:
-        """Of '0.5', "'text'", or 'projection.by_cause[Python]'."""
-        if text[0].isdigit():
-            return float(text)
-        return text.strip("'") if text[0] == "'" else _Sentences().get_field(f"case.{text}", (), {"case": self})[0]
-
-    # Its time.
-
-    @cached_property
-    def share(self) -> float:
-        return self.profile.share(self.function)
-
-    @property
-    def seconds(self) -> float | None:
-        """Of one run; None: a process attached to."""
-        quiet_s = self.profile.quiet_s
-        return None if quiet_s is None else self.share * quiet_s
-
-    @cached_property
-    def trace(self) -> ArrayTrace | None:
-        key = (self.function.name, self.function.file, self.function.line)
-        return next((trace for trace in self.profile.traces if (trace.function, trace.file, trace.line) == key), None)
-
-    @property
-    def n_operations(self) -> int:
-        return sum(operation.n_calls for operation in self.trace.operations if operation.kind != "view")
-
-    @property
-    def python_share(self) -> float:
-        return min(1.0, self.projection.by_cause["Python"] / self.projection.now.value)
-
-    @property
-    def set_up_s(self) -> float:
-        return min(set_up_seconds(self.trace), self.projection.now.value)
-
-    @property
-    def set_up_share(self) -> float:
-        """Of what Python takes."""
-        return self.set_up_s / self.projection.by_cause["Python"]
-
-    @property
-    def sampled_python(self) -> float:
-        return sum(self.function.own_by_class.get(name, 0.0) for name in PYTHON_CLASSES)
-
-    @property
-    def python_classes(self) -> str:
-        shares = {name: self.function.own_by_class.get(name, 0.0) for name in PYTHON_CLASSES}
-        largest = sorted(shares, key=shares.get, reverse=True)
-        return ", ".join(f"{name} {shares[name]:.0%}" for name in largest if shares[name]) or "by its own lines and built-ins"
-
-    @property
-    def unknown_calls(self) -> str:
-        """Which calls nobody knows the cost of, the longest first."""
-        unknown = (operation for operation in self.trace.operations if operation.kind == "unknown")
-        longest = sorted(unknown, key=lambda operation: -operation.time_s)[:3]
-        names = ", ".join(f"{operation.name} ({format_value(operation.time_s, 's')})" for operation in longest)
-        return f" Of unknown cost: {names}; what they do on a GPU only a trial there says." if longest else ""
-
-    def _evidence(self) -> str:
-        n_samples, n_calls = self.profile.n_samples, self.function.n_calls
-        of = "the time under cProfile" if self.function.sampled_own_share is None else f"{n_samples:,} samples"
-        calls = "" if n_calls is None else f", {n_calls:,} call{'s' if n_calls != 1 else ''} per run"
-        libraries = {name.replace(OWN_LINES, "its own lines"): part for name, part in self.function.own_by_library.items()}
-        parts = [f"{part:.0%} in {name}" for name, part in libraries.items() if part >= 0.05]
-        return f"{self.share:.0%} of {of}{calls}{'; ' if parts else ''}{', '.join(parts)}"
-
-    # On the GPU.
-
-    @cached_property
-    def projection(self) -> Projection | None:
-        return self._projected(1) if self.rates else None
-
-    def _projected(self, batch: int) -> Projection | None:
-        return project(self.function, self.profile, self.trace, self.rates, batch=batch)
-
-    @property
-    def is_projected(self) -> bool:
-        """Well enough, and not mostly Python."""
-        return bool(self.projection) and self.projection.coverage >= self.ENOUGH_SEEN and self.python_share < _MOST
-
-    def _gain(self, on_gpu: Quantity, share: float = 1.0) -> Quantity:
-        """Times as fast, of what the function is `share` of (Amdahl); 1.0: of the function itself."""
-        now_s = self.projection.now.value
-        low, high = (1 / (1 - share + share * seconds / now_s) for seconds in (on_gpu.high, on_gpu.low))
-        return Quantity.projected(low, high, "x", self.projection.gpu, on_gpu.bound_by)
-
-    @cached_property
-    def moved(self) -> Quantity:
-        return self._gain(self.projection.on_gpu)
-
-    @cached_property
-    def resident(self) -> Quantity:
-        return self._gain(self.projection.on_gpu_resident)
-
-    @property
-    def saved_by_staying_s(self) -> float:
-        return self.projection.now.value - self.projection.on_gpu_resident.high
-
-    @cached_property
-    def batch(self) -> int | None:
-        """So many calls made as one pay, 1 if they do as they are: in the slow end of the band, and by enough seconds."""
-        for batch in _BATCHES:
-            projection = self._projected(batch)
-            now_s, on_gpu_s = projection.now.value, projection.on_gpu.high
-            least = _PAYS_THOUGH_IDLE if projection.bound_by == "launches" else self.PAYS
-            if now_s / on_gpu_s >= least and now_s - on_gpu_s >= self.least_saving_s:
-                return batch
-        return None
-
-    # Ways out.
-
-    @cached_property
-    def found(self) -> list[Found]:
-        # An alternative takes the place of the whole workload: it stands with the function that owns most of that.
-        alternatives = self.profile.alternatives if self.function == self.profile.functions[0] else ()
-        gpu = self.rates and self.rates.gpu
-        return routes_of(self.function, self.trace, self.profile, alternatives=alternatives, gpu=gpu)
-
-    @property
-    def alternative(self) -> Found | None:
-        """Measured, faster and right."""
-        right = (each for each in self.found if each.route.standing == "measured" and each.route.same_answer)
-        return next((each for each in right if each.route.gain.low >= _CHEAPER_PAYS), None)
-
-    @property
-    def cheaper_call(self) -> Found | None:
-        return next((each for each in self.found if each.comes_first and each.covers >= _MOST), None)
-
-    @cached_property
-    def ways(self) -> Mapping[str, Found | None]:
-        """Kind -> the first that takes the place of half the function's time."""
-        taken = {each.route.kind: each for each in reversed(self.found) if each.covers >= _MOST and each.advice}
-        return defaultdict(lambda: None, taken)
+def _paying_batch(
+    function: FunctionTime, profile: WorkloadProfile, trace: ArrayTrace, rates: Rates, least_saving_s: float
+) -> int | None:
+    """So many calls made as one pay, 1 if they do as they are: in the slow end of the band, and by enough seconds."""
+    for batch in _BATCHES:
+        projection = project(function, profile, trace, rates, batch=batch)
+        now_s, on_gpu_s = projection.now.value, projection.on_gpu.high
+        least = _PAYS_THOUGH_IDLE if projection.bound_by == "launches" else _PAYS
+        if now_s / on_gpu_s >= least and now_s - on_gpu_s >= least_saving_s:
+            return batch
+    return None

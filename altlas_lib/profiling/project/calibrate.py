@@ -1,17 +1,16 @@
 """Measure, on a GPU, the classes of operations that are projected: what later projections onto such a GPU prefer."""
 
 import functools
-import json
 import math
 import statistics
 import tomllib
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from ... import devices
 from ...paths import outputs_dir, write_atomically
@@ -20,7 +19,6 @@ from ..record.calls import Array, Call
 from .gpu import accuracy_class, call_seconds, gpu_rates
 from .operations import price
 
-_WARM_UPS = 2
 _LEAST_SPREAD = 1.15  # of the same kernel on the same GPU from day to day
 
 
@@ -41,39 +39,26 @@ class Calibration(Model):
         Raises:
             ValueError: the file is damaged; names it and what to do.
         """
-        return _read(_file()).get(gpu)
+        try:
+            return cls.model_validate_json(_file(gpu).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            problem = f"{_file(gpu)} cannot be read ({' '.join(str(error).split())[:200]})"
+            raise ValueError(f"{problem}; remove it and run `altlas calibrate` on the GPU again") from None
 
     def save(self) -> Path:
-        """Write `calibration.json` beside the runs, atomically; what it holds of other GPUs stays.
-
-        Raises:
-            ValueError: the file that is there is damaged.
-        """
-        path = _file()
-        content = _BY_GPU.dump_json(_read(path) | {self.gpu: self}, indent=1).decode()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return write_atomically(path, content + "\n")
+        """Write a file for this GPU beside the runs, atomically."""
+        _file(self.gpu).parent.mkdir(parents=True, exist_ok=True)
+        return write_atomically(_file(self.gpu), self.model_dump_json(indent=1) + "\n")
 
 
-_BY_GPU = TypeAdapter(dict[str, Calibration])
-
-
-def _file() -> Path:
-    return outputs_dir() / "calibration.json"
-
-
-def _read(path: Path) -> dict[str, Calibration]:
-    try:
-        return _BY_GPU.validate_python(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ValueError(f"{path} cannot be read ({problem}); remove it and run `altlas calibrate` on the GPU again") from None
+def _file(gpu: str) -> Path:
+    return outputs_dir() / "calibration" / f"{gpu}.json"
 
 
 def calibrate(*, n_runs: int = 7, scale: float = 1.0) -> Calibration:
-    """Measure each class on the current GPU, in about two minutes: CUDA events around `n_runs` runs after two to warm up.
+    """Measure each class on the current GPU, in about two minutes: `n_runs` runs of each call after two to warm up.
 
     Args:
         scale: of each side of the operands; 1 takes up to 2 GiB.
@@ -92,7 +77,7 @@ def calibrate(*, n_runs: int = 7, scale: float = 1.0) -> Calibration:
     kernels = tomllib.loads(resources.files(__package__).joinpath("calibration.toml").read_text("utf-8"))["kernels"]
     for name, *operands in kernels:
         try:
-            call, seconds = _measured(cupy, name, [_operand(text, scale) for text in operands], n_runs)
+            call, seconds = _measured(name, [_operand(text, scale) for text in operands], n_runs)
         except Exception as error:  # an old CuPy lacks it, or this GPU's memory is too small
             left_out.append(f"{name}: {type(error).__name__}: {error}"[:200])
             continue
@@ -117,16 +102,14 @@ def _operand(text: str, scale: float) -> np.ndarray:
     return array + 4 * len(array) * np.eye(len(array)) if dtype == "float64" and shape == shape[:1] * 2 else array
 
 
-def _measured(cupy: Any, name: str, operands: list[np.ndarray], n_runs: int) -> tuple[Call, list[float]]:
+def _measured(name: str, operands: list[np.ndarray], n_runs: int) -> tuple[Call, list[float]]:
     """The call as the tracer would describe it, and the GPU's seconds of each run."""
-    function = functools.reduce(getattr, name.split(".")[1:], cupy)
-    on_gpu, stream, seconds = list(map(cupy.asarray, operands)), cupy.cuda.get_current_stream(), []
-    for _ in range(_WARM_UPS + n_runs):
-        begun = stream.record()
-        result = function(*on_gpu)
-        ended = stream.record()
-        ended.synchronize()
-        seconds.append(cupy.cuda.get_elapsed_time(begun, ended) / 1000)
+    import cupy
+    import cupyx.profiler
+
+    function, on_gpu = functools.reduce(getattr, name.split(".")[1:], cupy), tuple(map(cupy.asarray, operands))
+    result = function(*on_gpu)
+    timed = cupyx.profiler.benchmark(function, on_gpu, n_repeat=n_runs, n_warmup=2)
     results = result if isinstance(result, tuple) else (result,)
     args, written = ([Array(str(array.dtype), tuple(array.shape)) for array in arrays] for arrays in (on_gpu, results))
-    return Call(name=name, args=args, results=tuple(written)), seconds[_WARM_UPS:]
+    return Call(name=name, args=args, results=tuple(written)), timed.gpu_times[0].tolist()

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from ...devices import GpuSpec, find_gpu, find_multiprocessor
+from ...devices import GpuSpec, find_multiprocessor
 from ...devices.efficiencies import Accuracy, load_efficiencies
-from ...results import ArrayOperation, Ceilings, Quantity
-from .operations import Cost, item_bytes
+from ...results import ArrayOperation, Ceilings
+from .operations import Cost, grows, item_bytes
 
 Band = tuple[float, float]  # low, high
 Calibration = Mapping[str, tuple[float, float]]  # class -> measured / projected, and the factor by which runs differed
@@ -154,9 +154,8 @@ def _model(cost: Cost, rates: Rates) -> Calls:
 
 def _fft(cost: Cost, rates: Rates) -> Calls:
     """Passes over the array, and as many more as lengths and layout ask for."""
-    more = sum(
-        rates.values[f"fft.{name}"] * cost.sizes.get(f"{name}_bytes", 0) for name in ("prime", "short", "strided", "inverse")
-    )
+    others = ("prime", "short", "strided", "inverse")
+    more = sum(rates.values[f"fft.{name}"] * cost.sizes.get(f"{name}_bytes", 0) for name in others)
     memory = rates.memory(cost.sizes["smooth_bytes"] + more, "fft", cost.working_set_bytes)
     return _stream(cost, rates)._replace(memory=memory)
 
@@ -198,9 +197,8 @@ def _scatter(cost: Cost, rates: Rates) -> Calls:
 def _stream(cost: Cost, rates: Rates) -> Calls:
     compute = cost.flops / (rates.flops(dtype_class(cost.dtype)) * rates.values["arithmetic.share"])
     moved_bytes = cost.flops * _SECTOR_BYTES if cost.rate == "search" else cost.moved_bytes
-    return Calls(
-        rates.start(cost), compute, rates.memory(moved_bytes, _STREAMS.get(cost.rate, "stream"), cost.working_set_bytes)
-    )
+    memory = rates.memory(moved_bytes, _STREAMS.get(cost.rate, "stream"), cost.working_set_bytes)
+    return Calls(rates.start(cost), compute, memory)
 
 
 _LAWS: dict[str, Callable[[Cost, Rates], Calls]] = {
@@ -240,13 +238,22 @@ def call_bands(cost: Cost, calls: Calls, rates: Rates) -> dict[str, Band]:
     return bands | {bound: (busy / spread, busy * spread)}
 
 
-def operation_seconds(operation: ArrayOperation, rates: Rates) -> tuple[dict[str, Band], str | None]:
-    """Bands of all its calls by cause, and the class that says how good they are; none of a view or an unknown cost."""
+def operation_seconds(operation: ArrayOperation, rates: Rates, batch: int = 1) -> tuple[dict[str, Band], str | None]:
+    """Bands of all its calls by cause, and the class that says how good they are; none of a view or an unknown cost.
+
+    Args:
+        batch: so many calls made as one, of as many times the rows, matrices or keys. What it saves besides, such as weights
+            that are read once, is not counted.
+    """
     if operation.kind in ("view", "unknown"):
         return {}, None
-    n = operation.n_calls
+    n, rate = operation.n_calls / batch, operation.rate or operation.kind
     cost = Cost(*(getattr(operation, name) for name in Cost._fields))._replace(
-        rate=operation.rate or operation.kind, flops=(operation.flops or 0) / n, moved_bytes=(operation.moved_bytes or 0) / n
+        rate=rate,
+        flops=(operation.flops or 0) / n,
+        moved_bytes=(operation.moved_bytes or 0) / n,
+        working_set_bytes=batch * operation.working_set_bytes,
+        sizes=operation.sizes | {name: batch * operation.sizes[name] for name in grows(rate) & operation.sizes.keys()},
     )
     calls = call_seconds(cost, rates)
     bands = {cause: (n * low, n * high) for cause, (low, high) in call_bands(cost, calls, rates).items()}
@@ -261,7 +268,9 @@ def gpu_rates(gpu: GpuSpec, ceilings: Ceilings | None = None, calibration: Calib
 
     TF32 is not assumed: CuPy and NumPy's users ask for float32 and get it.
     """
-    on_it, efficiencies = _measured_on(gpu, ceilings), load_efficiencies()
+    of_gpus = {name: found for name, found in ceilings or () if found is not None and not name.startswith("cpu_")}
+    on_it = {name: found for name, found in of_gpus.items() if gpu.is_called(found.device)}
+    efficiencies = load_efficiencies()
     names = {"float32": "gpu_matmul_float32", "float16": "gpu_matmul_float16", "bytes": "gpu_copy_bandwidth"}
 
     def transfer(direction: str) -> Band:
@@ -274,16 +283,3 @@ def gpu_rates(gpu: GpuSpec, ceilings: Ceilings | None = None, calibration: Calib
     basis = "calibration" if calibration else "measured ceilings" if peaks else "data sheet"
     to_device, to_host = transfer("host_to_device"), transfer("device_to_host")
     return Rates(gpu, basis, efficiencies.values, efficiencies.accuracy, to_device, to_host, peaks, calibration or {})
-
-
-def _measured_on(gpu: GpuSpec, ceilings: Ceilings | None) -> dict[str, Quantity]:
-    """The ceilings of the GPU and of the way to it, where they were measured on such a GPU; else none."""
-    of_gpus = {name: found for name, found in ceilings or () if found is not None and not name.startswith("cpu_")}
-    return {name: found for name, found in of_gpus.items() if _is_of(gpu, found.device)}
-
-
-def _is_of(gpu: GpuSpec, device: str) -> bool:
-    try:
-        return find_gpu(device).name == gpu.name
-    except ValueError:  # the catalogue does not have it
-        return False

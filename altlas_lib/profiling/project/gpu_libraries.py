@@ -119,23 +119,16 @@ def gpu_libraries() -> dict[str, GpuLibrary]:
     return {library.name: library for library in entries}
 
 
-class Coverage(NamedTuple):
-    """Distinct operations by whether CuPy, `cupyx.scipy` included, has a counterpart."""
+def cupy_coverage(names: Iterable[str]) -> dict[str, list[str]]:
+    """Distinct operations by whether CuPy, `cupyx.scipy` included, "has" or "lacks" a counterpart, or that is "unknown".
 
-    has: list[str]
-    lacks: list[str]
-    unknown: list[str]
-
-
-def cupy_coverage(names: Iterable[str]) -> Coverage:
-    """Which operations CuPy has; those of libraries that another GPU library stands in for, such as pandas, it lacks."""
-    coverage = Coverage([], [], [])
+    It lacks those of libraries that another GPU library stands in for, such as pandas.
+    """
+    coverage: dict[str, list[str]] = {"has": [], "lacks": [], "unknown": []}
     cupy, cupyx = gpu_libraries()["CuPy"], gpu_libraries()["cupyx.scipy"]
     others = {host for library in gpu_libraries().values() for host in library.hosts} - {*cupy.hosts, *cupyx.hosts}
     for name in dict.fromkeys(names):
-        offer = cupy.offer(name) or cupyx.offer(name)
-        if offer is None or offer.standing == "unknown":
-            (coverage.lacks if public_parts(name)[0] in others else coverage.unknown).append(name)
-        else:
-            (coverage.lacks if offer.standing == "absent" else coverage.has).append(name)
+        offer = cupy.offer(name) or cupyx.offer(name) or Offer("unknown", name)
+        is_lacking = offer.standing == "absent" or (offer.standing == "unknown" and public_parts(name)[0] in others)
+        coverage["lacks" if is_lacking else "unknown" if offer.standing == "unknown" else "has"].append(name)
     return coverage

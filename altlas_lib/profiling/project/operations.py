@@ -15,7 +15,7 @@ import functools
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from fractions import Fraction
 from importlib import resources
 from typing import Any, NamedTuple
@@ -77,14 +77,14 @@ def price(call: Call) -> Cost:
         working_set_bytes = float(_total_bytes([*call.operands, *call.results]))
         of = _Operands(call)
         row = of.row()
-        about = _table()["classes"].get(row.rate, {})
-        flops = row.value("flops", of) * math.prod(of.quantities[each] for each in about.get("times", "").split())
+        about = _table()["classes"].get(row["class"], {})
+        flops = of.value(row.get("flops", "0")) * math.prod(of.quantities[each] for each in about.get("times", "").split())
         sizes = {name: of.quantities[name] for name in about.get("sizes", "").split() if name in of.quantities}
-        moved_bytes = row.value("moved", of)
+        moved_bytes = of.value(row.get("moved", "read + written"))
         if not all(0 <= float(each) < math.inf for each in (flops, moved_bytes, working_set_bytes, *sizes.values())):
             raise ValueError("a negative or endless size")
-        kind, n_kernels = about.get("kind", row.rate), int(row.value("kernels", of))
-        return Cost(kind, row.rate, float(flops), float(moved_bytes), working_set_bytes, n_kernels, _dtype(call), sizes)
+        kind, n_kernels = about.get("kind", row["class"]), int(of.value(row.get("kernels", "1")))
+        return Cost(kind, row["class"], float(flops), float(moved_bytes), working_set_bytes, n_kernels, _dtype(call), sizes)
     except Exception:  # arguments that nobody foresaw; the time is known, the work is not
         known_bytes = working_set_bytes if 0 <= working_set_bytes < math.inf else 0.0
         return Cost("unknown", "unknown", None, None, known_bytes, 1, _dtype(call))
@@ -116,43 +116,20 @@ def _dtype(call: Call) -> str:
 # The table ---------------------------------------------------------------------------------------------------------------
 
 
-class _Row(NamedTuple):
-    """Of operations.toml, which explains its keys."""
-
-    rate: RateClass
-    flops: str = "0"
-    moved: str = "read + written"
-    kernels: str = "1"
-    hook: Callable[["_Operands"], str | None] | None = None
-
-    def value(self, key: str, of: "_Operands") -> float:
-        """'2/3 n n n + 2 n n k' of its quantities."""
-        terms = (term.split() for term in getattr(self, key).split(" + "))
-        return sum(math.prod(_quantity(each, of.quantities) for each in term) for term in terms)
-
-
-def _quantity(text: str, quantities: dict[str, float]) -> float:
-    return quantities[text] if text in quantities else float(Fraction(text))
-
-
 @functools.cache
 def _table() -> dict[str, Any]:
     """operations.toml: group of modules -> name -> row; `modules` and `classes` as they stand there."""
     content = tomllib.loads(resources.files(__package__).joinpath("operations.toml").read_text())
-    return {group: _by_name(rows) if isinstance(rows, list) else rows for group, rows in content.items()}
+    groups = {group: rows for group, rows in content.items() if isinstance(rows, list)}
+    return content | {group: {name: row for row in rows for name in row["names"].split()} for group, rows in groups.items()}
 
 
-def _by_name(rows: list[dict[str, Any]]) -> dict[str, _Row]:
-    found = {}
-    for row in rows:
-        formulas = {key: row.pop(key) for key in ("flops", "moved", "kernels") if key in row}
-        rate, names, hook = row.pop("class"), row.pop("names"), row.pop("by", None)
-        add = functools.partial(globals()[f"_{hook}"], **row) if hook else None
-        found |= dict.fromkeys(names.split(), _Row(rate, **formulas, hook=add))
-    return found
+def grows(rate: RateClass) -> set[str]:
+    """Sizes that are as many times larger where many calls are made as one."""
+    return set(_table()["classes"].get(rate, {}).get("grow", "").split())
 
 
-def _rows_of(name: str) -> dict[str, _Row]:
+def _rows_of(name: str) -> dict[str, dict]:
     """Of a call's module; of none for a module that nobody knows."""
     *owner, _ = name.split(".")
     module = ".".join(owner).replace("cupyx.scipy", "scipy").replace("cupy", "numpy")
@@ -167,21 +144,16 @@ class _Operands:
     def __init__(self, call: Call):
         self.call, self.name, self.kwargs = call, call.name, call.kwargs
         self.operands, self.results = call.operands, list(call.results)
-        self.read = [array for array in self.operands if array is not self.kwargs.get("out")]  # `out=` is only written
-        self.written = self.results or self.operands[:1]  # `x.sort()` returns nothing
-        self.quantities = self._found()
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        return self.kwargs.get(name, self.call.args[position] if len(self.call.args) > position else default)
-
-    def _found(self) -> dict[str, float]:
+        read = [array for array in self.operands if array is not self.kwargs.get("out")]  # `out=` is only written
+        written = self.results or self.operands[:1]  # `x.sort()` returns nothing
         elements = max((array.n for array in self.operands), default=0)
-        outputs = max((array.n for array in self.written), default=1)
+        outputs = max((array.n for array in written), default=1)
         found = {"elements": elements, "outputs": outputs, "kept": min(elements, outputs)}
-        found |= {"read": _total_bytes(self.read), "written": _total_bytes(self.written)}
-        found |= {"entries": sum(array.n for array in self.read), "parts": 4 if _dtype(self.call).startswith("complex") else 1}
+        found |= {"read": _total_bytes(read), "written": _total_bytes(written)}
+        found |= {"entries": sum(array.n for array in read), "parts": 4 if _dtype(call).startswith("complex") else 1}
+        self.quantities: dict[str, float] = found
         if not self.operands:
-            return found
+            return
         first, *others = self.operands
         found |= {"axes": len(first.shape), "result": _total_bytes(self.results), "index": _total_bytes(others)}
         if others:
@@ -190,24 +162,34 @@ class _Operands:
             *stack, m, n = first.shape
             columns = others[-1].shape[-1:] if others and len(others[-1].shape) > 1 else (1,) if others else (n,)
             found |= {"stack": math.prod(stack), "m": m, "n": n, "p": max(m, n), "q": min(m, n), "k": columns[0]}
-        return found
 
-    def row(self) -> _Row:
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        return self.kwargs.get(name, self.call.args[position] if len(self.call.args) > position else default)
+
+    def value(self, formula: str) -> float:
+        """Of '2/3 n n n + 2 n n k'."""
+        known = self.quantities
+        factors = (
+            [known[each] if each in known else float(Fraction(each)) for each in term.split()] for term in formula.split(" + ")
+        )
+        return sum(map(math.prod, factors))
+
+    def row(self) -> dict:
         """That the call belongs to, with its quantities found; KeyError: nobody knows what it does."""
         *_, last = self.name.split(".")
         if self.call.is_view:
             return _table()["any"]["empty"]
         if self.call.model_work:
             return self.follow(_table()["own"], "model")
-        if any(array.n_stored is not None and array.dtype != "bool" for array in self.operands):  # sparse, of whatever class
-            is_product = _table()["any"][last].rate == "product"
-            return self.follow(_table()["own"], "sparse-product" if is_product else last)
+        if any(array.n_stored is not None and array.dtype != "bool" for array in self.operands):
+            raise KeyError("a sparse matrix")
         return self.follow(_rows_of(self.name), last)
 
-    def follow(self, rows: dict[str, _Row], name: str) -> _Row:
+    def follow(self, rows: dict[str, dict], name: str) -> dict:
         """The row of that name, or the one that its hook sends to."""
-        other = rows[name].hook and rows[name].hook(self)
-        return self.follow(rows, other) if other else rows[name]
+        row = rows[name]
+        other = globals()[f"_{row['by']}"](self, **row.get("with", {})) if "by" in row else None
+        return self.follow(rows, other) if other else row
 
 
 # Hooks: each adds quantities, and may name another row ---------------------------------------------------------------------
@@ -218,10 +200,6 @@ def _power(of: _Operands) -> str | None:
     exponent = of.argument(1, "x2")
     known = {0: "positive", 1: "positive", 2: "square", -1: "reciprocal", 0.5: "sqrt"}
     return known.get(exponent) if isinstance(exponent, int | float) else None
-
-
-def _where(of: _Operands) -> str | None:
-    return "nonzero" if len(of.call.args) + len(of.kwargs) == 1 else None
 
 
 def _index(of: _Operands) -> str | None:
@@ -280,19 +258,9 @@ def _einsum(of: _Operands) -> str | None:
     empty = [np.broadcast_to(np.int8(0), each.shape) if isinstance(each, Array) else each for each in of.call.args]
     path, report = np.einsum_path(*empty, optimize=how)
     counted = float(re.search(rf"{'Optimized' if how else 'Naive'} FLOP count:\s*(\S+)", report)[1])
-    n_first, n_last = of.operands[0].n, of.quantities["outputs"]
-    k = max(counted / (2 * max(n_last, 1)), 1)
-    of.quantities |= {"counted": counted, "steps": max(len(path) - 1, 1), "k": k, "stack": 1}
-    of.quantities |= {"m": max(n_first / k, 1), "n": max(n_last * k / max(n_first, 1), 1)}
+    k, side = max(counted / (2 * max(of.quantities["outputs"], 1)), 1), math.sqrt(of.quantities["outputs"])
+    of.quantities |= {"counted": counted, "steps": max(len(path) - 1, 1), "stack": 1, "m": side, "n": side, "k": k}
     return "einsum-of-one" if len(of.operands) == 1 else None
-
-
-def _sparse_product(of: _Operands) -> None:
-    """A sparse matrix times a dense one: each stored value reads a row of the dense one."""
-    (sparse,) = (array for array in of.operands if array.n_stored is not None)  # else what meets is in their values
-    (dense,) = (array for array in of.operands if array.n_stored is None)
-    pairs = sparse.n_stored * dense.n / sparse.shape[1 if of.operands[0] is sparse else 0]
-    of.quantities |= {"pairs": pairs, "sparse_bytes": array_bytes(sparse), "gathered_bytes": pairs * item_bytes(dense.dtype)}
 
 
 def _norm(of: _Operands) -> str | None:
@@ -306,10 +274,6 @@ def _svd(of: _Operands) -> str | None:
     if of.argument(2, "compute_uv", True) is False or len(of.results) == 1:
         return "svdvals"
     return None if of.argument(1, "full_matrices", True) else "svd-thin"
-
-
-def _qr(of: _Operands) -> str | None:
-    return None if len(of.results) > 1 else "qr-without-q"
 
 
 def _fft(of: _Operands, n_dimensions: int = 1) -> None:
@@ -352,26 +316,10 @@ def _passes(n: int) -> int:
 
 def _largest_prime(n: int) -> int:
     """At most what is left after the primes up to 127."""
-    largest = 1
     for prime in range(2, 128):
-        while n > 1 and n % prime == 0:
-            n, largest = n // prime, prime
-    return max(largest, n)
-
-
-def _fft_convolution(of: _Operands) -> None:
-    """Two transforms, a product, and one back."""
-    n = math.prod(i + j - 1 for i, j in zip(*(array.shape for array in of.operands[:2]), strict=True))
-    moved = of.quantities["read"] + 6 * n * 8 + of.quantities["written"]
-    sides = 2 if of.quantities["parts"] > 1 else 1
-    of.quantities |= {"points": n, "log": math.log2(max(n, 2)), "sides": sides, "smooth_bytes": moved}
-
-
-def _cheaper_convolution(of: _Operands) -> str:
-    """scipy.signal.convolve: directly or by FFT, whatever is less arithmetic, unless told."""
-    rows, ways = _table()["signal"], {"direct": "convolve2d", "fft": "fftconvolve"}
-    _fft_convolution(of)
-    return ways.get(of.argument(3, "method", "auto")) or min(ways.values(), key=lambda way: rows[way].value("flops", of))
+        while n > prime and n % prime == 0:
+            n //= prime
+    return n
 
 
 def _gaussian(of: _Operands) -> None:

@@ -95,29 +95,23 @@ def project(
     """The function's own work on the GPU of `rates`; None where its arrays were not traced, or it was not timed.
 
     Args:
-        batch: so many calls made as one: the same work and bytes, started once. Conservative, for what a larger batch saves
-            besides, such as weights that are read once, is not counted.
+        batch: so many calls made as one, by transfers as well; Python takes as long.
     """
     # On a quiet machine: else what other programs take, which slows the measured side only, would look like a gain.
     now_s = profile.share(function) * profile.quiet_s if profile.total else 0.0
     if trace is None or not now_s:
         return None
-    now = Quantity.measured([now_s], profile.total.unit, profile.total.device)
     _, python_s, unseen_s = split(function, trace, now_s)
     python_s = max(python_s, min(now_s, trace.n_calls * _CALL_S))
-    each = [operation_seconds(operation, rates) for operation in trace.operations]
+    each = [operation_seconds(operation, rates, batch) for operation in trace.operations]
     causes = {cause: total(bands[cause] for bands, _ in each if bands) for cause in ("compute", "memory", "launches")}
-    causes["launches"] = causes["launches"][0] / batch, causes["launches"][1] / batch
-    resident = total(causes.values())
     causes["transfers"] = transfer_seconds(trace, rates, batch)
-    moved = total(causes.values())
     causes["Python"] = python_s, python_s * _PYTHON_SPREAD
     causes["unseen"] = _UNSEEN_AT_BEST * unseen_s, unseen_s
     by_cause = {cause: sum(band) / 2 for cause, band in causes.items()}
-    stays = total([causes["Python"], causes["unseen"]])
 
-    def projected(band: Band, *without: str) -> Quantity:
-        low, high = total([band, stays])
+    def projected(*without: str) -> Quantity:
+        low, high = total(band for cause, band in causes.items() if cause not in without)
         known = {cause: s for cause, s in by_cause.items() if cause not in ("unseen", *without)}
         bound_by = "unseen" if by_cause["unseen"] > sum(known.values()) else max(known, key=known.get)
         return Quantity.projected(low, max(high, low * _PYTHON_SPREAD), "s", rates.gpu.name, bound_by)
@@ -126,9 +120,9 @@ def project(
     return Projection(
         gpu=rates.gpu.name,
         basis=rates.basis,
-        now=now,
-        on_gpu=projected(moved),
-        on_gpu_resident=projected(resident, "transfers"),
+        now=Quantity.measured([now_s], profile.total.unit, profile.total.device),
+        on_gpu=projected(),
+        on_gpu_resident=projected("transfers"),
         by_cause=by_cause,
         coverage=min(1.0, max(0.0, 1 - unseen_s / now_s)),
         accuracy=slowest and ProjectionAccuracy(of=slowest, **rates.accuracy[slowest].model_dump(exclude={"factor"})),

@@ -5,10 +5,9 @@
 What runs on this CPU comes from `cheaper_calls.toml`: each entry stands for a predicate below over what was seen.
 """
 
-import functools
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -16,8 +15,10 @@ from ...devices import GpuSpec
 from ...results import Advice, ArrayOperation, ArrayTrace, FunctionTime, Route, WorkloadProfile
 from ..record.calls import Array
 from .gpu_libraries import GpuLibrary, Offer, gpu_libraries, public_parts
+from .loops import has_parallel_loops
 from .operations import array_bytes
 
+_CHEAPER_PAYS = 1.2  # times as fast, measured, in the slow end: a change of a few lines on the same machine
 LEAST_SHARE = 0.1  # of a function's time, below which a way out is not worth a line
 _ON_GPU: dict[str, Advice] = {
     "drop-in library": "try the drop-in",
@@ -32,7 +33,7 @@ class Found(NamedTuple):
     route: Route
     advice: Advice | None  # what it makes of the function where it is taken; None: it is not to be taken
     covers: float  # share of the function's own time that it takes the place of
-    comes_first: bool = False  # before any GPU is thought of: it is right whatever the data
+    decides: str  # what stands for it in advice.toml: 'measured', 'on this CPU', 'on conditions', or its kind
 
 
 def routes_of(
@@ -64,10 +65,10 @@ def routes_of(
 def _measured(alternatives: Iterable[Any]) -> Iterator[Found]:
     says = {True: "the same answer", False: "another answer: not to be taken", None: "its answer was not compared"}
     for each in sorted(alternatives, key=lambda each: (not each.same_answer, -each.gain.value)):
-        measured = {"standing": "measured", "gain": each.gain, "same_answer": each.same_answer}
         why = f"timed in place of the workload, on the same input: {says[each.same_answer]}"
-        is_better = each.same_answer is True and each.gain.low > 1
-        yield Found(Route(kind="algorithm", name=each.name, why=why, **measured), "change the call" if is_better else None, 1.0)
+        measured = {"standing": "measured", "gain": each.gain, "same_answer": each.same_answer}
+        advice = "change the call" if each.same_answer and each.gain.low >= _CHEAPER_PAYS else None
+        yield Found(Route(kind="algorithm", name=each.name, why=why, **measured), advice, 1.0, "measured")
 
 
 # What was seen of a function ---------------------------------------------------------------------------------------------
@@ -89,6 +90,12 @@ class _Seen(NamedTuple):
         return cls(operation, public_parts(operation.name)[-1].strip("_"), [array.shape for array in arrays], operand_bytes)
 
     @property
+    def is_long(self) -> bool:
+        """Whether one call takes longer than any call of a GPU library."""
+        least_s = _SHORT_CALL_ON_TINY_S if 0 < self.operand_bytes < _TINY_BYTES else _SHORT_CALL_S
+        return self.operation.time_s >= least_s * self.operation.n_calls
+
+    @property
     def result_bytes(self) -> float:
         """Of one call; 0 where it returns no array."""
         return max(0.0, self.operation.working_set_bytes - self.operand_bytes)
@@ -108,11 +115,17 @@ class _Evidence(NamedTuple):
         others = [_Seen.of(each) for other in profile.traces if other != trace for each in other.operations]
         counts = (trace.n_calls, trace.n_element_accesses) if trace else (1, 0)
         now_s = profile.share(function) * profile.quiet_s if profile.total else function.own.value if function.own else 0.0
+        now_s = max(now_s, sum(each.operation.time_s for each in seen))  # the traced run may have been the slower one
         return cls(function, seen, [*seen, *others], *counts, now_s)
 
     def share(self, seen: Iterable[_Seen]) -> float:
         """Of the function's own time."""
         return min(1.0, sum(each.operation.time_s for each in seen) / self.now_s) if self.now_s else 0.0
+
+    def is_parallel(self, seen: _Seen) -> bool | None:
+        """Whether a function that Numba has compiled has loops of independent steps; None: another call, or not known."""
+        numba, _, name = seen.operation.name.partition(":")
+        return has_parallel_loops(self.function.file, name) if numba == "numba" else None
 
     def named(self, names: str) -> list[_Seen]:
         return [each for each in self.seen if each.last in names.split()]
@@ -130,16 +143,21 @@ _LEAST_MATRIX_BYTES = 2**21  # of float64: more than the second-level cache of o
 _TINY_BYTES = 2**13  # an operation on less is the call more than the work
 _ELEMENT_STEP_S = 0.3e-6  # an element in a loop: 0.1 us to make its object, and as much for each operation on a NumPy scalar
 _AROUND_TINY_S = 1e-6  # of Python around an operation in a loop: some twenty bytecodes of 50 ns
-_MANY = 10  # calls of one operation in each call of the function: it stands in a loop
+_TABLE_VALUE_S = 2e-6  # a value of a table: the search for its label and checks in Python (pandas, Enhancing performance)
+_MANY = 10  # calls of one operation in a run: it stands in a loop, here or around the function
+# Estimates: transfers both ways, some dozen kernels and their own Python take a call of cuDF or cuML a millisecond; and a tiny
+# array keeps a GPU as busy as a single core, unless much is computed of it.
+_SHORT_CALL_S, _SHORT_CALL_ON_TINY_S = 1e-3, 10e-3
 
 
 def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
     table = tomllib.loads(resources.files(__package__).joinpath("cheaper_calls.toml").read_text("utf-8"))
     for name, entry in table.items():
-        if (covers := _COVERS[name](evidence)) >= entry.get("least", LEAST_SHARE):
+        covers = globals()[f"_{entry.get('by', name)}"](evidence, **entry.get("with", {}))
+        if covers >= entry.get("least", LEAST_SHARE):
             why = f"{entry['why']} ({covers:.0%} of its own time; not measured)"
             route = Route(kind="algorithm", name=entry["route"], standing="offered", why=why)
-            yield Found(route, entry["advice"], covers, comes_first=not entry.get("conditional", False))
+            yield Found(route, entry["advice"], covers, "on conditions" if entry.get("conditional") else "on this CPU")
 
 
 def _all_with_all(each: _Seen) -> tuple[int, int] | None:
@@ -179,50 +197,47 @@ def _distances_by_broadcasting(evidence: _Evidence) -> float:
     return evidence.share([*makes, *(each for each in evidence.seen if made & {*each.shapes})]) if made else 0.0
 
 
-def _full_svd(evidence: _Evidence) -> float:
-    """A long matrix, and a result as large as its longer side squared."""
-    matrices = [(e, max(e.shapes[0]), min(e.shapes[0])) for e in evidence.named("svd") if e.shapes and len(e.shapes[0]) == 2]
-    return evidence.share(e for e, m, n in matrices if m > 2 * n and e.result_bytes * n >= e.operand_bytes * m)
-
-
-def _growing_array(evidence: _Evidence) -> float:
-    """Five sizes or more of the first array: a loop, not a few calls."""
-    grows = [each for each in evidence.named("append concatenate concat vstack hstack column_stack insert") if each.shapes]
-    return evidence.share(grows) if len({each.shapes[0] for each in grows}) >= 5 else 0.0
-
-
 def _rows_of_a_table(evidence: _Evidence) -> float:
-    rows = [each for each in evidence.named("apply applymap iterrows itertuples") if "pandas" in each.operation.name]
+    by_row = evidence.named("apply applymap iterrows itertuples map_elements map_rows iter_rows")
+    rows = [each for each in by_row if public_parts(each.operation.name)[0] in ("pandas", "polars")]
     lines = [line.share for line in evidence.function.lines if re.search(r"\.(apply(map)?|iter(rows|tuples))\(", line.source)]
-    return max(evidence.share(rows), min(1.0, sum(lines)) if evidence.library("pandas") else 0.0)
+    in_pandas = evidence.library("pandas")
+    values = min(in_pandas, evidence.n_elements * _TABLE_VALUE_S / evidence.now_s) if evidence.now_s else 0.0
+    return max(evidence.share(rows), min(1.0, sum(lines)) if in_pandas else 0.0, values)
 
 
 def _loop_over_arrays(evidence: _Evidence) -> float:
-    computed = (each.operation for each in evidence.seen if each.operation.kind not in ("view", "model"))
-    in_loop = (each for each in computed if each.n_calls >= _MANY * evidence.n_calls)
+    computed = (each.operation for each in evidence.seen if each.operation.kind not in ("view", "model", "unknown"))
+    in_loop = (each for each in computed if each.n_calls >= _MANY)
     tiny_s = sum(each.time_s + each.n_calls * _AROUND_TINY_S for each in in_loop if each.working_set_bytes < _TINY_BYTES)
     loop_s = evidence.n_elements * _ELEMENT_STEP_S + tiny_s
     return min(1.0, loop_s / evidence.now_s) if evidence.now_s else 0.0
 
 
 def _float64(evidence: _Evidence) -> float:
+    """Where arithmetic takes the time, not the call."""
     wide = (each for each in evidence.seen if each.operation.dtype in ("float64", "complex128"))
-    return evidence.share(each for each in wide if each.operation.kind in ("product", "fft", "factorisation"))
+    computed = (each for each in wide if each.operation.kind in ("product", "fft", "factorisation"))
+    return evidence.share(each for each in computed if each.operation.working_set_bytes >= _TINY_BYTES)
 
 
-_COVERS: dict[str, Callable[[_Evidence], float]] = {
-    "pairs_above": functools.partial(_searched_matrix, searches="greater greater_equal less less_equal gt ge lt le"),
-    "top_k": functools.partial(_searched_matrix, searches="argpartition partition argsort sort argmax argmin topk"),
-    "sort_for_a_few": _sort_for_a_few,
-    "distances_by_broadcasting": _distances_by_broadcasting,
-    "full_svd": _full_svd,
-    "growing_array": _growing_array,
-    "rows_of_a_table": _rows_of_a_table,
-    "loop_over_arrays": _loop_over_arrays,
-    "float64": _float64,
-    "regular_expression": lambda e: max(e.function.own_by_class.get("regex", 0.0), e.library("re", "regex")),
-    "parsing_json": lambda e: max(json := e.library("json"), e.function.own_by_class.get("parsing", 0.0) if json else 0.0),
-}
+def _small_calls(evidence: _Evidence, names: str, most_bytes: float, least_bytes: int = 0, least_calls: int = 1) -> float:
+    """Calls of certain functions on little data."""
+    named = (each for each in evidence.seen if {each.operation.name, each.last} & {*names.split()})
+    small = (each for each in named if least_bytes <= each.operand_bytes < most_bytes)
+    return evidence.share(each for each in small if each.operation.n_calls >= least_calls)
+
+
+def _serial_loop(evidence: _Evidence) -> float:
+    return evidence.share(each for each in evidence.seen if evidence.is_parallel(each) is False)
+
+
+def _regular_expression(evidence: _Evidence) -> float:
+    return max(evidence.function.own_by_class.get("regex", 0.0), evidence.library("re", "regex"))
+
+
+def _parsing_json(evidence: _Evidence) -> float:
+    return evidence.library("json") and max(evidence.library("json"), evidence.function.own_by_class.get("parsing", 0.0))
 
 
 # GPU libraries -----------------------------------------------------------------------------------------------------------
@@ -230,39 +245,43 @@ _COVERS: dict[str, Callable[[_Evidence], float]] = {
 
 def _on_gpu(evidence: _Evidence, library: GpuLibrary, gpu: GpuSpec | None) -> Found | None:
     """What a library has of the function; where that is too little, that it has nothing of it, or that nobody knows."""
-    names: dict[str, list[str]] = {"offered": [], "absent": [], "unknown": []}
-    shares, conditions = dict.fromkeys(names, 0.0), []
-    for offer, share in _offers(evidence, library):
-        standing = offer.standing.partition(" ")[0]
-        names[standing].append(offer.name)
-        shares[standing] = min(1.0, shares[standing] + share)
-        conditions += [f"{offer.name} {offer.condition}"] if offer.condition else []
-    standing = next((each for each in names if shares[each] >= LEAST_SHARE), None)
+    offers = _offers(evidence, library)
+    of = {kind: [each for each in offers if each[0].standing.startswith(kind)] for kind in ("offered", "absent", "unknown")}
+    shares = {kind: min(1.0, sum(share for _, share in some)) for kind, some in of.items()}
+    standing = next((kind for kind, share in shares.items() if share >= LEAST_SHARE), None)
     if standing is None:
         return None
+    conditions = [f"{offer.name} {offer.condition}" for offer, _ in offers if offer.condition]
     if standing == "offered" and (conditions or library.condition or shares["absent"] >= LEAST_SHARE):
         standing = "offered on conditions"
     if gpu and float(gpu.compute_capability) < float(library.least_compute_capability):
         standing, conditions = "absent", [f"not on {gpu.name}, of compute capability {gpu.compute_capability}"]
-    seen = f"for {_some(names['offered'])} ({shares['offered']:.0%} of its own time)" if names["offered"] else ""
-    missing = (f"{each}: {_some(names[each])}" for each in ("absent", "unknown") if names[each])
+    names = {kind: _some(offer.name for offer, _ in some) for kind, some in of.items()}
+    seen = f"for {names['offered']} ({shares['offered']:.0%} of its own time)" if names["offered"] else ""
+    missing = (f"{kind}: {names[kind]}" for kind in ("absent", "unknown") if names[kind])
     why = "; ".join(filter(None, (seen, *missing, _some(conditions), library.describe())))
     route = Route(kind=library.kind, name=library.name, standing=standing, why=why)
-    return Found(route, _ON_GPU[library.kind] if "offered" in standing else None, shares["offered"])
+    return Found(route, _ON_GPU[library.kind] if "offered" in standing else None, shares["offered"], library.kind)
 
 
 def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float]]:
     """What it has of a function's calls, and their shares: by the trace, else by the libraries called."""
+    if library.kind == "kernel of your own":
+        standing = {True: "offered", False: "absent", None: "unknown"}
+        loops = [each for each in evidence.seen if library.offer(each.operation.name)]
+        offers = [Offer(standing[evidence.is_parallel(each)], f"numba.{each.last}") for each in loops]
+        compiled = [(offer, evidence.share([each])) for offer, each in zip(offers, loops, strict=True)]
+        return compiled or [(Offer("offered", "a loop over elements"), _loop_over_arrays(evidence))]
     tables = [library, gpu_libraries()["cupyx.scipy"]] if library.kind == "CuPy port" else [library]
-    computed = [(table, each) for each in evidence.seen if each.operation.kind != "view" for table in tables]
-    offers = [(offer, evidence.share([each])) for table, each in computed if (offer := table.offer(each.operation.name))]
-    if library.kind == "kernel of your own" and not offers:
-        return [(Offer("offered", "a loop over elements"), _loop_over_arrays(evidence))]
+    computed = (each for each in evidence.seen if each.operation.kind != "view")
+    asked = [(each, offer) for each in computed for table in tables if (offer := table.offer(each.operation.name))]
+    stays = library.kind == "CuPy port" or library.whole  # on the GPU, from call to call
+    if library.kind == "CuPy port" or evidence.share(each for each, _ in asked) >= LEAST_SHARE:
+        return [(offer, evidence.share([each])) for each, offer in asked if stays or each.is_long]
     of_hosts = {name: share for name in library.hosts if (share := evidence.library(name)) >= LEAST_SHARE}
-    if library.kind != "drop-in library" or not of_hosts or sum(share for _, share in offers) >= LEAST_SHARE:
-        return offers
     condition = "" if library.whole else "as far as it calls what the library has"
-    return [(Offer("offered", name, condition), share) for name, share in of_hosts.items()]
+    is_long = stays or evidence.now_s >= _SHORT_CALL_S * evidence.n_calls
+    return [(Offer("offered", name, condition), share) for name, share in of_hosts.items() if is_long]
 
 
 def _some(names: Iterable[str]) -> str:

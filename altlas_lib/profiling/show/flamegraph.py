@@ -1,7 +1,8 @@
 """The flame graph of a profile: one self-contained HTML page, in an iframe that may run its few lines of script and no more."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
 
@@ -21,36 +22,23 @@ class Frame(NamedTuple):
     n_samples: int
 
 
-@dataclass
-class _Node:
-    n_samples: int = 0
-    children: dict[str, "_Node"] = field(default_factory=dict)
-
-
 def frames_of(stacks: Mapping[str, int]) -> list[Frame]:
     """Where each frame lies: outermost call at depth 0, callees above their caller, side by side in the order of their names.
 
     Args:
         stacks: 'outer;inner' -> number of samples, as in `WorkloadProfile.stacks`.
     """
-    root = _Node()
-    for stack, n_samples in stacks.items():
-        node = root
-        node.n_samples += n_samples
-        for name in stack.split(";"):
-            node = node.children.setdefault(name, _Node())
-            node.n_samples += n_samples
-
-    frames: list[Frame] = []
-    waiting = [(root, 0, 0.0)]
-    while waiting:
-        node, depth, left = waiting.pop()
-        for name, child in sorted(node.children.items()):
-            width = child.n_samples / root.n_samples
-            if width >= _SMALLEST_SHARE:
-                frames.append(Frame(name, depth, left, width, child.n_samples))
-                waiting.append((child, depth + 1, left))
-            left += width
+    n_samples: Counter[tuple[str, ...]] = Counter()  # by path; the empty one is the whole width
+    for stack, n in stacks.items():
+        names = tuple(stack.split(";"))
+        n_samples.update({names[:depth]: n for depth in range(len(names) + 1)})
+    frames, free_from = [], {(): 0}  # where the next frame above a path goes
+    for path in sorted(n_samples)[1:]:  # callers before their callees
+        free_from[path] = left = free_from[path[:-1]]
+        free_from[path[:-1]] += n_samples[path]
+        left, width = left / n_samples[()], n_samples[path] / n_samples[()]
+        if width >= _SMALLEST_SHARE:
+            frames.append(Frame(path[-1], len(path) - 1, left, width, n_samples[path]))
     return frames
 
 

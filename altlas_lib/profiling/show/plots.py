@@ -6,7 +6,7 @@ Each function draws into an Axes and returns it; the title states the message, t
 from collections.abc import Sequence
 from typing import get_args
 
-import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
 from ...devices import GpuSpec
@@ -17,22 +17,19 @@ from ...results import Candidate, Ceilings, TimeClass, WorkloadProfile, format_v
 def function_shares(ax: Axes, profile: WorkloadProfile, *, n_functions: int = 6) -> Axes:
     """Horizontal bars: the own share of the `n_functions` first functions of a profile, as each tool saw it."""
     functions = profile.functions[:n_functions]
-    bars = {"under cProfile": (COLOURS["orange"], [100 * (profile.cprofile_share(function) or 0) for function in functions])}
+    shares = {"under cProfile": [100 * (profile.cprofile_share(each) or 0) for each in functions]}
     if profile.n_samples:
-        sampled = [100 * function.sampled_own_share for function in functions]
-        bars = {f"py-spy, {profile.n_samples:,} samples": (COLOURS["blue"], sampled), **bars}
-    height = 0.8 / len(bars)
-    for i, (label, (colour, shares)) in enumerate(bars.items()):
-        drawn = ax.barh([row + i * height for row in range(len(functions))], shares, height, label=label, color=colour)
+        shares[f"py-spy, {profile.n_samples:,} samples"] = [100 * each.sampled_own_share for each in functions]
+    if not functions:
+        return ax
+    pd.DataFrame(shares).plot.barh(ax=ax, width=0.8, color=[COLOURS["orange"], COLOURS["blue"]])
+    for drawn in ax.containers:
         ax.bar_label(drawn, fmt="%.0f", padding=3)
-    name_rows(ax, [row + (len(bars) - 1) * height / 2 for row in range(len(functions))], [f.name for f in functions])
+    name_rows(ax, range(len(functions)), [each.name for each in functions])
     ax.margins(x=0.08)
     ax.set_xlabel("own share of the workload's time, library code included (%)")
-    ax.legend(loc="lower right")
-    if functions:
-        share = profile.share(functions[0])
-        whole = f"{share:.0%} of {profile.total}" if profile.total else f"{share:.0%}"
-        ax.set_title(f"{profile.workload}: {whole} is spent in {functions[0].name}")
+    whole = f" of {profile.total}" if profile.total else ""
+    ax.set_title(f"{profile.workload}: {profile.share(functions[0]):.0%}{whole} is spent in {functions[0].name}")
     return ax
 
 
@@ -41,23 +38,18 @@ _CLASS_COLOURS = dict(zip(get_args(TimeClass), ("orange", "red", "blue", "sky", 
 
 def time_classes(ax: Axes, profiles: Sequence[WorkloadProfile], *, n_functions: int = 4) -> Axes:
     """One stacked bar for each of the first functions: its share of the workload, by what the innermost native frame did."""
-    functions = [
-        (profile.workload, function)
-        for profile in profiles
-        for function in profile.functions[:n_functions]
-        if function.own_by_class
-    ]
-    left, in_all = np.zeros(len(functions)), {}
-    for name, colour in _CLASS_COLOURS.items():
-        shares = np.array([f.sampled_own_share * f.own_by_class.get(name, 0) for _, f in functions])
-        if shares.any():
-            ax.barh(range(len(functions)), 100 * shares, 0.7, left, label=name, color=COLOURS[colour])
-        left += 100 * shares
-        in_all[name] = shares.sum() / (len(profiles) or 1)
-    name_rows(ax, range(len(functions)), [f"{workload}: {function.name}" for workload, function in functions])
+    first = [(profile.workload, each) for profile in profiles for each in profile.functions[:n_functions] if each.own_by_class]
+    if not first:
+        ax.set_title("py-spy saw no native frames")
+        return ax
+    rows = [{name: 100 * f.sampled_own_share * part for name, part in f.own_by_class.items()} for _, f in first]
+    shares = pd.DataFrame(rows).fillna(0.0)
+    shares = shares[[name for name in _CLASS_COLOURS if name in shares]]
+    shares.plot.barh(ax=ax, stacked=True, width=0.7, color=[COLOURS[_CLASS_COLOURS[name]] for name in shares])
+    name_rows(ax, range(len(first)), [f"{workload}: {function.name}" for workload, function in first])
     ax.set_xlabel("share of the workload's time (%), by py-spy's native frames")
-    most = max(in_all, key=in_all.get)
-    ax.set_title(f"Most of the time goes into {most}: {in_all[most]:.0%}")
+    most = shares.sum().idxmax()
+    ax.set_title(f"Most of the time goes into {most}: {shares[most].sum() / len(profiles):.0f}%")
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16), ncols=4, fontsize=9)
     return ax
 

@@ -3,93 +3,48 @@
 `tables.toml` says what the columns are; here is what rows are made of.
 """
 
-import functools
-import operator
 import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from types import SimpleNamespace
 from typing import Any
 
 from ... import tables
-from ...results import Candidate, Quantity, WorkloadProfile, format_value
+from ...results import Candidate, WorkloadProfile, format_value
+from ..project.advice import JINJA
 from ..project.gpu_libraries import cupy_coverage
 
 ON_GPU = ("port it", "keep the data on the GPU", "batch first")  # beside other advice a projected gain would mislead
 
 
-@functools.cache
-def _layouts() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(resources.files(__package__).joinpath("tables.toml").read_text("utf-8"))
-
-
 def _table(name: str, rows: Iterable[Mapping[str, Any]]) -> tables.Table:
-    """Laid out as tables.toml has it, of rows that are parts by name."""
-    layout = _layouts()[name]
-    cells = [{title: _cell(shown, row) for title, shown in layout["columns"].items()} for row in rows]
+    """Laid out as tables.toml has it, of rows that are parts by name; numbers stay numbers."""
+    layout = tomllib.loads(resources.files(__package__).joinpath("tables.toml").read_text("utf-8"))[name]
+    columns = {title: JINJA.compile_expression(shown) for title, shown in layout["columns"].items()}
+    cells = [{title: _cell(shown(row)) for title, shown in columns.items()} for row in rows]
     return tables.show(cells, formats=layout.get("formats"), missing=layout.get("missing", ""))
 
 
-def _cell(shown: str, parts: Mapping[str, Any]) -> str | float | None:
-    """None where a part is missing."""
-    if "{" in shown:
-        return shown.format(**parts)
-    try:
-        value = operator.attrgetter(shown)(SimpleNamespace(**parts))
-    except AttributeError:
-        return None
+def _cell(value: Any) -> str | float | None:
     return value if value is None or isinstance(value, int | float) else str(value)
 
 
 def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> tables.Table:
     """The `n_rows` first functions: ms of one run under cProfile, percent of the workload's time."""
-    rows = (
-        {
-            "function": function,
-            "own_ms": _times(1e3, function.own and function.own.value),
-            "cumulative_ms": _times(1e3, function.cumulative and function.cumulative.value),
-            "own_share": profile.cprofile_share(function),
-            "libraries": _largest(function.own_by_library),
-            "classes": _largest(function.own_by_class),
-        }
-        for function in profile.functions[:n_rows]
-    )
-    return _table("function_table", rows)
-
-
-def _times(factor: float, value: float | None) -> float | None:
-    return None if value is None else factor * value
-
-
-def _largest(shares: Mapping[str, float]) -> str:
-    largest = sorted(shares.items(), key=lambda item: -item[1])[:2]
-    return ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.05)
+    return _table("function_table", ({"profile": profile, "function": each} for each in profile.functions[:n_rows]))
 
 
 def line_table(profile: WorkloadProfile, *, n_rows: int = 8) -> tables.Table:
     """The most expensive lines of the hottest functions, under line_profiler."""
-    lines = [(function, line) for function in profile.functions for line in function.lines]
-    lines.sort(key=lambda item: -profile.share(item[0]) * item[1].share)
-    rows = ({"function": function, "line": line, "source": line.source.strip()} for function, line in lines[:n_rows])
-    return _table("line_table", rows)
+    lines = [{"function": function, "line": line} for function in profile.functions for line in function.lines]
+    lines.sort(key=lambda row: -profile.share(row["function"]) * row["line"].share)
+    return _table("line_table", lines[:n_rows])
 
 
 def operation_table(profile: WorkloadProfile, *, n_rows: int = 10) -> tables.Table:
     """The operations on arrays that took most time: what they computed on, and the rates that they reached on this CPU."""
-    seen = [(trace, each) for trace in profile.traces for each in trace.operations]
-    rows = (
-        {
-            "trace": trace,
-            "operation": each,
-            "operands": ", ".join(each.operands),
-            "time": format_value(each.time_s, "s"),
-            "gflops": _times(1e-9 / each.time_s, each.flops) if each.time_s else None,
-            "gb_per_s": _times(1e-9 / each.time_s, each.moved_bytes) if each.time_s else None,
-        }
-        for trace, each in sorted(seen, key=lambda item: -item[1].time_s)[:n_rows]
-    )
-    return _table("operation_table", rows)
+    seen = [{"trace": trace, "operation": operation} for trace in profile.traces for operation in trace.operations]
+    return _table("operation_table", sorted(seen, key=lambda row: -row["operation"].time_s)[:n_rows])
 
 
 def tool_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
@@ -99,36 +54,21 @@ def tool_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
 
 def baseline_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
     """One run of each workload without a profiler, with the number of BLAS threads that suits it best."""
-    rows = (
-        {
-            "profile": profile,
-            "fastest": format_value(profile.total.low, "s"),
-            "slowest": format_value(profile.total.high, "s"),
-            "by_threads": ", ".join(f"{n}: {format_value(s, 's')}" for n, s in sorted(profile.seconds_by_n_threads.items())),
-        }
-        for profile in profiles
-        if profile.total
-    )
-    return _table("baseline_table", rows)
+
+    def by_threads(profile: WorkloadProfile) -> str:
+        return ", ".join(f"{n}: {format_value(s, 's')}" for n, s in sorted(profile.seconds_by_n_threads.items()))
+
+    return _table("baseline_table", ({"profile": each, "by_threads": by_threads(each)} for each in profiles if each.total))
 
 
 def candidate_table(candidates: Sequence[Candidate]) -> tables.Table:
     """The candidates with the greatest share first: projected gains, and the advice with its reason."""
-
-    def shown(candidate: Candidate, gain: Quantity | None) -> Quantity | str | None:
-        return "no gain in sight" if gain and candidate.advice == "leave it" else gain
-
-    rows = ({"candidate": c, "gain": shown(c, c.gain), "workload_gain": shown(c, c.workload_gain)} for c in candidates)
-    return _table("candidate_table", rows)
+    return _table("candidate_table", ({"candidate": each} for each in candidates))
 
 
 def route_table(candidates: Sequence[Candidate]) -> tables.Table:
     """Every way out of each candidate, the cheapest first: what is measured, projected or only offered."""
-    answers = {True: "same", False: "DIFFERS", None: "not compared"}
-    routes = ((candidate, route) for candidate in candidates for route in candidate.routes)
-    return _table(
-        "route_table", ({"candidate": c, "route": route, "answer": answers[route.same_answer]} for c, route in routes)
-    )
+    return _table("route_table", ({"candidate": each, "route": route} for each in candidates for route in each.routes))
 
 
 def port_table(profile: WorkloadProfile) -> tables.Table:
@@ -137,7 +77,7 @@ def port_table(profile: WorkloadProfile) -> tables.Table:
     for trace in profile.traces:
         coverage = cupy_coverage(operation.name for operation in trace.operations if operation.kind != "view")
         copies = ", ".join(f"line {each.line}: {each.what} ({each.n_times:,} times)" for each in trace.hidden_transfers)
-        rows.append({"trace": trace, "copies": copies} | {name: ", ".join(some) for name, some in coverage._asdict().items()})
+        rows.append({"trace": trace, "copies": copies, "cupy": coverage})
     return _table("port_table", rows)
 
 
@@ -160,15 +100,11 @@ def finding(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]
 
 
 def answers(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]) -> str:
-    """For each workload a line per candidate: what to do with it first, and why."""
-    lines = []
-    for profile in profiles:
-        lines.append(f"{profile.workload}:")
-        of_profile = [candidate for candidate in candidates if candidate.workload == profile.workload]
-        lines += [f"  {i}. {c.function}: {_verdict(c)}. {c.reason}" for i, c in enumerate(of_profile, start=1)]
-        if not of_profile:
-            lines.append("  no function owns a tenth of its time: nothing to change")
-    return "\n".join(textwrap.fill(line, 110, subsequent_indent="     ") for line in lines)
+    """A paragraph for each candidate: what to do with it first, and why."""
+    lines = [f"{c.workload}: {c.function}: {_verdict(c)}. {c.reason}" for c in candidates]
+    without = {profile.workload for profile in profiles} - {candidate.workload for candidate in candidates}
+    lines += [f"{workload}: no function owns a tenth of its time: nothing to change" for workload in sorted(without)]
+    return "\n".join(textwrap.fill(line, 110, subsequent_indent="    ") for line in lines)
 
 
 def _verdict(candidate: Candidate) -> str:
