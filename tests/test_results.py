@@ -168,8 +168,8 @@ def test_provenance_names_code_devices_and_versions(run):
         (b'{"schema_version": 1', "cannot be read"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"[1, 2]", "schema version None"),
-        (b'{"schema_version": 0}', "schema version 0, this library reads 1"),
-        (b'{"schema_version": 1}', "not valid"),
+        (b'{"schema_version": 0}', "schema version 0, this library reads 2"),
+        (b'{"schema_version": 2}', "not valid"),
     ],
 )
 def test_damaged_files_are_refused_with_the_command_that_mends_them(run, content, complaint):

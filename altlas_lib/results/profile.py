@@ -60,14 +60,12 @@ class Alternative(Model):
     time: Quantity  # seconds of one warm run, as on a machine with nothing else to do (`quiet_s`)
     gain: Quantity  # times as fast as the target, by medians; low and high: the slowest run of one, the fastest of the other
     same_answer: bool | None  # None: the answers cannot be compared
-    # of two numbers that should be equal, absolute; None: no numbers, or not of the same shape
-    largest_difference: float | None = None
 
 
 class WorkloadProfile(Model):
     workload: str
-    target: str  # what ran: module:function, a script with its arguments, a process
-    total: Quantity | None  # one run without any profiler, the best thread count; None: attached to
+    target: str  # what ran: module:function, a script with its arguments, an application
+    total: Quantity | None  # one run without any profiler, the best thread count
     # processor seconds of those runs: of all threads, and of the processes that the target started
     cpu: Quantity | None = None
     # seconds of those runs as they would be if nobody else wanted a processor: at most the processor time and what the
@@ -82,7 +80,6 @@ class WorkloadProfile(Model):
     n_samples: NonNegativeInt = 0  # stacks that py-spy took of the target; 0: it took none
     stacks: dict[str, int] = Field(default={})  # 'outer;inner' -> samples, the most frequent: the flame graph
     traces: list[ArrayTrace] = Field(default=[])
-    peak_memory: Quantity | None = None  # of the process, beyond what it held before the first run
     alternatives: list[Alternative] = Field(default=[])
     notes: list[str] = Field(default=[])  # what a tool could not do, and why
 

@@ -16,7 +16,7 @@ from ..devices import device_names
 from ..paths import RunFolder, outputs_dir, project_root, write_atomically
 from .quantity import Model
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _DISTRIBUTION = "altlas-cuda-workbook"
 
 # Of the processors. A program that wants them all takes 1 / (1 - 0.2) = 1.25 times as long, less than a projection's own error.
@@ -91,7 +91,7 @@ class ChapterResult(Model):
     chapter: ClassVar[str]
     number: ClassVar[str]
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     provenance: Provenance
     finding: str = Field(min_length=1)  # what was found, in one sentence
     figures: list[FigureFile] = Field(default=[])

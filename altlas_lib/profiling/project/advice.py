@@ -89,7 +89,7 @@ def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | 
     known = {
         **{"profile": profile, "function": function, "share": share},
         **{"trace": trace, "rates": rates, "projection": projection, "least_saving_s": least_saving_s},
-        "seconds": None if quiet_s is None else share * quiet_s,  # of one run; None: a process attached to
+        "seconds": None if quiet_s is None else share * quiet_s,  # of one run; None: no run was measured
         # By how it is decided on, the first way that takes the place of half the function's time.
         "ways": {each.decides: each for each in reversed(found) if each.covers >= _MOST and each.advice},
         "sampled_python": sum(python.values()),

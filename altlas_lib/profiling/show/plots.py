@@ -28,7 +28,7 @@ def function_shares(ax: Axes, profile: WorkloadProfile, *, n_functions: int = 6)
     name_rows(ax, range(len(functions)), [each.name for each in functions])
     ax.margins(x=0.08)
     ax.set_xlabel("own share of the workload's time, library code included (%)")
-    whole = f" of {profile.total}" if profile.total else ""
+    whole = f" of {profile.total} (median)" if profile.total else ""
     ax.set_title(f"{profile.workload}: {profile.share(functions[0]):.0%}{whole} is spent in {functions[0].name}")
     return ax
 
