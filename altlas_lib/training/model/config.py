@@ -36,6 +36,10 @@ class TransformerConfig(Model):
     n_heads: PositiveInt
     feed_forward: PositiveInt
 
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        return tuple(f"transformer-layer{i}" for i in range(1, self.n_layers + 1))
+
     @model_validator(mode="after")
     def _heads_share_the_model_width(self) -> Self:
         if self.d_model % 2 or self.d_model % self.n_heads:
@@ -63,6 +67,11 @@ class ModelConfig(Model):
     @property
     def parts(self) -> tuple[NBeatsConfig | TcnConfig | TransformerConfig, ...]:
         return tuple(part for part in (*self.nbeats, self.tcn, self.transformer) if part)
+
+    @property
+    def recomputed_layers(self) -> tuple[str, ...]:
+        """What `fit` is to recompute."""
+        return self.transformer.layer_names if self.transformer and self.recompute else ()
 
     @property
     def window(self) -> int:

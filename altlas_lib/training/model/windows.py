@@ -102,6 +102,21 @@ def prepare(values: np.ndarray, *, window: int) -> Samples:
 
 
 @dataclass(frozen=True, eq=False)
+class Predictions:
+    """A forecast of n values, as the model's heads make it.
+
+    Attributes:
+        above: (n,) bool, the value will be 1.5 or more.
+        classes: (n,) int, 0 for below 1.5, 1 for 1.5 to 10, 2 for 10 and more.
+        logs: (n,) float, log of the value.
+    """
+
+    above: np.ndarray
+    classes: np.ndarray
+    logs: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Part:
     """Samples at some positions, gathered when they are asked for.
 

@@ -10,8 +10,7 @@ from scipy import stats
 from ...data import CrashSeries, Series
 from ...results import Metric
 from ..model.features import HIGH, THRESHOLD
-from ..model.predictions import Predictions
-from ..model.windows import Samples
+from ..model.windows import Predictions, Samples
 
 ACCURACY, CLASS_ACCURACY = "accuracy at 1.5", "accuracy of 3 classes"
 FALSE_SIGNALS, LOG_ERROR = 'false "above" signals', "error of log value"

@@ -7,11 +7,10 @@ import numpy as np
 
 from ...data import Series
 from ...results import Kept, Quality
-from ..fit.stages import train
+from ..fit.series import predict, train
 from ..model.config import ModelConfig, option1, option2
 from ..model.multi_scale import build_model
-from ..model.predictions import Predictions
-from ..model.windows import Samples, prepare
+from ..model.windows import Predictions, Samples, prepare
 from .metrics import ACCURACY, base_rate_predictions, evaluate, interval, resampled, scores
 
 # The plan's options and the shares of quality that it says they keep.
@@ -23,7 +22,7 @@ OPTIONS: dict[str, tuple[Callable[[ModelConfig], ModelConfig], tuple[float, floa
 
 def forecasts(samples: Samples, config: ModelConfig, *, seeds: Sequence[int], **training: Any) -> list[Predictions]:
     """Of the test part, by a model trained anew with each seed; `training` goes to `train`."""
-    return [train(samples, config, seed=seed, **training).predict(samples, samples.split.test) for seed in seeds]
+    return [predict(train(samples, config, seed=seed, **training).model, samples, samples.split.test) for seed in seeds]
 
 
 def compare_options(

@@ -1,0 +1,41 @@
+"""A model of the user's own, by the name of the function that builds it."""
+
+import importlib
+from typing import Any
+
+from .backend import keras
+from .checks import EXPECTED_MODEL, describe_class
+
+
+def load_own(name: str, *, seed: int | None = None, dtype_policy: str | None = None) -> tuple[keras.Model, Any, Any]:
+    """Call the function `name`, "module:function", which returns a Keras model, or `(model, data[, validation_data])`.
+
+    Args:
+        seed: set for the whole process before the model is built (`keras.utils.set_random_seed`).
+        dtype_policy: likewise, where layers do not name their own.
+
+    Returns:
+        The model, its data and validation data as `fit` takes them; None where there are none.
+
+    Raises:
+        ValueError: there is no such function, it failed, or it returned something else.
+    """
+    module, _, function = name.partition(":")
+    try:
+        if seed is not None:
+            keras.utils.set_random_seed(seed)
+        if dtype_policy:
+            keras.config.set_dtype_policy(dtype_policy)
+        made = getattr(importlib.import_module(module), function)()
+    except Exception as error:  # whatever the user's module raises
+        raise ValueError(
+            f"model {name!r} failed ({type(error).__name__}: {error}): give a function that builds a Keras model, "
+            "'module:function', in a module that `import` finds"
+        ) from error
+    model, *data = made if isinstance(made, tuple) else (made,)
+    if not isinstance(model, keras.Model) or len(data) > 2:
+        raise ValueError(
+            f"model {name!r} returned {describe_class(model)} and {len(data)} data sets: {EXPECTED_MODEL}, or a "
+            "tuple of it, data and validation data"
+        )
+    return model, *data, *[None] * (2 - len(data))
