@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import types
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_class_weight
 
 from altlas_lib import data, devices, figures, training
-from altlas_lib.results import Epoch, Provenance, Quantity, TrainingResult
+from altlas_lib.results import Provenance, Quantity, TrainingResult
 from altlas_lib.training import (
     ModelConfig,
     NBeatsConfig,
@@ -354,7 +353,7 @@ def test_training_learns_what_can_be_learned_and_writes_it_down(series, samples)
     assert run.step_time.device == backend.device_name()
     assert (run.peak_memory is None) == (backend.gpu_name() is None)
 
-    accuracy = training.evaluate(run.predict(samples, samples.split.test), samples, series)[0]
+    accuracy = training.evaluate(training.predict(run.model, samples, samples.split.test), samples, series)[0]
     assert accuracy.n_samples == 200
     assert accuracy.gain_low > 0  # the regime is strong enough for 200 values to show it
     assert "the model predicts, by" in training.verdict(accuracy)
@@ -366,29 +365,24 @@ def test_the_same_seed_gives_the_same_model(samples):
     assert not np.array_equal(weights_of(one), weights_of(other))
 
 
-def test_the_stages_follow_each_other_with_their_own_numbers(samples, capfd):
-    stages = [replace(stage, batch_size=2 * stage.batch_size) for stage in training.STAGES]
-    run = training.train(samples, TINY, stages=stages, n_epochs=2, gradient_accumulation_steps=8, progress_bar=True)
-    assert [(entry.stage, entry.epoch) for entry in run.history] == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)]
-    assert [entry.micro_batch_size for entry in run.history[::2]] == [16, 8, 4]
-    assert [entry.n_updates for entry in run.history[::2]] == [6, 11, 22]
-    assert run.gamma == 2
-    assert float(run.model.optimizer.learning_rate) == pytest.approx(1e-5)
-    bars = capfd.readouterr().err
-    assert "stage 3, epoch 2: 100%" in bars
-    training.train(samples, TINY, n_epochs=1, micro_batch_size=350)
-    assert capfd.readouterr().err == ""  # no terminal
-
-
 def test_of_two_heads_the_one_with_the_weight_is_learned(samples):
     def last_loss(head):
-        stage = replace(training.STAGES[0], loss_weights=dict.fromkeys(training.STAGES[0].loss_weights, 0.0) | {head: 1.0})
-        run = training.train(samples, TINY, stages=[stage], n_epochs=3, micro_batch_size=16, learning_rate=1e-3)
+        weights = dict.fromkeys(training.LOSS_WEIGHTS, 0.0) | {head: 1.0}
+        run = training.train(samples, TINY, loss_weights=weights, n_epochs=3, micro_batch_size=16, learning_rate=1e-3)
         return {name: run.history[-1].metrics[f"{name}_loss"] for name in ("regression", "classification")}
 
     one, other = last_loss("regression"), last_loss("classification")
     assert one["regression"] < other["regression"]
     assert other["classification"] < one["classification"]
+
+
+def test_focus_reaches_the_loss_and_the_forecast(samples):
+    run = training.train(samples, TINY, gamma=2.0, n_epochs=1, micro_batch_size=350)
+    loss = run.model.loss["threshold"]
+    assert loss.gamma == 2
+    heads = run.model.predict(samples.inputs(np.r_[samples.split.test], 20), verbose=0)
+    expected = losses.unweighted_probability(heads["threshold"][:, 0], loss.below_weight, loss.above_weight, 2.0) >= 0.5
+    np.testing.assert_array_equal(training.predict(run.model, samples, samples.split.test).above, expected)
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
@@ -585,32 +579,46 @@ def with_data():
 
 def nothing():
     return 7
+
+def fails():
+    raise KeyError("weights")
 """
 
 
 def test_a_prototype_of_ones_own_takes_the_models_place(series, samples, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "prototype_of_mine.py").write_text(PROTOTYPE)
-    own = training.load_own("prototype_of_mine:build")
-    assert own.data is None
-    run = training.train(samples, own.build, n_epochs=1, micro_batch_size=64, gradient_accumulation_steps=2)
-    metrics = training.evaluate(run.predict(samples, samples.split.test), samples, series)
+
+    def build(name):
+        model, data, validation = training.load_own(f"prototype_of_mine:{name}", seed=1)
+        assert validation is None
+        return model, data
+
+    run = training.train(samples, lambda: build("build")[0], n_epochs=1, micro_batch_size=64, gradient_accumulation_steps=2)
+    metrics = training.evaluate(training.predict(run.model, samples, samples.split.test), samples, series)
     assert metrics[0].n_samples == 200
     with pytest.raises(ValueError, match=r"the prototype takes .* and gives .*'classification': \(None, 4\).*: expected"):
-        training.train(samples, training.load_own("prototype_of_mine:wrong").build, n_epochs=1)
+        training.train(samples, lambda: build("wrong")[0], n_epochs=1)
+    source = training.describe_data("prototype_of_mine:with_data", build("with_data")[1])
+    assert (source.n_rows, source.name) == (40, "data of prototype_of_mine:with_data")
+    hashes = [training.weights_hash(training.fit(*build("with_data"), n_epochs=1).model) for _ in range(2)]
+    assert hashes[0] == hashes[1]
 
-    own = training.load_own("prototype_of_mine:with_data")
-    first = own.fit(2, 8, 2)
-    again = training.load_own("prototype_of_mine:with_data").fit(2, 8, 2)
-    assert training.weights_hash(first.model) == training.weights_hash(again.model)
-    assert (own.source.n_rows, own.source.name) == (40, "data of prototype_of_mine:with_data")
-    for name, message in (
-        ("prototype_of_mine:nothing", "returned a int: expected a keras.Model"),
-        ("prototype_of_mine:gone", "has no function 'gone'"),
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("prototype_of_mine:nothing", r"returned a int and 0 data sets: expected a keras\.Model"),
+        ("prototype_of_mine:gone", "AttributeError: module 'prototype_of_mine' has no attribute 'gone'"),
+        ("prototype_of_mine:fails", r"failed \(KeyError: 'weights'\): give a function"),
         ("no_such_module_of_mine:build", "No module named"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            training.load_own(name)
+    ],
+)
+def test_what_builds_no_model_is_named(tmp_path, monkeypatch, name, message):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "prototype_of_mine.py").write_text(PROTOTYPE)
+    with pytest.raises(ValueError, match=message):
+        training.load_own(name)
 
 
 def test_a_reference_whose_few_wins_are_luck_has_no_gain_to_keep():
@@ -743,9 +751,6 @@ def test_a_series_without_variation_has_finite_inputs_and_nothing_to_train():
         ({"micro_batch_size": "8"}, r"micro_batch_size is '8' \(a str\): expected a whole number"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
         ({"micro_batch_size": 64, "gradient_accumulation_steps": 11}, "700 samples, one update takes 704"),
-        ({"micro_batch_size": None, "gradient_accumulation_steps": 65}, "65 micro-batches of 64 samples"),
-        ({"stages": training.STAGES}, "3 stages with micro_batch_size=8"),
-        ({"stages": ()}, "0 stages"),
         ({"n_epochs": 0}, "n_epochs is 0"),
         ({"patience": 0}, "patience is 0"),
         ({"checkpoint_every": 0}, "checkpoint_every is 0"),
@@ -762,7 +767,7 @@ def test_training_numbers_that_cannot_be_meant_are_refused(samples, arguments, m
 
 
 def test_a_loss_that_is_no_number_stops_the_training(samples):
-    with pytest.raises(FloatingPointError, match="loss is nan in epoch 1: lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"'loss': nan.* in epoch 1: lower the learning rate"):
         training.train(samples, TINY, n_epochs=3, micro_batch_size=64, learning_rate=float("inf"))
 
 
@@ -791,7 +796,7 @@ def test_a_model_that_cannot_be_built_is_refused(config, message):
 
 def test_the_result_survives_the_file(run, series, samples):
     trained = training.train(samples, TINY, n_epochs=1, micro_batch_size=64)
-    metrics = training.evaluate(trained.predict(samples, samples.split.test), samples, series)
+    metrics = training.evaluate(training.predict(trained.model, samples, samples.split.test), samples, series)
     result = TrainingResult(
         provenance=Provenance.now(parameters={"seed": 0}),
         finding=training.finding(metrics, model="tiny", source_name="a series", step_time=trained.step_time),
@@ -816,22 +821,13 @@ def test_the_figures_say_what_the_numbers_say(series):
         above = plots.multiplier_survival(ax, np.array([1.0, 1.49, 1.5, 40.0])).get_title("left")
     assert above.startswith("50.0% of the values reach 1.5")
 
-    epochs = [
-        Epoch(
-            stage=1,
-            epoch=i,
-            metrics={"loss": 1.0, "val_loss": v},
-            duration_s=1,
-            micro_batch_size=8,
-            n_updates=9,
-            memory_device="CPU",
-            memory_bytes=1,
-            peak_memory_bytes=2,
-        )
-        for i, v in ((1, 0.9), (2, 0.7), (3, 0.8))
-    ]
+    history = [{"loss": 1.0, "val_loss": value} for value in (0.9, 0.7, 0.8)]
     with figures.figure() as (_, ax):
-        assert plots.training_curves(ax, epochs).get_title("left").endswith("at best 0.700 (epoch 2)")
+        title = plots.training_curves(ax, history).get_title("left")
+    assert title == "Validation loss 0.900 after the first epoch, at best 0.700 (epoch 2)"
+    with figures.figure() as (_, ax):  # of a model without validation data
+        title = plots.training_curves(ax, [{"loss": 1.0}, {"loss": 0.5}]).get_title("left")
+    assert title == "Training loss 1.000 after the first epoch, at best 0.500 (epoch 2)"
 
     part = slice(1000, 2000)
     best = training.best_possible_predictions(series, part)

@@ -1,4 +1,4 @@
-"""Models of a user's own, and a training that is killed: TensorFlow or JAX is loaded once in a child, each attempt is a fork."""
+"""Models of a user's own, and a training that is killed: a framework is loaded once in a child, each attempt is a fork."""
 
 import hashlib
 import json
@@ -45,9 +45,7 @@ def sha256_of(run):
 def image_classifier():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(14, 32, 32, 3)).astype("float32"), rng.integers(0, 4, 14)
-    model = keras.applications.MobileNetV3Small(
-        input_shape=(32, 32, 3), alpha=0.35, minimalistic=True, weights=None, classes=4, include_preprocessing=False
-    )
+    model = keras.applications.MobileNet(input_shape=(32, 32, 3), alpha=0.25, weights=None, classes=4)
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model, (x, y)
 
@@ -150,8 +148,8 @@ def kill_and_resume(folder, seed):
     """For each training: its hash uninterrupted, that of one that was killed again and again, and when it was."""
     answers, choose = {}, random.Random(seed)
     for name in TRAININGS:
-        # The first may come before there is a checkpoint; when the second comes there is one.
-        kills = [choose.randint(1, 5), choose.randint(4, 8)]
+        # The first may come before there is a checkpoint; when a second comes there is one.
+        kills = [choose.randint(1, 8), choose.randint(4, 8)][: 2 if name == "recurrent" else 1]
         for kill_after in kills:
             attempt(name, Path(folder, name, "killed"), kill_after)
         answers[name] = [attempt(name, Path(folder, name, run), None) for run in ("whole", "killed")] + [kills]

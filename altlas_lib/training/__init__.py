@@ -19,7 +19,6 @@ from .fit import fit
 
 _FACE = {
     "fit.checkpoint": "CheckpointError weights_hash",
-    "fit.dataset": "open_dataset",
     "fit.loop": "TrainingRun",
     "fit.series": "LOSS_WEIGHTS predict train",
     "model.accumulation": "AccumulatingOptimizer MicroBatching",
@@ -28,7 +27,7 @@ _FACE = {
     "model.multi_scale": "build_model parameters_by_part",
     "model.recompute": "ChunkedAttention",
     "model.windows": "Predictions Samples prepare",
-    "own": "load_own",
+    "own": "describe_data load_own",
     "plan.mitigations": "explanation gpu_rows gpu_table mitigation_rows mitigation_table",
     "plan.planner": "largest_batch plan_memory",
     "plan.request": "PlanError",

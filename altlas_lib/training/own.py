@@ -3,8 +3,10 @@
 import importlib
 from typing import Any
 
+from ..results import DataSource
 from .backend import keras
 from .checks import EXPECTED_MODEL, describe_class
+from .fit.dataset import open_dataset
 
 
 def load_own(name: str, *, seed: int | None = None, dtype_policy: str | None = None) -> tuple[keras.Model, Any, Any]:
@@ -39,3 +41,9 @@ def load_own(name: str, *, seed: int | None = None, dtype_policy: str | None = N
             "tuple of it, data and validation data"
         )
     return model, *data, *[None] * (2 - len(data))
+
+
+def describe_data(name: str, data: Any) -> DataSource:
+    """Of a result: which data of the model `name` it is about."""
+    opened = open_dataset(data)
+    return DataSource(name=f"data of {name}", n_rows=opened.n_samples, sha256=opened.digest())
