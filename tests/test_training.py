@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from gpu_stand_in import on_stand_ins, stand_in_cupy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -102,12 +103,29 @@ def test_features_equal_a_loop_over_samples(values, seed):
 @settings(max_examples=20, deadline=None)
 @given(values=st.lists(MULTIPLIERS, min_size=1, max_size=30), seed=st.integers(0, 99))
 def test_the_array_code_for_a_gpu_gives_pandas_features(values, seed):
-    """On NumPy here; CuPy runs the same code (the `gpu` test below)."""
     history = data.crash_series(1000, seed=seed).values
     values = np.concatenate([history, [1e9], values, np.full(8, 1.2), [3.0]])
     by_pandas, by_arrays = training.rolling_features(values), training.rolling_features(values, xp=np)
     assert by_arrays.dtype == by_pandas.dtype
     np.testing.assert_allclose(by_arrays, by_pandas, rtol=1e-4, atol=1e-4)
+
+
+def test_the_array_code_is_cupys():
+    """Every function that it calls is one of the stand-in's, which takes and gives its own arrays only."""
+    cupy, values = stand_in_cupy(2**30), data.crash_series(1100, seed=1).values
+    for name in ("log", "max", "mean", "min", "sort", "sqrt", "stack", "sum"):
+        setattr(cupy, name, on_stand_ins(getattr(np, name)))
+    features = training.rolling_features(cupy.asarray(values), xp=cupy)
+    np.testing.assert_array_equal(cupy.asnumpy(features), training.rolling_features(values, xp=np))
+
+
+def test_the_projected_time_of_the_features_follows_values_and_bandwidth():
+    t4, h200 = (devices.find_gpu(name) for name in ("T4", "H200"))
+    once, twice, fast = (training.project_features(n, gpu) for n, gpu in ((5000, t4), (10_000, t4), (5000, h200)))
+    assert (once.basis, once.device, once.bound_by) == ("projected", "T4", "memory bandwidth")
+    assert (twice.low, twice.high) == pytest.approx((2 * once.low, 2 * once.high))
+    assert once.low / fast.low == pytest.approx(h200.memory_bandwidth_gb_per_s / t4.memory_bandwidth_gb_per_s)
+    assert once.low > 5000 * 2291 * 8 / (t4.memory_bandwidth_gb_per_s * 1e9)  # not less than to read all windows once
 
 
 @pytest.mark.gpu

@@ -23,7 +23,7 @@ _FACE = {
     "fit.series": "LOSS_WEIGHTS predict train",
     "model.accumulation": "AccumulatingOptimizer MicroBatching",
     "model.config": "FEATURE_WINDOWS PRESETS ModelConfig NBeatsConfig TcnConfig TransformerConfig find_preset",
-    "model.features": "rolling_features",
+    "model.features": "project_features rolling_features",
     "model.multi_scale": "build_model parameters_by_part",
     "model.recompute": "ChunkedAttention",
     "model.windows": "Predictions Samples prepare",
