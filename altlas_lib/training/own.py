@@ -30,16 +30,12 @@ def load_own(name: str, *, seed: int | None = None, dtype_policy: str | None = N
             keras.config.set_dtype_policy(dtype_policy)
         made = getattr(importlib.import_module(module), function)()
     except Exception as error:  # whatever the user's module raises
-        raise ValueError(
-            f"model {name!r} failed ({type(error).__name__}: {error}): give a function that builds a Keras model, "
-            "'module:function', in a module that `import` finds"
-        ) from error
+        advice = "give a function that builds a Keras model, 'module:function', in a module that `import` finds"
+        raise ValueError(f"model {name!r} failed ({type(error).__name__}: {error}): {advice}") from error
     model, *data = made if isinstance(made, tuple) else (made,)
     if not isinstance(model, keras.Model) or len(data) > 2:
-        raise ValueError(
-            f"model {name!r} returned {describe_class(model)} and {len(data)} data sets: {EXPECTED_MODEL}, or a "
-            "tuple of it, data and validation data"
-        )
+        got = f"{describe_class(model)} and {len(data)} data sets"
+        raise ValueError(f"model {name!r} returned {got}: {EXPECTED_MODEL}, or (model, data, validation data)")
     return model, *data, *[None] * (2 - len(data))
 
 

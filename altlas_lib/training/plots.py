@@ -5,12 +5,10 @@ Each function draws into an Axes and returns it; the title states the message, t
 
 from collections.abc import Sequence
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..figures import COLOURS, STYLE
+from ..figures import COLOURS
 from ..results import Metric, Remedy
 
 
@@ -62,29 +60,6 @@ def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:
 
 def _fits(verdict: str) -> str:
     return {"fits": "does", "tight": "barely does"}.get(verdict, "does not")
-
-
-class LiveCurves:
-    """Training curves under a notebook's cell, drawn anew after each epoch: `callbacks=[LiveCurves().callback]`."""
-
-    def __init__(self) -> None:
-        from .backend import keras
-
-        self.shown, self.history = None, []
-        self.callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: self.draw(logs))
-
-    def draw(self, metrics: dict[str, float]) -> None:
-        from IPython.display import display
-
-        self.history.append(dict(metrics))
-        with mpl.rc_context(STYLE):
-            fig, ax = plt.subplots()
-            training_curves(ax, self.history)
-            plt.close(fig)
-        if self.shown is None:
-            self.shown = display(fig, display_id=True)
-        else:
-            self.shown.update(fig)
 
 
 def training_curves(ax: Axes, history: Sequence[dict[str, float]]) -> Axes:

@@ -96,11 +96,9 @@ def check_prototype(model: keras.Model, samples: Samples) -> None:
         {name: tensor.shape for name, tensor in tensors.items()} if isinstance(tensors, dict) else tensors
         for tensors in (getattr(model, "input", None), getattr(model, "output", None))
     )
+    window = inputs.get("window", (None, 0)) if isinstance(inputs, dict) else (None, 0)
+    expected_inputs = {"window": (None, window[-1]), "features": (None, samples.features.shape[1])}
     expected = {REGRESSION: (None, 1), CLASSIFICATION: (None, 3), THRESHOLD_HEAD: (None, 1)}
-    features = (None, samples.features.shape[1])
-    fits = isinstance(inputs, dict) and inputs.keys() == {"window", "features"} and inputs["features"] == features
-    if not fits or outputs != expected:
-        raise ValueError(
-            f"the prototype takes {inputs} and gives {outputs}: expected a functional model that takes a dictionary with "
-            f"'window' (None, length) and 'features' {features} and gives {expected}"
-        )
+    if inputs != expected_inputs or outputs != expected:
+        wanted = f"expected a functional model that takes {expected_inputs} (a window of any length) and gives {expected}"
+        raise ValueError(f"the prototype takes {inputs} and gives {outputs}: {wanted}")

@@ -133,9 +133,8 @@ def _check_keras_file(file: Path) -> None:
             if archive.getinfo("config.json").file_size > _MAX_CONFIG_BYTES:
                 raise OSError(f"its config.json has more than {_MAX_CONFIG_BYTES:,} bytes")
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise PlanError(
-            f"{file.name} cannot be read as a .keras file ({error}); write it by model.save({file.name!r})"
-        ) from None
+        problem = f"{file.name} cannot be read as a .keras file ({error})"
+        raise PlanError(f"{problem}; write it by model.save({file.name!r})") from None
 
 
 def _find_modules(model: Any, keras: Any) -> tuple[str, ...]:
@@ -154,10 +153,8 @@ def _find_cost(
         if only_cached:
             raise PlanError(f"not compiled yet: `altlas plan` compiles it, half a minute for a batch size; all presets: {REDO}")
         if importlib.util.find_spec("jax") is None or not has_compiler():
-            raise PlanError(
-                "the planner asks JAX's compiler for CUDA, which is not installed: "
-                "pip install jax jax-cuda12-plugin jax-cuda12-pjrt"
-            )
+            needed = "pip install jax jax-cuda12-plugin jax-cuda12-pjrt"
+            raise PlanError(f"the planner asks JAX's compiler for CUDA, which is not installed: {needed}")
         (cost,) = compile_steps([request], time_limit_s=time_limit_s, loaded=loaded)
         note = keep_answer(request, cost) if request.config and not cost.error else None
     if cost.error:
@@ -216,10 +213,7 @@ def step_time(cost: StepCost, gpu: GpuSpec) -> tuple[Quantity | None, str | None
     https://doi.org/10.1145/1498765.1498785).
     """
     if cost.has_loop:
-        return None, (
-            "the time of a step is not projected: it has a loop, such as a recurrent layer's, whose kernels wait for each "
-            "other and whose body XLA counts once"
-        )
+        return None, "the time of a step is not projected: it has a loop, as of a recurrent layer, whose body XLA counts once"
     if not cost.n_flops or not cost.moved_bytes:
         return None, "the time of a step is not projected: this JAX does not give XLA's count of operations and bytes"
     if "float16" in cost.dtype_policy:
@@ -227,9 +221,8 @@ def step_time(cost: StepCost, gpu: GpuSpec) -> tuple[Quantity | None, str | None
     else:  # from compute capability 8.0 on XLA rounds float32 products to TF32, at half the rate of float16
         slowest = gpu.float32_tflops
         fastest = gpu.float16_tensor_tflops / 2 if float(gpu.compute_capability) >= 8 else slowest
-    arithmetic_s = [
-        cost.n_flops / (tflops * 1e12 * share) for tflops, share in zip((slowest, fastest), ARITHMETIC_EFFICIENCY, strict=True)
-    ]
+    rates = zip((slowest, fastest), ARITHMETIC_EFFICIENCY, strict=True)
+    arithmetic_s = [cost.n_flops / (tflops * 1e12 * share) for tflops, share in rates]
     memory_s = [cost.moved_bytes / (gpu.memory_bandwidth_gb_per_s * 1e9 * share) for share in BANDWIDTH_EFFICIENCY]
     bound_by = "arithmetic" if sum(arithmetic_s) > sum(memory_s) else "memory bandwidth"
     low, high = max(arithmetic_s[1], memory_s[1]), arithmetic_s[0] + memory_s[0]

@@ -94,9 +94,8 @@ def quality_rows(qualities: Sequence[Quality]) -> list[dict[str, Any]]:
 def kept(light: Sequence[Predictions], reference: Sequence[Predictions], samples: Samples) -> tuple[Kept, Kept | None]:
     """Ratios of the two accuracies at 1.5, and of their gains over the base rate where the reference has a sure one."""
     actual = samples.values[samples.split.test]
-    groups = [
-        [scores(each, actual)[ACCURACY] for each in group] for group in (light, reference, [base_rate_predictions(samples)])
-    ]
+    forecast_groups = (light, reference, [base_rate_predictions(samples)])
+    groups = [[scores(each, actual)[ACCURACY] for each in group] for group in forecast_groups]
     of_light, of_reference, of_base = (np.mean([score.value for score in group]) for group in groups)
     draws = resampled(*groups)
 
