@@ -9,12 +9,11 @@ from .checks import EXPECTED_MODEL, describe_class
 from .fit.dataset import open_dataset
 
 
-def load_own(name: str, *, seed: int | None = None, dtype_policy: str | None = None) -> tuple[keras.Model, Any, Any]:
+def load_own(name: str, *, seed: int | None = None) -> tuple[keras.Model, Any, Any]:
     """Call the function `name`, "module:function", which returns a Keras model, or `(model, data[, validation_data])`.
 
     Args:
         seed: set for the whole process before the model is built (`keras.utils.set_random_seed`).
-        dtype_policy: likewise, where layers do not name their own.
 
     Returns:
         The model, its data and validation data as `fit` takes them; None where there are none.
@@ -26,8 +25,6 @@ def load_own(name: str, *, seed: int | None = None, dtype_policy: str | None = N
     try:
         if seed is not None:
             keras.utils.set_random_seed(seed)
-        if dtype_policy:
-            keras.config.set_dtype_policy(dtype_policy)
         made = getattr(importlib.import_module(module), function)()
     except Exception as error:  # whatever the user's module raises
         advice = "give a function that builds a Keras model, 'module:function', in a module that `import` finds"

@@ -112,8 +112,8 @@ def fingerprint(model: keras.Model, **settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps({**described, "backend": backend, **packages, **settings}, default=repr))
 
 
-_DIFFERS_BETWEEN_PROCESSES = {"name", "shared_object_id", "build_config"}
-_OF_SUBLAYERS = {"layers", "input_layers", "output_layers"}  # which are described by themselves
+# What differs between processes, and what says of layers within a layer, which are described by themselves.
+_LEFT_OUT = {"name", "shared_object_id", "build_config", "layers", "input_layers", "output_layers"}
 
 
 def _describe(part: Any) -> Any:
@@ -122,11 +122,8 @@ def _describe(part: Any) -> Any:
         config = part.get_config()
     except Exception:  # a name, a function, or a class of the user's own that has none
         config = {}
-    left_out = _DIFFERS_BETWEEN_PROCESSES | _OF_SUBLAYERS
-    settings = json.loads(
-        json.dumps(config, default=lambda value: type(value).__qualname__),
-        object_hook=lambda found: {key: value for key, value in found.items() if key not in left_out},
-    )
+    text = json.dumps(config, default=lambda value: type(value).__qualname__)
+    settings = json.loads(text, object_hook=lambda found: {key: each for key, each in found.items() if key not in _LEFT_OUT})
     kind = part if isinstance(part, str | None) else getattr(part, "__qualname__", type(part).__qualname__)
     return [kind, settings, getattr(part, "compute_dtype", None)]
 

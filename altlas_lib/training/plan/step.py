@@ -40,7 +40,8 @@ def _load_model(request: StepRequest) -> keras.Model:
         model.loss = compile_losses(below_weight=1.0, above_weight=1.0)
         return model
     if request.builder:
-        return load_own(request.builder, dtype_policy=request.dtype_policy)[0]
+        keras.config.set_dtype_policy(request.dtype_policy or "float32")
+        return load_own(request.builder)[0]
     try:
         for module in request.modules:
             importlib.import_module(module)

@@ -167,26 +167,25 @@ def compare(
     """
     seeds = [scores(each, actual) for each in ([model] if isinstance(model, Predictions) else model)]
     best_scores = scores(best_possible, actual) if best_possible else {}
-    metrics = []
-    for name, base in scores(base_rate, actual).items():
-        of_seeds = [each[name] for each in seeds]
-        of_model, of_base = resampled(of_seeds, [base])
-        gain_low, gain_high = interval((of_model - of_base) * (1 if base.higher_is_better else -1))
-        metrics.append(
-            Metric(
-                name=name,
-                unit="log" if name == LOG_ERROR else "share",
-                higher_is_better=base.higher_is_better,
-                model=np.mean([each.value for each in of_seeds]),
-                base_rate=base.value,
-                best_possible=best_scores[name].value if best_possible and name in WITH_A_BEST else None,
-                n_samples=round(np.mean([each.counts.sum() for each in of_seeds])),
-                gain_low=gain_low,
-                gain_high=gain_high,
-                block_length=block_length([of_seeds, [base]]),
-            )
-        )
-    return metrics
+    base_scores = scores(base_rate, actual)
+    return [_compare_score(name, [each[name] for each in seeds], base, best_scores) for name, base in base_scores.items()]
+
+
+def _compare_score(name: str, of_seeds: Sequence[Score], base: Score, best_scores: dict[str, Score]) -> Metric:
+    of_model, of_base = resampled(of_seeds, [base])
+    gain_low, gain_high = interval((of_model - of_base) * (1 if base.higher_is_better else -1))
+    return Metric(
+        name=name,
+        unit="log" if name == LOG_ERROR else "share",
+        higher_is_better=base.higher_is_better,
+        model=np.mean([each.value for each in of_seeds]),
+        base_rate=base.value,
+        best_possible=best_scores[name].value if best_scores and name in WITH_A_BEST else None,
+        n_samples=round(np.mean([each.counts.sum() for each in of_seeds])),
+        gain_low=gain_low,
+        gain_high=gain_high,
+        block_length=block_length([of_seeds, [base]]),
+    )
 
 
 def evaluate(model: Predictions | Sequence[Predictions], samples: Samples, series: Series) -> list[Metric]:
