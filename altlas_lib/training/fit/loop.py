@@ -1,9 +1,7 @@
 """The loop around Keras' own `fit`, an epoch at a time: exact accumulation, checkpoints between updates, the retreat."""
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -14,37 +12,14 @@ from ...paths import write_atomically
 from ...results import Epoch, Quantity
 from .. import private
 from ..backend import device_name, gpu_name, is_out_of_memory, keras, memory_use, n_replicas
-from ..checks import EXPECTED_MODEL, check_count, describe_class
 from ..model.accumulation import AccumulatingOptimizer, MicroBatching
 from ..model.recompute import recompute_layers
+from .callbacks import OneTraining, UpdateCallback
 from .checkpoint import Checkpoint, CheckpointError, CheckpointFolder, capture, fingerprint, restore, users_optimizer
 from .dataset import MicroBatches, open_dataset
+from .settings import Settings, check_accumulates, check_trainable
 
 _N_STEP_TIMES = 1000  # the latest are kept
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `fit` was asked for."""
-
-    n_epochs: int
-    batch_size: int | None = None
-    micro_batch_size: int | None = None
-    patience: int | None = None
-    seed: int | tuple[int, ...] = 0
-    recompute: Sequence[str] = ()
-    callbacks: Sequence["keras.callbacks.Callback"] = ()
-    verbose: int = 0
-    checkpoint_folder: str | Path | None = None
-    checkpoint_every: int | None = None
-    resume: bool = False
-
-    def __post_init__(self):
-        for name in ("n_epochs", "batch_size", "micro_batch_size", "patience", "checkpoint_every"):
-            if name == "n_epochs" or getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
-        if self.resume and self.checkpoint_folder is None:
-            raise ValueError("resume is True without a checkpoint_folder: name the folder to continue from")
 
 
 class Progress(BaseModel):
@@ -240,7 +215,7 @@ class Loop:
             self.model.optimizer.index.assign(self.start)
         if self.start:
             self.model.test_on_batch(*self._first_micro_batch())  # which makes Keras build the metrics
-        order = np.random.default_rng([*np.atleast_1d(self.settings.seed), progress.epoch])
+        order = np.random.default_rng([self.settings.seed, progress.epoch])
         batches = MicroBatches(self.data.open(order), self.micro_batching, self.start)
         self.loss = self.updated_at_s = None
         self.began_at_s = perf_counter() - progress.epoch_s
@@ -338,69 +313,3 @@ class Loop:
             best_epoch=progress.best_epoch,
             notes=progress.notes,
         )
-
-
-def check_trainable(model: Any) -> None:
-    """That `fit` can train it.
-
-    Raises:
-        ValueError: it is no compiled Keras model, or accumulates or counts steps in a way of its own.
-    """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"the model is {describe_class(model)}: {EXPECTED_MODEL}, and compiled")
-    if not getattr(model, "compiled", False) or model.optimizer is None:
-        raise ValueError(f"model {model.name!r} has no optimizer: compile it, as in model.compile('adam', loss='mse')")
-    if getattr(model, "steps_per_execution", 1) != 1:
-        raise ValueError(f"steps_per_execution is {model.steps_per_execution}: expected 1, compile the model without it")
-    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if n_steps := getattr(inner, "gradient_accumulation_steps", None):
-        raise ValueError(f"gradient_accumulation_steps={n_steps}: compile the model without, and give fit a micro_batch_size")
-
-
-def check_accumulates(model: keras.Model) -> None:
-    """That the losses of micro-batches, weighed by their sizes, add up to the loss of the batch.
-
-    Raises:
-        ValueError: a loss is a sum, or a mean over weights.
-    """
-    for loss in keras.tree.flatten(getattr(model, "loss", None)):
-        if (reduction := getattr(loss, "reduction", None)) in ("sum", "mean_with_sample_weight"):
-            needed = "micro-batches need 'sum_over_batch_size', a mean over samples"
-            raise ValueError(f"loss {loss.name!r} has the reduction {reduction!r}: {needed}; or leave out micro_batch_size")
-
-
-class OneTraining(keras.callbacks.CallbackList):
-    """Callbacks to which several calls of Keras' `fit`, one for each epoch, are one training."""
-
-    has_begun = False
-
-    def on_train_begin(self, logs=None):
-        if not self.has_begun:
-            self.has_begun = True
-            super().on_train_begin(logs)
-
-    def on_train_end(self, logs=None):
-        """Of an epoch's `fit`: not the end."""
-
-    def end(self):
-        if self.has_begun:
-            super().on_train_end()
-
-
-class UpdateCallback(keras.callbacks.Callback):
-    """Tells the loop of the end of each update; where an epoch is continued, puts back the sums of its metrics."""
-
-    def __init__(self, loop: Loop):
-        super().__init__()
-        self.loop = loop
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if self.loop.start:
-            restore(self.model, self.loop.snapshot[1], ("metrics",))
-
-    def on_train_batch_end(self, batch, logs=None):
-        micro_batching = self.loop.micro_batching
-        end = micro_batching.bounds(self.loop.start + batch).stop
-        is_whole = end % micro_batching.batch_size == 0
-        if is_whole or end == micro_batching.n_samples:
-            self.loop.end_update(logs["loss"], is_whole)
