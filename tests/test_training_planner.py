@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from training_helpers import COMPILE_FAST
 
 from altlas_lib import cli, devices, figures, training
 from altlas_lib.results import MemoryPlan, Quantity, Remedy
@@ -94,7 +95,7 @@ def deep():
     def block(name):
         units = [keras.layers.Dense(64, activation="tanh") for _ in range(4)]
         return keras.Sequential([keras.Input((64,)), *units], name=name)
-    return keras.Sequential([keras.Input((64,)), *map(block, ("block1", "block2", "block3"))])
+    return keras.Sequential([keras.Input((64,)), *(block(f"block{i}") for i in range(8))])
 """
 
 
@@ -134,7 +135,7 @@ def two_heads():
     return model
 
 
-TWO_HEADS = two_heads()
+TWO_HEADS, BLOCKS = two_heads(), tuple(f"block{i}" for i in range(8))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def requests(my_models, tmp_path_factory):
         "a class": ("my_models:Own", {"input_shapes": {"x": (5,)}}),
         "sentences": (my_models.sentences(), {"input_shapes": {"tokens": (33,)}}),
         "deep": ("my_models:deep", {"batch_size": 512}),
-        "deep, recomputed": ("my_models:deep", {"batch_size": 512, "recompute": ("block1", "block2", "block3")}),
+        "deep, recomputed": ("my_models:deep", {"batch_size": 512, "recompute": BLOCKS}),
         "plain": (DEEP, {"batch_size": 16}),
         "recomputed": (DEEP.model_copy(update={"recompute": True}), {"batch_size": 16}),
         "chunked": (DEEP.model_copy(update={"memory_efficient_attention": True}), {"batch_size": 16}),
@@ -232,7 +233,7 @@ def test_recomputation_and_chunked_attention_need_less_memory(requests, costs):
     assert costs["chunked"].temporaries_bytes < 0.5 * plain
     assert costs["deep, recomputed"].temporaries_bytes < 0.7 * costs["deep"].temporaries_bytes
     plan = planner.make_plan(requests["deep, recomputed"], "deep", T4, costs["deep, recomputed"])
-    assert plan.configuration["recompute"] == ["block1", "block2", "block3"]
+    assert plan.configuration["recompute"] == [*BLOCKS]
 
 
 @needs_compiler
@@ -897,9 +898,9 @@ def test_recomputing_under_dropout_gives_the_gradients_of_not_recomputing(backen
         pytest.skip(f"{backend} is not installed")
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(TWO_UPDATES), TINY.model_dump_json()],
-        env={**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": COMPILE_FAST},
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=500,
     )
     assert done.stdout == "the same", done.stderr[-3000:]

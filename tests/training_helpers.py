@@ -18,6 +18,7 @@ from altlas_lib.training.fit import loop
 from altlas_lib.training.fit.checkpoint import CheckpointFolder
 
 layers = keras.layers
+COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 SMALLEST = training.ModelConfig(nbeats=(training.NBeatsConfig(window=20, units=8, n_blocks=1),), fusion=(8,))  # all state
 EXACT = training.ModelConfig(  # neither dropout nor batch statistics
     tcn=training.TcnConfig(window=20, filters=(4,), dilations=(1,)), fusion=(8,), dropout=0
@@ -188,10 +189,10 @@ def hold_folder(folder):
 
 def in_a_process(backend, code, folder, flags=""):
     """What the code, which finds the names of this module, prints as JSON on a backend."""
-    flags += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compile fast
-    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{COMPILE_FAST} {flags}"}
+    environment = {**os.environ, "KERAS_BACKEND": backend, **flags}
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom training_helpers import *\n{code}"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -50,7 +50,7 @@ def finding(
         said.append(f"it says {constant_answer!r} of every value")
     if worse := [metric.name for metric in metrics if metric.standing == "worse"]:
         said.append(f"worse than no model in: {', '.join(worse)}")
-    return f"{_describe_fit(remedies)}{'; '.join(said)}."
+    return " ".join(filter(None, (_describe_fit(remedies), f"{'; '.join(said)}.")))
 
 
 def _describe_fit(remedies: Sequence[Remedy]) -> str:
@@ -64,4 +64,4 @@ def _describe_fit(remedies: Sequence[Remedy]) -> str:
     if others and first.verdict != "fits":
         said += f"; with {others[0].name} it needs {others[0].plan.peak} and fits"
         said += f", as with {len(others) - 1} more mitigations" if len(others) > 1 else ""
-    return f"{said}. "
+    return f"{said}."
