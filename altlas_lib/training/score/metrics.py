@@ -1,5 +1,6 @@
 """Scores on values that the model has not seen, beside what needs no model."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,16 +82,12 @@ def resampled(*groups: Sequence[Score]) -> list[np.ndarray]:
     Args:
         groups: of each configuration the scores of its seeds, all of the same n values.
     """
-    rng, n = np.random.default_rng(0), len(groups[0][0].parts)
+    n = len(groups[0][0].parts)
     n_blocks = -(-n // block_length(groups))
     starts = np.arange(n_blocks) * n // n_blocks
-
-    def draw(n_things: int) -> np.ndarray:
-        return rng.multinomial(n_things, np.full(n_things, 1 / n_things), size=_N_RESAMPLES)
-
-    blocks, means = draw(n_blocks + 2), []
-    for group in groups:
-        imagined = (1, 0) if group is groups[0] else (0, 1)
+    blocks, means = _draw(n_blocks + 2, seed=0), []
+    for number, group in enumerate(groups, start=1):
+        imagined = (1, 0) if number == 1 else (0, 1)
         parts, counts = (
             [blocks @ np.append(np.add.reduceat(array, starts, dtype="float64"), extra) for array in arrays]
             for arrays, extra in (([each.parts for each in group], imagined), ([each.counts for each in group], (1, 1)))
@@ -99,9 +96,17 @@ def resampled(*groups: Sequence[Score]) -> list[np.ndarray]:
         of_seeds, n_seeds = values.mean(axis=0), len(group)
         if n_seeds > 1:
             stretch = math.sqrt(n_seeds / (n_seeds - 1)) * stats.t.ppf(0.975, n_seeds - 1) / stats.norm.ppf(0.975)
-            of_seeds += stretch * ((draw(n_seeds).T * values).sum(axis=0) / n_seeds - of_seeds)
+            drawn = _draw(n_seeds, seed=number)
+            of_seeds += stretch * ((drawn.T * values).sum(axis=0) / n_seeds - of_seeds)
         means.append(of_seeds)
     return means
+
+
+@functools.lru_cache(maxsize=4)
+def _draw(n_things: int, seed: int) -> np.ndarray:
+    """How often each of some things is drawn, with replacement: (2,000, n_things), always the same."""
+    shares = np.full(n_things, 1 / n_things)
+    return np.random.default_rng(seed).multinomial(n_things, shares, size=_N_RESAMPLES).astype("float64")
 
 
 def block_length(groups: Sequence[Sequence[Score]]) -> int:
