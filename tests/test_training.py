@@ -100,7 +100,7 @@ def test_features_equal_a_loop_over_samples(values, seed):
         np.testing.assert_allclose(features[at], naive_features(values[:at]), rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(values=st.lists(MULTIPLIERS, min_size=1, max_size=30), seed=st.integers(0, 99))
 def test_the_array_code_for_a_gpu_gives_pandas_features(values, seed):
     history = data.crash_series(1000, seed=seed).values

@@ -25,6 +25,7 @@ from altlas_lib.training.model.accumulation import AccumulatingOptimizer, MicroB
 BACKENDS = ["tensorflow", "jax"]
 
 
+@pytest.mark.timeout(900)  # 14 trainings: a minute and a half on a quiet machine
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_killed_at_any_micro_batch_it_ends_with_the_same_bits(tmp_path, backend):
     """A classifier, an LSTM, an encoder with recomputation, and the multi-scale model in half precision."""
