@@ -345,22 +345,6 @@ def test_a_focus_without_a_slope_is_refused(gamma):
         losses.WeightedBinaryCrossentropy(1.0, 1.0, gamma)
 
 
-def weights_of(run):
-    return np.concatenate([keras.ops.convert_to_numpy(weight).ravel() for weight in run.model.trainable_variables])
-
-
-def test_accumulated_micro_batches_equal_the_big_batch(samples):
-    """Without batch normalisation and dropout, which see micro-batches. The last update has 60 samples, 24 + 24 + 12."""
-    config = ModelConfig(tcn=TcnConfig(window=20, filters=(4,), dilations=(1, 2)), fusion=(8,), dropout=0)
-    numbers = {"n_epochs": 1, "learning_rate": 1e-3, "seed": 7}
-    big = training.train(samples, config, micro_batch_size=72, **numbers)
-    assert 700 % 72 == 52
-    accumulated = training.train(samples, config, micro_batch_size=24, gradient_accumulation_steps=3, **numbers)
-    np.testing.assert_allclose(weights_of(accumulated), weights_of(big), atol=1e-6)
-    small = training.train(samples, config, micro_batch_size=24, **numbers)
-    assert np.abs(weights_of(small) - weights_of(big)).max() > 1e-3
-
-
 def test_training_learns_what_can_be_learned_and_writes_it_down(series, samples):
     run = training.train(samples, TINY, n_epochs=6, micro_batch_size=32, learning_rate=3e-3, seed=1)
     losses_seen = [epoch.metrics["loss"] for epoch in run.history]
@@ -377,10 +361,10 @@ def test_training_learns_what_can_be_learned_and_writes_it_down(series, samples)
     assert "the model predicts, by" in training.verdict(accuracy)
 
 
-def test_the_same_seed_gives_the_same_model(samples):
-    one, two, other = (training.train(samples, TINY, n_epochs=1, micro_batch_size=350, seed=seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(weights_of(one), weights_of(two))
-    assert not np.array_equal(weights_of(one), weights_of(other))
+def test_another_seed_gives_another_model(samples):
+    """That the same seed gives the same is what killed trainings show."""
+    one, other = (training.train(samples, TINY, n_epochs=1, micro_batch_size=350, seed=seed) for seed in (1, 2))
+    assert training.weights_hash(one.model) != training.weights_hash(other.model)
 
 
 def test_of_two_heads_the_one_with_the_weight_is_learned(samples):
@@ -688,16 +672,13 @@ def test_the_options_are_trained_with_every_seed_on_the_same_values(series):
     transformer = TransformerConfig(window=20, d_model=4, n_layers=1, n_heads=2, feed_forward=8)
     stacks = tuple(NBeatsConfig(window=window, units=8, n_blocks=1) for window in (10, 20))
     config = ModelConfig(nbeats=stacks, transformer=transformer, fusion=(8,))
-    qualities = training.compare_options("planted", series, config, seeds=(0, 1), n_epochs=1, micro_batch_size=64)
+    prepared = training.prepare(series.values, window=20)
+    reference = [training.base_rate_predictions(prepared)] * 2  # of two seeds, which need not be trained again
+    how = {"seeds": (0, 1), "n_epochs": 1, "micro_batch_size": 350}
+    qualities = training.compare_options("planted", series, config, reference, **how)
     assert [(q.option, q.series, q.n_seeds) for q in qualities] == [("option 1", "planted", 2), ("option 2", "planted", 2)]
     assert qualities[0].n_parameters < qualities[1].n_parameters < training.build_model(config).count_params()
-    assert {q.metrics[0].n_samples for q in qualities} == {
-        len(
-            training.prepare(series.values, window=20).targets(np.r_[training.prepare(series.values, window=20).split.test])[
-                "threshold"
-            ]
-        )
-    }
+    assert {q.metrics[0].n_samples for q in qualities} == {prepared.split.test.stop - prepared.split.test.start}
     rows = training.quality_rows(qualities)
     assert [row["claimed"] for row in rows] == ["95% to 98%", "90% to 95%"]
     with pytest.raises(ValueError, match="cut from a model with a Transformer"):
