@@ -15,15 +15,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from .names import nearest
 from .paths import notebooks_dir
 
-_TYPES = {
-    "int": int,
-    "float": float,
-    "str": str,
-    "bool": bool,
-    "list[int]": list[int],
-    "list[float]": list[float],
-    "list[str]": list[str],
-}
+_TYPES = {kind.__name__: kind for kind in (int, float, str, bool)}
+_TYPES |= {str(kind): kind for kind in (list[int], list[float], list[str])}
 
 
 class RunError(Exception):

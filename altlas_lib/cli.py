@@ -1,5 +1,6 @@
 """The command line: `altlas check | run | profile | calibrate | plan | compare`."""
 
+import contextlib
 import json
 import logging
 import os
@@ -7,7 +8,7 @@ import signal
 import stat
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@contextlib.contextmanager
+def _said_plainly(*errors: type[Exception], interrupted: str = "interrupted") -> Iterator[None]:
+    """What the user can mend is one message and exit code 1, Ctrl-C one and 130; no traceback."""
+    try:
+        yield
+    except errors as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:  # typer would say "Aborted!"
+        print(interrupted, file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -54,20 +68,14 @@ def run(
     """Execute the notebooks into outputs/<run>/ and print where the report lies."""
     from . import runner
 
-    try:
-        runner.run_book(
-            parameters=parameters,
-            assignments=assignments or (),
-            only=only or (),
-            from_=from_,
-            resume=resume,
-            name=name,
-            tell=lambda line: print(line, flush=True),
-        )
-    except KeyboardInterrupt:  # typer would say "Aborted!"
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks that waited for the kernel have nobody to tell
-        print("interrupted; `altlas run --resume` goes on after the last finished chapter", file=sys.stderr)
-        raise typer.Exit(130) from None
+    asked = {"parameters": parameters, "assignments": assignments or (), "only": only or (), "from_": from_}
+    interrupted = "interrupted; `altlas run --resume` goes on after the last finished chapter"
+    with _said_plainly(runner.RunError, runner.ChapterFailure, interrupted=interrupted):
+        try:
+            runner.run_book(**asked, resume=resume, name=name, tell=lambda line: print(line, flush=True))
+        except KeyboardInterrupt:
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks that waited for the kernel have nobody to tell
+            raise
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -137,7 +145,8 @@ def profile(
         print("note: what is piped in is not passed on, the program reads an empty standard input", file=sys.stderr)
     if sys.stderr.isatty():
         print("running it again and again, plain and under each tool...", file=sys.stderr, flush=True)
-    try:
+    interrupted = "interrupted; what was started has been ended, nothing was written"
+    with _said_plainly(profiling.ProfilingError, ValueError, interrupted=interrupted):
         spec, environment = devices.find_gpu(gpu), EnvironmentResult.latest()
         profiled = profiling.profile(
             target,
@@ -156,12 +165,6 @@ def profile(
         candidates = profiling.rank_candidates([profiled], gpu=spec, ceilings=ceilings, least_saving_s=least_saving_s)
         if json_file:
             write_atomically(json_file, profiled.model_dump_json(indent=1) + "\n")
-    except (profiling.ProfilingError, ValueError) as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        print("interrupted; what was started has been ended, nothing was written", file=sys.stderr)
-        raise typer.Exit(130) from None
     print(format_profile(profiled, candidates, check_port=check_port))
 
 
@@ -173,12 +176,9 @@ def calibrate() -> None:
     """
     from .profiling.project.calibrate import calibrate as measure
 
-    try:
+    with _said_plainly(RuntimeError, ValueError):
         found = measure()
         path = found.save()
-    except (RuntimeError, ValueError) as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(1) from None
     for name, (factor, spread) in found.classes.items():
         print(f"{name}: {factor:.2f} times the projected time, runs within a factor of {spread:.2f}")
     print(*(f"left out: {text}" for text in found.left_out), f"kept in {path}", sep="\n")
@@ -227,7 +227,7 @@ def plan(
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    try:
+    with _said_plainly(training.PlanError, ValueError, interrupted="interrupted; what was compiled is kept for the next time"):
         shapes = dict(map(_shape, input_shapes or ()))
         how = {"input_shapes": shapes, "time_limit_s": time_limit_s, "loaded": lambda: tell(f"compiling {model} for {gpu}")}
         is_preset = ":" not in model and not model.endswith(".keras")
@@ -252,12 +252,6 @@ def plan(
             shown = [column for column in rows[0] if column != "per sample"]
             text = [textwrap.fill(line, 120, subsequent_indent="  ") for line in explained]
             print("\n".join([tables.show(rows).text(120, columns=shown), "", *text]))
-    except (training.PlanError, ValueError) as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        print("interrupted; what was compiled is kept for the next time", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -313,13 +307,10 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def main() -> None:
-    """Run a command; what the user can mend is one message and exit code 1, not a traceback."""
-    from .book import RunError
-    from .runner import ChapterFailure
-
+    """Run a command; a folder that cannot be used is a message, too."""
     try:
         app()
-    except (RunError, ChapterFailure, OSError) as error:
+    except OSError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
 

@@ -10,15 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
 from .devices import GpuSpec
 from .paths import RunFolder, write_atomically
-from .results import (
-    Ceilings,
-    FigureFile,
-)
+from .results import Ceilings, FigureFile
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
 COLOURS = {
@@ -70,7 +66,8 @@ def save_figure(fig: Figure, run: RunFolder, name: str, *, alt: str) -> FigureFi
     title = fig.axes[0].get_title("left") if fig.axes else ""
     if not title or not alt:
         raise ValueError(f"figure {name!r}: expected a title on its first Axes and an alt text, got {title!r} and {alt!r}")
-    _keep_titles_inside(fig)
+    for ax in fig.axes:
+        ax.set_title(ax.get_title("left"), loc="left", wrap=True)  # beside long names of rows there is little room
     drawn, picture = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png")
     # 256 colours are what a figure has, shades of its edges aside: a third of the size, in a report that holds fifteen.
@@ -81,29 +78,18 @@ def save_figure(fig: Figure, run: RunFolder, name: str, *, alt: str) -> FigureFi
     return record
 
 
-def _keep_titles_inside(fig: Figure) -> None:
-    """Begin a title that would be cut off at the right further left, beside long names of rows."""
-    fig.draw_without_rendering()
-    for ax in fig.axes:
-        for text in ax.get_children():
-            if isinstance(text, Text) and text.get_text() and text.get_text() == ax.get_title("left"):
-                beyond = text.get_window_extent().x1 - fig.bbox.x1 + 5
-                if beyond > 0:
-                    text.set_x(text.get_position()[0] - beyond / ax.bbox.width)
-
-
 def draw_roofs(ax: Axes, ceilings: Ceilings | None, target_gpu: GpuSpec) -> None:
     intensity = np.logspace(-1, 4, 200)  # operations per byte moved
-    measured = []
-    if ceilings:
-        on_cpu = ("this CPU, float32, measured", ceilings.cpu_copy_bandwidth, ceilings.cpu_matmul_float32, "blue")
-        measured.append(on_cpu)
-    if ceilings and ceilings.gpu_copy_bandwidth:
-        on_gpu = (("float32", ceilings.gpu_matmul_float32, "green"), ("float16", ceilings.gpu_matmul_float16, "sky"))
-        measured += [(f"this GPU, {dtype}, measured", ceilings.gpu_copy_bandwidth, rate, c) for dtype, rate, c in on_gpu]
+    own = (
+        ("this CPU, float32", "cpu_copy_bandwidth", "cpu_matmul_float32", "blue"),
+        ("this GPU, float32", "gpu_copy_bandwidth", "gpu_matmul_float32", "green"),
+        ("this GPU, float16", "gpu_copy_bandwidth", "gpu_matmul_float16", "sky"),
+    )
+    rates = [(label, getattr(ceilings, copy), getattr(ceilings, product), c) for label, copy, product, c in own if ceilings]
+    measured = [row for row in rates if row[1] and row[2]]
     for label, bandwidth, rate, colour in measured:
         low, roof, high = (np.minimum(intensity * getattr(bandwidth, v), getattr(rate, v)) for v in ("low", "value", "high"))
-        ax.plot(intensity, roof, color=COLOURS[colour], label=label)
+        ax.plot(intensity, roof, color=COLOURS[colour], label=f"{label}, measured")
         ax.fill_between(intensity, low, high, color=COLOURS[colour], alpha=0.2, linewidth=0)
     tflops = (("float32", target_gpu.float32_tflops, "orange"), ("float16", target_gpu.float16_tensor_tflops, "red"))
     for dtype, peak, colour in tflops:

@@ -3,60 +3,19 @@
 import contextlib
 import fcntl
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import nbformat
-from pydantic import BaseModel, ValidationError
 
 from .book import Chapter, RunError, find_chapters, load_parameters_file, resolve_parameters, select_chapters
-from .paths import RunFolder, outputs_dir, run_folder, write_atomically
+from .manifest import Finished, Manifest
+from .paths import RunFolder, outputs_dir, run_folder, stderr_to
 from .results import CHAPTERS, ResultError
-
-
-class Finished(BaseModel):
-    """A chapter that ran to its end, in the run's manifest."""
-
-    parameters: dict[str, Any]
-    notebook_sha256: str
-    duration_s: float
-    finished_at: datetime
-
-
-class Manifest(BaseModel):
-    """`run.json`: what was asked for and which chapters are done, so that `--resume` can go on."""
-
-    parameters: dict[str, Any] = {}
-    chapters: list[str] = []
-    finished: dict[str, Finished] = {}
-
-    @staticmethod
-    def path(run: RunFolder) -> Path:
-        return run.path / "run.json"
-
-    @classmethod
-    def load(cls, run: RunFolder) -> Self:
-        """The run's manifest; an empty one where there is none or it cannot be read: then nothing counts as done."""
-        try:
-            return cls.model_validate_json(cls.path(run).read_bytes())
-        except (OSError, ValidationError):
-            return cls()
-
-    def ask_for(self, selected: Sequence[Chapter], values: Mapping[str, Any], chapters: Sequence[Chapter]) -> None:
-        """Note what is asked for now. What the run was asked for before still is, as far as it is about other chapters."""
-        names = {chapter.name for chapter in selected}
-        self.chapters = [chapter.name for chapter in chapters if chapter.name in names | set(self.chapters)]
-        asked_anew = {name for chapter in selected for name in chapter.parameters}
-        kept = {name: value for name, value in self.parameters.items() if name not in asked_anew}
-        self.parameters = kept | {name: value for name, value in values.items() if name in asked_anew}
-
-    def save(self, run: RunFolder) -> None:
-        write_atomically(self.path(run), self.model_dump_json(indent=1) + "\n")
 
 
 @dataclass
@@ -85,20 +44,6 @@ def _lock(run: RunFolder) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _stderr_to(path: Path) -> Iterator[None]:
-    """Send this process's and its kernels' file descriptor 2 to a file: kernels and TensorFlow chatter there, past Python."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(path, "wb") as file:
-            os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def execute(chapter: Chapter, run: RunFolder, parameters: Mapping[str, Any]) -> None:
     """Run one notebook; `executed/<name>.ipynb` is replaced when it has run to its end.
 
@@ -112,7 +57,7 @@ def execute(chapter: Chapter, run: RunFolder, parameters: Mapping[str, Any]) -> 
     # papermill takes paths for format strings
     source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (chapter.path, partial))
     try:
-        with _stderr_to(run.executed / f"{chapter.name}.log"):
+        with stderr_to(run.executed / f"{chapter.name}.log"):
             papermill.execute_notebook(
                 source,
                 target,

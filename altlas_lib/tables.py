@@ -88,11 +88,7 @@ class Table:
 
 
 def show(
-    rows: Any,
-    columns: Sequence[str] | None = None,
-    *,
-    formats: Mapping[str, Format] | None = None,
-    missing: str = "",
+    rows: Any, columns: Sequence[str] | None = None, *, formats: Mapping[str, Format] | None = None, missing: str = ""
 ) -> Table:
     """A table without an index.
 

@@ -496,7 +496,7 @@ def test_every_sentence_has_a_turkish_one_with_the_same_values():
     asked = set(sentences())
     assert len(asked) > 150
     assert asked <= turkish.keys()
-    for english_one, other in turkish.items():
+    for english_one, other in turkish.items():  # of the chapters', too
         assert set(re.findall(r"{(\w+)}", english_one)) == set(re.findall(r"{(\w+)}", other)), english_one
 
 
@@ -530,6 +530,8 @@ def test_missing_and_damaged_results_are_named_with_the_command_that_makes_them(
     assert page.count("Missing:") == 1
     assert page.count("<code>altlas run --run test --only 00 --only 20 --only 30 --only 90</code>") == 2  # and as next step
     assert "schema version 0, this library reads 1" in Page(page).text
+    assert re.findall(r'<h2 id="(\w+)">', page) == ["claims", "hotspots", "provenance"]  # no empty sections
+    assert {link for name, link in Page(page).attributes if name == "href"} == {"#hotspots"}
     assert not earlier.exists()  # no Markdown report without its chapter
 
 
@@ -545,6 +547,11 @@ def test_a_figure_that_is_gone_is_named(run):
         result.save(run)
     page, _ = report.render_report(run)
     assert "20_times.png is gone" in page.read_text()
+
+
+def test_every_table_scrolls_where_it_is_wider_than_the_window(run):
+    page, _ = render(run, results(gpu=True))
+    assert page.count("<table>") == page.count('<div class="wide"><table>') > 10
 
 
 def test_the_page_needs_no_network(run):

@@ -11,6 +11,7 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from pydantic import ValidationError
 
 from altlas_lib import figures, paths
@@ -140,6 +141,15 @@ def test_a_later_execution_that_fails_keeps_the_pictures_of_the_valid_result(run
         figures.save_figure(fig, run, "00_x", alt="x")  # and then its notebook fails
     (named,) = EnvironmentResult.load(run).figures
     assert (run.figures / named.file).read_bytes() == picture
+
+
+def test_a_long_title_is_wrapped_and_not_cut(run):
+    with figures.figure() as (fig, ax):
+        figures.name_rows(ax, [0, 1], ["a_long_name_of_a_row_" * 3] * 2)
+        ax.set_title("some words that make a title " * 6)
+        saved = figures.save_figure(fig, run, "00_x", alt="x")
+        (drawn,) = [text for text in ax.findobj(Text) if text.get_text() == saved.title]
+        assert 0 <= drawn.get_window_extent().x0 < drawn.get_window_extent().x1 <= fig.bbox.x1
 
 
 def test_provenance_names_code_devices_and_versions(run):

@@ -191,7 +191,7 @@ def test_two_runs_cannot_share_a_folder(root):
 
 def test_a_damaged_manifest_means_that_nothing_is_done(root):
     run = runner.run_book(only=["50"], tell=lambda line: None)
-    runner.Manifest.path(run).write_text('{"finished": ')
+    (run.path / "run.json").write_text('{"finished": ')
     runner.run_book(resume=True, name="quick", only=["50"], tell=lambda line: None)
     assert len(journal(root)) == 2
 

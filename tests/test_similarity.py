@@ -220,7 +220,7 @@ def test_timings_are_measured_with_memory_and_device(some_vectors):
     for timing in timings:
         assert timing.time.basis == timing.peak_memory.basis == "measured"
         assert timing.time.n_runs >= 2
-        assert timing.time.device == results.device_names()[0]
+        assert timing.time.device == devices.device_names()[0]
     assert timings[len(on_cpu)].peak_memory.value >= 4 * 300**2  # of the full matrix, which is the first method
     assert not tracemalloc.is_tracing()
     with pytest.raises(ValueError, match="n_repeats=0"):

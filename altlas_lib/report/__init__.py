@@ -1,29 +1,9 @@
 """Chapter 90: what the saved results say, as one self-contained page and as the proof of concept's Markdown report."""
 
+# ruff: noqa: F401 (these names are the package's face)
 from .compare import Comparison, compare_runs, format_comparison
 from .decide import Decision, Overall
 from .render import QUESTIONS, Report, decisions, overall, overview, print_report, read_results, render_report
 from .rules import Rules
 from .stale import stale
 from .what_if import WhatIf, panel, what_if
-
-__all__ = [
-    "QUESTIONS",
-    "Comparison",
-    "Decision",
-    "Overall",
-    "Report",
-    "Rules",
-    "WhatIf",
-    "compare_runs",
-    "decisions",
-    "format_comparison",
-    "overall",
-    "overview",
-    "panel",
-    "print_report",
-    "read_results",
-    "render_report",
-    "stale",
-    "what_if",
-]

@@ -9,11 +9,10 @@ from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel
 
 from ..paths import RunFolder
-from ..results import CHAPTERS, ChapterResult, Epoch, Metric, Quantity, ResultError, format_value
+from ..results import ChapterResult, Epoch, Metric, Quantity, format_value
 from .bands import Band
-from .decide import Decider
 from .language import Language
-from .rules import Rules
+from .render import read_results
 
 _IDENTIFYING = (
     *("workload", "method", "name", "function", "option", "series", "tool", "kind", "gpu", "check"),
@@ -147,23 +146,18 @@ def _identity(model: BaseModel) -> str:
 
 def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
     """What the two runs measured, compiled, projected and decided, side by side; what only one has is named."""
-    differences, changes, problems, loaded = [], [], [], ({}, {})
-    for chapter in CHAPTERS:
-        for run, results in zip((first, second), loaded, strict=True):
-            try:
-                results[chapter.chapter] = chapter.load(run)
-            except ResultError as error:
-                problems.append(str(error))
-        pair = [results[chapter.chapter] for results in loaded if chapter.chapter in results]
-        if len(pair) == 2:
-            one, two = (dict(quantities(result)) for result in pair)
-            found = [Change(chapter.chapter, what, one.get(what), two.get(what)) for what in dict.fromkeys([*one, *two])]
-            differences += [f"{chapter.chapter}: {difference}" for difference in _differences(*pair, found)]
-            changes += found
-    decided = (Decider(results, Rules.load(), Language.load("en"), "").decide() for results in loaded)
-    for one, two in zip(*decided, strict=True):
+    differences, changes = [], []
+    reports = [read_results(run) for run in (first, second)]
+    for chapter in [chapter for chapter in reports[0].results if chapter in reports[1].results]:
+        pair = [report.results[chapter] for report in reports]
+        one, two = (dict(quantities(result)) for result in pair)
+        found = [Change(chapter, what, one.get(what), two.get(what)) for what in dict.fromkeys([*one, *two])]
+        differences += [f"{chapter}: {difference}" for difference in _differences(*pair, found)]
+        changes += found
+    for one, two in zip(*(report.decider(Language.load("en")).decide() for report in reports), strict=True):
         if one.facts and two.facts:
             changes.append(Change("decisions", one.question, one.verdict, two.verdict))
+    problems = [problem for report in reports for problem in report.problems.values()]
     return Comparison(first, second, list(dict.fromkeys(differences)), changes, problems)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..devices import GpuSpec, find_gpu
-from ..results import ChapterResult, HotspotsResult, Sentence, SimilarityResult, TrainingResult
+from ..results import ChapterResult, HotspotsResult, SimilarityResult, TrainingResult
 from .bands import Band
+from .language import Sentence
 from .rules import Money, Rules
 
 DAYS_PER_MONTH = 365 / 12
@@ -105,7 +106,7 @@ def _search(result: SimilarityResult, gpu: GpuSpec, rules: Money) -> Use | None:
     else:
         on_gpu = Band.of(next(each.time for each in expected_times([n], result.n_dimensions, result.k, gpu) if each.on_gpu))
         basis = "projected"
-    what = Sentence(text="nearest neighbours of {n} texts", values={"n": n})
+    what = Sentence("nearest neighbours of {n} texts", {"n": n})
     return Use("similarity", what, on_cpu, on_gpu, gpu, basis, "results/similarity.json#/timings", rules)
 
 
@@ -123,9 +124,8 @@ def _workloads(result: HotspotsResult, rules: Money) -> Iterator[Use]:
         on_cpu = Band.of(workload.total)
         on_gpu = on_cpu.over(Band.of(best.workload_gain), "s")
         if on_gpu:
-            what = Sentence(
-                text="{workload} with {function} on a GPU", values={"workload": workload.workload, "function": best.function}
-            )
+            names = {"workload": workload.workload, "function": best.function}
+            what = Sentence("{workload} with {function} on a GPU", names)
             source = f"results/hotspots.json#/candidates/{result.candidates.index(best)}/workload_gain"
             yield Use("hotspots", what, on_cpu, on_gpu, gpu, best.workload_gain.basis, source, rules)
 

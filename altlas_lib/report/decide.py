@@ -189,7 +189,7 @@ class Decider:
     def _missing(self, asked: Question) -> Decision:
         _ = self.language.text
         command, question = self.missing_command(), _(asked.question)
-        changes = [_("Run the chapter: {command}", command=command)]
+        changes = [_("The next step at the top runs its chapter.")]
         step = Step(command, "", self._minutes(command), question)
         why = _("This chapter has no result.")
         return Decision(question, asked.chapter, "not enough evidence", why, changes=changes, step=step, key=asked.key)

@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment
 
 from ..devices import find_gpu
-from ..results import Advice, Candidate, ChapterResult, HotspotsResult, Remedy, Sentence, SimilarityResult, TrainingResult
+from ..results import Advice, Candidate, ChapterResult, HotspotsResult, Remedy, SimilarityResult, TrainingResult
 from .bands import Band
-from .language import Word
+from .language import Sentence, Word
 from .rules import Rules
 
 Facts = dict[str, Any]
@@ -23,7 +23,7 @@ _ON_GPU: tuple[Advice, ...] = ("try the drop-in", "port it", "keep the data on t
 
 
 def say(text: str, **values: Any) -> Sentence:
-    return Sentence(text=text, values=values)
+    return Sentence(text, values)
 
 
 _EXPRESSIONS = Environment(undefined=ChainableUndefined)
@@ -131,12 +131,12 @@ def _ran_there(result: TrainingResult, gpu: str, first: Remedy | None) -> bool:
 def _limit(remedy: Remedy) -> Sentence:
     size, largest = remedy.plan.configuration.get("batch_size"), remedy.largest_batch
     if remedy.plan.verdict == "fits" or not isinstance(size, int):
-        return say("{name}: batch {n} fits.", name=remedy.name, n=max(largest, size if isinstance(size, int) else 0))
+        return say("{name}: batch {n} fits.", name=Word(remedy.name), n=max(largest, size if isinstance(size, int) else 0))
     sentence = {
         "out of memory": "{name}: batch {n} fits, {planned} does not.",
         "tight": "{name}: batch {n} fits, {planned} only without reserve.",
     }.get(remedy.plan.verdict, "{name}: batch {n} fits, {planned} is open.")
-    return say(sentence, name=remedy.name, n=largest, planned=size)
+    return say(sentence, name=Word(remedy.name), n=largest, planned=size)
 
 
 _SEARCHES: dict[str, Callable[[Any, Rules], Facts]] = {"port": _port, "integrate": _integrate, "fit": _fit}

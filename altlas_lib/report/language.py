@@ -1,8 +1,10 @@
-"""The report's languages. English sentences are the keys; `locales/<language>.yaml` says what stands in their place.
+"""The report's languages. English sentences are the keys; `locales/<language>.yaml` says what stands in their place, and
+`locales/<language>_chapters.yaml` in that of what the chapters wrote.
 
 Numbers, percentages and dates are written as the Unicode CLDR has them for the language, by Babel.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -12,12 +14,43 @@ from babel.dates import format_datetime
 from babel.numbers import format_decimal, format_percent
 from markupsafe import Markup, escape
 
-from ..results import Quantity, Sentence, format_value
+from ..results import Quantity, format_value
 from .bands import Band
 from .rules import read_yaml
 
-LANGUAGES = {"en": "English", "tr": "Türkçe"}
+LANGUAGES = ("en", "tr")
 _LARGEST = 1e15  # number that is written out; Babel rounds to 28 digits at most, and infinity has none
+_LONGEST = 1000  # characters of a chapter's text that are looked at
+
+_NUMBER = re.compile(
+    r"([+-]?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(%|x| (?:ms|s|µs|min|bytes|KiB|MiB|GiB|GB|GB/s|GFLOP/s|TFLOP/s))?"
+)
+# Values of a pattern: what some of them are, where others are any text, and which are names that no translation touches.
+_VALUES = {"share": _NUMBER.pattern, "n": _NUMBER.pattern, "library": "[^,]+"}
+_NAMES = ("function", "version", "way", "workload")
+
+
+def _pattern(sentence: str) -> re.Pattern:
+    """Texts that read as the sentence; a value goes on to where the next words first stand. The groups are atomic, so that no
+    text takes long.
+    """
+    first, *others = re.split(r"{(\w+)}", sentence)
+    source = re.escape(first)
+    for at in range(0, len(others), 2):
+        name, after = others[at], re.escape(others[at + 1])
+        if at + 2 < len(others):
+            source += f"(?>(?P<{name}>{_VALUES.get(name, '.+?')}){after})"
+        else:  # nothing stands after the last one that it could end at
+            source += f"(?P<{name}>{_VALUES.get(name, '.+')}){after}"
+    return re.compile(source, re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence of the report's own, which its values are filled into in the reader's language."""
+
+    text: str
+    values: dict[str, Any]
 
 
 class Word(str):
@@ -30,6 +63,7 @@ class Language:
 
     code: str
     sentences: dict[str, str]
+    patterns: list[tuple[re.Pattern, str]]
 
     @classmethod
     def load(cls, code: str) -> "Language":
@@ -39,7 +73,11 @@ class Language:
         """
         if code not in LANGUAGES:
             raise ValueError(f"language {code!r}: expected one of {', '.join(map(repr, LANGUAGES))}")
-        return cls(code, {} if code == "en" else read_yaml(f"locales/{code}.yaml"))
+        if code == "en":
+            return cls(code, {}, [])
+        found = read_yaml(f"locales/{code}_chapters.yaml")
+        patterns = [(_pattern(sentence), other) for sentence, other in found.items() if "{" in sentence]
+        return cls(code, found | read_yaml(f"locales/{code}.yaml"), patterns)
 
     def text(self, sentence: str, **values: Any) -> str:
         """The sentence in this language, with `{name}` replaced by values."""
@@ -52,14 +90,66 @@ class Language:
         return found.format(**self._worded(values)) if values else found
 
     def say(self, sentence: Sentence | str) -> str:
-        """A sentence whose values are kept apart, or a text, which is translated where it is a known sentence."""
-        return self.text(sentence.text, **sentence.values) if isinstance(sentence, Sentence) else self.text(sentence)
+        """A sentence, or a chapter's text: in this language, as far as that is known."""
+        if isinstance(sentence, Sentence):
+            return self.text(sentence.text, **sentence.values)
+        if self.code == "en":
+            return sentence
+        known = self.recognise(sentence)
+        return known or "; ".join(self.recognise(part) or part for part in sentence.split("; "))
+
+    def recognise(self, text: str) -> str | None:
+        """A chapter's finished text in this language: a known sentence, a number, a list of known texts, or a known pattern,
+        whose values are recognised in turn; None where it is none of these.
+        """
+        if text in self.sentences or len(text) > _LONGEST:
+            return self.sentences.get(text)
+        # The last value of a pattern would swallow the next entry of a list, a list the halves of a pattern's interval.
+        return (
+            self._number(text)
+            or self._list(text, "; ")
+            or self._list(text, " and ")
+            or self._match(text)
+            or self._list(text, ", ")
+            or self._list(re.sub(r"x to (?=[\d.,]+x$)", " to ", text), " to ")  # the unit once: 1.4 to 4.5x
+        )
+
+    def _list(self, text: str, separator: str) -> str | None:
+        parts = [self.recognise(part) for part in text.split(separator)] if separator in text else [None]
+        return None if None in parts else self.sentences.get(separator, separator).join(parts)
+
+    def _match(self, text: str) -> str | None:
+        for pattern, other in self.patterns:
+            if found := pattern.fullmatch(text):
+                return other.format(**{name: self._value(name, value) for name, value in found.groupdict().items()})
+        return None
+
+    def _value(self, name: str, value: str) -> str:
+        return value if name in _NAMES else self.recognise(value) or value
+
+    def _number(self, text: str) -> str | None:
+        """An English number with its unit."""
+        if not (found := _NUMBER.fullmatch(text)):
+            return None
+        sign, digits, symbol = found.groups()
+        if digits.isdigit() and not symbol:  # 2024 may be the name of a file, 0071234 a commit
+            return text
+        pattern = "#,##0." + "0" * len(digits.partition(".")[2])
+        number = format_decimal(Decimal(digits.replace(",", "")), pattern.rstrip("."), locale=self.code)
+        if symbol == "%":
+            return sign + format_percent(0.01, locale=self.code).replace("1", number)
+        return sign + self._join(number, symbol or "")
 
     def amount(self, value: float, unit: str) -> str:
         """A number with its unit, three significant digits: `1.37 s`, `1,37 sn`; a share as a percentage."""
         if unit == "share":
             return format_percent(round(value, 3), locale=self.code, decimal_quantization=False)
-        return self._join(*self._split(value, unit))
+        if not abs(value) < _LARGEST:
+            return self._join(f"{value:.3g}", unit)
+        digits, _, symbol = format_value(value, unit).partition(" ")
+        number = Decimal(digits.removesuffix("x").replace(",", ""))
+        symbol = "x" if unit == "x" else symbol
+        return self._join(format_decimal(number, locale=self.code, decimal_quantization=False), symbol)
 
     def band(self, band: Band | Quantity) -> str:
         """`2.1x to 2.4x`, `11 to 12 ms`; one number where both ends read the same, and a measured quantity's median."""
@@ -67,14 +157,11 @@ class Language:
             if band.value is not None:
                 return self.amount(band.value, band.unit)
             band = Band.of(band)
-        if band.unit == "share":
-            low, high = (self.amount(end, band.unit) for end in (band.low, band.high))
-        else:
-            (number, symbol), (other, other_symbol) = (self._split(end, band.unit) for end in (band.low, band.high))
-            low, high = self._join(number, symbol), self._join(other, other_symbol)
-            if symbol == other_symbol and " " in low and low != high:
-                low = number
-        return low if low == high else self.text("{low} to {high}", low=low, high=high)
+        low, high = (self.amount(end, band.unit) for end in (band.low, band.high))
+        number, _, symbol = low.partition(" ")
+        if low == high:
+            return low
+        return self.text("{low} to {high}", low=number if symbol == high.partition(" ")[2] else low, high=high)
 
     def integer(self, value: int) -> str:
         return format_decimal(value, locale=self.code) if abs(value) < _LARGEST else str(value)
@@ -82,19 +169,8 @@ class Language:
     def when(self, moment: datetime) -> str:
         return format_datetime(moment, "medium", locale=self.code)
 
-    def _split(self, value: float, unit: str) -> tuple[str, str]:
-        """Digits of a number in a readable multiple of its unit, and that unit's symbol."""
-        if not abs(value) < _LARGEST:
-            return f"{value:.3g}", unit
-        digits, _, symbol = format_value(value, unit).partition(" ")
-        if unit == "x":
-            digits, symbol = digits.removesuffix("x"), "x"
-        number = Decimal(digits.replace(",", ""))
-        return format_decimal(number, locale=self.code, decimal_quantization=False), self.sentences.get(
-            f"unit {symbol}", symbol
-        )
-
-    def _join(self, number: str, symbol: str) -> str:
+    def _join(self, number: str, unit: str) -> str:
+        symbol = self.sentences.get(f"unit {unit.strip()}", unit.strip())
         return f"{number}{symbol}" if symbol == "x" else f"{number} {symbol}".strip()
 
     def _worded(self, values: dict[str, Any]) -> dict[str, Any]:

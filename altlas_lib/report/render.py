@@ -2,7 +2,6 @@
 
 import base64
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,14 +10,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from ..manifest import Manifest
 from ..paths import RunFolder, write_atomically
-from ..results import CHAPTERS, ChapterResult, FigureFile, Quantity, ResultError, Sentence
+from ..results import CHAPTERS, ChapterResult, FigureFile, Quantity, ResultError
 from .bands import Band
 from .costs import savings, side_by_side
 from .decide import Decider, Decision, Overall
 from .language import Language
 from .rules import Rules
-from .stale import finished, stale
+from .stale import stale
 
 NOT_MEASURED = "not measured"
 
@@ -40,7 +40,7 @@ class Report:
 
     def decider(self, language: Language, rules: Rules | str | Path | None = None) -> Decider:
         ruled = rules if isinstance(rules, Rules) else Rules.load(rules)
-        minutes = {number: chapter.duration_s / 60 for number, chapter in finished(self.run).items()}
+        minutes = {number: chapter.duration_s / 60 for number, chapter in Manifest.load(self.run).by_number().items()}
         return Decider(self.results, ruled, language, self.run.name, minutes)
 
 
@@ -58,13 +58,8 @@ def read_results(run: RunFolder) -> Report:
 def overview(run: RunFolder) -> list[dict[str, str]]:
     """For each question what was found, or why that is missing: rows of a table."""
     report = read_results(run)
-    return [
-        {
-            "question": question,
-            "what was found": report.results[chapter].finding if chapter in report.results else report.problems[chapter],
-        }
-        for chapter, question in QUESTIONS.items()
-    ]
+    found = report.problems | {chapter: result.finding for chapter, result in report.results.items()}
+    return [{"question": question, "what was found": found[chapter]} for chapter, question in QUESTIONS.items()]
 
 
 def decisions(run: RunFolder, *, language: str = "en", rules: Rules | str | Path | None = None) -> list[Decision]:
@@ -100,10 +95,10 @@ def _quantity(quantity: Quantity | None, language: Language) -> Markup:
     )
 
 
-def _said(text: str, language: Language, apart: Mapping[str, Sentence]) -> Markup:
+def _said(text: str, language: Language) -> Markup:
     """What a chapter wrote, in the report's language where its sentence is known, else marked as English."""
-    found = language.say(apart.get(text, text))
-    is_english = language.code != "en" and found == text
+    found = language.say(text)
+    is_english = language.code != "en" and found == text and text not in language.sentences
     return Markup('<span lang="en">{}</span>').format(text) if is_english else escape(found)
 
 
@@ -116,7 +111,7 @@ def _markdown_quantity(quantity: Quantity | None) -> str:
     return _markdown_text(NOT_MEASURED if quantity is None else f"{quantity} ({quantity.basis}, {quantity.device})")
 
 
-def _templates(language: Language, results: Mapping[str, ChapterResult]) -> Environment:
+def _templates(language: Language) -> Environment:
     environment = Environment(
         loader=PackageLoader(__package__),
         autoescape=lambda name: not name.endswith(".md.j2"),
@@ -124,12 +119,11 @@ def _templates(language: Language, results: Mapping[str, ChapterResult]) -> Envi
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    apart = {str(each): each for result in results.values() for each in getattr(result, "sentences", ())}
     missing = language.text("unknown")
     environment.globals["_"] = language.html
     environment.filters |= {
         "quantity": lambda quantity: _quantity(quantity, language),
-        "said": lambda text: _said(text, language, apart),
+        "said": lambda text: _said(text, language),
         "md": _markdown_text,
         "md_quantity": _markdown_quantity,
         "amount": language.amount,
@@ -157,8 +151,7 @@ def render_report(run: RunFolder, *, language: str = "en", rules: Rules | str | 
     A missing result does not fail the report: it is named, with the command that makes it.
 
     Args:
-        language: of the page, "en" or "tr". Sentences of chapters that do not keep their values apart are English there, and
-            so is the Markdown.
+        language: of the page, "en" or "tr"; the Markdown is English.
         rules: as for `decisions`.
 
     Returns:
@@ -190,7 +183,7 @@ def render_report(run: RunFolder, *, language: str = "en", rules: Rules | str | 
     if "similarity" not in report.results:
         files.popitem()[0].unlink(missing_ok=True)  # of an earlier result
     return [
-        write_atomically(file, _templates(written, report.results).get_template(f"{file.name}.j2").render(context))
+        write_atomically(file, _templates(written).get_template(f"{file.name}.j2").render(context))
         for file, written in files.items()
     ]
 

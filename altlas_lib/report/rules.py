@@ -47,6 +47,7 @@ class Money(Checked):
     """What running costs; `given` names what the user said, the rest are examples."""
 
     currency: str
+    price_source: str
     price_per_hour: dict[str, _Cost]
     runs_per_day: _Cost
     person_days: _Cost
@@ -69,7 +70,7 @@ class Money(Checked):
     @property
     def examples(self) -> list[str]:
         """What is still an example of this book's and not the user's own."""
-        return sorted(type(self).model_fields.keys() - self.given - {"given", "gpus"})
+        return sorted(type(self).model_fields.keys() - self.given - {"given", "gpus", "price_source"})
 
 
 class Rules(Checked):

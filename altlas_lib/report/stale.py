@@ -1,10 +1,8 @@
 """Results that no longer say what they seem to: made with other parameters, data or code, or before what they rest on."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
-
+from ..manifest import Manifest
 from ..paths import RunFolder
 from ..results import CHAPTERS, ChapterResult, git_state
 from .language import Language
@@ -13,30 +11,10 @@ from .language import Language
 _READS = {"hotspots": ("environment",), "similarity": ("environment", "hotspots")}
 
 
-class Finished(BaseModel):
-    """A chapter that ran to its end, as far as the report asks; the runner itself takes seconds to import."""
-
-    parameters: dict[str, Any] = {}
-    duration_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
-
-
-class Manifest(BaseModel):
-    finished: dict[str, Finished] = {}
-
-
-def finished(run: RunFolder) -> dict[str, Finished]:
-    """Number of a chapter -> how it last ran, by the runner's `run.json`; none where it is not there or cannot be read."""
-    try:
-        chapters = Manifest.model_validate_json((run.path / "run.json").read_bytes()).finished
-    except (OSError, ValidationError):
-        return {}
-    return {name[:2]: chapter for name, chapter in chapters.items()}
-
-
 def stale(run: RunFolder, results: Mapping[str, ChapterResult], language: Language) -> list[str]:
     """What is wrong with which chapter's result, a sentence each."""
     _ = language.text
-    asked, (commit_now, _is_dirty) = finished(run), git_state()
+    asked, (commit_now, _is_dirty) = Manifest.load(run).by_number(), git_state()
     found, by_commit = [], {}
     for chapter in CHAPTERS:
         if (result := results.get(chapter.chapter)) is None:

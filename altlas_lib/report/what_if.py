@@ -1,12 +1,12 @@
 """What if: another GPU, more texts, a larger batch? The library's own projection and planner, moved by sliders."""
 
+import bisect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..devices import GpuSpec, find_gpu, load_catalogue
 from ..results import Ceilings, MemoryPlan, Quantity, SimilarityResult
-
-_LARGEST_N_TEXTS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,10 @@ class WhatIf:
         wins = f"from {even:,} texts on (projected)" if even else "at no size below ten million (projected)"
         if self.on_cpu is None:
             wins = "unknown: nothing of this CPU was measured; run chapter 00 or 20"
-        times = [
-            (
-                f"{self.n_texts:,} texts, {name}",
-                f"{time} ({', '.join(filter(None, (time.basis, time.bound_by)))})" if time else "unknown",
-            )
-            for name, time in (("this CPU", self.on_cpu), (self.gpu.name, self.on_gpu))
-        ]
+        times = []
+        for name, time in (("this CPU", self.on_cpu), (self.gpu.name, self.on_gpu)):
+            said = f"{time} ({', '.join(filter(None, (time.basis, time.bound_by)))})" if time else "unknown"
+            times.append((f"{self.n_texts:,} texts, {name}", said))
         memory = f"{plan.verdict}: {plan.peak} ({plan.peak.basis} for {plan.gpu})" if plan else self.problem
         return [*times, ("the GPU surely wins", wins), (f"training in batches of {self.batch_size}", memory)]
 
@@ -104,20 +101,16 @@ def _on_cpu(n: int, measured: dict[int, Quantity]) -> Quantity:
     return Quantity.projected(times * time.low, times * time.high, "s", time.device, bound_by)
 
 
-def _break_even(times) -> int | None:
-    """The smallest number of texts, to two digits, at which the GPU's slow end beats the CPU's fast end."""
+def _break_even(times: Callable[[int], tuple[Quantity | None, Quantity]]) -> int | None:
+    """The smallest number of texts, two digits and zeros, at which the GPU's slow end beats the CPU's fast end."""
 
     def wins(n: int) -> bool:
         on_cpu, on_gpu = times(n)
         return on_cpu is not None and on_gpu.high < on_cpu.low
 
-    if not wins(_LARGEST_N_TEXTS):
-        return None
-    low, high = 1, _LARGEST_N_TEXTS
-    while high > 1.01 * low + 1:
-        middle = round((low * high) ** 0.5)
-        low, high = (low, middle) if wins(middle) else (middle, high)
-    return int(float(f"{high:.2g}"))
+    sizes = [digits * 10**power for power in range(6) for digits in range(10, 100)]
+    at = bisect.bisect_left(sizes, True, key=wins)
+    return sizes[at] if at < len(sizes) else None
 
 
 def panel(ceilings: Ceilings | None = None, similarity: SimilarityResult | None = None):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..devices import OtherLoad, get_namespace, synchronize, to_gpu
-from ..results import Quantity, Sentence, Step, Timing, Validation
+from ..results import Quantity, Step, Timing, Validation
 from .engine import pairs_above, top_k
 from .inputs import check_k, check_vectors
 from .methods import METHODS, Method, available_methods
@@ -152,39 +152,26 @@ def _fastest(timings: Iterable[Timing]) -> dict[int, Timing]:
     return {timing.n_texts: timing for timing in slowest_first}
 
 
-def summarize(timings: Iterable[Timing], validations: Iterable[Validation], k: int) -> Sentence:
+def summarize(timings: Iterable[Timing], validations: Iterable[Validation], k: int) -> str:
     """The finding in one sentence: times at the largest size with device and basis, agreement with float64, the GPU."""
     timings, validations = list(timings), list(validations)
     n = max(timing.n_texts for timing in timings)
     cpu = _fastest(timing for timing in timings if not timing.on_gpu)[n]
     gpu = _fastest(timing for timing in timings if timing.on_gpu and timing.with_transfers).get(n)
     n_wrong = sum(not validation.passed for validation in validations)
-    if n_wrong:
-        counts = {"n_wrong": n_wrong, "n_methods": len(validations)}
-        agreement = Sentence(text="{n_wrong} of {n_methods} methods DISAGREE with float64", values=counts)
-    elif not validations:
-        agreement = Sentence(text="nothing was compared with float64")
-    else:
-        error = f"{max(validation.largest_error for validation in validations):.1g}"
-        agreement = Sentence(text="all methods agree with float64 (largest error {error})", values={"error": error})
-    if gpu is None:
-        on_gpu = Sentence(text="GPU not measured: no CUDA GPU")
-    else:
+    agreement = f"{n_wrong} of {len(validations)} methods DISAGREE with float64"
+    if not validations:
+        agreement = "nothing was compared with float64"
+    elif not n_wrong:
+        error = max(validation.largest_error for validation in validations)
+        agreement = f"all methods agree with float64 (largest error {error:.1g})"
+    on_gpu = "GPU not measured: no CUDA GPU"
+    if gpu is not None:
         size = break_even(timings)
-        pays = Sentence(text="does not pay at the measured sizes")
+        pays = "does not pay at the measured sizes" if size is None else f"pays from {size:,} texts on"
         if cpu.is_too_busy:
-            pays = Sentence(text="cannot be compared with a busy CPU")
-        elif size is not None:
-            pays = Sentence(text="pays from {size} texts on", values={"size": size})
-        of_gpu = {"time": gpu.time, "device": gpu.time.device, "method": gpu.method, "pays": pays}
-        on_gpu = Sentence(text="{time} on {device} with transfers ({method}, measured), which {pays}", values=of_gpu)
-    busy: Sentence | str = ""
-    if cpu.is_too_busy:
-        busy = Sentence(
-            text=" (other programs took {load} of the processors: too slow)", values={"load": f"{cpu.other_load:.0%}"}
-        )
-    of_cpu = {"busy": busy, "k": min(k, n - 1), "n": n, "time": cpu.time, "device": cpu.time.device, "method": cpu.method}
-    return Sentence(
-        text="The {k} nearest of each of {n} texts take {time} on {device} ({method}, measured){busy}; {on_gpu}; {agreement}.",
-        values=of_cpu | {"on_gpu": on_gpu, "agreement": agreement},
-    )
+            pays = "cannot be compared with a busy CPU"
+        on_gpu = f"{gpu.time} on {gpu.time.device} with transfers ({gpu.method}, measured), which {pays}"
+    busy = f" (other programs took {cpu.other_load:.0%} of the processors: too slow)" if cpu.is_too_busy else ""
+    on_cpu = f"take {cpu.time} on {cpu.time.device} ({cpu.method}, measured){busy}"
+    return f"The {min(k, n - 1):,} nearest of each of {n:,} texts {on_cpu}; {on_gpu}; {agreement}."

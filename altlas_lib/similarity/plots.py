@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from ..figures import COLOURS
-from ..results import Expectation, Sentence, Timing, format_value
+from ..results import Expectation, Timing, format_value
 
 
 def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence[Expectation] = ()) -> Axes:
@@ -38,27 +38,18 @@ def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence
     ax.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
     ax.set_xticks([], minor=True)
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.set_title(str(times_title(timings)))
+    ax.set_title(_times_title(timings))
     ax.legend(loc="upper left", fontsize=8)
     return ax
 
 
-def times_title(timings: Sequence[Timing]) -> Sentence:
+def _times_title(timings: Sequence[Timing]) -> str:
     """The medians at the largest size: of the fastest method on the CPU and, where there is one, on the GPU."""
     n = max(timing.n_texts for timing in timings)
     at_largest = [timing for timing in timings if timing.n_texts == n and timing.with_transfers]
     at_largest.sort(key=lambda timing: timing.time.value)
-    (first, *others) = {timing.on_gpu: timing for timing in reversed(at_largest)}.values()
-    values = {"n": n, "time": first.time, "method": first.method}
-    if not others:
-        return Sentence(text="{n} texts: median {time} ({method})", values=values)
-    other = {"other_time": others[0].time, "other_method": others[0].method}
-    return Sentence(text="{n} texts: median {time} ({method}), {other_time} ({other_method})", values=values | other)
-
-
-def memory_title() -> Sentence:
-    size = format_value(4 * 100_000**2, "bytes")
-    return Sentence(text="{n} texts: the matrix alone would take {size}", values={"n": 100_000, "size": size})
+    fastest = {timing.on_gpu: timing for timing in reversed(at_largest)}.values()
+    return f"{n:,} texts: median " + ", ".join(f"{each.time} ({each.method})" for each in fastest)
 
 
 def similarity_memory(ax: Axes, timings: Sequence[Timing], *, memory_bytes: int) -> Axes:
@@ -81,7 +72,8 @@ def similarity_memory(ax: Axes, timings: Sequence[Timing], *, memory_bytes: int)
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.yaxis.set_major_locator(mpl.ticker.LogLocator(base=32))
     ax.yaxis.set_major_formatter(lambda value, _: format_value(value, "bytes"))
-    ax.set_title(str(memory_title()))
+    n = 100_000
+    ax.set_title(f"{n:,} texts: the matrix alone would take {format_value(4 * n**2, 'bytes')}")
     ax.legend(loc="lower right", fontsize=8)
     return ax
 

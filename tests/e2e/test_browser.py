@@ -23,6 +23,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="make e2e install
 
 NOTEBOOKS = sorted(path.name for path in notebooks_dir().glob("[0-9][0-9]_*.ipynb"))
 SCREEN = {"width": 1440, "height": 900}
+LAPTOP = {"width": 1280, "height": 800}
 SCREENSHOTS = outputs_dir() / "e2e"
 MINUTES = 60_000  # in Playwright's milliseconds
 
@@ -180,7 +181,7 @@ def test_the_report_shows_its_decisions_on_the_first_screen_without_a_network(br
     run = paths.run_folder("interactive")  # what the notebooks left behind
     file = report.render_report(run, language=language)[0]
     assert file.stat().st_size < 5_000_000
-    context = browser.new_context(viewport=SCREEN, color_scheme=scheme, offline=True)
+    context = browser.new_context(viewport=LAPTOP, color_scheme=scheme, offline=True)
     page, asked, said = context.new_page(), [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: said.append(message.text))
@@ -196,9 +197,15 @@ def test_the_report_shows_its_decisions_on_the_first_screen_without_a_network(br
     assert answer.inner_text() == report.language.Language.load(language).text(report.overall(run).verdict)
     for verdict in [answer, *verdicts.all()]:
         box = verdict.bounding_box()
-        assert box["y"] + box["height"] <= SCREEN["height"], f"{verdict.inner_text()} is below the first screen"
-    assert page.evaluate("document.documentElement.scrollWidth") <= SCREEN["width"]
+        assert box["y"] + box["height"] <= LAPTOP["height"], f"{verdict.inner_text()} is below the first screen"
+    assert answer.bounding_box()["y"] < min(each.bounding_box()["y"] for each in page.locator(".notice, .decision").all())
+    assert page.evaluate("document.documentElement.scrollWidth") <= LAPTOP["width"]
     assert page.locator("img:not([alt]), img[alt='']").count() == 0
+    if language == "tr":  # of what the notebooks wrote, no finding and no caption has stayed English
+        written = page.locator(".finding, figcaption").all_inner_texts()
+        written += page.eval_on_selector_all("img", "all => all.map(each => each.alt)")
+        assert len(written) > 20
+        assert [text for text in written if re.search(r"\b(the|of|and|is|with|per|for|each)\b", text, re.I)] == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
     assert said == []
     context.close()
@@ -215,8 +222,51 @@ def test_the_report_can_be_read_on_a_phone_and_a_tablet(browser, outputs, monkey
     page.goto(file.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     beyond = "all => all.filter(each => each.getBoundingClientRect().right > window.innerWidth).length"
-    assert page.eval_on_selector_all(".overall, .decision, div.reason, .provenance p", beyond) == 0  # nothing is cut
+    assert page.eval_on_selector_all(".overall, .decision, div.reason, caption, .provenance p", beyond) == 0  # nothing is cut
     page.screenshot(path=SCREENSHOTS / f"report_{width}.png")
+    context.close()
+
+
+# Elements that reach beyond the window, and that no box around them scrolls.
+CUT_OFF = """all => all.filter(each => {
+    const box = each.getBoundingClientRect();
+    if (!box.width || box.right <= window.innerWidth + 1) return false;
+    for (let around = each.parentElement; around !== document.body; around = around.parentElement)
+        if (["auto", "scroll"].includes(getComputedStyle(around).overflowX)) return false;
+    return true;
+}).map(each => each.tagName + "." + each.className + ": " + each.textContent.slice(0, 60))"""
+
+
+@pytest.mark.parametrize("language", ["en", "tr"])
+@pytest.mark.parametrize("width", [360, 390, 820, 1280])
+def test_names_of_any_length_widen_no_page(browser, monkeypatch, tmp_path, language, width):
+    from test_report import PIXEL, changed, of, results
+
+    from altlas_lib import paths, report
+    from altlas_lib.results import Expectation, Route, Step
+
+    monkeypatch.setenv("ALTLAS_OUTPUTS", str(tmp_path))
+    run = paths.run_folder("a-run-with-a-name-" + "without-end-" * 6)
+    long = "the_longest_of_all_names/" + "without_any_place_to_break_it" * 9
+    saved = results(long, gpu=True, break_even=4100)
+    hotspots, similarity = of(saved, "hotspots"), of(saved, "similarity")
+    route = Route(kind="drop-in library", name=long, standing="offered on conditions", why=long)
+    candidate = hotspots.candidates[0].model_copy(update={"routes": [route]})
+    expected = Expectation(n_texts=1000, on_gpu=True, time=hotspots.candidates[0].gain)
+    step = Step(name=long, time=similarity.timings[0].time, share=0.5)
+    saved += [
+        changed(hotspots, candidates=[candidate.model_dump()]),
+        changed(similarity, expectations=[expected.model_dump()], steps=[step.model_dump()]),
+    ]
+    for result in saved:
+        result.save(run)
+    (run.figures / "20_times.png").write_bytes(PIXEL)
+    context = browser.new_context(viewport={"width": width, "height": 844})
+    page = context.new_page()
+    page.goto(report.render_report(run, language=language)[0].as_uri())
+    page.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
+    assert page.eval_on_selector_all("body *", CUT_OFF) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     context.close()
 
 

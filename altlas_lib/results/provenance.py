@@ -1,0 +1,146 @@
+"""What all chapters' results share: what made them, a finding and figures, in a file that is whole or not there."""
+
+import contextlib
+import functools
+import json
+import re
+import subprocess
+import textwrap
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, JsonValue, NonNegativeInt, ValidationError
+
+from ..devices import device_names
+from ..paths import RunFolder, outputs_dir, project_root, write_atomically
+from .quantity import Model
+
+SCHEMA_VERSION = 1
+_DISTRIBUTION = "altlas-cuda-workbook"
+
+# Of the processors. A program that wants them all takes 1 / (1 - 0.2) = 1.25 times as long, less than a projection's own error.
+LARGEST_OTHER_LOAD = 0.2
+
+
+@functools.cache
+def git_state() -> tuple[str | None, bool]:
+    """The commit of the checkout that this is, None where it is none, and whether it has uncommitted changes."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(project_root()), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):  # no git, or not a checkout
+        return None, False
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """The installed versions of this package and of all that it may require, tools of its developers aside."""
+    required = [each for each in metadata.requires(_DISTRIBUTION) or () if 'extra == "dev"' not in each]
+    names = [_DISTRIBUTION, *(re.match(r"[\w.-]+", each)[0] for each in required)]
+    installed = ((name, next(iter(metadata.distributions(name=name)), None)) for name in dict.fromkeys(names))
+    return {name: found.version for name, found in installed if found}
+
+
+class Provenance(Model):
+    """When, where, from which code and with which parameters a result was made."""
+
+    created_at: datetime
+    git_commit: str | None
+    git_dirty: bool  # the checkout had uncommitted changes
+    parameters: dict[str, JsonValue]
+    devices: list[str]
+    versions: dict[str, str]
+
+    @classmethod
+    def now(cls, parameters: dict[str, Any]) -> Self:
+        """Provenance of a result that is being made here and now by a notebook with these parameters."""
+        commit, dirty = git_state()
+        code = {"git_commit": commit, "git_dirty": dirty, "versions": library_versions()}
+        return cls(created_at=datetime.now(UTC), parameters=parameters, devices=device_names(), **code)
+
+
+class ResultError(Exception):
+    """A result file that is missing, damaged, or of another schema version."""
+
+
+class DataSource(Model):
+    """Which data a result was made from, so that two results can be told to be about the same thing."""
+
+    name: str  # file name or generator, as the user gave it
+    n_rows: NonNegativeInt  # rows used
+    n_skipped: NonNegativeInt = 0  # invalid rows left out on the user's wish
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class FigureFile(Model):
+    """A picture that a chapter saved under the run's `figures/`."""
+
+    file: str = Field(pattern=r"^[\w.-]+\.(png|svg)$")
+    title: str
+    alt: str = Field(min_length=1)  # what the picture shows, for who cannot see it
+
+
+class ChapterResult(Model):
+    """What all chapters' results share."""
+
+    chapter: ClassVar[str]
+    number: ClassVar[str]
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    provenance: Provenance
+    finding: str = Field(min_length=1)  # what was found, in one sentence
+    figures: list[FigureFile] = Field(default=[])
+
+    def __str__(self) -> str:
+        return textwrap.fill(self.finding, 96)
+
+    def save(self, run: RunFolder) -> Self:
+        """Write `results/<chapter>.json` atomically: a kill at any moment leaves the old file or the new one.
+
+        Then the chapter's pictures (`figures/<number>_*`) that this result does not name are removed.
+        """
+        write_atomically(run.results / f"{self.chapter}.json", self.model_dump_json(indent=1) + "\n")
+        named = {figure.file for figure in self.figures}
+        for picture in run.figures.glob(f"{self.number}_*"):
+            if picture.name not in named:
+                picture.unlink(missing_ok=True)
+        return self
+
+    @classmethod
+    def latest(cls) -> Self | None:
+        """Of the run that made it last; None where no run has a valid one."""
+        made = {path: path.stat().st_mtime for path in outputs_dir().glob(f"*/results/{cls.chapter}.json")}
+        for path in sorted(made, key=made.__getitem__, reverse=True):
+            with contextlib.suppress(ResultError):
+                return cls.load(RunFolder(path.parent.parent))
+        return None
+
+    @classmethod
+    def load(cls, run: RunFolder) -> Self:
+        """Read `results/<chapter>.json`.
+
+        Raises:
+            ResultError: the file is missing, damaged, or was made by another schema version.
+        """
+        path = run.results / f"{cls.chapter}.json"
+        again = f"run its chapter again: altlas run --run {run.name} --only {cls.number}"
+        try:
+            content = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise ResultError(f"no {cls.chapter} result in run {run.name!r}; {again}") from None
+        except (OSError, ValueError) as error:
+            raise ResultError(f"{path.name} of run {run.name!r} cannot be read ({error}); {again}") from None
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ResultError(f"{path.name} has schema version {version!r}, this library reads {SCHEMA_VERSION}; {again}")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ResultError(f"{path.name} of run {run.name!r} is not valid at {where!r}: {first['msg']}; {again}") from None

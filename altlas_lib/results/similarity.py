@@ -1,0 +1,86 @@
+"""Chapter 20: does the GPU port give the same answer, how much faster, from which size on?"""
+
+from typing import ClassVar
+
+from pydantic import Field, JsonValue
+
+from .provenance import LARGEST_OTHER_LOAD, ChapterResult, DataSource
+from .quantity import Model, Quantity, Share
+
+
+class Validation(Model):
+    """One implementation beside the float64 reference."""
+
+    method: str
+    device: str
+    n_texts: int
+    n_rows_compared: int | None = None  # a random sample of the rows; None: all
+    largest_error: float  # largest absolute difference of a score; scores lie in [-1, 1]
+    tolerance: float
+    n_other_neighbours: int  # neighbours that differ by more than a tie within the tolerance
+
+    @property
+    def passed(self) -> bool:
+        return self.largest_error <= self.tolerance and self.n_other_neighbours == 0
+
+
+class Timing(Model):
+    """How long one method took for the k nearest of every text."""
+
+    method: str
+    on_gpu: bool = False
+    with_transfers: bool = True  # from host memory to host memory; on a CPU there is nothing to transfer
+    n_texts: int
+    time: Quantity
+    peak_memory: Quantity | None = None  # of the method's device, beyond the input
+    other_load: Share | None = None  # share of the processors that other programs took meanwhile; None: not known
+
+    @property
+    def is_too_busy(self) -> bool:
+        """Whether other programs slowed the CPU down by so much that a gain over it would be theirs."""
+        return not self.on_gpu and (self.other_load or 0) > LARGEST_OTHER_LOAD
+
+
+class Step(Model):
+    """Where the time of one search went."""
+
+    name: str
+    time: Quantity  # of a CPU its seconds, summed over all threads
+    share: Share
+
+
+class Expectation(Model):
+    """What arithmetic says before anything is ported."""
+
+    n_texts: int
+    on_gpu: bool
+    time: Quantity  # projected
+
+
+class SimilarPair(Model):
+    """Two texts of the user, shortened, and the cosine of their vectors."""
+
+    first: str
+    second: str
+    score: float  # in [-1, 1]
+
+
+class SimilarityResult(ChapterResult):
+    chapter: ClassVar[str] = "similarity"
+    number: ClassVar[str] = "20"
+
+    source: DataSource
+    embedding: str
+    n_dimensions: int
+    k: int
+    validations: list[Validation]
+    timings: list[Timing]
+    break_even_n_texts: int | None = None  # smallest measured size at which the GPU wins, transfers included
+    most_similar: list[SimilarPair]
+    expectations: list[Expectation] = Field(default=[])
+    steps: list[Step] = Field(default=[])  # of the fastest method at the largest size
+    sentences: list[JsonValue] = Field(default=[])  # of earlier versions; not read
+
+    @property
+    def gpu_was_timed(self) -> bool:
+        return any(timing.on_gpu for timing in self.timings)
