@@ -171,7 +171,7 @@ def work(contestant: str, preset: str, n_samples: int, n_epochs: int) -> dict[st
         accumulate = n_per_update if n_per_update > 1 else None
         optimizer = keras.optimizers.Adam(1e-4, gradient_accumulation_steps=accumulate)
         weights = losses.balanced_weights(samples.targets(positions)["threshold"])
-        model.compile(optimizer, losses.compile_losses(*weights), loss_weights=training.STAGES[0].loss_weights)
+        model.compile(optimizer, losses.compile_losses(*weights), loss_weights=training.LOSS_WEIGHTS)
         parts = positions, np.r_[samples.split.validation]
         cuts = [accumulation.MicroBatching(len(part), size, size) for part in parts]
         train, validation = (

@@ -3,10 +3,10 @@
 import subprocess
 import sys
 import types
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from gpu_stand_in import on_stand_ins, stand_in_cupy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -14,7 +14,7 @@ from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_class_weight
 
 from altlas_lib import data, devices, figures, training
-from altlas_lib.results import Epoch, Provenance, Quantity, TrainingResult
+from altlas_lib.results import Provenance, Quantity, TrainingResult
 from altlas_lib.training import (
     ModelConfig,
     NBeatsConfig,
@@ -29,7 +29,7 @@ from altlas_lib.training.fit.dataset import MicroBatches, open_dataset
 from altlas_lib.training.model import losses
 from altlas_lib.training.model.accumulation import MicroBatching
 from altlas_lib.training.model.windows import Part, Split
-from altlas_lib.training.score import quality
+from altlas_lib.training.score import metrics, quality
 
 MULTIPLIERS = st.one_of(st.floats(1, 20), st.sampled_from([1.0, 1.49, 1.5, 9.99, 10.0, 1e6])).map(lambda x: round(x, 2))
 TINY = ModelConfig(nbeats=(NBeatsConfig(window=20, units=8, n_blocks=2),), fusion=(16,))
@@ -100,15 +100,32 @@ def test_features_equal_a_loop_over_samples(values, seed):
         np.testing.assert_allclose(features[at], naive_features(values[:at]), rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(values=st.lists(MULTIPLIERS, min_size=1, max_size=30), seed=st.integers(0, 99))
 def test_the_array_code_for_a_gpu_gives_pandas_features(values, seed):
-    """On NumPy here; CuPy runs the same code (the `gpu` test below)."""
     history = data.crash_series(1000, seed=seed).values
     values = np.concatenate([history, [1e9], values, np.full(8, 1.2), [3.0]])
     by_pandas, by_arrays = training.rolling_features(values), training.rolling_features(values, xp=np)
     assert by_arrays.dtype == by_pandas.dtype
     np.testing.assert_allclose(by_arrays, by_pandas, rtol=1e-4, atol=1e-4)
+
+
+def test_the_array_code_is_cupys():
+    """Every function that it calls is one of the stand-in's, which takes and gives its own arrays only."""
+    cupy, values = stand_in_cupy(2**30), data.crash_series(1100, seed=1).values
+    for name in ("log", "max", "mean", "min", "sort", "sqrt", "stack", "sum"):
+        setattr(cupy, name, on_stand_ins(getattr(np, name)))
+    features = training.rolling_features(cupy.asarray(values), xp=cupy)
+    np.testing.assert_array_equal(cupy.asnumpy(features), training.rolling_features(values, xp=np))
+
+
+def test_the_projected_time_of_the_features_follows_values_and_bandwidth():
+    t4, h200 = (devices.find_gpu(name) for name in ("T4", "H200"))
+    once, twice, fast = (training.project_features(n, gpu) for n, gpu in ((5000, t4), (10_000, t4), (5000, h200)))
+    assert (once.basis, once.device, once.bound_by) == ("projected", "T4", "memory bandwidth")
+    assert (twice.low, twice.high) == pytest.approx((2 * once.low, 2 * once.high))
+    assert once.low / fast.low == pytest.approx(h200.memory_bandwidth_gb_per_s / t4.memory_bandwidth_gb_per_s)
+    assert once.low > 5000 * 2291 * 8 / (t4.memory_bandwidth_gb_per_s * 1e9)  # not less than to read all windows once
 
 
 @pytest.mark.gpu
@@ -328,22 +345,6 @@ def test_a_focus_without_a_slope_is_refused(gamma):
         losses.WeightedBinaryCrossentropy(1.0, 1.0, gamma)
 
 
-def weights_of(run):
-    return np.concatenate([keras.ops.convert_to_numpy(weight).ravel() for weight in run.model.trainable_variables])
-
-
-def test_accumulated_micro_batches_equal_the_big_batch(samples):
-    """Without batch normalisation and dropout, which see micro-batches. The last update has 60 samples, 24 + 24 + 12."""
-    config = ModelConfig(tcn=TcnConfig(window=20, filters=(4,), dilations=(1, 2)), fusion=(8,), dropout=0)
-    numbers = {"n_epochs": 1, "learning_rate": 1e-3, "seed": 7}
-    big = training.train(samples, config, micro_batch_size=72, **numbers)
-    assert 700 % 72 == 52
-    accumulated = training.train(samples, config, micro_batch_size=24, gradient_accumulation_steps=3, **numbers)
-    np.testing.assert_allclose(weights_of(accumulated), weights_of(big), atol=1e-6)
-    small = training.train(samples, config, micro_batch_size=24, **numbers)
-    assert np.abs(weights_of(small) - weights_of(big)).max() > 1e-3
-
-
 def test_training_learns_what_can_be_learned_and_writes_it_down(series, samples):
     run = training.train(samples, TINY, n_epochs=6, micro_batch_size=32, learning_rate=3e-3, seed=1)
     losses_seen = [epoch.metrics["loss"] for epoch in run.history]
@@ -354,41 +355,36 @@ def test_training_learns_what_can_be_learned_and_writes_it_down(series, samples)
     assert run.step_time.device == backend.device_name()
     assert (run.peak_memory is None) == (backend.gpu_name() is None)
 
-    accuracy = training.evaluate(run.predict(samples, samples.split.test), samples, series)[0]
+    accuracy = training.evaluate(training.predict(run.model, samples, samples.split.test), samples, series)[0]
     assert accuracy.n_samples == 200
     assert accuracy.gain_low > 0  # the regime is strong enough for 200 values to show it
     assert "the model predicts, by" in training.verdict(accuracy)
 
 
-def test_the_same_seed_gives_the_same_model(samples):
-    one, two, other = (training.train(samples, TINY, n_epochs=1, micro_batch_size=350, seed=seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(weights_of(one), weights_of(two))
-    assert not np.array_equal(weights_of(one), weights_of(other))
-
-
-def test_the_stages_follow_each_other_with_their_own_numbers(samples, capfd):
-    stages = [replace(stage, batch_size=2 * stage.batch_size) for stage in training.STAGES]
-    run = training.train(samples, TINY, stages=stages, n_epochs=2, gradient_accumulation_steps=8, progress_bar=True)
-    assert [(entry.stage, entry.epoch) for entry in run.history] == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)]
-    assert [entry.micro_batch_size for entry in run.history[::2]] == [16, 8, 4]
-    assert [entry.n_updates for entry in run.history[::2]] == [6, 11, 22]
-    assert run.gamma == 2
-    assert float(run.model.optimizer.learning_rate) == pytest.approx(1e-5)
-    bars = capfd.readouterr().err
-    assert "stage 3, epoch 2: 100%" in bars
-    training.train(samples, TINY, n_epochs=1, micro_batch_size=350)
-    assert capfd.readouterr().err == ""  # no terminal
+def test_another_seed_gives_another_model(samples):
+    """That the same seed gives the same is what killed trainings show."""
+    one, other = (training.train(samples, TINY, n_epochs=1, micro_batch_size=350, seed=seed) for seed in (1, 2))
+    assert training.weights_hash(one.model) != training.weights_hash(other.model)
 
 
 def test_of_two_heads_the_one_with_the_weight_is_learned(samples):
     def last_loss(head):
-        stage = replace(training.STAGES[0], loss_weights=dict.fromkeys(training.STAGES[0].loss_weights, 0.0) | {head: 1.0})
-        run = training.train(samples, TINY, stages=[stage], n_epochs=3, micro_batch_size=16, learning_rate=1e-3)
+        weights = dict.fromkeys(training.LOSS_WEIGHTS, 0.0) | {head: 1.0}
+        run = training.train(samples, TINY, loss_weights=weights, n_epochs=3, micro_batch_size=16, learning_rate=1e-3)
         return {name: run.history[-1].metrics[f"{name}_loss"] for name in ("regression", "classification")}
 
     one, other = last_loss("regression"), last_loss("classification")
     assert one["regression"] < other["regression"]
     assert other["classification"] < one["classification"]
+
+
+def test_focus_reaches_the_loss_and_the_forecast(samples):
+    run = training.train(samples, TINY, gamma=2.0, n_epochs=1, micro_batch_size=350)
+    loss = run.model.loss["threshold"]
+    assert loss.gamma == 2
+    heads = run.model.predict(samples.inputs(np.r_[samples.split.test], 20), verbose=0)
+    expected = losses.unweighted_probability(heads["threshold"][:, 0], loss.below_weight, loss.above_weight, 2.0) >= 0.5
+    np.testing.assert_array_equal(training.predict(run.model, samples, samples.split.test).above, expected)
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
@@ -438,14 +434,21 @@ def test_the_base_rate_is_the_training_parts(series):
     np.testing.assert_allclose(base.logs, np.median(np.log(train)), rtol=1e-6)
 
 
+def claims_a_gain(seeds, base, actual):
+    """Whether the interval of the accuracy's gain leaves out 0, as `compare` makes it; of one score instead of six."""
+    groups = [[metrics.scores(each, actual)[metrics.ACCURACY] for each in group] for group in (seeds, [base])]
+    of_model, of_base = metrics.resampled(*groups)
+    low, high = metrics.interval(of_model - of_base)
+    return low > 0 or high < 0
+
+
 def test_a_gain_is_seldom_claimed_where_there_is_none():
     """Two forecasts of a fair coin that know nothing: the 95 % interval may leave out 0 in about one case of twenty."""
     rng, n, claims = np.random.default_rng(0), 400, 0
     for _ in range(500):
         actual = rng.choice([1.2, 2.0], size=n)
         model, base = (Predictions(rng.random(n) < share, np.zeros(n, int), np.zeros(n)) for share in (0.1, 0.12))
-        accuracy = training.compare(model, base, actual)[0]
-        claims += accuracy.gain_low > 0 or accuracy.gain_high < 0
+        claims += claims_a_gain([model], base, actual)
     assert claims <= 40
 
 
@@ -514,8 +517,7 @@ def test_seeds_of_differing_skill_seldom_claim_a_gain_that_is_none():
         for skill in rng.normal(0.5, 0.1, size=3):
             above = np.where(rng.random(n) < skill, actual >= 1.5, actual < 1.5)
             seeds.append(Predictions(above, np.zeros(n, int), np.zeros(n)))
-        accuracy = training.compare(seeds, base, actual)[0]
-        claims += accuracy.gain_low > 0 or accuracy.gain_high < 0
+        claims += claims_a_gain(seeds, base, actual)
     assert claims <= 11  # of 5 expected
 
 
@@ -585,32 +587,46 @@ def with_data():
 
 def nothing():
     return 7
+
+def fails():
+    raise KeyError("weights")
 """
 
 
 def test_a_prototype_of_ones_own_takes_the_models_place(series, samples, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "prototype_of_mine.py").write_text(PROTOTYPE)
-    own = training.load_own("prototype_of_mine:build")
-    assert own.data is None
-    run = training.train(samples, own.build, n_epochs=1, micro_batch_size=64, gradient_accumulation_steps=2)
-    metrics = training.evaluate(run.predict(samples, samples.split.test), samples, series)
+
+    def build(name):
+        model, data, validation = training.load_own(f"prototype_of_mine:{name}", seed=1)
+        assert validation is None
+        return model, data
+
+    run = training.train(samples, lambda: build("build")[0], n_epochs=1, micro_batch_size=64, gradient_accumulation_steps=2)
+    metrics = training.evaluate(training.predict(run.model, samples, samples.split.test), samples, series)
     assert metrics[0].n_samples == 200
     with pytest.raises(ValueError, match=r"the prototype takes .* and gives .*'classification': \(None, 4\).*: expected"):
-        training.train(samples, training.load_own("prototype_of_mine:wrong").build, n_epochs=1)
+        training.train(samples, lambda: build("wrong")[0], n_epochs=1)
+    source = training.describe_data("prototype_of_mine:with_data", build("with_data")[1])
+    assert (source.n_rows, source.name) == (40, "data of prototype_of_mine:with_data")
+    hashes = [training.weights_hash(training.fit(*build("with_data"), n_epochs=1).model) for _ in range(2)]
+    assert hashes[0] == hashes[1]
 
-    own = training.load_own("prototype_of_mine:with_data")
-    first = own.fit(2, 8, 2)
-    again = training.load_own("prototype_of_mine:with_data").fit(2, 8, 2)
-    assert training.weights_hash(first.model) == training.weights_hash(again.model)
-    assert (own.source.n_rows, own.source.name) == (40, "data of prototype_of_mine:with_data")
-    for name, message in (
-        ("prototype_of_mine:nothing", "returned a int: expected a keras.Model"),
-        ("prototype_of_mine:gone", "has no function 'gone'"),
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("prototype_of_mine:nothing", r"returned a int and 0 data sets: expected a keras\.Model"),
+        ("prototype_of_mine:gone", "AttributeError: module 'prototype_of_mine' has no attribute 'gone'"),
+        ("prototype_of_mine:fails", r"failed \(KeyError: 'weights'\): give a function"),
         ("no_such_module_of_mine:build", "No module named"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            training.load_own(name)
+    ],
+)
+def test_what_builds_no_model_is_named(tmp_path, monkeypatch, name, message):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "prototype_of_mine.py").write_text(PROTOTYPE)
+    with pytest.raises(ValueError, match=message):
+        training.load_own(name)
 
 
 def test_a_reference_whose_few_wins_are_luck_has_no_gain_to_keep():
@@ -656,16 +672,13 @@ def test_the_options_are_trained_with_every_seed_on_the_same_values(series):
     transformer = TransformerConfig(window=20, d_model=4, n_layers=1, n_heads=2, feed_forward=8)
     stacks = tuple(NBeatsConfig(window=window, units=8, n_blocks=1) for window in (10, 20))
     config = ModelConfig(nbeats=stacks, transformer=transformer, fusion=(8,))
-    qualities = training.compare_options("planted", series, config, seeds=(0, 1), n_epochs=1, micro_batch_size=64)
+    prepared = training.prepare(series.values, window=20)
+    reference = [training.base_rate_predictions(prepared)] * 2  # of two seeds, which need not be trained again
+    how = {"seeds": (0, 1), "n_epochs": 1, "micro_batch_size": 350}
+    qualities = training.compare_options("planted", series, config, reference, **how)
     assert [(q.option, q.series, q.n_seeds) for q in qualities] == [("option 1", "planted", 2), ("option 2", "planted", 2)]
     assert qualities[0].n_parameters < qualities[1].n_parameters < training.build_model(config).count_params()
-    assert {q.metrics[0].n_samples for q in qualities} == {
-        len(
-            training.prepare(series.values, window=20).targets(np.r_[training.prepare(series.values, window=20).split.test])[
-                "threshold"
-            ]
-        )
-    }
+    assert {q.metrics[0].n_samples for q in qualities} == {prepared.split.test.stop - prepared.split.test.start}
     rows = training.quality_rows(qualities)
     assert [row["claimed"] for row in rows] == ["95% to 98%", "90% to 95%"]
     with pytest.raises(ValueError, match="cut from a model with a Transformer"):
@@ -743,9 +756,6 @@ def test_a_series_without_variation_has_finite_inputs_and_nothing_to_train():
         ({"micro_batch_size": "8"}, r"micro_batch_size is '8' \(a str\): expected a whole number"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0"),
         ({"micro_batch_size": 64, "gradient_accumulation_steps": 11}, "700 samples, one update takes 704"),
-        ({"micro_batch_size": None, "gradient_accumulation_steps": 65}, "65 micro-batches of 64 samples"),
-        ({"stages": training.STAGES}, "3 stages with micro_batch_size=8"),
-        ({"stages": ()}, "0 stages"),
         ({"n_epochs": 0}, "n_epochs is 0"),
         ({"patience": 0}, "patience is 0"),
         ({"checkpoint_every": 0}, "checkpoint_every is 0"),
@@ -762,7 +772,7 @@ def test_training_numbers_that_cannot_be_meant_are_refused(samples, arguments, m
 
 
 def test_a_loss_that_is_no_number_stops_the_training(samples):
-    with pytest.raises(FloatingPointError, match="loss is nan in epoch 1: lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"'loss': nan.* in epoch 1: lower the learning rate"):
         training.train(samples, TINY, n_epochs=3, micro_batch_size=64, learning_rate=float("inf"))
 
 
@@ -791,7 +801,7 @@ def test_a_model_that_cannot_be_built_is_refused(config, message):
 
 def test_the_result_survives_the_file(run, series, samples):
     trained = training.train(samples, TINY, n_epochs=1, micro_batch_size=64)
-    metrics = training.evaluate(trained.predict(samples, samples.split.test), samples, series)
+    metrics = training.evaluate(training.predict(trained.model, samples, samples.split.test), samples, series)
     result = TrainingResult(
         provenance=Provenance.now(parameters={"seed": 0}),
         finding=training.finding(metrics, model="tiny", source_name="a series", step_time=trained.step_time),
@@ -816,22 +826,13 @@ def test_the_figures_say_what_the_numbers_say(series):
         above = plots.multiplier_survival(ax, np.array([1.0, 1.49, 1.5, 40.0])).get_title("left")
     assert above.startswith("50.0% of the values reach 1.5")
 
-    epochs = [
-        Epoch(
-            stage=1,
-            epoch=i,
-            metrics={"loss": 1.0, "val_loss": v},
-            duration_s=1,
-            micro_batch_size=8,
-            n_updates=9,
-            memory_device="CPU",
-            memory_bytes=1,
-            peak_memory_bytes=2,
-        )
-        for i, v in ((1, 0.9), (2, 0.7), (3, 0.8))
-    ]
+    history = [{"loss": 1.0, "val_loss": value} for value in (0.9, 0.7, 0.8)]
     with figures.figure() as (_, ax):
-        assert plots.training_curves(ax, epochs).get_title("left").endswith("at best 0.700 (epoch 2)")
+        title = plots.training_curves(ax, history).get_title("left")
+    assert title == "Validation loss 0.900 after the first epoch, at best 0.700 (epoch 2)"
+    with figures.figure() as (_, ax):  # of a model without validation data
+        title = plots.training_curves(ax, [{"loss": 1.0}, {"loss": 0.5}]).get_title("left")
+    assert title == "Training loss 1.000 after the first epoch, at best 0.500 (epoch 2)"
 
     part = slice(1000, 2000)
     best = training.best_possible_predictions(series, part)

@@ -1,138 +1,25 @@
-"""`training.fit` with models and data of a user's own: any container of samples, killed and continued on TensorFlow and JAX.
+"""`training.fit` with models and data of a user's own: any container of samples, callbacks, recomputation, clear errors."""
 
-Run as a script it is the process that is killed: the framework is loaded once, each attempt is a fork.
-"""
-
-import hashlib
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import warnings
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from training_helpers import weights_of
 
 from altlas_lib import training
 from altlas_lib.training.backend import keras
 from altlas_lib.training.fit import loop
 from altlas_lib.training.fit.checkpoint import CheckpointError
 from altlas_lib.training.fit.dataset import MicroBatches, open_dataset
+from altlas_lib.training.model import recompute
 from altlas_lib.training.model.accumulation import MicroBatching
 
 layers = keras.layers
-
-
-# A user's models --------------------------------------------------------------------------------------------------------
-
-
-def image_classifier():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(14, 32, 32, 3)).astype("float32"), rng.integers(0, 4, 14)
-    backbone = keras.applications.MobileNetV3Small(
-        input_shape=(32, 32, 3), alpha=0.35, minimalistic=True, weights=None, classes=4, include_preprocessing=False
-    )
-    backbone.compile(keras.optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return backbone, (x, y)
-
-
-def recurrent():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(30, 12, 3)).astype("float32")
-    inputs = keras.Input((12, 3))
-    y = layers.Dense(1)(layers.Dropout(0.3)(layers.LSTM(6)(inputs)))
-    model = keras.Model(inputs, y)
-    rate = keras.optimizers.schedules.ExponentialDecay(0.01, 5, 0.9)
-    model.compile(keras.optimizers.Adam(rate), "mse", metrics=["mae"])
-    return model, (x, x.sum(axis=(1, 2))[:, None], np.linspace(0.5, 1.5, 30).astype("float32"))
-
-
-class Sentences(keras.utils.PyDataset):
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        rng = np.random.default_rng(index)
-        n = 8 if index < 3 else 5
-        return {"tokens": rng.integers(0, 20, (n, 10))}, rng.integers(0, 3, n)
-
-
-def encoder():
-    tokens = keras.Input((10,), dtype="int32", name="tokens")
-    x = layers.Embedding(20, 8)(tokens)
-    block_input = keras.Input((10, 8))
-    attended = training.ChunkedAttention(2, 4, n_chunks=2)(block_input, block_input)
-    block = keras.Model(block_input, layers.Dropout(0.2)(layers.LayerNormalization()(block_input + attended)))
-    x = layers.GlobalAveragePooling1D()(training.Recompute(block)(x))
-    model = keras.Model({"tokens": tokens}, layers.Dense(3, activation="softmax")(x))
-    model.compile("adamw", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model, Sentences()
-
-
-MODELS = {"image classifier": image_classifier, "recurrent": recurrent, "encoder": encoder}
-
-
-def weights_of(model):
-    return np.concatenate([np.ravel(keras.ops.convert_to_numpy(weight)) for weight in model.weights])
-
-
-# Killed and continued ---------------------------------------------------------------------------------------------------
-
-
-def attempt(name, folder, kill_after):
-    """Train in a fork, killed after so many micro-batches; the hash of weights and log, None where it was killed."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(writer)
-        with os.fdopen(reader) as answer:
-            text = answer.read()
-        _, status = os.waitpid(pid, 0)
-        assert (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL) == (kill_after is not None), status
-        return text or None
-    n_seen, on_train_batch_end = 0, loop.UpdateCallback.on_train_batch_end
-
-    def count(self, batch, logs=None):
-        nonlocal n_seen
-        on_train_batch_end(self, batch, logs)
-        n_seen += 1
-        if n_seen == kill_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    loop.UpdateCallback.on_train_batch_end = count
-    keras.utils.set_random_seed(4)
-    model, samples = MODELS[name]()
-    sizes = {"micro_batch_size": 3} if name == "encoder" else {"batch_size": 8, "micro_batch_size": 3}
-    run = training.fit(model, samples, n_epochs=2, seed=7, checkpoint_folder=folder, checkpoint_every=1, resume=True, **sizes)
-    digest = hashlib.sha256(weights_of(run.model))
-    digest.update(json.dumps([epoch.metrics for epoch in run.history]).encode())
-    os.write(writer, digest.hexdigest().encode())
-    os._exit(0)
-
-
-def kill_and_resume(name, folder, seed):
-    choose = random.Random(seed)
-    kills = [choose.randint(1, 5), choose.randint(4, 8)]
-    for kill_after in kills:
-        attempt(name, f"{folder}/killed", kill_after)
-    print(json.dumps([attempt(name, f"{folder}/whole", None), attempt(name, f"{folder}/killed", None), kills]))
-
-
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-@pytest.mark.parametrize("name", MODELS)
-def test_a_users_own_model_killed_anywhere_ends_with_the_same_bits(tmp_path, name, backend):
-    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
-    environment |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compile fast
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_training_fit import *\n"
-    code += f"kill_and_resume({name!r}, {str(tmp_path)!r}, {random.randrange(2**32)})"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    whole, resumed, kills = json.loads(done.stdout)
-    assert resumed == whole, f"killed after {kills} micro-batches"
 
 
 # Containers of samples --------------------------------------------------------------------------------------------------
@@ -270,6 +157,77 @@ def test_a_class_of_the_users_own_is_built_by_its_first_batch():
     assert len(training.weights_hash(model)) == 64
 
 
+class Watching(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_begin(self, logs=None):
+        self.seen.append("begin")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append((epoch, sorted(logs)))
+
+    def on_train_end(self, logs=None):
+        self.seen.append("end")
+
+
+def test_keras_callbacks_see_one_training(capfd):
+    watching, (x, y) = Watching(), rows(16)
+    rates = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    how = {"n_epochs": 3, "batch_size": 8, "micro_batch_size": 3}
+    run = training.fit(small_model(), (x, y), (x, y), callbacks=[watching, rates], verbose=1, **how)
+    assert watching.seen == ["begin", *((epoch, ["loss", "val_loss"]) for epoch in range(3)), "end"]
+    assert float(run.model.optimizer.learning_rate) == pytest.approx(0.05 / 8)
+    assert "Epoch 3/3" in capfd.readouterr().out
+
+
+def test_a_callback_that_stops_the_training_stops_it_also_when_continued(tmp_path):
+    x, y = rows(16)
+    how = {"n_epochs": 9, "batch_size": 8, "checkpoint_folder": tmp_path}
+    patient = {"monitor": "loss", "min_delta": 1e9, "patience": 2}
+    run = training.fit(small_model(), (x, y), callbacks=[keras.callbacks.EarlyStopping(**patient)], **how)
+    assert len(run.history) == 3
+    assert training.fit(small_model(), (x, y), resume=True, **how).history == run.history
+
+
+def test_layers_are_recomputed_while_the_model_is_fitted_and_not_after(monkeypatch):
+    calls, recomputed = [], recompute.recomputed
+
+    def record(function, layer, *inputs):
+        calls.append(layer.name)
+        return recomputed(function, layer, *inputs)
+
+    monkeypatch.setattr(recompute, "recomputed", record)
+
+    def build():
+        keras.utils.set_random_seed(2)
+        inputs = keras.Input((5,))
+        block = keras.Model(inputs, layers.Dropout(0.3)(layers.Dense(6, activation="tanh")(inputs)), name="block")
+        model = keras.Sequential([keras.Input((5,)), block, layers.Dense(1)])
+        model.compile("adam", "mse")
+        return model
+
+    how = {"n_epochs": 2, "batch_size": 8, "micro_batch_size": 3}
+    plain = training.fit(build(), rows(20), **how)
+    assert not calls
+    again = training.fit(build(), rows(20), recompute=["block"], **how)
+    assert set(calls) == {"block"}
+    np.testing.assert_allclose(weights_of(again.model), weights_of(plain.model), atol=1e-6)
+    assert "call" not in vars(again.model.get_layer("block"))
+    with pytest.raises(ValueError, match=r"recompute names \['blok'\]: the layers of model .* are \[.*'block'"):
+        training.fit(build(), rows(8), recompute=["blok"], **how)
+
+
+@pytest.mark.parametrize("layer", ["statistics", "a loss"])
+def test_a_layer_that_does_more_than_return_a_value_is_not_recomputed(layer):
+    inner = layers.BatchNormalization() if layer == "statistics" else layers.Dense(2, activity_regularizer="l2")
+    model = keras.Sequential([keras.Input((5,)), keras.Sequential([inner], name="block"), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"'block', whose layer .* updates variables or adds a loss .*name layers without it"):
+        training.fit(model, rows(8), n_epochs=1, recompute=["block"])
+
+
 # Hostile input ----------------------------------------------------------------------------------------------------------
 
 
@@ -366,21 +324,16 @@ def test_a_masked_loss_in_micro_batches_is_said_to_be_inexact():
 
 def test_two_processes_in_one_folder_are_told_apart(tmp_path):
     """One that trains there already is named; after a kill the folder is free."""
-    with warnings.catch_warnings(action="ignore"):
-        reader, writer = os.pipe()
-        pid = os.fork()
-    if not pid:
-        from altlas_lib.training.fit.checkpoint import CheckpointFolder
-
-        held = CheckpointFolder(tmp_path, resume=True)
-        os.write(writer, b"held")
-        signal.pause()
-        held.close()
-    assert os.read(reader, 4) == b"held"
-    with pytest.raises(CheckpointError, match=f"process {pid} trains in .* already"):
+    path = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {path!r})\nfrom training_helpers import hold_folder\nhold_folder({str(tmp_path)!r})"
+    holder = subprocess.Popen([sys.executable, "-c", code])
+    while not (tmp_path / ".lock").exists() or not (tmp_path / ".lock").read_text():
+        assert holder.poll() is None
+        time.sleep(0.05)
+    with pytest.raises(CheckpointError, match=f"process {holder.pid} trains in .* already"):
         training.fit(small_model(), rows(8), n_epochs=1, batch_size=4, checkpoint_folder=tmp_path, resume=True)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
     run = training.fit(small_model(), rows(8), n_epochs=1, batch_size=4, checkpoint_folder=tmp_path, resume=True)
     assert len(run.history) == 1
 

@@ -1,153 +1,47 @@
-"""Chapter 30: a training that was killed ends with the very weights of one that was not; accumulation equals the big batch.
-
-Run as a script it is the process that is killed: TensorFlow or JAX is loaded once, each attempt is a fork.
-"""
+"""Chapter 30: a training that was killed ends with the very weights of one that was not; accumulation equals the big batch."""
 
 import errno
-import hashlib
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_helpers import EXACT, SMALLEST, TRAININGS, fork, in_a_process, make_samples, sha256_of, weights_of
 
-from altlas_lib import data, paths, training
-from altlas_lib.training import ModelConfig, NBeatsConfig, TcnConfig, train
+from altlas_lib import paths, training
+from altlas_lib.training import train
 from altlas_lib.training.backend import keras
 from altlas_lib.training.fit import loop
 from altlas_lib.training.fit.checkpoint import Checkpoint, CheckpointError, CheckpointFolder
 from altlas_lib.training.model.accumulation import AccumulatingOptimizer, MicroBatching
 
-WITH_STATE = ModelConfig(nbeats=(NBeatsConfig(window=20, units=8, n_blocks=2),), fusion=(16,))  # dropout, batch statistics
-EXACT = ModelConfig(tcn=TcnConfig(window=20, filters=(4,), dilations=(1,)), fusion=(8,), dropout=0)  # neither
 BACKENDS = ["tensorflow", "jax"]
 
 
-def make_samples():
-    return training.prepare(data.crash_series(1300, regime_strength=0.9, seed=3).values, window=1000)
-
-
-def weights_of(model):
-    return np.concatenate([keras.ops.convert_to_numpy(weight).ravel() for weight in model.weights])
-
-
-def sha256_of(run):
-    """Of weights and batch statistics, and of the log without its times and memory."""
-    digest = hashlib.sha256(weights_of(run.model))
-    for epoch in run.history:
-        digest.update(json.dumps([epoch.stage, epoch.epoch, epoch.metrics]).encode())
-    return digest.hexdigest()
-
-
-# The process that is killed -------------------------------------------------------------------------------------------
-
-SMALLEST = ModelConfig(nbeats=(NBeatsConfig(window=20, units=8, n_blocks=1),), fusion=(8,))  # with dropout, batch statistics
-STAGES = [replace(stage, batch_size=48, learning_rate=1e-3) for stage in training.STAGES[:2]]
-N_MICRO_BATCHES = 4 * 3 + 2  # of an epoch: 210 samples in updates of 48, these in 16 + 16 + 16, the last one in 16 + 2
-N_STAGES = {"tensorflow": 2, "jax": 1}  # JAX takes its time to compile
-
-
-def attempt(folder, dtype_policy, kill_after):
-    """Train in a fork, killed after so many micro-batches; what it printed, None where it was killed."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(writer)
-        with os.fdopen(reader) as answer:
-            text = answer.read()
-        _, status = os.waitpid(pid, 0)
-        assert (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL) == (kill_after is not None), status
-        return text or None
-    n_seen, on_train_batch_end = 0, loop.UpdateCallback.on_train_batch_end
-
-    def count(self, batch, logs=None):
-        nonlocal n_seen
-        on_train_batch_end(self, batch, logs)
-        n_seen += 1
-        if n_seen == kill_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    loop.UpdateCallback.on_train_batch_end = count
-    resume = {"checkpoint_folder": folder, "checkpoint_every": 2, "resume": True}
-    stages = STAGES[: N_STAGES[keras.backend.backend()]]
-    numbers = {"stages": stages, "n_epochs": 3, "gradient_accumulation_steps": 3, "seed": 5, "dtype_policy": dtype_policy}
-    run = train(make_samples(), SMALLEST, **numbers, **resume)
-    os.write(writer, sha256_of(run).encode())
-    os._exit(0)
-
-
-def kill_and_resume(folder, seed):
-    """For each dtype policy: SHA-256 of an uninterrupted training, of one that was killed again and again, and when it was."""
-    answers, choose = {}, random.Random(seed)
-    for policy in ("float32", "mixed_float16"):
-        whole, killed = Path(folder, policy, "whole"), Path(folder, policy, "killed")
-        # The first may come before there is a checkpoint; when the second comes there is one, after 6 micro-batches.
-        kills = [choose.randint(1, N_MICRO_BATCHES), choose.randint(6, 6 + N_MICRO_BATCHES)]
-        for kill_after in kills:
-            attempt(killed, policy, kill_after)
-        answers[policy] = attempt(whole, policy, None), attempt(killed, policy, None), kills
-    print(json.dumps(answers))
-
-
-def on_two_devices():
-    """Largest difference of weights, and of predictions, between what one device and two devices train."""
-    samples, numbers = make_samples(), {"n_epochs": 2, "learning_rate": 1e-3, "seed": 1}
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        cpu, each = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
-        tf.config.set_logical_device_configuration(cpu, [each, each])
-
-    def trained():
-        run = train(samples, EXACT, micro_batch_size=8, gradient_accumulation_steps=4, **numbers)
-        return weights_of(run.model), run.predict(samples, slice(1240, 1299)).logs
-
-    one = trained()
-    if keras.backend.backend() == "tensorflow":
-        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-            two = trained()
-    else:
-        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"]))
-        two = trained()
-    print(json.dumps([float(np.abs(x - y).max()) for x, y in zip(one, two, strict=True)]))
-
-
-def in_a_process(backend, code, folder, **environment):
-    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | environment
-    environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compile fast
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_training_resume import *\n{code}"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
-
-
+@pytest.mark.timeout(900)  # 14 trainings: a minute and a half on a quiet machine
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_killed_at_any_micro_batch_it_ends_with_the_same_bits(tmp_path, backend):
+    """A classifier, an LSTM, an encoder with recomputation, and the multi-scale model in half precision."""
     answers = in_a_process(backend, f"kill_and_resume({str(tmp_path)!r}, {random.randrange(2**32)})", tmp_path)
-    for policy, (expected, resumed, kills) in answers.items():
-        assert resumed == expected, f"{policy}, killed after {kills} micro-batches"
-        for stage in STAGES[: N_STAGES[backend]]:
-            folders = [tmp_path / policy / name / f"stage-{stage.number}" for name in ("whole", "killed")]
-            assert [len((folder / "log.jsonl").read_text().splitlines()) for folder in folders] == [3, 3]
-            assert len(list(folders[1].glob("update-*.npz"))) == 2
-    assert answers["float32"][0] != answers["mixed_float16"][0]
+    for name, (expected, resumed, kills) in answers.items():
+        assert resumed == expected, f"{name}, killed after {kills} micro-batches"
+        folders = [tmp_path / name / run for run in ("whole", "killed")]
+        assert [len((folder / "log.jsonl").read_text().splitlines()) for folder in folders] == [2, 2]
+        assert len(list(folders[1].glob("update-*.npz"))) == 2
+    assert len({expected for expected, _, _ in answers.values()}) == len(TRAININGS)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_devices_train_what_one_does(tmp_path, backend):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    weights, predictions = in_a_process(backend, "on_two_devices()", tmp_path, **flags)
+    flags = "--xla_force_host_platform_device_count=2"
+    weights, predictions = in_a_process(backend, "train_on_two_devices()", tmp_path, flags)
     assert weights < 1e-6
     assert predictions < 1e-5
 
@@ -350,7 +244,7 @@ def test_nothing_is_unpickled_and_nothing_unpacks_to_more_than_the_file(tmp_path
     np.savez_compressed(tmp_path / "bomb.npz", header=np.zeros(10**7, "uint8"))
     for name, reason in (("pickled", "allow_pickle"), ("bomb", "larger than the file")):
         with pytest.raises(CheckpointError, match=rf"{name}\.npz is damaged, or no checkpoint of this format.*{reason}"):
-            Checkpoint.load(tmp_path / f"{name}.npz")
+            Checkpoint.load(tmp_path / f"{name}.npz", {})
     assert capsys.readouterr().out == ""
 
 
@@ -379,12 +273,8 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
     folder = saved(tmp_path)
     monkeypatch.setattr(paths.os, "fsync", lambda descriptor: os.kill(os.getpid(), signal.SIGKILL))
-    with warnings.catch_warnings(action="ignore"):  # of a fork beside threads, which does nothing but write
-        pid = os.fork()
-    if not pid:
-        folder.save(Checkpoint(ONE, {"epoch": 4}, ARRAYS), 4)
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    _, status = fork(lambda: folder.save(Checkpoint(ONE, {"epoch": 4}, ARRAYS), 4))
+    assert os.WTERMSIG(status) == signal.SIGKILL
     assert len(list(tmp_path.glob("*.npz"))) == len(list(tmp_path.glob(".*.tmp"))) == 1
     folder = opened(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "update-000000003.npz"]
@@ -417,6 +307,11 @@ def finished(samples, tmp_path_factory):
     return train(samples, SMALLEST, n_epochs=3, checkpoint_folder=folder, **NUMBERS), folder
 
 
+def fingerprint_of(folder):
+    with np.load(next(folder.glob("update-*.npz"))) as arrays:
+        return json.loads(arrays["header"].tobytes())["fingerprint"]
+
+
 def test_what_is_finished_is_not_trained_again_and_may_get_more_epochs(samples, finished, tmp_path):
     run, folder = finished
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -431,8 +326,8 @@ def test_what_is_finished_is_not_trained_again_and_may_get_more_epochs(samples, 
 
 def test_the_log_has_a_line_per_epoch_with_memory(finished):
     run, folder = finished
-    lines = [json.loads(line) for line in (folder / "stage-1" / "log.jsonl").read_text().splitlines()]
-    assert [(line["stage"], line["epoch"], line["n_updates"]) for line in lines] == [(1, 1, 3), (1, 2, 3), (1, 3, 3)]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["n_updates"]) for line in lines] == [(1, 3), (2, 3), (3, 3)]
     assert [line["metrics"] for line in lines] == [epoch.metrics for epoch in run.history]
     for line in lines:
         assert 2**20 < line["memory_bytes"] <= line["peak_memory_bytes"]
@@ -440,7 +335,7 @@ def test_the_log_has_a_line_per_epoch_with_memory(finished):
 
 def test_the_best_epoch_is_kept_beside_the_last(samples, finished):
     run, folder = finished
-    best = Checkpoint.load(folder / "stage-1" / "best.npz")
+    best = Checkpoint.load(folder / "best.npz", fingerprint_of(folder))
     losses = [epoch.metrics["val_loss"] for epoch in run.history]
     assert best.progress["best_loss"] == min(losses)
     assert best.progress["epoch"] == best.progress["best_epoch"] == int(np.argmin(losses)) + 1
@@ -449,7 +344,7 @@ def test_the_best_epoch_is_kept_beside_the_last(samples, finished):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"seed": 2}, r"seed is \[1, 1\] there, \[2, 1\] here"),
+        ({"seed": 2}, r"seed is 1 there, 2 here"),
         ({"dtype_policy": "mixed_float16"}, "of another training: layers is .*; optimizer is "),
         ({"micro_batch_size": 35}, "batch_size is 70 there, 35 here"),
         ({"learning_rate": 2e-3}, r"optimizer is .*'learning_rate': 0\.001.*'learning_rate': 0\.002"),
@@ -465,7 +360,7 @@ def test_a_whole_checkpoint_that_says_something_else_gives_way_to_the_one_before
     run, folder = finished
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     newest = max(tmp_path.rglob("update-*.npz"))
-    replace(Checkpoint.load(newest), **change).save(newest)
+    replace(Checkpoint.load(newest, fingerprint_of(folder)), **change).save(newest)
     with pytest.warns(RuntimeWarning, match="is used instead"):
         again = train(samples, SMALLEST, n_epochs=3, checkpoint_folder=tmp_path, resume=True, **NUMBERS)
     np.testing.assert_array_equal(weights_of(again.model), weights_of(run.model))
@@ -494,10 +389,10 @@ def test_where_no_checkpoint_can_be_written_training_goes_on_and_says_so(samples
         run = train(samples, SMALLEST, n_epochs=1, checkpoint_folder=tmp_path, **NUMBERS)
     assert len(run.history) == 1
     assert len(run.notes) == 2  # at the start, after the epoch
-    assert [path.name for path in (tmp_path / "stage-1").iterdir()] == [".lock"]
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_stage_ends_early_where_nothing_is_gained(samples, monkeypatch):
+def test_a_training_ends_early_where_nothing_is_gained(samples, monkeypatch):
     losses = iter([0.5, 0.4, 0.6, 0.45, 0.41, 0.3])
     end_epoch = loop.Loop._end_epoch
     monkeypatch.setattr(

@@ -7,7 +7,7 @@
     config = find_preset("quick")
     samples = prepare(series.values, window=config.window)
     run = train(samples, config, n_epochs=3, micro_batch_size=32, gradient_accumulation_steps=2, learning_rate=1e-3)
-    metrics = evaluate(run.predict(samples, samples.split.test), samples, series)
+    metrics = evaluate(predict(run.model, samples, samples.split.test), samples, series)
 
 Any Keras backend does: TensorFlow unless `KERAS_BACKEND` names another one. Keras is loaded with the first name that needs it;
 plans that ship with the library need none.
@@ -20,15 +20,14 @@ from .fit import fit
 _FACE = {
     "fit.checkpoint": "CheckpointError weights_hash",
     "fit.loop": "TrainingRun",
-    "fit.own": "OwnTraining load_own",
-    "fit.stages": "STAGES SeriesRun Stage train",
+    "fit.series": "LOSS_WEIGHTS predict train",
     "model.accumulation": "AccumulatingOptimizer MicroBatching",
     "model.config": "FEATURE_WINDOWS PRESETS ModelConfig NBeatsConfig TcnConfig TransformerConfig find_preset",
-    "model.features": "rolling_features",
+    "model.features": "project_features rolling_features",
     "model.multi_scale": "build_model parameters_by_part",
-    "model.predictions": "Predictions",
-    "model.recompute": "ChunkedAttention Recompute",
-    "model.windows": "Samples prepare",
+    "model.recompute": "ChunkedAttention",
+    "model.windows": "Predictions Samples prepare",
+    "own": "describe_data load_own",
     "plan.mitigations": "explanation gpu_rows gpu_table mitigation_rows mitigation_table",
     "plan.planner": "largest_batch plan_memory",
     "plan.request": "PlanError",

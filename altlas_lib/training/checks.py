@@ -3,6 +3,8 @@
 import operator
 from typing import Any
 
+EXPECTED_MODEL = "expected a keras.Model, built by Keras 3 (`import keras`)"
+
 
 def describe_class(value: Any) -> str:
     """`a torch.nn.modules.container.Sequential`: class and module, as an error names what it got."""

@@ -5,13 +5,11 @@ Each function draws into an Axes and returns it; the title states the message, t
 
 from collections.abc import Sequence
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..figures import COLOURS, STYLE
-from ..results import Epoch, Metric, Remedy
+from ..figures import COLOURS
+from ..results import Metric, Remedy
 
 
 def multiplier_survival(ax: Axes, values: np.ndarray, *, return_to_player: float = 0.97) -> Axes:
@@ -64,35 +62,17 @@ def _fits(verdict: str) -> str:
     return {"fits": "does", "tight": "barely does"}.get(verdict, "does not")
 
 
-class LiveCurves:
-    """Training curves under a notebook's cell, drawn anew after each epoch: `train(..., on_epoch=LiveCurves())`."""
-
-    def __init__(self) -> None:
-        self.shown = None
-
-    def __call__(self, history: Sequence[Epoch]) -> None:
-        from IPython.display import display
-
-        with mpl.rc_context(STYLE):
-            fig, ax = plt.subplots()
-            training_curves(ax, history)
-            plt.close(fig)
-        if self.shown is None:
-            self.shown = display(fig, display_id=True)
-        else:
-            self.shown.update(fig)
-
-
-def training_curves(ax: Axes, history: Sequence[Epoch]) -> Axes:
-    """Training and validation loss after each epoch."""
+def training_curves(ax: Axes, history: Sequence[dict[str, float]]) -> Axes:
+    """Training loss after each epoch, and validation loss where it was measured; from the metrics of each."""
     epochs = range(1, len(history) + 1)
     for name, label, colour in (("loss", "training, with dropout", "blue"), ("val_loss", "validation", "orange")):
-        ax.plot(epochs, [epoch.metrics[name] for epoch in history], "o-", color=COLOURS[colour], label=label)
+        if name in history[0]:
+            ax.plot(epochs, [metrics[name] for metrics in history], "o-", color=COLOURS[colour], label=label)
+            losses, title = [metrics[name] for metrics in history], label.partition(",")[0].capitalize()
     ax.set_xticks(epochs)
-    ax.set(xlabel="epoch", ylabel="loss, weighted sum of the three heads")
-    first, best = history[0].metrics["val_loss"], min(history, key=lambda epoch: epoch.metrics["val_loss"])
-    at = history.index(best) + 1
-    ax.set_title(f"Validation loss {first:.3f} after the first epoch, at best {best.metrics['val_loss']:.3f} (epoch {at})")
+    ax.set(xlabel="epoch", ylabel="loss")
+    best = f"at best {min(losses):.3f} (epoch {losses.index(min(losses)) + 1})"
+    ax.set_title(f"{title} loss {losses[0]:.3f} after the first epoch, {best}")
     ax.legend()
     return ax
 

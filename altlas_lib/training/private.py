@@ -4,9 +4,11 @@
 `pyproject.toml` bounds the versions. What is used by overriding it, or as text, is listed too:
 
 - Keras: `MultiHeadAttention._compute_attention` (overridden by `ChunkedAttention`); `SeedGenerator.next`, which a recomputed
-  block replaces for a while; the order of the state that the JAX trainer's `train_step` takes; `Optimizer.stateless_apply`'s
-  order of variables; `Trainer.jax_state_sync`; that `compile` keeps `optimizer`, `loss` and `steps_per_execution` under these
-  names, and that a new `optimizer` takes effect with the next `make_train_function`.
+  block replaces for a while; `Layer.call`, looked up on the layer itself, where `recompute_layers` puts another one for a
+  while; that `fit` takes a `CallbackList` as it is (`fit.callbacks.OneTraining`); the order of the state that the JAX
+  trainer's `train_step` takes; `Optimizer.stateless_apply`'s order of variables; `Trainer.jax_state_sync`; that `compile`
+  keeps `optimizer`, `loss` and `steps_per_execution` under these names, and that a new `optimizer` takes effect with the
+  next `make_train_function`.
 - JAX: `jax.experimental.topologies` with platform "cuda", and `Compiled.runtime_executable()`.
 - XLA: the text form of `GpuTargetConfigProto` (`plan.request.describe_gpu`), the flags in `plan.request.XLA_FLAGS`, and
   " while(" as a loop's name in the text of a module.

@@ -1,10 +1,6 @@
 """Training that equals the big batch, continues bit for bit after a kill, and retreats where memory runs out."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from ...results import Epoch
 
 if TYPE_CHECKING:
     import keras
@@ -12,24 +8,13 @@ if TYPE_CHECKING:
     from .loop import TrainingRun
 
 
-def fit(
-    model: "keras.Model",
-    data: Any,
-    validation_data: Any = None,
-    *,
-    n_epochs: int,
-    checkpoint_folder: str | Path | None = None,
-    resume: bool = False,
-    on_epoch: Callable[[list[Epoch]], None] | None = None,
-    **settings: Any,
-) -> "TrainingRun":
+def fit(model: "keras.Model", data: Any, validation_data: Any = None, *, n_epochs: int, **settings: Any) -> "TrainingRun":
     """Train any compiled Keras model, with its own loss, optimizer and metrics, on TensorFlow, JAX or PyTorch.
 
     An epoch is every sample once. The gradients of an update's micro-batches are summed, weighed by their sizes, so that the
     update is that of the whole batch (batch normalisation and dropout aside, which see micro-batches); the last update of an
     epoch has what is left. Where the device runs out of memory, training goes on from the last moment that it can go back to,
-    with micro-batches of half the size and the same updates. Blocks that are to be computed again in the backward pass
-    are wrapped in `Recompute`, or attention is `ChunkedAttention`, when the model is built.
+    with micro-batches of half the size and the same updates.
 
     Several devices: build the model and call this in the scope of a `tf.distribute.MirroredStrategy`, or after
     `keras.distribution.set_distribution` (JAX's `DataParallel`). Micro-batches then have to be multiples of the number of
@@ -41,29 +26,30 @@ def fit(
             `tf.data.Dataset` of batches; or what has `len()` and `gather(positions)`. Arrays and a `PyDataset`'s batches come
             in an order of their own in each epoch, a `tf.data.Dataset` in its own. `dataset[i]` is asked for again after a kill
             and has to be the same; a `PyDataset`'s `on_epoch_end` is not called.
+        validation_data: like `data`; its loss is measured after each epoch.
         n_epochs: at most; more may be asked for when a training is continued.
-        **settings: batch_size, micro_batch_size, patience, seed, checkpoint_every, progress_bar, stage, as follow.
+        **settings: as follow.
         batch_size: samples of an update, 32 by default; that of the data's batches where it comes in batches.
         micro_batch_size: samples on the device at a time; None: all of an update.
-        validation_data: like `data`; its loss is measured after each epoch.
         patience: training ends after so many epochs without a smaller validation loss (without validation data: loss), and
             the model gets the weights of the best epoch; None: it keeps the last.
         seed: of the order of samples. For the same weights and dropout again call `keras.utils.set_random_seed` before the
             model is built.
+        recompute: names of layers (a block may be a model within the model) whose intermediate results are not kept for the
+            backward pass but computed again: less memory, more time, the same weights.
+        callbacks: Keras callbacks. They see one training, however often it retreats; what they know is not in a checkpoint.
+        verbose: Keras' progress bar, 0 (none), 1 or 2.
         checkpoint_folder: gets a checkpoint at the start and after each epoch, that of the best epoch, and `log.jsonl`.
         checkpoint_every: a checkpoint also after so many updates.
         resume: continue from the newest good checkpoint of the folder, where there is one, bit for bit as if never killed
             (on TensorFlow and JAX, on the same kind of device; on a GPU as far as its operations are deterministic).
-        progress_bar: on stderr; None: where that is a terminal.
-        on_epoch: called with the history so far after each epoch.
-        stage: which of several trainings of the model this is, for the log.
 
     Returns:
         The model, which is `model` itself, and the log of its training.
 
     Raises:
-        ValueError: it is no compiled Keras model, a number is too small, the data is none of these, or there is less than one
-            update of it.
+        ValueError: it is no compiled Keras model, a number is too small, the data is none of these, there is less than one
+            update of it, or a layer to recompute does not exist or updates variables.
         FloatingPointError: the loss became NaN or infinite.
         CheckpointError: the folder's checkpoints are damaged or of another training, or another process trains in it.
         FileExistsError: the folder holds checkpoints that are not to be continued.
@@ -71,5 +57,4 @@ def fit(
     """
     from .loop import Loop, Settings
 
-    loop = Loop(model, data, validation_data, Settings(n_epochs=n_epochs, **settings), on_epoch)
-    return loop.run(checkpoint_folder, resume=resume)
+    return Loop(model, data, validation_data, Settings(n_epochs=n_epochs, **settings)).run()

@@ -61,11 +61,15 @@ class Checkpoint:
         write_atomically(path, content.getvalue())
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, expected: dict[str, Any], check: Callable[[dict[str, Any]], Any] = dict) -> Self:
         """Read a file.
 
+        Args:
+            expected: the fingerprint.
+            check: raises a ValueError where it cannot read a checkpoint's progress.
+
         Raises:
-            CheckpointError: it cannot be read, or is no checkpoint whose checksums agree.
+            CheckpointError: it is damaged, no checkpoint, or of another training; names what differs.
         """
         try:
             with zipfile.ZipFile(path) as archive:  # as written: nothing is compressed, so nothing can unpack to more
@@ -74,11 +78,16 @@ class Checkpoint:
             with np.load(path, allow_pickle=False) as found:
                 arrays = {name: found[name] for name in found.files}
             header = json.loads(arrays.pop(_HEADER).tobytes())
-            return cls(header["fingerprint"], header["progress"], arrays)
+            there = dict(header["fingerprint"])
+            check(header["progress"])
         except Exception as error:  # whatever damage makes of a zip file
-            raise CheckpointError(
-                f"{path.name} is damaged, or no checkpoint of this format ({type(error).__name__}: {error})"
-            ) from None
+            problem = f"{path.name} is damaged, or no checkpoint of this format ({type(error).__name__}: {error})"
+            raise CheckpointError(problem) from None
+        differing = [name for name in sorted(there | expected) if there.get(name) != expected.get(name)]
+        listed = (f"{name} is {str(there.get(name))[:300]} there, {str(expected.get(name))[:300]} here" for name in differing)
+        if differing:
+            raise CheckpointError(f"{path.name} is of another training: {'; '.join(listed)}")
+        return cls(there, header["progress"], arrays)
 
 
 def fingerprint(model: keras.Model, **settings: Any) -> dict[str, Any]:
@@ -87,58 +96,47 @@ def fingerprint(model: keras.Model, **settings: Any) -> dict[str, Any]:
     The device is not among it: on another one training goes on, no longer bit for bit. Nor are names, which Keras numbers
     through, differently in each process.
     """
+    try:
+        loss_weights = model.get_compile_config()["loss_weights"]
+    except Exception:  # a loss of the user's own may have no configuration
+        loss_weights = None
     backend = keras.backend.backend()
     described = {
         "layers": [_describe(layer) for layer in sublayers(model)],
         "weights": [[*variable.shape, variable.dtype] for variable in model.variables],
-        "optimizer": _describe(_inner_optimizer(model)),
+        "optimizer": _describe(users_optimizer(model)),
         "losses": [_describe(loss) for loss in keras.tree.flatten([getattr(model, "loss", None)])],
-        "loss_weights": repr(_loss_weights(model)),
+        "loss_weights": loss_weights,
     }
     packages = {module: import_module(module).__version__ for module in ("altlas_lib", "keras", backend)}
     return json.loads(json.dumps({**described, "backend": backend, **packages, **settings}, default=repr))
 
 
+# What differs between processes, and what says of layers within a layer, which are described by themselves.
+_LEFT_OUT = {"name", "shared_object_id", "build_config", "layers", "input_layers", "output_layers"}
+
+
 def _describe(part: Any) -> Any:
-    """The class of a layer, an optimizer or a loss, and its settings."""
-    if part is None or isinstance(part, str):
-        return part
+    """The class of a layer, an optimizer or a loss, and its settings, in JSON's types."""
     try:
         config = part.get_config()
-    except Exception:  # a class of the user's own may have none
+    except Exception:  # a name, a function, or a class of the user's own that has none
         config = {}
-    return [
-        getattr(part, "__qualname__", type(part).__qualname__),
-        _without_names(config),
-        getattr(part, "compute_dtype", None),
-    ]
+    text = json.dumps(config, default=lambda value: type(value).__qualname__)
+    settings = json.loads(text, object_hook=lambda found: {key: each for key, each in found.items() if key not in _LEFT_OUT})
+    kind = part if isinstance(part, str | None) else getattr(part, "__qualname__", type(part).__qualname__)
+    return [kind, settings, getattr(part, "compute_dtype", None)]
 
 
-def _without_names(value: Any) -> Any:
-    """A configuration in JSON's types, without what differs between processes: names that Keras numbers, and addresses."""
-    if isinstance(value, dict):
-        numbered = ("name", "shared_object_id", "build_config", "layers", "input_layers", "output_layers")  # layers come apart
-        return {str(key): _without_names(each) for key, each in value.items() if key not in numbered}
-    if isinstance(value, list | tuple):
-        return [_without_names(each) for each in value]
-    return value if isinstance(value, bool | int | float | str | None) else type(value).__qualname__
-
-
-def _loss_weights(model: keras.Model) -> Any:
-    try:
-        return model.get_compile_config()["loss_weights"]
-    except Exception:  # a loss of the user's own may have no configuration
-        return None
-
-
-def _inner_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
+def users_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
+    """The optimizer that the model was compiled with, whatever accumulates gradients around it."""
     optimizer = model.optimizer
     return optimizer.inner_optimizer if isinstance(optimizer, AccumulatingOptimizer) else optimizer
 
 
 def _variables_by_place(model: keras.Model) -> dict[str, keras.Variable]:
     """Every variable that a step of training may change, but for the accumulators, by group and place."""
-    groups = {"model": model.variables, "optimizer": _inner_optimizer(model).variables, "metrics": model.metrics_variables}
+    groups = {"model": model.variables, "optimizer": users_optimizer(model).variables, "metrics": model.metrics_variables}
     return {f"{group}/{i}": variable for group, variables in groups.items() for i, variable in enumerate(variables)}
 
 
@@ -150,22 +148,13 @@ def capture(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def restore(model: keras.Model, arrays: Mapping[str, np.ndarray], groups: tuple[str, ...] = ("model", "optimizer")) -> None:
-    """Give a compiled model and its built optimizer the captured values.
-
-    Raises:
-        CheckpointError: they belong to another model or optimizer. Nothing is changed then.
-    """
-    variables = {name: v for name, v in _variables_by_place(model).items() if name.startswith(groups)}
-    there = {name: tuple(a.shape) for name, a in arrays.items() if name.startswith(groups)}
-    here = {name: tuple(v.shape) for name, v in variables.items()}
-    if there != here:
-        name = min(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-        raise CheckpointError(f"variable {name} has shape {there.get(name)} in the checkpoint, {here.get(name)} in the model")
-    for name, variable in variables.items():
-        array = arrays[name]
-        if array.dtype.kind == "V":  # bfloat16, for which NumPy's files have no name
-            array = array.view(keras.ops.convert_to_numpy(variable).dtype)
-        variable.assign(array)
+    """Give a compiled model and its built optimizer the captured values, of the same fingerprint."""
+    for name, variable in _variables_by_place(model).items():
+        if name.startswith(groups):
+            array = arrays[name]
+            if array.dtype.kind == "V":  # bfloat16, for which NumPy's files have no name
+                array = array.view(keras.ops.convert_to_numpy(variable).dtype)
+            variable.assign(array)
 
 
 def weights_hash(model: keras.Model) -> str:
@@ -187,7 +176,7 @@ class CheckpointFolder:
         NotADirectoryError, PermissionError: the folder cannot be made.
     """
 
-    def __init__(self, path: Path, *, resume: bool):
+    def __init__(self, path: str | Path, *, resume: bool):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115, closed by `close`; the system lets go after a kill
@@ -197,55 +186,44 @@ class CheckpointFolder:
             self._lock.seek(0)
             holder = self._lock.read(20) or "unknown"
             self.close()
-            raise CheckpointError(
-                f"process {holder} trains in {self.path} already: wait for it, end it, or name another folder"
-            ) from None
+            problem = f"process {holder} trains in {self.path} already: wait for it, end it, or name another folder"
+            raise CheckpointError(problem) from None
         self._lock.truncate(0)
         print(os.getpid(), end="", file=self._lock, flush=True)
         self._files = sorted(self.path.glob("update-*.npz"))
         if self._files and not resume:
             self.close()
-            raise FileExistsError(
-                f"{self.path} holds {self._files[-1].name} of an earlier training: "
-                "continue that one with resume=True, or name another folder"
-            )
-        for name in ("update-*", "best.*", "log.jsonl"):
-            for unfinished in self.path.glob(f".{name}.*.tmp"):  # its writer was killed
-                unfinished.unlink()
+            problem = f"{self.path} holds {self._files[-1].name} of an earlier training"
+            raise FileExistsError(f"{problem}: continue that one with resume=True, or name another folder")
+        for unfinished in self.path.glob(".*.tmp"):  # its writer was killed
+            unfinished.unlink()
 
     def close(self) -> None:
         self._lock.close()
 
-    def newest(self, expected: dict[str, Any], check: Callable[[dict[str, Any]], Any] = bool) -> Checkpoint | None:
+    def newest(self, expected: dict[str, Any], check: Callable[[dict[str, Any]], Any] = dict) -> Checkpoint | None:
         """The newest checkpoint that can be continued from; warns of those that cannot. None where there is no checkpoint.
 
         Args:
-            expected: the fingerprint.
-            check: raises a ValueError where it cannot read a checkpoint's progress.
+            expected, check: as for `Checkpoint.load`.
 
         Raises:
             CheckpointError: there are some, and none can be used; says why of each.
         """
         refused = []
-        for path in reversed(self._files):
+        while self._files:
             try:
-                checkpoint = load_checked(path, expected)
-                check(checkpoint.progress)
+                checkpoint = Checkpoint.load(self._files[-1], expected, check)
             except CheckpointError as error:
                 refused.append(str(error))
-                continue
-            except ValueError:
-                refused.append(f"{path.name} says how far it is in a form that this version does not read")
+                self._files.pop()
                 continue
             for reason in refused:
-                warnings.warn(f"{reason}; {path.name} is used instead", RuntimeWarning, stacklevel=2)
-            self._files = self._files[: self._files.index(path) + 1]
+                warnings.warn(f"{reason}; {self._files[-1].name} is used instead", RuntimeWarning, stacklevel=2)
             return checkpoint
         if refused:
-            raise CheckpointError(
-                f"no checkpoint in {self.path} can be continued: {'; '.join(refused)}. "
-                "Train with the settings that they were made with, or name another folder"
-            )
+            advice = "Train with the settings that they were made with, or name another folder"
+            raise CheckpointError(f"no checkpoint in {self.path} can be continued: {'; '.join(refused)}. {advice}")
         return None
 
     def save(self, checkpoint: Checkpoint, n_updates: int) -> None:
@@ -260,22 +238,3 @@ class CheckpointFolder:
         for old in self._files[:-_N_KEPT]:
             old.unlink(missing_ok=True)
         self._files = self._files[-_N_KEPT:]
-
-
-def load_checked(path: Path, expected: dict[str, Any]) -> Checkpoint:
-    """A checkpoint of the training with this fingerprint.
-
-    Raises:
-        CheckpointError: it is damaged, or of another training; names what differs.
-    """
-    checkpoint = Checkpoint.load(path)
-    there = checkpoint.fingerprint
-    if not isinstance(there, dict):
-        raise CheckpointError(f"{path.name} does not say of which training it is")
-    differing = [name for name in expected.keys() | there.keys() if expected.get(name) != there.get(name)]
-    if differing:
-        listed = "; ".join(
-            f"{name} is {str(there.get(name))[:300]} there, {str(expected.get(name))[:300]} here" for name in sorted(differing)
-        )
-        raise CheckpointError(f"{path.name} is of another training: {listed}")
-    return checkpoint

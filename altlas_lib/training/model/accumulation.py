@@ -26,15 +26,11 @@ class MicroBatching:
 
     def __post_init__(self):
         if not 1 <= self.micro_batch_size <= self.batch_size:
-            raise ValueError(
-                f"micro-batches of {self.micro_batch_size} for updates of {self.batch_size} samples: "
-                "expected 1 or more, and no more than the update has"
-            )
+            sizes = f"micro-batches of {self.micro_batch_size} for updates of {self.batch_size} samples"
+            raise ValueError(f"{sizes}: expected 1 or more, and no more than the update has")
         if self.n_samples < self.batch_size:
-            raise ValueError(
-                f"there are {self.n_samples} samples, one update takes {self.batch_size}: "
-                "make the batch smaller, or give more samples"
-            )
+            sizes = f"there are {self.n_samples} samples, one update takes {self.batch_size}"
+            raise ValueError(f"{sizes}: make the batch smaller, or give more samples")
 
     @property
     def n_updates(self) -> int:

@@ -36,6 +36,10 @@ class TransformerConfig(Model):
     n_heads: PositiveInt
     feed_forward: PositiveInt
 
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        return tuple(f"transformer-layer{i}" for i in range(1, self.n_layers + 1))
+
     @model_validator(mode="after")
     def _heads_share_the_model_width(self) -> Self:
         if self.d_model % 2 or self.d_model % self.n_heads:
@@ -65,6 +69,11 @@ class ModelConfig(Model):
         return tuple(part for part in (*self.nbeats, self.tcn, self.transformer) if part)
 
     @property
+    def recomputed_layers(self) -> tuple[str, ...]:
+        """What `fit` is to recompute."""
+        return self.transformer.layer_names if self.transformer and self.recompute else ()
+
+    @property
     def window(self) -> int:
         """The longest past that a part looks at, in values: the length of the model's input."""
         return max(part.window for part in self.parts)
@@ -76,21 +85,13 @@ class ModelConfig(Model):
         return self
 
 
-def _check_can_be_lightened(config: ModelConfig) -> None:
-    if not config.transformer or len(config.nbeats) < 2:
-        raise ValueError(
-            "the specification's options are cut from a model with a Transformer and two N-BEATS stacks or more: take another"
-        )
-
-
 def option1(config: ModelConfig) -> ModelConfig:
     """The specification's first lighter model: without the longest window's stack and the Transformer.
 
     Raises:
         ValueError: the model has no Transformer, or one stack only.
     """
-    _check_can_be_lightened(config)
-    longest = max(config.nbeats, key=lambda stack: stack.window)
+    longest = max(_check_can_be_lightened(config).nbeats, key=lambda stack: stack.window)
     return config.model_copy(update={"nbeats": tuple(s for s in config.nbeats if s != longest), "transformer": None})
 
 
@@ -100,10 +101,15 @@ def option2(config: ModelConfig) -> ModelConfig:
     Raises:
         ValueError: the model has no Transformer, or one stack only.
     """
-    _check_can_be_lightened(config)
-    names = ("d_model", "n_layers", "n_heads", "feed_forward")
-    halved = {name: max(1, getattr(config.transformer, name) // 2) for name in names}
+    sizes = _check_can_be_lightened(config).transformer.model_dump()
+    halved = {name: max(1, size // 2) for name, size in sizes.items() if name != "window"}
     return config.model_copy(update={"transformer": config.transformer.model_copy(update=halved)})
+
+
+def _check_can_be_lightened(config: ModelConfig) -> ModelConfig:
+    if not config.transformer or len(config.nbeats) < 2:
+        raise ValueError("the options are cut from a model with a Transformer and two N-BEATS stacks or more: take another")
+    return config
 
 
 _REFERENCE = ModelConfig(

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...devices import GpuSpec
+from ...devices.efficiencies import load_efficiencies
+from ...results import Quantity
 from .config import FEATURE_WINDOWS
 
 THRESHOLD = 1.5  # the multiplier that the threshold head decides about
 HIGH = 10.0
-
 
 _CHUNK_BYTES = 2**26  # of windows side by side
 
@@ -53,7 +55,7 @@ def rolling_features(values: Any, xp: ModuleType | None = None) -> Any:
 
 
 def _array_features(values: Any, xp: ModuleType) -> Any:
-    values = xp.asarray(values, dtype="float64")
+    values = xp.asarray(values).astype("float64")
     n, features = len(values), xp.full((len(values), 11 * len(FEATURE_WINDOWS)), xp.nan, dtype="float32")
     for i, window in enumerate(FEATURE_WINDOWS):
         step = max(1, _CHUNK_BYTES // (8 * window))
@@ -68,15 +70,39 @@ def _window_statistics(values: Any, xp: ModuleType) -> Any:
     window, below, logs = values.shape[1], values < THRESHOLD, xp.log(values)
     ordered = xp.sort(logs, axis=1)
     lowest, highest = ordered[:, 0], ordered[:, -1]
-    mean = logs.mean(axis=1)
-    away = xp.where((lowest < highest)[:, None], logs - mean[:, None], 0.0)  # exactly 0 where all values are equal
-    std = xp.sqrt((away**2).sum(axis=1) / (window - 1))
+    away = _subtract_mean(logs, xp)
+    std = xp.sqrt(xp.sum(away**2, axis=1) / (window - 1))
     z = away / xp.where(std > 0, std, 1.0)[:, None]
-    skew = window / ((window - 1) * (window - 2)) * (z**3).sum(axis=1)
-    one, other = (xp.where((part.max(axis=1) > part.min(axis=1))[:, None], part - part.mean(axis=1)[:, None], 0.0)
-                  for part in (logs[:, 1:], logs[:, :-1]))  # fmt: skip
-    spread = xp.sqrt((one**2).sum(axis=1) * (other**2).sum(axis=1))
-    correlation = xp.clip((one * other).sum(axis=1) / xp.where(spread > 0, spread, 1.0), -1, 1)
+    skew = window / ((window - 1) * (window - 2)) * xp.sum(z**3, axis=1)
+    one, other = _subtract_mean(logs[:, 1:], xp), _subtract_mean(logs[:, :-1], xp)
+    spread = xp.sqrt(xp.sum(one**2, axis=1) * xp.sum(other**2, axis=1))
+    correlation = xp.clip(xp.sum(one * other, axis=1) / xp.where(spread > 0, spread, 1.0), -1, 1)
     median = (ordered[:, (window - 1) // 2] + ordered[:, window // 2]) / 2
-    shares = (below.mean(axis=1), (values >= HIGH).mean(axis=1), (below[:, 1:] != below[:, :-1]).mean(axis=1))
+    shares = [xp.mean(event, axis=1) for event in (below, values >= HIGH, below[:, 1:] != below[:, :-1])]
+    mean = xp.mean(logs, axis=1)
     return xp.stack((mean, std, skew, lowest, median, highest, z[:, -1], correlation, *shares), axis=1)
+
+
+def _subtract_mean(rows: Any, xp: ModuleType) -> Any:
+    """Exactly 0 where all values of a row are equal."""
+    varies = xp.max(rows, axis=1) > xp.min(rows, axis=1)
+    return xp.where(varies[:, None], rows - xp.mean(rows, axis=1)[:, None], 0.0)
+
+
+# Bytes that `_window_statistics` moves for each value of a window: 46 reads and writes in float64 outside of the sort, and
+# CuPy's sort of rows (Thrust's radix sort by key and row: 8 bytes each, counted once and moved once for each byte of the key).
+_MOVED_BYTES = {"stream": 46 * 8, "sort": 8 + 2 * 8 * (8 + 8)}
+
+
+def project_features(n_values: int, gpu: GpuSpec) -> Quantity:
+    """Seconds of `rolling_features(values, xp=cupy)` on a GPU, bound by its memory, by the efficiencies fitted for such work.
+
+    The values' transfer, 8 bytes each, and the starts of some 500 kernels are not counted.
+    """
+    efficiencies, n_in_windows = load_efficiencies(), n_values * sum(FEATURE_WINDOWS)
+    low = high = 0.0
+    for kind, n_bytes in _MOVED_BYTES.items():
+        rate = gpu.memory_bandwidth_gb_per_s * 1e9 * efficiencies.values[f"{kind}.memory_share"]
+        low += n_in_windows * n_bytes / rate / efficiencies.accuracy[kind].factor
+        high += n_in_windows * n_bytes / rate * efficiencies.accuracy[kind].factor
+    return Quantity.projected(low, high, "s", gpu.name, "memory bandwidth")

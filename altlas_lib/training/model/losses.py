@@ -44,10 +44,8 @@ def balanced_weights(above: np.ndarray) -> tuple[float, float]:
     """
     n_above, n = int(np.sum(above)), len(above)
     if not 0 < n_above < n:
-        raise ValueError(
-            f"{n_above} of {n} training targets are at 1.5 or more: expected some on each side; "
-            "check that the series is the one you mean, or give a longer one"
-        )
+        counts = f"{n_above} of {n} training targets are at 1.5 or more"
+        raise ValueError(f"{counts}: expected some on each side; give the series that you mean, or a longer one")
     return n / (2 * (n - n_above)), n / (2 * n_above)
 
 

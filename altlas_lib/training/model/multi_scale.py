@@ -12,17 +12,8 @@ from collections import Counter
 import numpy as np
 
 from ..backend import keras, serializable
-from .config import (
-    CLASSIFICATION,
-    N_FEATURES,
-    REGRESSION,
-    THRESHOLD_HEAD,
-    ModelConfig,
-    NBeatsConfig,
-    TcnConfig,
-    TransformerConfig,
-)
-from .recompute import ChunkedAttention, recomputed
+from .config import HEADS, N_FEATURES, ModelConfig, NBeatsConfig, TcnConfig, TransformerConfig
+from .recompute import ChunkedAttention
 
 layers = keras.layers
 
@@ -84,66 +75,29 @@ def _add_tcn(sequence, config: TcnConfig, dropout: float):
     return layers.Flatten(name="tcn-flatten")(_crop_to_last(x, 1, "tcn-last"))
 
 
-@serializable
-class EncoderLayer(layers.Layer):
-    """Attention, then two dense layers, each with normalisation before, dropout after and a residual connection around it.
+def _add_transformer(sequence, config: TransformerConfig, dropout: float, attention: type[layers.MultiHeadAttention]):
+    """Encoder with normalisation before each sub-layer, averaged over the window.
 
     Dropout acts on the sub-layers' outputs. On the attention weights it would keep every backend from fused attention.
     """
-
-    def __init__(
-        self,
-        n_heads: int,
-        feed_forward: int,
-        dropout: float,
-        recompute: bool = False,
-        memory_efficient_attention: bool = False,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.n_heads, self.feed_forward, self.dropout = n_heads, feed_forward, dropout
-        self.recompute, self.memory_efficient_attention = recompute, memory_efficient_attention
-
-    def build(self, shape):  # (batch, length, d_model)
-        d_model, dtype = shape[-1], self.dtype_policy
-        attention = ChunkedAttention if self.memory_efficient_attention else layers.MultiHeadAttention
-        self.attention_norm = layers.LayerNormalization(name="attention_norm", dtype=dtype)
-        self.attention = attention(self.n_heads, d_model // self.n_heads, name="attention", dtype=dtype)
-        self.attention_dropout = layers.Dropout(self.dropout, name="attention_dropout", dtype=dtype)
-        self.feed_forward_norm = layers.LayerNormalization(name="feed_forward_norm", dtype=dtype)
-        self.feed_forward_in = layers.Dense(self.feed_forward, activation="relu", name="feed_forward_in", dtype=dtype)
-        self.feed_forward_out = layers.Dense(d_model, name="feed_forward_out", dtype=dtype)
-        self.feed_forward_dropout = layers.Dropout(self.dropout, name="feed_forward_dropout", dtype=dtype)
-        for layer in (self.attention_norm, self.feed_forward_norm, self.feed_forward_in):
-            layer.build(shape)
-        self.attention.build(shape, shape)
-        self.feed_forward_out.build((*shape[:-1], self.feed_forward))
-
-    def call(self, x, training=None):
-        if self.recompute and training:
-            return recomputed(lambda x: self._forward(x, training=True), self, x)
-        return self._forward(x, training)
-
-    def _forward(self, x, training):
-        y = self.attention_norm(x)
-        x = x + self.attention_dropout(self.attention(y, y, training=training), training=training)
-        y = self.feed_forward_out(self.feed_forward_in(self.feed_forward_norm(x)))
-        return x + self.feed_forward_dropout(y, training=training)
-
-    def get_config(self) -> dict:
-        names = ("n_heads", "feed_forward", "dropout", "recompute", "memory_efficient_attention")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-def _add_transformer(sequence, config: TransformerConfig, dropout: float, **switches: bool):
-    """Encoder with normalisation before each sub-layer, averaged over the window."""
-    x = _crop_to_last(sequence, config.window, "transformer-past")
-    x = layers.Dense(config.d_model, name="transformer-embedding")(x)
+    x = layers.Dense(config.d_model, name="transformer-embedding")(_crop_to_last(sequence, config.window, "transformer-past"))
     x = PositionalEncoding(name="transformer-position")(x)
-    for i in range(1, config.n_layers + 1):
-        x = EncoderLayer(config.n_heads, config.feed_forward, dropout, name=f"transformer-layer{i}", **switches)(x)
+    for name in config.layer_names:
+        x = _make_encoder_layer(name, x, config, dropout, attention)(x)
     x = layers.LayerNormalization(name="transformer-norm")(x)
     return layers.GlobalAveragePooling1D(name="transformer-average")(x)
+
+
+def _make_encoder_layer(name: str, x, config: TransformerConfig, dropout: float, attention: type[layers.MultiHeadAttention]):
+    """A model of its own, which can be computed again as a whole."""
+    inputs = keras.Input(x.shape[1:], dtype=x.dtype)
+    y = layers.LayerNormalization(name="attention_norm")(inputs)
+    y = attention(config.n_heads, config.d_model // config.n_heads, name="attention")(y, y)
+    attended = inputs + layers.Dropout(dropout, name="attention_dropout")(y)
+    y = layers.LayerNormalization(name="feed_forward_norm")(attended)
+    y = layers.Dense(config.feed_forward, activation="relu", name="feed_forward_in")(y)
+    y = layers.Dense(config.d_model, name="feed_forward_out")(y)
+    return keras.Model(inputs, attended + layers.Dropout(dropout, name="feed_forward_dropout")(y), name=name)
 
 
 def build_model(config: ModelConfig, n_features: int = N_FEATURES, *, dtype_policy: str = "float32") -> keras.Model:
@@ -176,19 +130,19 @@ def _connect(config: ModelConfig, n_features: int) -> keras.Model:
     if config.tcn:
         outputs.append(_add_tcn(sequence, config.tcn, config.dropout))
     if config.transformer:
-        switches = {"recompute": config.recompute, "memory_efficient_attention": config.memory_efficient_attention}
-        outputs.append(_add_transformer(sequence, config.transformer, config.dropout, **switches))
+        attention = ChunkedAttention if config.memory_efficient_attention else layers.MultiHeadAttention
+        outputs.append(_add_transformer(sequence, config.transformer, config.dropout, attention))
     x = layers.Concatenate(name="fusion-concatenate")([*outputs, features])
     for i, units in enumerate(config.fusion, start=1):
         x = layers.Dense(units, activation="relu", name=f"fusion-dense{i}")(x)
         x = layers.Dropout(config.dropout, name=f"fusion-dropout{i}")(x)
-    heads = {REGRESSION: (1, None), CLASSIFICATION: (3, "softmax"), THRESHOLD_HEAD: (1, "sigmoid")}
+    sizes = zip(HEADS, (1, 3, 1), (None, "softmax", "sigmoid"), strict=True)
     return keras.Model(
         {"window": window, "features": features},
         {
             # float32 also under mixed_float16: the losses take logarithms of these.
             head: layers.Dense(units, activation=activation, dtype="float32", name=f"heads-{head}")(x)
-            for head, (units, activation) in heads.items()
+            for head, units, activation in sizes
         },
         name="multi_scale",
     )

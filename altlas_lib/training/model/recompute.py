@@ -8,7 +8,8 @@ second time other masks are drawn (Keras 3.15). Here the random numbers of both 
 """
 
 import contextlib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..backend import keras, serializable
@@ -46,8 +47,8 @@ class _SameSeeds:
         self.generator.state.assign(self._state_after(self.n_drawn))
 
 
-def recomputed(function: Callable, layer: keras.layers.Layer, x: Any) -> Any:
-    """`function(x)`, of which only `x` is kept for the backward pass; same value, same random numbers, same gradient.
+def recomputed(function: Callable, layer: keras.layers.Layer, *inputs: Any) -> Any:
+    """`function(*inputs)`, of which only `inputs` are kept for the backward pass; same value, random numbers and gradient.
 
     Weights are read once and handed in as values. Read again when it is computed again, they may have been updated already:
     TensorFlow 2.21 without XLA then mixes old and new weights in about one step of ten (its dependency optimizer drops the
@@ -56,52 +57,61 @@ def recomputed(function: Callable, layer: keras.layers.Layer, x: Any) -> Any:
     Args:
         function: has its variables from `layer` and its sub-layers, and updates none but seeds. Of tensors that it merely
             encloses no gradient is made.
+        inputs: tensors, or lists and dictionaries of them.
     """
-    weights = layer.trainable_variables
+    weights, tensors = layer.trainable_variables, keras.tree.flatten(inputs)
     # Copies: on TensorFlow a conversion is the variable itself, whose gradient eager mode would then count twice.
     fixed = [(variable, keras.ops.copy(variable)) for variable in layer.non_trainable_variables]
     generators = seed_generators(layer)
     if any("next" in vars(generator) for generator in generators):
-        return function(x)  # within a layer that is computed again as a whole
+        return function(*inputs)  # within a layer that is computed again as a whole
     seeds = [_SameSeeds(generator) for generator in generators]
 
-    def pure(x, *values):
-        with keras.StatelessScope([*zip(weights, values, strict=True), *fixed]), contextlib.ExitStack() as same:
+    def pure(*values):
+        given = keras.tree.pack_sequence_as(inputs, values[: len(tensors)])
+        replaced = [*zip(weights, values[len(tensors) :], strict=True), *fixed]
+        with keras.StatelessScope(replaced), contextlib.ExitStack() as same:
             for seed in seeds:
                 same.enter_context(seed)
-            return function(x)
+            return function(*given)
 
-    result = keras.remat(pure)(x, *map(keras.ops.copy, weights))
+    result = keras.remat(pure)(*tensors, *map(keras.ops.copy, weights))
     for seed in seeds:
         seed.advance()
     return result
 
 
-@serializable
-class Recompute(layers.Wrapper):
-    """A layer of one input, such as a block of a user's own model, whose intermediate results are not kept in training.
+@contextlib.contextmanager
+def recompute_layers(model: keras.Model, names: Sequence[str]) -> Iterator[None]:
+    """Within, layers of these names keep their inputs only for the backward pass, in steps that are traced meanwhile.
 
     Raises:
-        ValueError: the wrapped layer does more when it is called than to return a value: it updates variables, as batch
-            normalisation does, or adds a loss. That would be lost.
+        ValueError: there is no such layer, or it does more when it is called than to return a value: it updates variables, as
+            batch normalisation does, or adds a loss. That would be lost.
     """
-
-    def build(self, input_shape=None):
-        super().build(input_shape)
-        for sublayer in sublayers(self):
-            if isinstance(sublayer, _UPDATED_WHEN_CALLED) or getattr(sublayer, "activity_regularizer", None):
+    found = {layer.name: layer for layer in sublayers(model)}
+    if unknown := sorted(set(names) - found.keys()):
+        raise ValueError(f"recompute names {unknown}: the layers of model {model.name!r} are {sorted(found)}")
+    for name in names:
+        for each in sublayers(found[name]):
+            if isinstance(each, _UPDATED_WHEN_CALLED) or getattr(each, "activity_regularizer", None):
                 raise ValueError(
-                    f"layer {sublayer.name!r} ({type(sublayer).__name__}) updates variables or adds a loss when it is called, "
-                    "which Recompute would lose: leave it out of the wrapped block"
+                    f"recompute names {name!r}, whose layer {each.name!r} ({type(each).__name__}) updates variables or adds a "
+                    "loss when it is called, which would be lost: name layers without it"
                 )
+    for name in names:
+        found[name].call = functools.partial(_call_recomputed, found[name], found[name].call)  # in front of the class's
+    try:
+        yield
+    finally:
+        for name in names:
+            del found[name].call
 
-    def call(self, inputs, training=None):
-        if not training:
-            return self.layer(inputs, training=training)
-        return recomputed(lambda x: self.layer(x, training=True), self.layer, inputs)
 
-    def compute_output_spec(self, inputs, training=None):
-        return self.layer.compute_output_spec(inputs)
+def _call_recomputed(layer: keras.layers.Layer, call: Callable, *inputs: Any, **how: Any) -> Any:
+    if how.get("training") is False:
+        return call(*inputs, **how)
+    return recomputed(lambda *inputs: call(*inputs, **how), layer, *inputs)
 
 
 @serializable

@@ -45,9 +45,8 @@ class Samples:
             ValueError: a position has less than `window` values before it.
         """
         if np.any(positions < window):  # NumPy would count from the end of the series and show the model its future
-            raise ValueError(
-                f"position {min(positions)} has no {window} values before it: prepare the series with window={window}"
-            )
+            problem = f"position {min(positions)} has no {window} values before it"
+            raise ValueError(f"{problem}: prepare the series with window={window}")
         past = sliding_window_view(self.scaled_logs, window)
         return {"window": past[positions - window], "features": self.features[positions]}
 
@@ -80,17 +79,13 @@ def prepare(values: np.ndarray, *, window: int) -> Samples:
     bad = np.flatnonzero(~(np.isfinite(values) & (values >= 1)))
     if len(bad):
         first = ", ".join(f"{values[at]} at {at}" for at in bad[:3]) + (", ..." if len(bad) > 3 else "")
-        raise ValueError(
-            f"{len(bad)} of {len(values)} values are no multipliers, which are 1.00 or more: {first}; "
-            "correct them, or give the series that you mean"
-        )
+        counts = f"{len(bad)} of {len(values)} values are no multipliers, which are 1.00 or more"
+        raise ValueError(f"{counts}: {first}; correct them, or give the series that you mean")
     history = max(window, *FEATURE_WINDOWS)
     n_samples = len(values) - history
     if n_samples < MIN_SAMPLES:
-        raise ValueError(
-            f"the series has {len(values)} values: a sample needs {history} values of past, and {MIN_SAMPLES} samples are the "
-            f"least to split in three; give at least {history + MIN_SAMPLES} values"
-        )
+        needed = f"a sample needs {history} values of past, and {MIN_SAMPLES} samples are the least to split in three"
+        raise ValueError(f"the series has {len(values)} values: {needed}; give at least {history + MIN_SAMPLES}")
     test = len(values) - round(n_samples * TEST_SHARE)
     validation = test - round(n_samples * VALIDATION_SHARE)
     split = Split(slice(history, validation), slice(validation, test), slice(test, len(values)))
@@ -99,6 +94,21 @@ def prepare(values: np.ndarray, *, window: int) -> Samples:
     scaled_logs = StandardScaler().fit(logs[: split.train.stop]).transform(logs)[:, 0]
     scaled_features = StandardScaler().fit(features[split.train]).transform(features)
     return Samples(values, scaled_logs.astype("float32"), scaled_features.astype("float32"), split)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """A forecast of n values, as the model's heads make it.
+
+    Attributes:
+        above: (n,) bool, the value will be 1.5 or more.
+        classes: (n,) int, 0 for below 1.5, 1 for 1.5 to 10, 2 for 10 and more.
+        logs: (n,) float, log of the value.
+    """
+
+    above: np.ndarray
+    classes: np.ndarray
+    logs: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)

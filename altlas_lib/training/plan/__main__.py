@@ -13,50 +13,28 @@ from collections.abc import Sequence
 
 from ...devices import GpuSpec, find_gpu, load_catalogue
 from ..model.config import PRESETS
+from .answers import REDO, SHIPPED_FILE, Answers, read_answers, request_key
 from .compile import compile_steps
-from .kept import REDO, Shipped, package_versions, request_key, shipped, source_digest
 from .mitigations import Mitigation, find_mitigations
-from .planner import make_plan, next_candidate
-from .request import PlanError, StepCost, StepRequest, describe_gpu
-from .subject import Subject
+from .request import PlanError, StepRequest, describe_gpu
 
 _TIME_LIMIT_S = 1800  # for one step on one GPU, on a busy machine
 
 
-class _Compiler:
-    """Compiles what the table has not yet, and saves the table after each answer."""
-
-    def __init__(self, table: Shipped):
-        self.table = table
-
-    def compile(self, row: Mitigation, preset: str, gpus: Sequence[GpuSpec], batch_size: int) -> list[StepCost]:
-        """The answer for each GPU; one process builds the step and compiles it for all that are missing."""
-        options = row.step | {"batch_size": batch_size, "config": row.model(PRESETS[preset])}
-        requests = [StepRequest(**options, target=describe_gpu(gpu)) for gpu in gpus]
-        missing = [request for request in requests if request_key(request) not in self.table.steps]
+def _compile_missing(answers: Answers, preset: str, row: Mitigation, gpus: Sequence[GpuSpec]) -> None:
+    """One process builds the step and compiles it for all GPUs of which there is no answer yet."""
+    step = row.step | {"config": row.model(PRESETS[preset])}
+    requests = {gpu.name: StepRequest(**step, target=describe_gpu(gpu)) for gpu in gpus}
+    missing = {name: request for name, request in requests.items() if request_key(request) not in answers.steps}
+    if not missing:
+        return
+    began_s = time.monotonic()
+    costs = compile_steps(list(missing.values()), time_limit_s=_TIME_LIMIT_S * len(missing))
+    for (name, request), cost in zip(missing.items(), costs, strict=False):
+        answers.steps[request_key(request)] = cost
+        answers.save(SHIPPED_FILE)
+        print(f"{preset}, {row.name}, {name}: {cost.error or cost.peak_bytes}, {time.monotonic() - began_s:.0f} s", flush=True)
         began_s = time.monotonic()
-        for request, cost in zip(
-            missing, compile_steps(missing, time_limit_s=_TIME_LIMIT_S * len(missing)) if missing else (), strict=False
-        ):
-            self.table.steps[request_key(request)] = cost
-            self.table.save()
-            took_s, began_s = time.monotonic() - began_s, time.monotonic()
-            gpu = gpus[requests.index(request)]
-            print(
-                f"{preset}, {row.name}, {batch_size}, {gpu.name}: {cost.error or cost.peak_bytes}, {took_s:.0f} s", flush=True
-            )
-        return [self.table.steps[request_key(request)] for request in requests]
-
-    def search(self, row: Mitigation, preset: str, gpu: GpuSpec) -> None:
-        """Compile the candidates that `largest_batch` will ask for."""
-        low, high, size = 0, None, row.batch_size
-        while size:
-            (cost,) = self.compile(row, preset, [gpu], size)
-            if cost.error:
-                return
-            plan = make_plan(StepRequest(batch_size=size), Subject(preset, {}), gpu, cost)
-            low, high = (size, high) if plan.verdict == "fits" else (low, size)
-            size = next_candidate(low, high)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,20 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(REDO, None, description, details, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", nargs="+", type=find_gpu, default=load_catalogue(), metavar="GPU", help="all by default")
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS), help="all by default")
-    parser.add_argument("--search", nargs="*", type=find_gpu, metavar="GPU", help="search the largest batch for these, too")
     options = parser.parse_args(arguments)
-
-    table = shipped()
-    if table.versions != package_versions():
-        table = Shipped(versions=package_versions(), sources=source_digest())
-    compiler = _Compiler(table)
+    answers = read_answers(SHIPPED_FILE)
     for preset in options.presets:
         for row in find_mitigations(PRESETS[preset]):
             try:
-                compiler.compile(row, preset, options.gpus, row.batch_size)
-                if row.gradient_accumulation_steps == 1:
-                    for gpu in options.search or ():
-                        compiler.search(row, preset, gpu)
+                _compile_missing(answers, preset, row, options.gpus)
             except PlanError as error:  # the process died: the next row may do better
                 print(f"{preset}, {row.name}: {error}", flush=True)
 

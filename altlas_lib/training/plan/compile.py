@@ -84,9 +84,8 @@ def compile_steps(
         if n_answers == len(requests):
             return
         if timed_out.is_set():
-            raise PlanError(
-                f"compiling the step took longer than time_limit_s={time_limit_s:g}: give it more time, or plan a smaller model"
-            )
+            problem = f"compiling the step took longer than time_limit_s={time_limit_s:g}"
+            raise PlanError(f"{problem}: give it more time, or plan a smaller model")
         messages.seek(0)
         last_message = messages.read()[-2000:].decode(errors="replace").strip().rpartition("\n")[2] or "nothing"
         hint = "; it was killed, likely for want of host memory: close other programs" if process.returncode == -9 else ""

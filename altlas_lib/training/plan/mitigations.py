@@ -10,15 +10,6 @@ from ..model.config import ModelConfig, find_preset
 from .planner import largest_batch, plan_memory
 from .request import PlanError
 
-TENSORFLOW_NOTES = (
-    "TensorFlow on a GPU has XLA compile the step too (Keras: jit_compile='auto'), from a graph of its own: for an earlier "
-    "reference it needed 22.8 GiB before rematerialisation where JAX's needed 21.9.",
-    "Without XLA (jit_compile=False, or a layer that XLA cannot compile) it runs operation by operation: elementwise results "
-    "are arrays of their own, and nothing is computed twice to save memory. Expect more than planned.",
-    "It takes all of the GPU's memory at the start unless TF_FORCE_GPU_ALLOW_GROWTH=true: not nvidia-smi but "
-    "tf.config.experimental.get_memory_info('GPU:0')['peak'] says what was needed.",
-)
-
 
 @dataclass(frozen=True)
 class Mitigation:
@@ -87,7 +78,7 @@ def mitigation_table(
 
     Args:
         model: the reference; where it is another configuration, options 1 and 2, which are presets, are left out.
-        search: compile for the largest batches, too; else they are found where they were compiled before, or None.
+        search: compile for the largest batches, too.
         time_limit_s: for compiling all.
         tell: takes a line of progress for each row that is compiled.
 
@@ -98,26 +89,17 @@ def mitigation_table(
     config = find_preset(model) if isinstance(model, str) else model
     end_s = time.monotonic() + time_limit_s
 
-    def within_limit(loaded: Callable[[], None]) -> dict:
-        left_s = end_s - time.monotonic()
-        return {"time_limit_s": max(left_s, 1), "only_cached": left_s <= 0, "loaded": loaded}
-
     def plan(row: Mitigation) -> Remedy:
-        def say() -> None:
-            tell(f"compiling {row.name} for {gpu.name}")
-
         planned = problem = largest = None
+        left_s, how = end_s - time.monotonic(), {"loaded": lambda: tell(f"compiling {row.name} for {gpu.name}")}
+        how |= {"time_limit_s": max(left_s, 1), "only_cached": left_s <= 0}
         try:
-            planned = plan_memory(row.model(config), gpu, **row.step, **within_limit(say))
-        except PlanError as error:
-            problem = str(error)
-        if planned and row.gradient_accumulation_steps == 1:  # with accumulation the micro-batch is a choice
-            try:
-                how = within_limit(say) if search else {"only_cached": True}
+            planned = plan_memory(row.model(config), gpu, **row.step, **how)
+            if search and row.gradient_accumulation_steps == 1:  # with accumulation the micro-batch is a choice
                 best = largest_batch(row.model(config), gpu, dtype_policy=row.dtype_policy, **how)
                 largest = best.configuration["batch_size"] if best else 0
-            except PlanError as error:
-                problem = f"largest batch: {error}" if search else None
+        except PlanError as error:
+            problem = f"largest batch: {error}" if planned else str(error)
         return Remedy(name=row.name, plan=planned, largest_batch=largest, claimed=row.claimed, problem=problem)
 
     return [plan(row) for row in find_mitigations(config)]
@@ -129,24 +111,17 @@ def gpu_table(model: str | ModelConfig = "reference") -> list[GpuFit]:
     Raises:
         ValueError: no such preset.
     """
-    config = find_preset(model) if isinstance(model, str) else model
     fits = []
     for gpu in load_catalogue():
-        plans: dict[str, MemoryPlan | None] = {}
-        for row in find_mitigations(config):
-            try:
-                plans[row.name] = plan_memory(row.model(config), gpu, **row.step, only_cached=True)
-            except PlanError:
-                plans[row.name] = None
-        fitting = [name for name, plan in plans.items() if plan and plan.verdict == "fits"]
-        as_it_is = next(iter(plans.values()))
+        rows = mitigation_table(model, gpu, time_limit_s=0)
+        as_it_is, fitting = rows[0].plan, [row for row in rows if row.plan and row.plan.verdict == "fits"]
         fits.append(
             GpuFit(
                 gpu=gpu.name,
-                as_it_is=as_it_is.verdict if as_it_is else None,
-                fitting=fitting,
-                plan=plans[fitting[0]] if fitting else as_it_is,
-                not_compiled=[name for name, plan in plans.items() if plan is None],
+                as_it_is=as_it_is and as_it_is.verdict,
+                fitting=[row.name for row in fitting],
+                plan=fitting[0].plan if fitting else as_it_is,
+                not_compiled=[row.name for row in rows if not row.plan],
             )
         )
     return fits
@@ -173,32 +148,25 @@ def gpu_rows(fits: Sequence[GpuFit]) -> list[dict[str, str]]:
 def mitigation_rows(mitigations: Sequence[Remedy]) -> list[dict[str, str]]:
     """A row of a table for each mitigation, or for each plan of a model of one's own."""
     first = mitigations[0].plan if mitigations else None
-    rows = []
-    for mitigation in mitigations:
-        plan = mitigation.plan
-        steps = plan.configuration["gradient_accumulation_steps"] if plan else 1
-        rows.append(
-            {
-                "mitigation": mitigation.name,
-                "batch": f"{plan.configuration['batch_size']}{f' x {steps}' if steps > 1 else ''}" if plan else "-",
-                "peak": str(plan.peak) if plan else "-",
-                "verdict": plan.verdict if plan else "not planned",
-                "largest": "-" if mitigation.largest_batch is None else str(mitigation.largest_batch or "none"),
-                "time of one batch": str(plan.step_time or "unknown") if plan else "-",
-                "per sample": _time_per_sample(plan, first) if plan and first else "-",
-                "claim": mitigation.claimed or "",
-            }
-        )
-    return rows
+    return [_make_row(mitigation, mitigation.plan, first) for mitigation in mitigations]
 
 
-def _time_per_sample(plan: MemoryPlan, first: MemoryPlan) -> str:
-    """Beside the first row: both bands rest on the same shares of the data sheet's rates, so their ratio is narrower."""
-    if not plan.step_time or not first.step_time:
-        return "-"
-    sizes = first.configuration["batch_size"] / plan.configuration["batch_size"]
-    low, high = sorted(sizes * getattr(plan.step_time, end) / getattr(first.step_time, end) for end in ("low", "high"))
-    return f"{low:.2f}x" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}x"
+def _make_row(mitigation: Remedy, plan: MemoryPlan | None, first: MemoryPlan | None) -> dict[str, str]:
+    columns = ("mitigation", "batch", "peak", "verdict", "largest", "time of one batch", "per sample", "claim")
+    row = dict.fromkeys(columns, "-") | {"mitigation": mitigation.name, "claim": mitigation.claimed or ""}
+    if not plan:
+        return row | {"verdict": "not planned"}
+    steps, largest = plan.configuration["gradient_accumulation_steps"], mitigation.largest_batch
+    row["batch"] = f"{plan.configuration['batch_size']}{f' x {steps}' if steps > 1 else ''}"
+    row |= {"peak": str(plan.peak), "verdict": plan.verdict, "time of one batch": str(plan.step_time or "unknown")}
+    if largest is not None:
+        row["largest"] = str(largest or "none")
+    if plan.step_time and first and first.step_time:
+        # Both bands rest on the same shares of the data sheet's rates, so their ratio is narrower.
+        sizes = first.configuration["batch_size"] / plan.configuration["batch_size"]
+        ratios = [sizes * getattr(plan.step_time, end) / getattr(first.step_time, end) for end in ("low", "high")]
+        row["per sample"] = " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in sorted(ratios))) + "x"
+    return row
 
 
 def explanation(mitigations: Sequence[Remedy]) -> Iterator[str]:
@@ -220,5 +188,4 @@ def explanation(mitigations: Sequence[Remedy]) -> Iterator[str]:
             "are bands, projected from flops and bytes."
         )
         yield from dict.fromkeys(note for plan in plans for note in plan.notes)
-        yield from TENSORFLOW_NOTES
     yield from (f"{mitigation.name}: {mitigation.problem}" for mitigation in mitigations if mitigation.problem)

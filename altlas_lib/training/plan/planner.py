@@ -1,19 +1,21 @@
 """Will this training fit on that GPU? The answer of the GPU's own compiler, before anything runs."""
 
 import importlib.util
+import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...devices import GpuSpec, find_gpu
 from ...results import MemoryPlan, Quantity
-from ..checks import check_count
-from ..model.config import ModelConfig
+from ..checks import EXPECTED_MODEL, check_count, describe_class
+from ..model.config import PRESETS, ModelConfig, find_preset
+from ..private import sublayers
+from .answers import REDO, find_answer, keep_answer
 from .compile import compile_steps, has_compiler
-from .kept import REDO, Cache, request_key, shipped, stale_note
 from .request import PlanError, StepCost, StepRequest, describe_gpu
-from .subject import Subject, find_subject
 
 if TYPE_CHECKING:
     import keras
@@ -31,6 +33,9 @@ JAX_SHARE = 0.75  # of the GPU's memory, which JAX takes by default
 ARITHMETIC_EFFICIENCY = (0.2, 0.8)
 BANDWIDTH_EFFICIENCY = (0.5, 0.9)
 
+_MAX_CONFIG_BYTES = 2**26  # of a `.keras` file's layers: the largest of keras.applications has less than 1 MiB
+_MAX_UNPACKED, _MAX_RATIO = 2**30, 20  # bytes that any file may unpack to, else so many times its own size
+
 
 def plan_memory(
     model: "ModelConfig | keras.Model | str | Path",
@@ -39,100 +44,125 @@ def plan_memory(
     batch_size: int,
     gradient_accumulation_steps: int = 1,
     dtype_policy: str | None = None,
-    optimizer: "str | keras.optimizers.Optimizer | None" = None,
+    recompute: Sequence[str] = (),
     input_shapes: dict[str, Sequence[int]] | None = None,
-    modules: Sequence[str] = (),
     time_limit_s: float = 300,
-    use_cache: bool = True,
     only_cached: bool = False,
     loaded: Callable[[], None] = lambda: None,
 ) -> MemoryPlan:
     """What one training step (forward, backward, optimizer, accumulation) needs on a GPU, by XLA's compiler for it.
 
-    The presets' answers ship with the library. Others are compiled in a child process on the CPU in 10 to 60 s, and kept
-    under `outputs/.cache` for the next time.
+    The presets' answers ship with the library. Others are compiled in a child process on the CPU in 10 to 60 s; those of
+    configurations are kept under `outputs/.cache` for the next time.
 
     Args:
         model: a configuration, a preset's name, or any Keras model that JAX can run: the model, a `.keras` file, or
-            "module:function" that builds it. A compiled model brings its loss; else it is mean squared error.
+            "module:function" that builds it. A compiled model brings its loss and its optimizer; else they are mean squared
+            error and Adam.
         gpu: a name of the catalogue.
         batch_size: samples per micro-batch.
-        dtype_policy: None is the model's own, float32 for a configuration.
-        optimizer: Keras' name of it, or one; None: the model's own where it is compiled, else Adam.
+        dtype_policy: None is the model's own, float32 for a configuration. A model that is built already has its own.
+        recompute: names of layers of a model that is no configuration, as for `fit`.
         input_shapes: input's name -> shape without the batch, for inputs with unknown dimensions.
-        modules: that define a `.keras` file's own layers and losses; of a model object they are found.
-        use_cache: look among the answers that are there, and keep a new one.
         only_cached: an answer that is there, or an error at once.
         loaded: called when the model has been built, so that compiling begins.
 
     Raises:
-        ValueError: a GPU, preset, dtype policy, optimizer or number that does not exist.
-        PlanError: it is no Keras model, cannot be loaded or has unknown dimensions, XLA failed, it took longer than
-            `time_limit_s`, or the answer is not there.
+        ValueError: a GPU, preset or number that does not exist.
+        PlanError: it is no Keras model, cannot be loaded or has unknown dimensions, Keras knows no such dtype policy, XLA
+            failed, it took longer than `time_limit_s`, or the answer is not there.
     """
     gpu = gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu)
     options = {
         "batch_size": check_count("batch_size", batch_size),
         "gradient_accumulation_steps": check_count("gradient_accumulation_steps", gradient_accumulation_steps),
         "input_shapes": {name: tuple(shape) for name, shape in (input_shapes or {}).items()},
+        "dtype_policy": dtype_policy,
+        "recompute": tuple(recompute),
         "target": describe_gpu(gpu),
-        **_check_names(dtype_policy, optimizer),
     }
     with tempfile.TemporaryDirectory(prefix="altlas-") as folder:
-        subject = find_subject(model, modules, Path(folder))
-        if "config" in subject.fields:
+        label, subject = _find_subject(model, Path(folder))
+        if "config" in subject:
             options["dtype_policy"] = dtype_policy or "float32"  # said or not: one answer
-        request = StepRequest(**subject.fields, **options)
-        cost, notes = _find_cost(request, subject, time_limit_s, use_cache, only_cached, loaded)
-    return make_plan(request, subject, gpu, cost, notes)
+        elif dtype_policy and "keras_file" in subject:
+            raise PlanError(f"model {label!r} is built already: for {dtype_policy} name the function, 'module:function'")
+        request = StepRequest(**subject, **options)
+        cost, notes = _find_cost(request, time_limit_s, only_cached, loaded)
+    return make_plan(request, label, gpu, cost, notes)
 
 
-def _check_names(dtype_policy: str | None, optimizer: Any) -> dict[str, Any]:
-    """The request's fields, of names that Keras knows."""
-    if (dtype_policy, optimizer) in ((None, None), ("float32", None), ("mixed_float16", None)):  # no need to load Keras
-        return {"dtype_policy": dtype_policy}
-    from ..backend import keras
+def _find_subject(model: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """What to call the model, and the request's fields that say which it is, without building it.
 
-    if dtype_policy:
-        keras.dtype_policies.get(dtype_policy)
-    if isinstance(optimizer, keras.optimizers.Optimizer):
-        optimizer = keras.optimizers.serialize(optimizer)
-    elif optimizer is not None:
-        keras.optimizers.get(optimizer)
-    return {"dtype_policy": dtype_policy, "optimizer": optimizer}
+    Args:
+        folder: for the file of a model object.
+
+    Raises:
+        ValueError: no such preset.
+        PlanError: it is no Keras model, cannot be read, or its own layers cannot be imported.
+    """
+    keras = sys.modules.get("keras")
+    if isinstance(model, str) and not model.endswith(".keras"):
+        if ":" in model:
+            return model, {"builder": model}
+        model = find_preset(model)
+    if isinstance(model, ModelConfig):
+        names = {preset: name for name, preset in PRESETS.items()}
+        plain = model.model_copy(update={"recompute": False, "memory_efficient_attention": False})
+        return names.get(plain) or plain.model_dump(mode="json"), {"config": model}
+    if isinstance(model, str | Path):
+        file = Path(model)
+        _check_keras_file(file)
+        return file.name, {"keras_file": str(file.resolve())}
+    if keras and isinstance(model, keras.Model):
+        model.save(folder / "model.keras")
+        return model.name, {"keras_file": str(folder / "model.keras"), "modules": _find_modules(model, keras)}
+    raise PlanError(f"the model is {describe_class(model)}: {EXPECTED_MODEL}, a .keras file, 'module:function' or a preset")
+
+
+def _check_keras_file(file: Path) -> None:
+    """That it is one, and bounded."""
+    try:
+        if not file.is_file():
+            raise OSError("no such file")
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * file.stat().st_size):
+                raise OSError(f"it would unpack to {unpacked:,} bytes, from {file.stat().st_size:,}")
+            if archive.getinfo("config.json").file_size > _MAX_CONFIG_BYTES:
+                raise OSError(f"its config.json has more than {_MAX_CONFIG_BYTES:,} bytes")
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        problem = f"{file.name} cannot be read as a .keras file ({error})"
+        raise PlanError(f"{problem}; write it by model.save({file.name!r})") from None
+
+
+def _find_modules(model: Any, keras: Any) -> tuple[str, ...]:
+    """The modules that define the model's own layers and losses."""
+    own = [*sublayers(model), *keras.tree.flatten(getattr(model, "loss", None))]
+    modules = {getattr(each, "__module__", "builtins") for each in own}
+    return tuple(sorted(each for each in modules if each.partition(".")[0] not in ("keras", "altlas_lib", "builtins")))
 
 
 def _find_cost(
-    request: StepRequest,
-    subject: Subject,
-    time_limit_s: float,
-    use_cache: bool,
-    only_cached: bool,
-    loaded: Callable[[], None],
+    request: StepRequest, time_limit_s: float, only_cached: bool, loaded: Callable[[], None]
 ) -> tuple[StepCost, list[str]]:
-    """The compiler's answer and notes about it, from where it is found first: shipped, kept by this machine, compiled."""
-    cache = Cache(request, subject.identity)
-    if use_cache:
-        found, note = (shipped().steps.get(request_key(request)), stale_note(shipped())) if request.config else (None, None)
-        kept = None if found and not note else cache.read()  # of the versions that are here, where those that ship are not
-        if cost := kept or found:
-            if cost.error:
-                raise PlanError(cost.error)
-            return cost, [note] if note and not kept else []
-    if only_cached:
-        raise PlanError(f"not compiled yet: `altlas plan` compiles it, half a minute for a batch size; all presets: {REDO}")
-    if importlib.util.find_spec("jax") is None or not has_compiler():
-        raise PlanError(
-            "the planner asks JAX's compiler for CUDA, which is not installed: "
-            "pip install jax jax-cuda12-plugin jax-cuda12-pjrt"
-        )
-    (cost,) = compile_steps([request], time_limit_s=time_limit_s, loaded=loaded)
+    """The compiler's answer and notes about it, from where it is found first: this machine, what ships, the compiler."""
+    cost, note = find_answer(request) if request.config else (None, None)
+    if not cost:
+        if only_cached:
+            raise PlanError(f"not compiled yet: `altlas plan` compiles it, half a minute for a batch size; all presets: {REDO}")
+        if importlib.util.find_spec("jax") is None or not has_compiler():
+            needed = "pip install jax jax-cuda12-plugin jax-cuda12-pjrt"
+            raise PlanError(f"the planner asks JAX's compiler for CUDA, which is not installed: {needed}")
+        (cost,) = compile_steps([request], time_limit_s=time_limit_s, loaded=loaded)
+        note = keep_answer(request, cost) if request.config and not cost.error else None
     if cost.error:
         raise PlanError(cost.error)
-    return cost, cache.write(cost) if use_cache else []
+    return cost, [note] if note else []
 
 
-def make_plan(request: StepRequest, subject: Subject, gpu: GpuSpec, cost: StepCost, notes: Sequence[str] = ()) -> MemoryPlan:
+def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, notes: Sequence[str] = ()) -> MemoryPlan:
     """A step's cost beside what the GPU has."""
     peak, notes = Quantity.compiled(cost.peak_bytes, "bytes", gpu.name), list(notes)
     overhead_bytes = CONTEXT_BYTES + PREFETCHED_BATCHES * cost.inputs_bytes
@@ -148,12 +178,13 @@ def make_plan(request: StepRequest, subject: Subject, gpu: GpuSpec, cost: StepCo
     return MemoryPlan(
         gpu=gpu.name,
         configuration={
-            "model": subject.label,
+            "model": label,
             "batch_size": request.batch_size,
             "gradient_accumulation_steps": request.gradient_accumulation_steps,
             "dtype_policy": cost.dtype_policy,
             "optimizer": cost.optimizer,
-            **({name: getattr(request.config, name) for name in switches} if request.config else {}),
+            **{name: getattr(request.config, name) for name in switches if request.config},
+            **({"recompute": [*request.recompute]} if request.recompute else {}),
             **({"input_shapes": {k: list(v) for k, v in request.input_shapes.items()}} if request.input_shapes else {}),
         },
         peak=peak,
@@ -182,24 +213,16 @@ def step_time(cost: StepCost, gpu: GpuSpec) -> tuple[Quantity | None, str | None
     https://doi.org/10.1145/1498765.1498785).
     """
     if cost.has_loop:
-        return None, (
-            "the time of a step is not projected: it has a loop, such as a recurrent layer's, whose kernels wait for each "
-            "other "
-            "and whose body XLA counts once"
-        )
+        return None, "the time of a step is not projected: it has a loop, as of a recurrent layer, whose body XLA counts once"
     if not cost.n_flops or not cost.moved_bytes:
-        return (
-            None,
-            "the time of a step is not projected: this JAX does not give XLA's count of operations and bytes",
-        )
+        return None, "the time of a step is not projected: this JAX does not give XLA's count of operations and bytes"
     if "float16" in cost.dtype_policy:
         slowest = fastest = gpu.float16_tensor_tflops
     else:  # from compute capability 8.0 on XLA rounds float32 products to TF32, at half the rate of float16
         slowest = gpu.float32_tflops
         fastest = gpu.float16_tensor_tflops / 2 if float(gpu.compute_capability) >= 8 else slowest
-    arithmetic_s = [
-        cost.n_flops / (tflops * 1e12 * share) for tflops, share in zip((slowest, fastest), ARITHMETIC_EFFICIENCY, strict=True)
-    ]
+    rates = zip((slowest, fastest), ARITHMETIC_EFFICIENCY, strict=True)
+    arithmetic_s = [cost.n_flops / (tflops * 1e12 * share) for tflops, share in rates]
     memory_s = [cost.moved_bytes / (gpu.memory_bandwidth_gb_per_s * 1e9 * share) for share in BANDWIDTH_EFFICIENCY]
     bound_by = "arithmetic" if sum(arithmetic_s) > sum(memory_s) else "memory bandwidth"
     low, high = max(arithmetic_s[1], memory_s[1]), arithmetic_s[0] + memory_s[0]

@@ -1,17 +1,13 @@
 """What is asked of XLA about a training step, and what it answers; nothing here needs Keras or JAX."""
 
-from pydantic import BaseModel, JsonValue, PositiveInt
+from pydantic import BaseModel, PositiveInt
 
 from ...devices import GpuSpec, find_multiprocessor
-from ..checks import describe_class  # noqa: F401, of the compiling process, too
-from ..model.config import N_FEATURES, ModelConfig
+from ..model.config import ModelConfig
 
 # Without autotuning, which measures kernels on the GPU; without Triton's matrix products, which cannot be chosen for float16
 # unmeasured on compute capability 8.0 and later (jaxlib 0.10: "Couldn't find output tile sizes").
 XLA_FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
-
-
-EXPECTED_MODEL = "expected a keras.Model, built by Keras 3 (`import keras`)"
 
 
 class PlanError(RuntimeError):
@@ -22,15 +18,14 @@ class StepRequest(BaseModel):
     """One training step to compile. Exactly one of `config`, `keras_file` and `builder` says of which model."""
 
     config: ModelConfig | None = None
-    n_features: PositiveInt = N_FEATURES
     keras_file: str | None = None
     builder: str | None = None  # "module:function", called without arguments
     modules: tuple[str, ...] = ()  # to import before the file is loaded: they register its own layers and losses
+    recompute: tuple[str, ...] = ()  # names of layers
     input_shapes: dict[str, tuple[PositiveInt, ...]] = {}  # without the batch, of inputs with unknown dimensions
     batch_size: PositiveInt
     gradient_accumulation_steps: PositiveInt = 1
     dtype_policy: str | None = None  # None: as the model was built
-    optimizer: str | dict[str, JsonValue] | None = None  # None: the model's own, else Adam
     target: str | None = None  # XLA's description of the GPU; None: this machine's CPU
 
 
@@ -52,7 +47,6 @@ class StepCost(BaseModel):
     compile_s: float = 0.0
     dtype_policy: str = "float32"
     optimizer: str = "adam"
-    sources: dict[str, str] = {}  # the user's own files that were imported -> SHA-256
     error: str | None = None
 
     @property

@@ -5,17 +5,13 @@ allocated but the weights of a user's own model, in host memory. What it or XLA 
 Requests come as JSON on standard input; a line "loaded" and one line of JSON for each request go to standard output.
 """
 
-import hashlib
 import importlib
 import json
 import math
 import os
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,28 +23,9 @@ from ..backend import keras
 from ..model.accumulation import AccumulatingOptimizer, MicroBatching
 from ..model.losses import compile_losses
 from ..model.multi_scale import build_model
-from .request import EXPECTED_MODEL, PlanError, StepCost, StepRequest, describe_class
-
-
-def _import_module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # whatever a user's module raises
-        raise PlanError(f"module {name!r} cannot be imported ({type(error).__name__}: {error})") from None
-
-
-def _with_policy(model: keras.Model, dtype_policy: str) -> keras.Model:
-    """The model computed in another precision; its outputs stay as they were, for losses take logarithms of them."""
-
-    def rebuilt(layer):
-        config = layer.get_config()
-        if layer.name not in model.output_names:
-            config["dtype"] = dtype_policy
-        return type(layer).from_config(config)
-
-    other = keras.models.clone_model(model, clone_function=rebuilt)
-    other.loss = getattr(model, "loss", None)
-    return other
+from ..model.recompute import recompute_layers
+from ..own import load_own
+from .request import PlanError, StepCost, StepRequest
 
 
 def _unallocated() -> keras.StatelessScope:
@@ -59,73 +36,50 @@ def _unallocated() -> keras.StatelessScope:
 def _load_model(request: StepRequest) -> keras.Model:
     if request.config:
         with _unallocated():
-            model = build_model(request.config, request.n_features, dtype_policy=request.dtype_policy or "float32")
+            model = build_model(request.config, dtype_policy=request.dtype_policy or "float32")
         model.loss = compile_losses(below_weight=1.0, above_weight=1.0)
         return model
-    for module in request.modules:
-        _import_module(module)
     if request.builder:
-        module, _, name = request.builder.partition(":")
-        build = getattr(_import_module(module), name, None)
-        if not callable(build):
-            raise PlanError(f"{request.builder!r}: module {module!r} has no function {name!r}")
-        if request.dtype_policy:
-            keras.config.set_dtype_policy(request.dtype_policy)
-        try:
-            model = build()
-        except Exception as error:  # whatever a user's function raises
-            raise PlanError(f"{request.builder!r} failed ({type(error).__name__}: {error})") from None
-        if isinstance(model, tuple) and model:  # with its data
-            model = model[0]
-        if not isinstance(model, keras.Model):
-            raise PlanError(f"{request.builder!r} returned {describe_class(model)}: {EXPECTED_MODEL}")
-        return model
+        keras.config.set_dtype_policy(request.dtype_policy or "float32")
+        return load_own(request.builder)[0]
     try:
+        for module in request.modules:
+            importlib.import_module(module)
         return keras.models.load_model(request.keras_file)
     except Exception as error:  # a damaged file, an unknown layer, a Lambda
         raise PlanError(
-            f"the model cannot be loaded on Keras' JAX backend ({type(error).__name__}: {str(error).strip().splitlines()[0]}); "
-            "name the modules that define its own layers and losses in `modules`, written in keras.ops"
+            f"the model cannot be loaded on Keras' JAX backend ({type(error).__name__}: {str(error).strip().splitlines()[0]}): "
+            "name the function that builds it, 'module:function', with layers and losses of its own in a module, in keras.ops"
         ) from None
 
 
-def _with_inputs(model: keras.Model, input_shapes: dict[str, tuple[int, ...]]) -> keras.Model:
-    """A functional model, which knows its inputs; of the same layers and weights."""
-    if isinstance(model, keras.Sequential) and model.built:
-        functional = keras.Model(model.inputs, model.outputs)
-    elif getattr(model, "inputs", None):
-        return model
-    elif input_shapes:  # of a subclassed model
-        inputs = {name: keras.Input(shape, name=name) for name, shape in input_shapes.items()}
-        functional = keras.Model(inputs, model(inputs if len(inputs) > 1 else next(iter(inputs.values()))))
-    else:
+def _make_inputs(model: keras.Model, request: StepRequest) -> Any:
+    """Symbolic tensors of whole shapes in the structure of the model's input (single, list, dict)."""
+    known, shapes = getattr(model, "inputs", None), request.input_shapes
+    if not known and not shapes:
         raise PlanError(
             f"model {model.name!r} does not know its inputs, as one that is a class of its own: name them with their shapes "
             "without the batch, as in input_shapes={'x': (128,)} (or --input x=128); for other dtypes than float32 wrap it by "
             "keras.Model(inputs, model(inputs))"
         )
-    functional.loss = getattr(model, "loss", None)
-    return functional
-
-
-def _make_inputs(model: keras.Model, request: StepRequest) -> Any:
-    """Symbolic tensors of whole shapes in the structure of the model's input (single, list, dict)."""
-    names = {tensor.name for tensor in model.inputs}
-    if unknown := request.input_shapes.keys() - names:
-        raise PlanError(f"input_shapes names {sorted(unknown)}: the model's inputs are {sorted(names)}")
+    if not known:
+        tensors = {name: keras.KerasTensor((request.batch_size, *shape)) for name, shape in shapes.items()}
+        return tensors if len(tensors) > 1 else next(iter(tensors.values()))
+    if unknown := shapes.keys() - {tensor.name for tensor in known}:
+        raise PlanError(f"input_shapes names {sorted(unknown)}: the model's inputs are {[tensor.name for tensor in known]}")
 
     def whole(tensor):
-        known = tensor.shape[1:]
-        shape = request.input_shapes.get(tensor.name, known)
-        if len(shape) != len(known) or None in shape or any(b not in (None, a) for a, b in zip(shape, known, strict=True)):
-            example = tuple(size or 128 for size in known)
+        sizes = tensor.shape[1:]
+        shape = shapes.get(tensor.name, sizes)
+        if len(shape) != len(sizes) or None in shape or any(b not in (None, a) for a, b in zip(shape, sizes, strict=True)):
+            example = tuple(size or 128 for size in sizes)
             raise PlanError(
-                f"input {tensor.name!r} has shape {known} without the batch, {shape} is to be planned: give all dimensions, "
+                f"input {tensor.name!r} has shape {sizes} without the batch, {shape} is to be planned: give all dimensions, "
                 f"as in input_shapes={{{tensor.name!r}: {example}}} (or --input {tensor.name}={','.join(map(str, example))})"
             )
         return keras.KerasTensor((request.batch_size, *shape), tensor.dtype)
 
-    return keras.tree.map_structure(whole, model.input)
+    return keras.tree.map_structure(whole, known[0] if isinstance(model, keras.Sequential) else model.input)
 
 
 def _make_targets(outputs: Any, loss: Any, names: Sequence[str] = ()) -> Any:
@@ -144,15 +98,14 @@ def _make_targets(outputs: Any, loss: Any, names: Sequence[str] = ()) -> Any:
     return keras.tree.map_structure(target, outputs)
 
 
-def _compile_model(model: keras.Model, request: StepRequest, own: keras.optimizers.Optimizer | None) -> str:
+def _compile_model(model: keras.Model, request: StepRequest) -> str:
     """Give the model its loss, and the optimizer that the trainer would give it; that one's name."""
+    own = getattr(model, "optimizer", None)
     while isinstance(own, keras.optimizers.LossScaleOptimizer):
         own = own.inner_optimizer
-    chosen = request.optimizer or (keras.optimizers.serialize(own) if own else "adam")
-    optimizer = keras.optimizers.get(chosen)
+    optimizer = keras.optimizers.get(keras.optimizers.serialize(own) if own else "adam")
     name = type(optimizer).__name__.lower()
-    scales_loss = any(layer.compute_dtype == "float16" for layer in private.sublayers(model))
-    if scales_loss:
+    if any(layer.compute_dtype == "float16" for layer in private.sublayers(model)):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     if request.gradient_accumulation_steps > 1:
         batch_size = request.batch_size * request.gradient_accumulation_steps
@@ -162,86 +115,76 @@ def _compile_model(model: keras.Model, request: StepRequest, own: keras.optimize
     return name
 
 
-def _users_sources() -> dict[str, str]:
-    """File -> SHA-256 of each module that is neither installed nor part of Python or of this library."""
-    installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    ours = str(Path(__file__).parents[2])
-    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    users = [file for file in files if file and file.endswith(".py") and not file.startswith((*installed, ours))]
-    return {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(users) if Path(file).is_file()}
+def _build_step(request: StepRequest) -> tuple[keras.Model, str, Any]:
+    """A compiled model, its optimizer's name, and the symbolic inputs and targets that its step is called with."""
+    keras.config.disable_flash_attention()  # decided here, not by the machine at hand: it would ask this CPU for cuDNN
+    model = _load_model(request)
+    x = _make_inputs(model, request)
+    optimizer_name = _compile_model(model, request)
+    with _unallocated():
+        y = _make_targets(model.compute_output_spec(x), model.loss, getattr(model, "output_names", ()))
+        private.make_variables(model, (x, y))
+    return model, optimizer_name, (x, y)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A compiled model's training step as Keras runs it (forward, backward, optimizer, metrics), and what it is called with."""
+def lower_step(model: keras.Model, batch: Any, target: str | None, recompute: Sequence[str]) -> tuple[jax.stages.Lowered, Any]:
+    """The training step as Keras runs it (forward, backward, optimizer, metrics), and the shapes of its state.
 
-    model: keras.Model
-    optimizer_name: str
-    batch: Any  # symbolic inputs and targets
+    Args:
+        target: XLA's description of the GPU that it is for; None: this machine's CPU.
+    """
+    sharding = None
+    if target:
+        topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1")
+        sharding = NamedSharding(topologies.make_mesh(topology, (1,), ("gpu",)), PartitionSpec())
 
-    def compile_for(self, target: str | None, sources: dict[str, str]) -> StepCost:
-        """What it needs on the GPU that `target` describes; None: on this machine's CPU.
+    def shapes(tensors: Any) -> Any:
+        return jax.tree.map(lambda tensor: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype, sharding=sharding), tensors)
 
-        Raises:
-            jax.errors.JaxRuntimeError: XLA failed.
-        """
-        sharding = None
-        if target:
-            topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1")
-            sharding = NamedSharding(topologies.make_mesh(topology, (1,), ("gpu",)), PartitionSpec())
+    state = shapes([list(part) for part in private.training_state(model)])
+    with recompute_layers(model, recompute):
+        return jax.jit(model.train_step, donate_argnums=0).lower(tuple(state), shapes(batch)), state
 
-        def shapes(tensors: Any) -> Any:
-            return jax.tree.map(lambda tensor: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype, sharding=sharding), tensors)
 
-        state = shapes([list(part) for part in private.training_state(self.model)])
-        data, sums = shapes(self.batch), shapes(list(getattr(self.model.optimizer, "sums", [])))
-        began_s = time.perf_counter()
-        lowered = jax.jit(self.model.train_step, donate_argnums=0).lower(tuple(state), data)
-        compiled = lowered.compile()
-        memory = compiled.memory_analysis()
-        new_outputs_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes  # not written in the place of an input
-        policies = {layer.dtype_policy.name for layer in private.sublayers(self.model)}  # some layers may stay in float32
-        return StepCost(
-            weights_bytes=_count_bytes([*state[0], *state[1], *state[3]]),
-            optimizer_bytes=_count_bytes(state[2]) - _count_bytes(sums),
-            accumulators_bytes=_count_bytes(sums),
-            inputs_bytes=_count_bytes(jax.tree.leaves(data)),
-            temporaries_bytes=memory.temp_size_in_bytes + max(new_outputs_bytes, 0),
-            n_parameters=self.model.count_params(),
-            n_flops=private.count_operations(lowered),
-            moved_bytes=private.count_moved_bytes(compiled),
-            has_loop=private.has_loop(compiled),
-            compile_s=time.perf_counter() - began_s,
-            dtype_policy=min(policies - {"float32"}, default="float32"),
-            optimizer=self.optimizer_name,
-            sources=sources,
-        )
+def _compile_step(model: keras.Model, optimizer_name: str, batch: Any, request: StepRequest) -> StepCost:
+    """What the step needs.
+
+    Raises:
+        jax.errors.JaxRuntimeError: XLA failed.
+    """
+    began_s = time.perf_counter()
+    recompute = request.config.recomputed_layers if request.config else request.recompute
+    lowered, state = lower_step(model, batch, request.target, recompute)
+    compiled = lowered.compile()
+    memory = compiled.memory_analysis()
+    new_outputs_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes  # not written in the place of an input
+    policies = {layer.dtype_policy.name for layer in private.sublayers(model)}  # some layers may stay in float32
+    sums_bytes = _count_bytes(getattr(model.optimizer, "sums", []))
+    return StepCost(
+        weights_bytes=_count_bytes([*state[0], *state[1], *state[3]]),
+        optimizer_bytes=_count_bytes(state[2]) - sums_bytes,
+        accumulators_bytes=sums_bytes,
+        inputs_bytes=_count_bytes(jax.tree.leaves(batch)),
+        temporaries_bytes=memory.temp_size_in_bytes + max(new_outputs_bytes, 0),
+        n_parameters=model.count_params(),
+        n_flops=private.count_operations(lowered),
+        moved_bytes=private.count_moved_bytes(compiled),
+        has_loop=private.has_loop(compiled),
+        compile_s=time.perf_counter() - began_s,
+        dtype_policy=min(policies - {"float32"}, default="float32"),
+        optimizer=optimizer_name,
+    )
 
 
 def _count_bytes(arrays: Sequence[Any]) -> int:
     return sum(math.prod(array.shape) * jax.numpy.dtype(array.dtype).itemsize for array in arrays)
 
 
-def _build_step(request: StepRequest) -> _Step:
-    keras.config.disable_flash_attention()  # decided here, not by the machine at hand: it would ask this CPU for cuDNN
-    loaded = _load_model(request)
-    own_optimizer = getattr(loaded, "optimizer", None)
-    model = _with_inputs(loaded, request.input_shapes)
-    if request.keras_file and request.dtype_policy:
-        model = _with_policy(model, request.dtype_policy)
-    x = _make_inputs(model, request)
-    optimizer_name = _compile_model(model, request, own_optimizer)
-    with _unallocated():
-        y = _make_targets(model.compute_output_spec(x), model.loss, model.output_names)
-        private.make_variables(model, (x, y))
-    return _Step(model, optimizer_name, (x, y))
-
-
 def answer(requests: Sequence[StepRequest], loaded: Callable[[], None] = lambda: None) -> Iterator[StepCost]:
     """The answer to each request, of which several in a row may differ in the target only: their step is built once.
 
     Args:
-        loaded: called after the first model has been built.
+        loaded: called after a model has been built.
     """
     built_for = step = None
     for request in requests:
@@ -250,7 +193,7 @@ def answer(requests: Sequence[StepRequest], loaded: Callable[[], None] = lambda:
             if subject != built_for:
                 step, built_for = _build_step(request), subject
             loaded()
-            cost = step.compile_for(request.target, {} if request.config else _users_sources())
+            cost = _compile_step(*step, request)
         except jax.errors.JaxRuntimeError as error:
             first_line = str(error).strip().splitlines()[0]
             missing = any(file in first_line for file in ("libdevice", "ptxas"))

@@ -1,5 +1,6 @@
 """Scores on values that the model has not seen, beside what needs no model."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +11,7 @@ from scipy import stats
 from ...data import CrashSeries, Series
 from ...results import Metric
 from ..model.features import HIGH, THRESHOLD
-from ..model.predictions import Predictions
-from ..model.windows import Samples
+from ..model.windows import Predictions, Samples
 
 ACCURACY, CLASS_ACCURACY = "accuracy at 1.5", "accuracy of 3 classes"
 FALSE_SIGNALS, LOG_ERROR = 'false "above" signals', "error of log value"
@@ -82,16 +82,12 @@ def resampled(*groups: Sequence[Score]) -> list[np.ndarray]:
     Args:
         groups: of each configuration the scores of its seeds, all of the same n values.
     """
-    rng, n = np.random.default_rng(0), len(groups[0][0].parts)
+    n = len(groups[0][0].parts)
     n_blocks = -(-n // block_length(groups))
     starts = np.arange(n_blocks) * n // n_blocks
-
-    def draw(n_things: int) -> np.ndarray:
-        return rng.multinomial(n_things, np.full(n_things, 1 / n_things), size=_N_RESAMPLES)
-
-    blocks, means = draw(n_blocks + 2), []
-    for group in groups:
-        imagined = (1, 0) if group is groups[0] else (0, 1)
+    blocks, means = _draw(n_blocks + 2, seed=0), []
+    for number, group in enumerate(groups, start=1):
+        imagined = (1, 0) if number == 1 else (0, 1)
         parts, counts = (
             [blocks @ np.append(np.add.reduceat(array, starts, dtype="float64"), extra) for array in arrays]
             for arrays, extra in (([each.parts for each in group], imagined), ([each.counts for each in group], (1, 1)))
@@ -100,9 +96,17 @@ def resampled(*groups: Sequence[Score]) -> list[np.ndarray]:
         of_seeds, n_seeds = values.mean(axis=0), len(group)
         if n_seeds > 1:
             stretch = math.sqrt(n_seeds / (n_seeds - 1)) * stats.t.ppf(0.975, n_seeds - 1) / stats.norm.ppf(0.975)
-            of_seeds += stretch * ((draw(n_seeds).T * values).sum(axis=0) / n_seeds - of_seeds)
+            drawn = _draw(n_seeds, seed=number)
+            of_seeds += stretch * ((drawn.T * values).sum(axis=0) / n_seeds - of_seeds)
         means.append(of_seeds)
     return means
+
+
+@functools.lru_cache(maxsize=4)
+def _draw(n_things: int, seed: int) -> np.ndarray:
+    """How often each of some things is drawn, with replacement: (2,000, n_things), always the same."""
+    shares = np.full(n_things, 1 / n_things)
+    return np.random.default_rng(seed).multinomial(n_things, shares, size=_N_RESAMPLES).astype("float64")
 
 
 def block_length(groups: Sequence[Sequence[Score]]) -> int:
@@ -168,26 +172,25 @@ def compare(
     """
     seeds = [scores(each, actual) for each in ([model] if isinstance(model, Predictions) else model)]
     best_scores = scores(best_possible, actual) if best_possible else {}
-    metrics = []
-    for name, base in scores(base_rate, actual).items():
-        of_seeds = [each[name] for each in seeds]
-        of_model, of_base = resampled(of_seeds, [base])
-        gain_low, gain_high = interval((of_model - of_base) * (1 if base.higher_is_better else -1))
-        metrics.append(
-            Metric(
-                name=name,
-                unit="log" if name == LOG_ERROR else "share",
-                higher_is_better=base.higher_is_better,
-                model=np.mean([each.value for each in of_seeds]),
-                base_rate=base.value,
-                best_possible=best_scores[name].value if best_possible and name in WITH_A_BEST else None,
-                n_samples=round(np.mean([each.counts.sum() for each in of_seeds])),
-                gain_low=gain_low,
-                gain_high=gain_high,
-                block_length=block_length([of_seeds, [base]]),
-            )
-        )
-    return metrics
+    base_scores = scores(base_rate, actual)
+    return [_compare_score(name, [each[name] for each in seeds], base, best_scores) for name, base in base_scores.items()]
+
+
+def _compare_score(name: str, of_seeds: Sequence[Score], base: Score, best_scores: dict[str, Score]) -> Metric:
+    of_model, of_base = resampled(of_seeds, [base])
+    gain_low, gain_high = interval((of_model - of_base) * (1 if base.higher_is_better else -1))
+    return Metric(
+        name=name,
+        unit="log" if name == LOG_ERROR else "share",
+        higher_is_better=base.higher_is_better,
+        model=np.mean([each.value for each in of_seeds]),
+        base_rate=base.value,
+        best_possible=best_scores[name].value if best_scores and name in WITH_A_BEST else None,
+        n_samples=round(np.mean([each.counts.sum() for each in of_seeds])),
+        gain_low=gain_low,
+        gain_high=gain_high,
+        block_length=block_length([of_seeds, [base]]),
+    )
 
 
 def evaluate(model: Predictions | Sequence[Predictions], samples: Samples, series: Series) -> list[Metric]:

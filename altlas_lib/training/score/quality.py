@@ -7,11 +7,10 @@ import numpy as np
 
 from ...data import Series
 from ...results import Kept, Quality
-from ..fit.stages import train
+from ..fit.series import predict, train
 from ..model.config import ModelConfig, option1, option2
 from ..model.multi_scale import build_model
-from ..model.predictions import Predictions
-from ..model.windows import Samples, prepare
+from ..model.windows import Predictions, Samples, prepare
 from .metrics import ACCURACY, base_rate_predictions, evaluate, interval, resampled, scores
 
 # The plan's options and the shares of quality that it says they keep.
@@ -23,7 +22,7 @@ OPTIONS: dict[str, tuple[Callable[[ModelConfig], ModelConfig], tuple[float, floa
 
 def forecasts(samples: Samples, config: ModelConfig, *, seeds: Sequence[int], **training: Any) -> list[Predictions]:
     """Of the test part, by a model trained anew with each seed; `training` goes to `train`."""
-    return [train(samples, config, seed=seed, **training).predict(samples, samples.split.test) for seed in seeds]
+    return [predict(train(samples, config, seed=seed, **training).model, samples, samples.split.test) for seed in seeds]
 
 
 def compare_options(
@@ -95,9 +94,8 @@ def quality_rows(qualities: Sequence[Quality]) -> list[dict[str, Any]]:
 def kept(light: Sequence[Predictions], reference: Sequence[Predictions], samples: Samples) -> tuple[Kept, Kept | None]:
     """Ratios of the two accuracies at 1.5, and of their gains over the base rate where the reference has a sure one."""
     actual = samples.values[samples.split.test]
-    groups = [
-        [scores(each, actual)[ACCURACY] for each in group] for group in (light, reference, [base_rate_predictions(samples)])
-    ]
+    forecast_groups = (light, reference, [base_rate_predictions(samples)])
+    groups = [[scores(each, actual)[ACCURACY] for each in group] for group in forecast_groups]
     of_light, of_reference, of_base = (np.mean([score.value for score in group]) for group in groups)
     draws = resampled(*groups)
 

@@ -1,6 +1,7 @@
 """Answers of the compiler that are there at once: those that ship with the library, and those that this machine made."""
 
 import ast
+import contextlib
 import functools
 import hashlib
 import json
@@ -23,8 +24,8 @@ _SOURCES = (
 _PACKAGES = ("jax", "jaxlib", "keras", "jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt")
 
 
-class Shipped(BaseModel):
-    """The compiled steps of the presets, by the key of their request.
+class Answers(BaseModel):
+    """Compiled steps of configurations, by the key of their request.
 
     Attributes:
         versions: of the packages that compiled them.
@@ -35,28 +36,53 @@ class Shipped(BaseModel):
     sources: str = ""
     steps: dict[str, StepCost] = {}
 
-    def save(self, file: Path = SHIPPED_FILE) -> None:
+    def save(self, file: Path) -> None:
         """One line for each step, in the order in which they were made."""
         steps = ",\n".join(f'"{key}": {cost.model_dump_json(exclude_defaults=True)}' for key, cost in self.steps.items())
         head = f'"versions": {json.dumps(self.versions)},\n"sources": "{self.sources}"'
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, f'{{{head},\n"steps": {{\n{steps}\n}}}}\n')
 
 
-@functools.cache
-def shipped() -> Shipped:
-    """What ships with this version of the library; nothing where the file is gone, or of steps that have changed since."""
+def read_answers(file: Path, *, of_any_version: bool = False) -> Answers:
+    """Those of a file; none where it is gone or damaged, or of a step that has changed since, or of other versions."""
+    here = Answers(versions=package_versions(), sources=source_digest())
     try:
-        found = Shipped.model_validate_json(SHIPPED_FILE.read_bytes())
+        found = Answers.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
-        return Shipped()
-    return found if found.sources == source_digest() else Shipped()
+        return here
+    return found if found.sources == here.sources and (of_any_version or found.versions == here.versions) else here
 
 
-def stale_note(found: Shipped) -> str | None:
-    """What to say where other versions compiled what ships; None where those that are installed did, or none is."""
-    here = package_versions()
-    other = [f"{name} {made} (here {here[name]})" for name, made in found.versions.items() if here.get(name, made) != made]
-    return f"compiled with {', '.join(other)}; again with yours: {REDO}" if other else None
+@functools.cache
+def _read_shipped() -> Answers:
+    return read_answers(SHIPPED_FILE, of_any_version=True)
+
+
+def find_answer(request: StepRequest) -> tuple[StepCost | None, str | None]:
+    """What is known of a step, and a note where other versions than those that are here compiled it."""
+    key, shipped, versions = request_key(request), _read_shipped(), package_versions()
+    if cost := read_answers(_own_file()).steps.get(key):
+        return cost, None
+    other = [
+        f"{name} {made} (here {versions[name]})" for name, made in shipped.versions.items() if versions.get(name, made) != made
+    ]
+    return shipped.steps.get(key), f"compiled with {', '.join(other)}; again with yours: {REDO}" if other else None
+
+
+def keep_answer(request: StepRequest, cost: StepCost) -> str | None:
+    """Keep it under `outputs/.cache`; a note where that fails, which costs the next time only."""
+    answers = read_answers(_own_file())
+    answers.steps[request_key(request)] = cost
+    try:
+        answers.save(_own_file())
+    except OSError as error:
+        return f"the answer could not be kept for the next time ({error})"
+    return None
+
+
+def _own_file() -> Path:
+    return outputs_dir() / ".cache" / "plans.json"
 
 
 @functools.cache
@@ -77,43 +103,11 @@ def package_versions() -> dict[str, str]:
     """The installed packages that compile, and their versions."""
     versions = {}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
 def request_key(request: StepRequest) -> str:
     """A hash of a request for a configuration: of whose step and for which GPU it is."""
     return hashlib.sha256(request.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:32]
-
-
-class Cache:
-    """Answers under `outputs/.cache/plans`, by all that decides them: request, model, packages, this library's step."""
-
-    def __init__(self, request: StepRequest, identity: tuple[str, ...]):
-        parts = [request.model_dump_json(exclude={"keras_file"}, exclude_defaults=True), *identity]
-        parts += [json.dumps(package_versions()), source_digest()]
-        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        self.file = outputs_dir() / ".cache" / "plans" / f"{key}.json"
-
-    def read(self) -> StepCost | None:
-        """The answer; None: not there, damaged, or a source of the model's has changed or is gone."""
-        try:
-            kept = StepCost.model_validate_json(self.file.read_bytes())
-            unchanged = (
-                hashlib.sha256(Path(source).read_bytes()).hexdigest() == digest for source, digest in kept.sources.items()
-            )
-            return kept if all(unchanged) else None
-        except (OSError, ValidationError):
-            return None
-
-    def write(self, cost: StepCost) -> list[str]:
-        """Keep an answer; a note where that fails, which costs the next time only."""
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.file, cost.model_dump_json(exclude_defaults=True))
-        except OSError as error:
-            return [f"the answer could not be kept for the next time ({error})"]
-        return []

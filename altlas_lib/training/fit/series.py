@@ -1,0 +1,104 @@
+"""The specification's multi-scale model, or a prototype in its place, trained on a series: one user of `fit`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..backend import keras, n_replicas
+from ..checks import check_count
+from ..model.accumulation import MicroBatching
+from ..model.config import CLASSIFICATION, REGRESSION, THRESHOLD_HEAD, ModelConfig
+from ..model.losses import balanced_weights, compile_losses, unweighted_probability
+from ..model.multi_scale import build_model
+from ..model.windows import Part, Predictions, Samples
+from . import fit
+from .dataset import MicroBatches, open_dataset
+from .loop import TrainingRun
+
+LOSS_WEIGHTS = {REGRESSION: 0.65, CLASSIFICATION: 0.10, THRESHOLD_HEAD: 0.25}  # of the specification's first stage
+
+
+def train(
+    samples: Samples,
+    model: ModelConfig | Callable[[], keras.Model],
+    *,
+    n_epochs: int,
+    micro_batch_size: int = 64,
+    gradient_accumulation_steps: int = 1,
+    learning_rate: float = 1e-4,
+    loss_weights: Mapping[str, float] = LOSS_WEIGHTS,
+    gamma: float = 0.0,
+    dtype_policy: str = "float32",
+    seed: int = 0,
+    patience: int | None = 15,
+    **how: Any,
+) -> TrainingRun:
+    """Build a model and train it on the training part of a series with Adam.
+
+    Args:
+        model: the sizes of the multi-scale model; or a function that builds a prototype of one's own in its place, with the
+            same inputs and outputs as `build_model` says, of a window of its own.
+        micro_batch_size: samples on the device at a time; times `gradient_accumulation_steps` it is the batch of one update.
+        loss_weights: of the three heads; as `gamma`, the focus of the threshold's loss, they are those of the first of the
+            specification's stages. Its batch is 64.
+        dtype_policy: `"float32"`, or `"mixed_float16"`: computed in float16 with loss scaling, kept in float32; of a prototype
+            the function decides.
+        seed: of weights, dropout and order. It is set for the whole process (`keras.utils.set_random_seed`).
+        **how: as for `fit`, and n_epochs and patience, too.
+
+    Raises:
+        ValueError: a number that is too small, a training part of less than one update or with one class only, an unknown
+            dtype policy, a prototype with other inputs or outputs.
+        FloatingPointError, CheckpointError, FileExistsError: as for `fit`.
+    """
+    check_count("micro_batch_size", micro_batch_size)
+    check_count("gradient_accumulation_steps", gradient_accumulation_steps)
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate is {learning_rate}: expected more than 0")
+    keras.utils.set_random_seed(seed)
+    if isinstance(model, ModelConfig):
+        built = build_model(model, samples.features.shape[1], dtype_policy=dtype_policy)
+        how = {"recompute": model.recomputed_layers, **how}
+    else:
+        built = model()
+        check_prototype(built, samples)
+    window = built.input["window"].shape[1]
+    training, validation = (Part(samples, np.r_[part], window) for part in (samples.split.train, samples.split.validation))
+    weights = balanced_weights(samples.targets(training.positions)[THRESHOLD_HEAD])
+    optimizer = keras.optimizers.Adam(learning_rate)
+    if any(layer.compute_dtype == "float16" for layer in built.layers):
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    built.compile(optimizer, compile_losses(*weights, gamma), loss_weights=dict(loss_weights), auto_scale_loss=False)
+    sizes = {"batch_size": micro_batch_size * gradient_accumulation_steps, "micro_batch_size": micro_batch_size}
+    return fit(built, training, validation, n_epochs=n_epochs, patience=patience, seed=seed, **sizes, **how)
+
+
+def predict(model: keras.Model, samples: Samples, part: slice, batch_size: int = 64) -> Predictions:
+    """The forecast of each value of a part by a model that `train` trained, `batch_size` samples at a time."""
+    positions, loss = np.r_[part], model.loss[THRESHOLD_HEAD]
+    n, n_devices = len(positions), n_replicas()
+    padded = np.resize(positions, -(-n // n_devices) * n_devices)  # each device gets as many
+    size = min(-(-batch_size // n_devices) * n_devices, len(padded))
+    data = open_dataset(Part(samples, padded, model.input["window"].shape[1]))
+    heads = model.predict(MicroBatches(data.open(None), MicroBatching(len(padded), size, size)), verbose=0)
+    threshold = unweighted_probability(heads[THRESHOLD_HEAD][:n, 0], loss.below_weight, loss.above_weight, loss.gamma)
+    return Predictions(threshold >= 0.5, heads[CLASSIFICATION][:n].argmax(axis=1), heads[REGRESSION][:n, 0])
+
+
+def check_prototype(model: keras.Model, samples: Samples) -> None:
+    """That a model of one's own takes the series' inputs and gives its three answers.
+
+    Raises:
+        ValueError: it does not; says what it has.
+    """
+    inputs, outputs = (
+        {name: tensor.shape for name, tensor in tensors.items()} if isinstance(tensors, dict) else tensors
+        for tensors in (getattr(model, "input", None), getattr(model, "output", None))
+    )
+    window = inputs.get("window", (None, 0)) if isinstance(inputs, dict) else (None, 0)
+    expected_inputs = {"window": (None, window[-1]), "features": (None, samples.features.shape[1])}
+    expected = {REGRESSION: (None, 1), CLASSIFICATION: (None, 3), THRESHOLD_HEAD: (None, 1)}
+    if inputs != expected_inputs or outputs != expected:
+        wanted = f"expected a functional model that takes {expected_inputs} (a window of any length) and gives {expected}"
+        raise ValueError(f"the prototype takes {inputs} and gives {outputs}: {wanted}")
