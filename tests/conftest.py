@@ -1,6 +1,7 @@
 """Every test writes into a folder of its own, and `gpu` tests are skipped, and counted as skipped, without a GPU."""
 
 import random
+import signal
 import textwrap
 
 import hypothesis
@@ -10,6 +11,9 @@ from altlas_lib import devices, paths, profiling
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # speed is the benchmarks' business, and machines are busy
 hypothesis.settings.load_profile("untimed")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts what runs in its background so, and children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
