@@ -214,10 +214,12 @@ def test_what_cannot_be_meant_is_refused(run):
 def test_the_panel_moves_with_its_sliders(run, ceilings):
     pytest.importorskip("ipywidgets")
     panel = report.panel(ceilings)
-    gpu, n_texts, *_, answers = panel.children
+    gpu, n_texts, _, batch_size, _, answers = panel.children
     assert "10,000 texts, T4" in answers.value
     gpu.value, n_texts.value = "H200", 1e6
     assert "1,000,000 texts, H200" in answers.value
+    assert "not compiled yet" not in answers.value  # the preset's own batch is in what ships
+    batch_size.value = 128
     assert "not compiled yet" in answers.value
 
 
