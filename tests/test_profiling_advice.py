@@ -293,7 +293,7 @@ def sum_of_squares(x):
         (find_words, (WORDS,), "change the call"),
         (parse, (json.dumps([{"id": i, "text": str(i)} for i in range(20_000)]),), "change the call"),
         (cosine_similarity, (single(4000, 2048),), "port it"),
-        (forward, (single(65_536, 256), [single(256, 256), single(256, 10)]), "port it"),
+        (forward, (single(65_536, 256), [single(256, 1024), single(1024, 256), single(256, 10)]), "port it"),
         (nearest, (RNG.random((1500, 64)), RNG.random((2000, 64))), "port it"),
         (sum_of_squares, (RNG.random(50_000),), "vectorise first"),
     ],
