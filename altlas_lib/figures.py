@@ -67,7 +67,7 @@ def save_figure(fig: Figure, run: RunFolder, name: str, *, alt: str) -> FigureFi
     if not title or not alt:
         raise ValueError(f"figure {name!r}: expected a title on its first Axes and an alt text, got {title!r} and {alt!r}")
     for ax in fig.axes:
-        ax.set_title(ax.get_title("left"), loc="left", wrap=True)  # beside long names of rows there is little room
+        ax.set_title(ax.get_title("left"), loc="left", wrap=True)  # beside long names of rows there is little space
     drawn, picture = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png")
     # 256 colours are what a figure has, shades of its edges aside: a third of the size, in a report that holds fifteen.

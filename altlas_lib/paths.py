@@ -1,13 +1,17 @@
 """Where things lie: the project, its data, and the folder of a run."""
 
 import contextlib
+import functools
 import os
 import re
 import sys
+import tomllib
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 
 def project_root() -> Path:
@@ -97,6 +101,12 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+@functools.cache
+def shipped_toml(package: str, name: str) -> dict[str, Any]:
+    """A TOML file that lies beside a package's modules, read once: leave what is returned as it is."""
+    return tomllib.loads(resources.files(package).joinpath(name).read_text("utf-8"))
 
 
 @contextlib.contextmanager

@@ -3,11 +3,11 @@
 import difflib
 import functools
 import re
-import tomllib
-from importlib import resources
 from itertools import accumulate
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from ..paths import shipped_toml
 
 
 class GpuSpec(BaseModel):
@@ -51,21 +51,15 @@ class Multiprocessor(BaseModel):
 
 
 @functools.cache
-def _read() -> dict:
-    with resources.files(__package__).joinpath("gpus.toml").open("rb") as file:
-        return tomllib.load(file)
-
-
-@functools.cache
 def load_catalogue() -> tuple[GpuSpec, ...]:
     """All rows of the catalogue, smallest memory first as in the file."""
-    return tuple(GpuSpec.model_validate(row) for row in _read()["gpu"])
+    return tuple(GpuSpec.model_validate(row) for row in shipped_toml(__package__, "gpus.toml")["gpu"])
 
 
 @functools.cache
 def find_multiprocessor(compute_capability: str) -> Multiprocessor:
     """The multiprocessor of `GpuSpec.compute_capability`, which the catalogue has for each of its GPUs."""
-    return Multiprocessor.model_validate(_read()["multiprocessor"][compute_capability])
+    return Multiprocessor.model_validate(shipped_toml(__package__, "gpus.toml")["multiprocessor"][compute_capability])
 
 
 def _key(name: str) -> str:

@@ -1,10 +1,10 @@
 """How much of a GPU's data sheet programs reach: `gpu_efficiencies.toml`, fitted on published timings, with its errors."""
 
 import functools
-import tomllib
-from importlib import resources
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+
+from ..paths import shipped_toml
 
 
 class _Row(BaseModel):
@@ -49,6 +49,4 @@ class Efficiencies(_Row):
 @functools.cache
 def load_efficiencies() -> Efficiencies:
     """The shipped table; `python -m benchmarks.fit_efficiencies` writes it."""
-    return Efficiencies.model_validate(
-        tomllib.loads(resources.files(__package__).joinpath("gpu_efficiencies.toml").read_text("utf-8"))
-    )
+    return Efficiencies.model_validate(shipped_toml(__package__, "gpu_efficiencies.toml"))

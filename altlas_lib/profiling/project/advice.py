@@ -4,14 +4,13 @@ What decides, and the sentences that say why, stand in `advice.toml`.
 """
 
 import functools
-import tomllib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, Template
 
 from ...devices import GpuSpec, find_gpu
+from ...paths import shipped_toml
 from ...results import ArrayTrace, Candidate, Ceilings, FunctionTime, Projection, Quantity, WorkloadProfile, format_value
 from .calibrate import Calibration
 from .gpu import Rates, gpu_rates
@@ -71,7 +70,7 @@ def rank_candidates(
 @functools.cache
 def _rules() -> tuple[list[dict], Template]:
     """In order, with what each says; and what every reason ends with."""
-    content = tomllib.loads(resources.files(__package__).joinpath("advice.toml").read_text("utf-8"))
+    content = shipped_toml(__package__, "advice.toml")
     rules = content["rule"]
     sentences = [{key: JINJA.from_string(rule[key]) for key in ("advice", "reason")} for rule in rules]
     rules = [{"holds": JINJA.compile_expression(rule["when"]), **each} for rule, each in zip(rules, sentences, strict=True)]

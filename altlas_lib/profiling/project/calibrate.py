@@ -3,9 +3,7 @@
 import functools
 import math
 import statistics
-import tomllib
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -13,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from ... import devices
-from ...paths import outputs_dir, write_atomically
+from ...paths import outputs_dir, shipped_toml, write_atomically
 from ...results import Model
 from ..record.calls import Array, Call
 from .gpu import accuracy_class, call_seconds, gpu_rates
@@ -74,7 +72,7 @@ def calibrate(*, n_runs: int = 7, scale: float = 1.0) -> Calibration:
 
     gpu = devices.find_gpu(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
     rates, logs, left_out = gpu_rates(gpu), {}, []
-    kernels = tomllib.loads(resources.files(__package__).joinpath("calibration.toml").read_text("utf-8"))["kernels"]
+    kernels = shipped_toml(__package__, "calibration.toml")["kernels"]
     for name, *operands in kernels:
         try:
             call, seconds = _measured(name, [_operand(text, scale) for text in operands], n_runs)

@@ -14,14 +14,13 @@ CuPy make, each reading its operands and writing its result. Complex numbers cou
 import functools
 import math
 import re
-import tomllib
 from collections.abc import Iterable
 from fractions import Fraction
-from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...paths import shipped_toml
 from ...results import ArrayOperation, ArrayTrace, OperationKind
 from ..record.calls import Array, Call, RecordedFunction
 
@@ -119,7 +118,7 @@ def _dtype(call: Call) -> str:
 @functools.cache
 def _table() -> dict[str, Any]:
     """operations.toml: group of modules -> name -> row; `modules` and `classes` as they stand there."""
-    content = tomllib.loads(resources.files(__package__).joinpath("operations.toml").read_text())
+    content = shipped_toml(__package__, "operations.toml")
     groups = {group: rows for group, rows in content.items() if isinstance(rows, list)}
     return content | {group: {name: row for row in rows for name in row["names"].split()} for group, rows in groups.items()}
 

@@ -6,12 +6,11 @@ What runs on this CPU comes from `cheaper_calls.toml`: each entry stands for a p
 """
 
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
-from importlib import resources
 from typing import Any, NamedTuple
 
 from ...devices import GpuSpec
+from ...paths import shipped_toml
 from ...results import Advice, ArrayOperation, ArrayTrace, FunctionTime, Route, WorkloadProfile
 from ..record.calls import Array
 from .gpu_libraries import GpuLibrary, Offer, gpu_libraries, public_parts
@@ -151,8 +150,7 @@ _SHORT_CALL_S, _SHORT_CALL_ON_TINY_S = 1e-3, 10e-3
 
 
 def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
-    table = tomllib.loads(resources.files(__package__).joinpath("cheaper_calls.toml").read_text("utf-8"))
-    for name, entry in table.items():
+    for name, entry in shipped_toml(__package__, "cheaper_calls.toml").items():
         covers = globals()[f"_{entry.get('by', name)}"](evidence, **entry.get("with", {}))
         if covers >= entry.get("least", LEAST_SHARE):
             why = f"{entry['why']} ({covers:.0%} of its own time; not measured)"
