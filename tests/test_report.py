@@ -88,7 +88,7 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
         claimed=(0.95, 0.98),
     )
     epoch = Epoch(
-        **{"stage": 1, "epoch": 1, "metrics": {"loss": 1.0}, "duration_s": 1.0, "micro_batch_size": 8, "n_updates": 9},
+        **{"epoch": 1, "metrics": {"loss": 1.0}, "duration_s": 1.0, "micro_batch_size": 8, "n_updates": 9},
         **{"memory_device": CPU, "memory_bytes": 1, "peak_memory_bytes": 2},
     )
     function = FunctionTime(name=text, file=text, line=1, n_calls=2, own=seconds(0.1), cumulative=seconds(0.2))

@@ -16,7 +16,7 @@ from .render import read_results
 
 _IDENTIFYING = (
     *("workload", "method", "name", "function", "option", "series", "tool", "kind", "gpu", "check"),
-    *("n_texts", "on_gpu", "with_transfers", "stage", "epoch"),
+    *("n_texts", "on_gpu", "with_transfers", "epoch"),
 )
 _STATED = (
     *("verdict", "advice", "standing", "same_answer", "ready", "status", "preset", "n_seeds", "micro_batch_size"),

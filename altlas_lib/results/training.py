@@ -11,7 +11,6 @@ from .quantity import Model, Quantity
 class Epoch(Model):
     """A line of the training log. Memory is the GPU's where the backend computes on one, else the process's."""
 
-    stage: int
     epoch: int
     metrics: dict[str, float]  # Keras' names: `loss`, `regression_loss`, ..., `val_` for the validation part
     duration_s: float
@@ -56,8 +55,6 @@ class MemoryPlan(Model):
     gpu: str
     configuration: dict[str, JsonValue]  # what was planned: model, batch_size, dtype_policy, ...
     peak: Quantity
-    # compiled for a GPU of endless memory: XLA had no reason to compute anything twice
-    peak_before_rematerialisation: Quantity | None = None
     bytes_by_part: dict[str, int]  # weights, optimizer, accumulators, inputs, temporaries; sum: the peak
     overhead_bytes: int  # CUDA context, library workspaces, prefetched batches: an allowance, not compiled
     usable_bytes: int  # of the GPU's memory, for everything
@@ -124,7 +121,7 @@ class TrainingResult(ChapterResult):
     micro_batch_size: int  # at the end of the training
     micro_batch_size_asked: int | None = None  # None: not recorded
     n_retreats: NonNegativeInt = 0  # times that the device ran out of memory and the micro-batch was halved
-    best_epoch: int | None = None  # of the last stage: the one whose weights the scores are of
+    best_epoch: int | None = None  # the one whose weights the scores are of
     # what all seeds say of every test value; None: they tell values apart, or were not asked
     constant_answer: str | None = None
     gradient_accumulation_steps: int

@@ -48,9 +48,9 @@ class _Cache(FunctionCache):
 
 
 @functools.cache
-def _warn_once(reason: str) -> None:
+def _warn_once() -> None:
     warnings.warn(
-        f"compiled code cannot be kept ({reason}), so each process compiles for some seconds; "
+        "compiled code cannot be kept (no folder of Numba's can be written to), so each process compiles for some seconds; "
         "set NUMBA_CACHE_DIR to a folder of your own that can be written to",
         stacklevel=4,
     )
@@ -65,5 +65,5 @@ def compiled(function: Callable | None = None, **options: Any) -> Any:
         dispatcher._cache = _Cache(function)
     except RuntimeError:  # no folder can be written to
         dispatcher._cache = NullCache()
-        _warn_once("no folder of Numba's can be written to")
+        _warn_once()
     return dispatcher

@@ -34,9 +34,13 @@ class Settings:
     methods: Sequence[type]  # Float32, Int8, or both, of which the cheaper is used
     n_threads: int
     tile_rows: int
-    tile_columns: int | None = None  # as many as rows; more where a few rows are compared with many
+    wide_columns: int | None = None  # of a tile, where a few rows are compared with many; None: as many as rows
     progress: Callable[[float], None] | None = None  # called with the share that is done
     clock: dict[str, float] | None = None  # CPU seconds of all threads are added to it, by step
+
+    @property
+    def tile_columns(self) -> int:
+        return self.wide_columns or self.tile_rows
 
     @classmethod
     def choose(
@@ -105,7 +109,7 @@ class Columns:
     """Rows that others are compared with, and what each method needs of them."""
 
     def __init__(self, B: UnitRows, settings: Settings, *, for_many_calls: bool = False) -> None:
-        self.B, self.blocks = B, blocks_of(len(B), settings.tile_columns or settings.tile_rows)
+        self.B, self.blocks = B, blocks_of(len(B), settings.tile_columns)
         sample = B[:: -(-len(B) // _SAMPLE_ROWS)]
         self.methods = [method(sample) for method in settings.methods]
         options = {"n_threads": settings.n_threads, "for_many_calls": for_many_calls}
@@ -144,8 +148,8 @@ class Tiles:
 
     def for_each(self, act: Callable) -> None:
         """Call `act(method, products, position, a, b, scratch)` for every tile: the number of the method, and two blocks."""
-        n_a, n_b, n_rows = len(self.row_blocks), len(self.column_blocks), self.settings.tile_rows
-        n_columns = self.settings.tile_columns or n_rows
+        n_a, n_b = len(self.row_blocks), len(self.column_blocks)
+        n_rows, n_columns = self.settings.tile_rows, self.settings.tile_columns
         is_square = self.B is self.A
         tiles = square_tiles(n_a) if is_square else rectangular_tiles(n_a, n_b)
         n_tiles = n_a * (n_a + 1) // 2 if is_square else n_a * n_b

@@ -255,7 +255,6 @@ class Loop:
         progress.epoch += 1
         progress.log.append(
             Epoch(
-                stage=1,
                 epoch=progress.epoch,
                 metrics=metrics,
                 duration_s=perf_counter() - self.began_at_s,
