@@ -16,6 +16,7 @@ PACKAGES = (
     "devices",
     "environment",
     "figures",
+    "inference",
     "paths",
     "profiling",
     "report",

@@ -262,7 +262,8 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """The summary as lines of text."""
-    rows = [("core", found["core"]), ("all", found["all"]), ("all but doubtful (trust 3)", found["without_doubtful"])]
+    rows = [("core", found["core"]), ("all", found["all"])]
+    rows += [("all but doubtful (trust 3)", found["without_doubtful"])] if "without_doubtful" in found else []
     rows += [*found["by_class"].items(), *((f"on {name}", scores) for name, scores in found["by_gpu"].items())]
     lines = [f"{'':34}{'points':>7}{'inside':>8}{'error':>8}{'width':>8}"]
     for name, scores in rows:

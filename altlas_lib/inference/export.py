@@ -1,0 +1,164 @@
+"""A Keras model as an ONNX file that says the same, with the model's own names, at any batch size."""
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..paths import write_atomically
+from ..results import Agreement
+from .child import InferenceError, run_child
+from .compare import compare_outputs
+from .measure import INPUT_DTYPES, open_session, run_batches
+
+UNSEEN_BATCHES = (3, 7)  # at which the file is compared with the model; the export itself sees a batch of one
+LARGEST_DIFFERENCE = 1e-3  # of an output's largest value: float32 sums in another order stay far below
+
+
+def export_onnx(model: Any, path: str | Path, *, modules: Sequence[str] = (), time_limit_s: float = 600) -> list[Agreement]:
+    """Write a Keras model of any backend as ONNX, by TensorFlow in a child process, and say how far the file is from it.
+
+    Inputs and outputs keep the model's names, their first dimension is called `batch`. The file appears when it is whole and
+    was compared with the model on random inputs, at batches that the export did not see.
+
+    Args:
+        model: a built `keras.Model`, a `.keras` file, or "module:function" that builds one, of layers in keras.ops.
+        modules: to import before a file is loaded: they register its own layers. Those of a built model are found.
+
+    Returns:
+        The agreement of each output.
+
+    Raises:
+        InferenceError: no such model, an input without a shape or of float64 or text, an operation that ONNX lacks, a missing
+            exporter, or a file that says something else than the model.
+    """
+    if not importlib.util.find_spec("tf2onnx"):
+        raise InferenceError("tf2onnx is not installed, which writes ONNX: pip install altlas-cuda-workbook[inference]")
+    with tempfile.TemporaryDirectory(prefix="altlas-") as folder:
+        made = Path(folder) / "model.onnx"
+        request = save_keras(model, Path(folder), modules) | {"path": str(made)}
+        found = run_child("export", request, time_limit_s, KERAS_BACKEND="tensorflow")
+        write_atomically(Path(path), made.read_bytes())
+    return [Agreement.model_validate(each) for each in found["agreement"]]
+
+
+def save_keras(model: Any, folder: Path, modules: Sequence[str]) -> dict[str, Any]:
+    """What a child loads the model by: a request's `model` and the `modules` that define its own layers."""
+    if isinstance(model, str | Path):
+        return {"model": str(model), "modules": list(modules)}
+    if not hasattr(model, "_flatten_layers"):
+        expected = "expected a keras.Model, a .keras file or 'module:function' that builds one"
+        raise InferenceError(f"the model is a {type(model).__module__}.{type(model).__qualname__}: {expected}")
+    model.save(folder / "model.keras")
+    own = {type(layer).__module__ for layer in model._flatten_layers()}
+    return {
+        "model": str(folder / "model.keras"),
+        "modules": [*modules, *sorted(each for each in own if "keras.src" not in each)],
+    }
+
+
+# In the child -------------------------------------------------------------------------------------------------------------
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Export, rename and compare; called by `run_child`."""
+    import onnx
+
+    model, random = load_keras(request), np.random.default_rng(0)
+    try:
+        _predict(model, random, 1)  # Keras exports what has been called once
+        model.export(request["path"], format="onnx", verbose=False)
+        graph = onnx.load(request["path"])
+    except Exception as error:  # whatever the model and the exporter raise
+        raise InferenceError(_explain_failure(error)) from error
+    _rename(graph.graph, model)
+    onnx.checker.check_model(graph)
+    onnx.save(graph, request["path"])
+    session, found = open_session(request["path"]), []
+    for n in UNSEEN_BATCHES:
+        inputs, expected = _predict(model, random, n)
+        of_file = run_batches(session, inputs)
+        found = compare_outputs(dict(zip(of_file, expected, strict=True)), of_file)
+        for each, values in zip(found, expected, strict=True):
+            if each.largest > LARGEST_DIFFERENCE * max(1, np.abs(values).max()):
+                advice = "the exporter changed the model; go on serving it by Keras, and report its layers to tf2onnx"
+                raise InferenceError(f"output {each.output!r} differs from the model's by up to {each.largest:.2g}: {advice}")
+    return {"agreement": [each.model_dump() for each in found]}
+
+
+def load_keras(request: dict[str, Any]) -> Any:
+    """The model of a request that `save_keras` made, with inputs that ONNX Runtime and TensorRT take.
+
+    Raises:
+        InferenceError: there is none, it cannot be loaded, or an input's shape is unknown or its dtype unfit.
+    """
+    import keras
+
+    source = request["model"]
+    sys.path.insert(0, os.getcwd())
+    keras.config.disable_flash_attention()  # else Keras asks the machine at hand
+    try:
+        for module in request["modules"]:
+            importlib.import_module(module)
+        module, _, function = source.partition(":")
+        is_file = source.endswith(".keras")
+        made = keras.models.load_model(source) if is_file else getattr(importlib.import_module(module), function)()
+        model = made[0] if isinstance(made, tuple) else made
+        inputs = model.inputs
+    except Exception as error:  # a damaged file, an unknown layer, whatever the user's module raises
+        expected = "expected a .keras file with the modules of its own layers, or 'module:function' that builds a Keras model"
+        raise InferenceError(f"{source!r} cannot be loaded ({type(error).__name__}: {str(error)[:300]}): {expected}") from None
+    if not inputs:
+        advice = "call it once on a batch and wrap it by keras.Model(inputs, model(inputs))"
+        raise InferenceError(f"model {model.name!r} does not know its inputs, as one that was never called: {advice}")
+    for tensor in inputs:
+        if None in tensor.shape[1:] or tensor.dtype not in INPUT_DTYPES.values():
+            expected = f"all dimensions but the batch, and one of {', '.join(INPUT_DTYPES.values())}"
+            raise InferenceError(
+                f"input {tensor.name!r} has shape {tensor.shape} and dtype {tensor.dtype}: expected {expected}"
+            )
+    return model
+
+
+def input_structure(model: Any) -> Any:
+    """The symbolic inputs as the model is called with them: one, a list or a dictionary."""
+    return getattr(model, "_inputs_struct", None) or model.inputs[0]
+
+
+def _predict(model: Any, random: np.random.Generator, n: int) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """A random batch by input's name, and the outputs in the order of the model's tensors."""
+    import keras
+
+    drawn = {}
+    for tensor in model.inputs:
+        values = random.normal(size=(n, *tensor.shape[1:]))
+        drawn[tensor.name] = (values if "float" in tensor.dtype else values > 0).astype(tensor.dtype)
+    outputs = model(keras.tree.pack_sequence_as(input_structure(model), list(drawn.values())), training=False)
+    return drawn, [keras.ops.convert_to_numpy(each) for each in keras.tree.flatten(outputs)]
+
+
+def _rename(graph: Any, model: Any) -> None:
+    """Give outputs that the exporter named itself the names of the layers that they come from; call the batch `batch`."""
+    names = [tensor._keras_history.operation.name for tensor in model.outputs]
+    renamed = {} if isinstance(model.output, dict) else dict(zip((each.name for each in graph.output), names, strict=True))
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for tensor in (*graph.input, *graph.output):
+        tensor.name = renamed.get(tensor.name, tensor.name)
+        tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def _explain_failure(error: Exception) -> str:
+    """Which operation does not convert, in which layer, and what to do."""
+    operation = re.search(r"op \[([^:\]]+): (\w+)\]", f"{error}")  # as tf2onnx says it: op [model/layer/name: Roll]
+    what = f"operation {operation[2]} of layer {operation[1]}" if operation else "an operation"
+    said = f"{type(error).__name__}: {str(error).strip()[:300]}"
+    return f"{what} has no counterpart in ONNX ({said}): write the layer by other keras.ops, or serve without it"

@@ -1,0 +1,186 @@
+"""Large language models: what a GGUF file, or a folder of safetensors, needs on a GPU, and how fast llama.cpp is there.
+
+Generation reads all weights for each token, at the memory's rate or at what the multiprocessors can ask for, whichever is
+less; then the cache; and each layer has its start. A prompt is products, attention's scores, and starts for each micro-batch.
+The constants, fitted by `python -m benchmarks.llm --write` on published speeds, stand with their errors in llm.toml.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..devices import GpuSpec, find_gpu, load_catalogue
+from ..paths import shipped_toml
+from ..results import LanguageModel, LlmPlan, Quantity
+from .child import InferenceError, run_child
+
+MICRO_BATCH = 512  # tokens of a prompt that llama.cpp takes at once
+CONTEXT_BYTES = 2**29  # CUDA's context and its libraries, an allowance
+SAFETY_FACTOR = 1.05  # of cache and work space, which are computed; the weights are exact
+_MAX_HEADER_BYTES = 2**27
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I32": 4, "I8": 1, "U8": 1}
+# What decides -> its key in a GGUF header after the architecture's name, and in config.json.
+_KEYS = {
+    "n_layers": ("block_count", "num_hidden_layers"),
+    "n_heads": ("attention.head_count", "num_attention_heads"),
+    "n_cached_heads": ("attention.head_count_kv", "num_key_value_heads"),
+    "key_size": ("attention.key_length", "head_dim"),
+    "value_size": ("attention.value_length", "head_dim"),
+    "hidden_size": ("embedding_length", "hidden_size"),
+    "n_experts": ("expert_count", "num_local_experts"),
+    "n_used_experts": ("expert_used_count", "num_experts_per_tok"),
+}
+
+
+def read_model(path: str | Path) -> LanguageModel:
+    """From the header of a `.gguf` file, or of a folder with `config.json` and `*.safetensors`; no weight is read.
+
+    Raises:
+        InferenceError: it is neither, is damaged, lacks what decides, or its header takes more than a minute.
+    """
+    path = Path(path)
+    if not path.is_dir() and not (path.is_file() and path.suffix == ".gguf"):
+        raise InferenceError(f"{path} is no .gguf file, and no folder with config.json and *.safetensors")
+    return LanguageModel(**run_child("llm", {"path": str(path)}, 60))
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """In the child, which bounds what a hostile header costs; called by `run_child`."""
+    path = Path(request["path"])
+    try:
+        found, tensors, quantisation = _read_folder(path) if path.is_dir() else _read_gguf(path)
+        n_heads, n_layers = found["n_heads"], found["n_layers"]
+        n_heads = max(n_heads) if isinstance(n_heads, list) else n_heads
+        n_cached_heads = found["n_cached_heads"] or n_heads
+        key_size = found["key_size"] or found["hidden_size"] // n_heads
+        in_all_layers = sum(n_cached_heads) if isinstance(n_cached_heads, list) else n_layers * n_cached_heads
+        n_bytes = sum(tensor[2] for tensor in tensors)
+        expert_share = sum(tensor[2] for tensor in tensors if "exp" in tensor[0]) / n_bytes
+        model = LanguageModel(
+            name=path.name,
+            quantisation=quantisation,
+            n_parameters=sum(math.prod(shape) for _, shape, _ in tensors),
+            weights_bytes=n_bytes,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            head_size=key_size,
+            n_cached=in_all_layers * (key_size + (found["value_size"] or key_size)),
+            hidden_size=found["hidden_size"],
+            vocabulary=next(max(shape) for name, shape, _ in tensors if "embd" in name or "embed_tokens" in name),
+            active_share=1 - expert_share * (1 - (found["n_used_experts"] or 1) / (found["n_experts"] or 1)),
+        )
+    except Exception as error:  # whatever a damaged header makes the readers raise
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise InferenceError(f"{path.name} is damaged or lacks what decides ({reason}): download it again") from None
+    return model.model_dump()
+
+
+def _read_gguf(path: Path) -> tuple[dict[str, Any], list[tuple], str]:
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+    family, file_type = fields["general.architecture"], fields.get("general.file_type")
+    tensors = [(tensor.name, tensor.shape.tolist(), int(tensor.n_bytes)) for tensor in reader.tensors]
+    largest = max(reader.tensors, key=lambda tensor: tensor.n_bytes).tensor_type.name
+    quantisation = largest if file_type is None else gguf.LlamaFileType(file_type).name.removeprefix("MOSTLY_")
+    return {name: fields.get(f"{family}.{key}") for name, (key, _) in _KEYS.items()}, tensors, quantisation
+
+
+def _read_folder(path: Path) -> tuple[dict[str, Any], list[tuple], str]:
+    config, headers = json.loads((path / "config.json").read_bytes()), {}
+    for file in path.glob("*.safetensors"):
+        with file.open("rb") as opened:
+            n_bytes = int.from_bytes(opened.read(8), "little")
+            if n_bytes > min(_MAX_HEADER_BYTES, file.stat().st_size):
+                raise ValueError(f"{file.name} says that its header has {n_bytes:,} bytes")
+            headers |= json.loads(opened.read(n_bytes))
+    headers.pop("__metadata__", None)
+    tensors = [(name, at["shape"], math.prod(at["shape"]) * _ITEM_BYTES[at["dtype"]]) for name, at in headers.items()]
+    config = config.get("text_config", config)
+    return {name: config.get(key) for name, (_, key) in _KEYS.items()}, tensors, max(headers.values(), key=str)["dtype"]
+
+
+def plan_model(
+    model: LanguageModel, gpu: str | GpuSpec = "T4", *, context: int = 8192, batch: int = 1, cache_item_bytes: float = 2
+) -> LlmPlan:
+    """Whether the model fits beside its cache, what would, and how fast it is.
+
+    Args:
+        context: tokens of each of `batch` streams.
+        cache_item_bytes: of a number in the cache: 2 is float16, llama.cpp's default; 1.0625 its q8_0.
+
+    Raises:
+        ValueError: no such GPU in the catalogue, or a number below 1.
+    """
+    gpu = gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu)
+    if context < 1 or batch < 1:
+        raise ValueError(f"context {context}, batch {batch}: expected 1 or more")
+    usable_bytes, token_bytes = int(gpu.usable_memory_gib * 2**30), model.n_cached * cache_item_bytes
+    work_bytes = 4 * MICRO_BATCH * (model.vocabulary + 2 * model.hidden_size) + CONTEXT_BYTES
+    cache_bytes = int(context * batch * token_bytes)
+    needed_bytes = model.weights_bytes + cache_bytes + work_bytes
+    left_bytes = (usable_bytes - SAFETY_FACTOR * work_bytes - model.weights_bytes) / SAFETY_FACTOR
+    verdict = "fits" if left_bytes >= cache_bytes else "tight" if needed_bytes <= usable_bytes else "out of memory"
+    sizes = {name: model.n_parameters * bits / 8 for name, bits in shipped_toml(__package__, "llm.toml")["bits"].items()}
+    free = {each.name: each.usable_memory_gib * 2**30 - needed_bytes + model.weights_bytes for each in load_catalogue()}
+    speeds = {phase: speed(model, Rates.of(gpu), context, phase, gpu.name) for phase in ("prompt", "generation")}
+    return LlmPlan(
+        model=model,
+        gpu=gpu.name,
+        context=context,
+        batch=batch,
+        cache_bytes=cache_bytes,
+        work_bytes=work_bytes,
+        usable_bytes=usable_bytes,
+        verdict=verdict,
+        largest_context=max(0, int(left_bytes / token_bytes)),
+        largest_quantisation={gpu: next((name for name in sizes if sizes[name] <= left), None) for gpu, left in free.items()},
+        **(speeds if verdict != "out of memory" else {}),
+    )
+
+
+# Speed --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What of a GPU decides about speed, by its data sheet."""
+
+    bytes_per_s: float
+    clocks_per_s: float  # of all multiprocessors together
+    flops_per_clock: float  # of one multiprocessor's tensor cores, float16
+
+    @classmethod
+    def of(cls, gpu: GpuSpec) -> "Rates":
+        flops = shipped_toml(__package__, "llm.toml")["flops_per_clock"][gpu.compute_capability]
+        return cls(gpu.memory_bandwidth_gb_per_s * 1e9, gpu.multiprocessors * gpu.boost_clock_ghz * 1e9, flops)
+
+
+def seconds_per_token(model: LanguageModel, rates: Rates, n_tokens: int, phase: str, constants: dict[str, float]) -> float:
+    """Of one stream, the mean over `n_tokens` that are read ("prompt") or written ("generation") from an empty context."""
+    n_before, active = n_tokens / 2, model.active_share
+    if phase == "generation":
+        slowest = (constants["memory_share"] * rates.bytes_per_s) ** -4
+        slowest += (constants["bytes_per_clock"] * rates.clocks_per_s) ** -4
+        cache_bytes = model.n_layers * model.n_heads * model.head_size * 4 * n_before * constants["cache_reads"]
+        weights_s = active * model.weights_bytes * slowest**0.25
+        return weights_s + cache_bytes / rates.bytes_per_s + model.n_layers * constants["layer_us"] * 1e-6
+    is_half = model.weights_bytes >= 1.9 * model.n_parameters
+    share = constants["half_share" if is_half else "quantised_share"]
+    products_s = 2 * active * model.n_parameters / (share * rates.flops_per_clock * rates.clocks_per_s)
+    scores_s = model.n_layers * model.n_heads * n_before * constants["score_bytes"] / rates.bytes_per_s
+    return products_s + scores_s + model.n_layers * constants["batch_us"] * 1e-6 / MICRO_BATCH
+
+
+def speed(model: LanguageModel, rates: Rates, n_tokens: int, phase: str, device: str) -> Quantity:
+    """Tokens per second of one stream as a band; the arguments are those of `seconds_per_token`."""
+    table = shipped_toml(__package__, "llm.toml")
+    centre, factor = (
+        1 / seconds_per_token(model, rates, n_tokens, phase, table["constants"]),
+        table["accuracy"][phase]["factor"],
+    )
+    bound_by = "memory bandwidth" if phase == "generation" else "compute"
+    return Quantity.projected(centre / factor, centre * factor, "tokens/s", device, bound_by)
