@@ -9,13 +9,14 @@ plan_model(read_model("model.gguf"), "T4", context=8192)             # a large l
 """
 
 from .child import InferenceError
-from .compare import accuracy_kept, choose_variant, compare_outputs
+from .compare import accuracy_kept, choose_variant, compare_outputs, finding
 from .convert import METHODS, PRECISIONS, convert
 from .engines import build_engine, trtexec_command
-from .export import export_onnx
+from .export import export_onnx, load_keras
 from .forward import compile_forward
 from .llm import plan_model, read_model
 from .measure import check_inputs, keras_runners, measure, onnx_runner, open_session, run_batches
+from .optimize import draw_inputs, make_variants, variant_rows, write_readme
 
 __all__ = [
     "METHODS",
@@ -28,8 +29,12 @@ __all__ = [
     "compare_outputs",
     "compile_forward",
     "convert",
+    "draw_inputs",
     "export_onnx",
+    "finding",
     "keras_runners",
+    "load_keras",
+    "make_variants",
     "measure",
     "onnx_runner",
     "open_session",
@@ -37,4 +42,6 @@ __all__ = [
     "read_model",
     "run_batches",
     "trtexec_command",
+    "variant_rows",
+    "write_readme",
 ]

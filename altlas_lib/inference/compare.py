@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..results import Agreement, Kept, Latency, Variant
+from ..results import Agreement, Engine, Forward, Kept, Latency, Variant
 from .child import InferenceError
 
 Outputs = Mapping[str, np.ndarray]  # name -> (n, ...)
@@ -92,3 +92,40 @@ def choose_variant(
     kept = [each for each in variants[1:] if each.score_kept and each.score_kept.low >= 1 - largest_loss]
     fast = [each for each in kept if original and each.name in times and original.low >= least_gain * times[each.name].high]
     return min(fast, key=lambda each: times[each.name].value, default=None)
+
+
+def finding(
+    variants: Sequence[Variant],
+    latencies: Sequence[Latency],
+    forwards: Sequence[Forward],
+    engines: Sequence[Engine],
+    best: Variant | None,
+) -> str:
+    """The chapter's answer in a few sentences, each with the basis of its numbers.
+
+    Args:
+        best: as `choose_variant` says; the other arguments are those of the result.
+    """
+    batch = min(each.batch for each in latencies)
+    times = {each.runner: each.time for each in latencies if each.batch == batch}
+    original, said = times[variants[0].name], []
+    if keras_time := times.get("Keras predict"):
+        gain = f"{keras_time.value / original.value:.2g} times as fast as Keras predict"
+        said.append(
+            f"As ONNX the model answers a call of {batch} in {original}, {gain} ({original.basis} on {original.device})."
+        )
+    if best:
+        kept = best.score_kept
+        gain = f"{original.value / times[best.name].value:.2g} times as fast as that and keeps {kept.value:.1%} of its score"
+        said.append(f"{best.name} is {gain} (95 % interval {kept.low:.1%} to {kept.high:.1%}).")
+    else:
+        is_scored = any(each.score_kept for each in variants)
+        said.append(
+            f"No variant is both faster here and {'sure to keep' if is_scored else 'known to keep'} the score: float32 stays."
+        )
+    if band := next((each.time for each in forwards if each.time), None):
+        said.append(f"On a {band.device} a call of {forwards[0].batch} is projected to take {band}, bound by {band.bound_by}.")
+    if engines:
+        built = [f"{each.variant} for {each.gpu}" for each in engines if each.status == "built"]
+        said.append(f"TensorRT engines built without the GPU: {', '.join(built) or 'none'}, of {len(engines)} tried.")
+    return " ".join(said)

@@ -1,0 +1,84 @@
+"""All variants of a model in a folder, with what they are worth and how to run them on a server."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..paths import write_atomically
+from ..results import Calibration, Engine, Variant
+from .child import InferenceError
+from .compare import compare_outputs
+from .convert import PRECISIONS, convert
+from .engines import trtexec_command
+from .measure import Arrays, open_session, run_batches
+
+FILES = dict(zip(PRECISIONS, ("model.fp16.onnx", "model.int8-dynamic.onnx", "model.int8.onnx"), strict=True))
+
+
+def make_variants(
+    onnx_file: str | Path, inputs: Arrays, calibration: Arrays | None = None, *, method: str = "MinMax", source: str = ""
+) -> list[Variant]:
+    """Write the variants beside the file, and say how near each is to it; the original first.
+
+    Args:
+        inputs: on which they are compared; not those of the calibration.
+        calibration: of the training part; None: no static 8 bits.
+        source: what the calibration is, for the result.
+
+    Raises:
+        InferenceError: the file or the inputs are unfit. A variant that cannot be made says so itself.
+    """
+    file = Path(onnx_file)
+    expected = run_batches(open_session(file), inputs)
+    found = [Variant(name="float32", file=file.name, size_bytes=file.stat().st_size)]
+    for precision in PRECISIONS:
+        is_static = precision == "int8 static"
+        n = len(next(iter(calibration.values()))) if is_static and calibration else 0
+        used = Calibration(source=source or "the given rows", n_samples=n, method=method) if n else None
+        try:
+            made = convert(file, file.with_name(FILES[precision]), precision, calibration=calibration, method=method)
+            agreement = compare_outputs(expected, run_batches(open_session(made), inputs))
+            what = {"file": made.name, "size_bytes": made.stat().st_size, "agreement": agreement}
+        except InferenceError as error:
+            what = {"problem": str(error)}
+        found.append(Variant(name=precision, calibration=used, **what))
+    return found
+
+
+def variant_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """A row of a table for each output of each variant."""
+    rows = []
+    for variant in variants:
+        row = {"variant": variant.name, "kB": variant.size_bytes and variant.size_bytes // 1000, "output": None}
+        row |= {"largest difference": None, "RMS difference": None, "same class": None, "problem": variant.problem}
+        fields = [(each.output, each.largest, each.rms, each.class_agreement) for each in variant.agreement]
+        names = ("output", "largest difference", "RMS difference", "same class")
+        rows += [row | dict(zip(names, each, strict=True)) for each in fields] or [row]
+    return rows
+
+
+def draw_inputs(onnx_file: str | Path, n: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random rows that the file takes, for want of data: their outputs are compared, their accuracy means nothing."""
+    random, drawn = np.random.default_rng(seed), {}
+    for tensor in open_session(onnx_file).get_inputs():
+        values = random.normal(size=(n, *tensor.shape[1:]))
+        drawn[tensor.name] = values if "float" in tensor.type else (values > 0).astype("int64")
+    return drawn
+
+
+def write_readme(folder: Path, variants: Sequence[Variant], engines: Sequence[Engine], gpu: str) -> Path:
+    """What lies in the folder, and the commands that build and time engines on a server with the GPU."""
+    lines = [f"# Variants for {gpu}", "", "| file | variant | kB |", "|---|---|---|"]
+    lines += [f"| {each.file or 'not made'} | {each.name} | {(each.size_bytes or 0) // 1000} |" for each in variants]
+    lines += ["", "On a server with the GPU and TensorRT, standard engines, built and timed by:", "", "```"]
+    made = [each for each in variants if each.file and each.name != "int8 dynamic"]
+    lines += [trtexec_command(folder / each.file, folder / f"{Path(each.file).stem}.engine", each.name) for each in made]
+    lines += [
+        "```",
+        "",
+        "By ONNX Runtime: `onnxruntime.InferenceSession(file, providers=['CUDAExecutionProvider'])`, from onnxruntime-gpu.",
+    ]
+    lines += [f"- {each.variant} on {each.gpu}, {each.builder}: {each.status}. {each.message or ''}" for each in engines]
+    return write_atomically(folder / "README.md", "\n".join(lines).replace(f"{folder}/", "") + "\n")
