@@ -126,21 +126,12 @@ def judge_latencies() -> list[dict[str, Any]]:
 # Variants -----------------------------------------------------------------------------------------------------------------
 
 
-def draw_inputs(session: Any, n: int, seed: int) -> dict[str, np.ndarray]:
-    """Random rows by input's name: normal numbers, or tokens below 2,000."""
-    random = np.random.default_rng(seed)
-    of_input = {tensor.name: (n, *tensor.shape[1:]) for tensor in session.get_inputs() if "int" not in tensor.type}
-    tokens = {tensor.name: (n, *tensor.shape[1:]) for tensor in session.get_inputs() if "int" in tensor.type}
-    drawn = {name: random.normal(size=shape).astype("float32") for name, shape in of_input.items()}
-    return drawn | {name: random.integers(0, 2000, shape) for name, shape in tokens.items()}
-
-
 def try_variants(name: str, folder: Path, batches: Sequence[int] = (1, 32)) -> list[dict[str, Any]]:
     """A row for each variant of a model: converted or why not, agreement, size, and speed on one thread of this CPU."""
     model, file, rows = MODELS[name](), folder / f"{name}.onnx", []
     inference.export_onnx(model, file)
     session = inference.open_session(file)
-    inputs, calibration = draw_inputs(session, 256, seed=0), draw_inputs(session, 128, seed=1)
+    inputs, calibration = inference.draw_inputs(session, 256), inference.draw_inputs(session, 128, seed=1)
     expected, files = inference.run_batches(session, inputs), {"float32": file}
     for precision in inference.PRECISIONS:
         row = {"model": name, "variant": precision}

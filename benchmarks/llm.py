@@ -16,7 +16,7 @@ import re
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from altlas_lib.devices import find_gpu
+from altlas_lib.devices import GpuSpec, find_gpu
 from altlas_lib.inference import llm
-from altlas_lib.inference.llm import Rates, seconds_per_token
+from altlas_lib.inference.llm import seconds_per_token
 from altlas_lib.paths import write_atomically
 from altlas_lib.results import LanguageModel
 from benchmarks.published import score, table
@@ -57,8 +57,7 @@ class Point:
     """A published speed with what it is of."""
 
     id: str
-    gpu: str
-    rates: Rates
+    gpu: GpuSpec
     model: LanguageModel
     n_tokens: int
     phase: str
@@ -120,8 +119,7 @@ def _read_point(row: dict[str, str]) -> Point:
         raise LookupError(f"test {row['test']!r} is neither pp nor tg")
     return Point(
         id=row.get("id", ""),
-        gpu=row["gpu"],
-        rates=find_rates(row["gpu"]),
+        gpu=find_card(row["gpu"]),
         model=find_model(row["model"], float(row["params_b"]), float(row["size_gib"]), row.get("quantisation", "")),
         n_tokens=int(test[2] or 512),
         phase={"pp": "prompt", "tg": "generation"}[test[1]],
@@ -136,14 +134,15 @@ def _read_models() -> dict[str, Any]:
     return tomllib.loads(MODELS.read_text("utf-8"))
 
 
-def find_rates(name: str) -> Rates:
-    """Of a card of llm_models.toml, else of the catalogue."""
+def find_card(name: str) -> GpuSpec:
+    """A card of llm_models.toml, with what decides here only, else one of the catalogue."""
     key = " ".join(name.replace("NVIDIA", "").replace("GeForce", "").split())
     if card := _read_models()["gpu"].get(key):
-        flops = llm.shipped_toml("altlas_lib.inference", "llm.toml")["flops_per_clock"][card["compute_capability"]]
-        return Rates(card["gb_per_s"] * 1e9, card["multiprocessors"] * card["ghz"] * 1e9, flops)
+        rates = {"memory_bandwidth_gb_per_s": card["gb_per_s"], "boost_clock_ghz": card["ghz"]}
+        of_chip = {name: card[name] for name in ("multiprocessors", "compute_capability")}
+        return GpuSpec.model_construct(name=key, **rates, **of_chip)
     try:
-        return Rates.of(find_gpu(name))
+        return find_gpu(name)
     except ValueError:
         raise LookupError(f"GPU {name!r} is neither in llm_models.toml nor in the catalogue") from None
 
@@ -178,10 +177,10 @@ def fit(points: Sequence[Point]) -> dict[str, float]:
     """The constants: logarithms of errors, robustly, beside the priors; a card counts by the root of its points."""
     start = np.log([value for value, _, _ in PRIORS.values()])
     spread = np.log([factor for _, factor, _ in PRIORS.values()])
-    counts = Counter(point.gpu for point in points)
+    counts = Counter(point.gpu.name for point in points)
 
     def errors(logs: np.ndarray) -> np.ndarray:
-        of_points = [_error(point, logs) / counts[point.gpu] ** 0.25 / 0.1 for point in points]
+        of_points = [_error(point, logs) / counts[point.gpu.name] ** 0.25 / 0.1 for point in points]
         return np.array([*of_points, *(logs - start) / spread])
 
     logs = least_squares(errors, start, loss="soft_l1").x
@@ -190,21 +189,21 @@ def fit(points: Sequence[Point]) -> dict[str, float]:
 
 def _error(point: Point, logs: np.ndarray) -> float:
     constants = dict(zip(PRIORS, np.exp(logs), strict=True))
-    return math.log(seconds_per_token(point.model, point.rates, point.n_tokens, point.phase, constants) * point.tokens_per_s)
+    return math.log(seconds_per_token(point.model, point.gpu, point.n_tokens, point.phase, constants) * point.tokens_per_s)
 
 
 def errors_without(points: Sequence[Point], known: Sequence[Point]) -> list[tuple[Point, float]]:
     """Each point's log error by constants that have not seen its card, fitted on the other cards' known points."""
     found = []
-    for card in dict.fromkeys(point.gpu for point in points):
-        logs = np.log(list(fit([point for point in known if point.gpu != card]).values()))
-        found += [(point, _error(point, logs)) for point in points if point.gpu == card]
+    for card in dict.fromkeys(point.gpu.name for point in points):
+        logs = np.log(list(fit([point for point in known if point.gpu.name != card]).values()))
+        found += [(point, _error(point, logs)) for point in points if point.gpu.name == card]
     return found
 
 
 def band_factor(errors: Sequence[tuple[Point, float]], phase: str, without: str | None = None) -> float:
     """By which factor a phase's band reaches below and above its centre: so far were the points of all cards but one."""
-    sizes = [abs(error) for point, error in errors if point.phase == phase and point.gpu != without]
+    sizes = [abs(error) for point, error in errors if point.phase == phase and point.gpu.name != without]
     return _BUILDS * float(np.exp(np.quantile(sizes, _BAND_QUANTILE)))
 
 
@@ -212,7 +211,7 @@ def judge(errors: Sequence[tuple[Point, float]], known: Sequence[tuple[Point, fl
     """Each point beside a band whose centre and width come from other cards."""
     verdicts = []
     for point, error in errors:
-        centre, factor = point.tokens_per_s / math.exp(error), band_factor(known, point.phase, without=point.gpu)
+        centre, factor = point.tokens_per_s / math.exp(error), band_factor(known, point.phase, without=point.gpu.name)
         verdicts.append(Verdict(point, centre / factor, centre * factor))
     return verdicts
 
@@ -220,12 +219,12 @@ def judge(errors: Sequence[tuple[Point, float]], known: Sequence[tuple[Point, fl
 def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """The keys of `benchmarks.published`."""
 
-    def group(name: str) -> dict[str, Any]:
-        keys = {getattr(verdict.point, name) for verdict in verdicts}
-        return {key: score(each for each in verdicts if getattr(each.point, name) == key) for key in sorted(keys)}
+    def group(name: Callable[[Point], str]) -> dict[str, Any]:
+        keys = {name(verdict.point) for verdict in verdicts}
+        return {key: score(each for each in verdicts if name(each.point) == key) for key in sorted(keys)}
 
     scores = {"core": score(each for each in verdicts if each.point.trust == "1"), "all": score(verdicts)}
-    return scores | {"by_class": group("phase"), "by_gpu": group("gpu")}
+    return scores | {"by_class": group(lambda point: point.phase), "by_gpu": group(lambda point: point.gpu.name)}
 
 
 # Showing ------------------------------------------------------------------------------------------------------------------
@@ -237,7 +236,7 @@ def worst(verdicts: Sequence[Verdict], n: int = 10) -> str:
     for verdict in sorted(verdicts, key=lambda each: -abs(math.log(each.ratio)))[:n]:
         point = verdict.point
         said = f"{point.tokens_per_s:,.0f} tokens/s, projected {verdict.low:,.0f} to {verdict.high:,.0f}"
-        lines.append(f"  {verdict.ratio:5.2f}x  {point.model.name} {point.phase} on {point.gpu}: {said}  {point.id}")
+        lines.append(f"  {verdict.ratio:5.2f}x  {point.model.name} {point.phase} on {point.gpu.name}: {said}  {point.id}")
     return "\n".join(lines)
 
 

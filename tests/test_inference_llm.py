@@ -159,16 +159,11 @@ def test_numbers_below_one_are_refused():
 
 
 def test_speed_falls_with_bytes_context_and_rises_with_the_card():
-    rates = llm.Rates.of(devices.find_gpu("A10"))
 
-    def tokens_per_s(model=None, rates=rates, context=512, phase="generation"):
-        return llm.speed(model or make_model(), rates, context, phase, "a GPU").high
+    def tokens_per_s(model=None, gpu="A10", context=512, phase="generation"):
+        return llm.speed(model or make_model(), devices.find_gpu(gpu), context, phase).high
 
-    assert (
-        tokens_per_s(make_model(weights_bytes=16 * 10**9))
-        < tokens_per_s()
-        < tokens_per_s(rates=llm.Rates.of(devices.find_gpu("H100")))
-    )
+    assert tokens_per_s(make_model(weights_bytes=16 * 10**9)) < tokens_per_s() < tokens_per_s(gpu="H100")
     assert tokens_per_s(context=65536) < tokens_per_s()
     assert tokens_per_s() < tokens_per_s(make_model(active_share=0.2)) < 5 * tokens_per_s()
     assert tokens_per_s() < tokens_per_s(phase="prompt")

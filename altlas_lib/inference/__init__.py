@@ -8,6 +8,7 @@ build_engine("model.fp16.onnx", "T4", "model.fp16.engine")           # without a
 plan_model(read_model("model.gguf"), "T4", context=8192)             # a large language model
 """
 
+# ruff: noqa: F401 (these names are the package's face)
 from .child import InferenceError
 from .compare import accuracy_kept, choose_variant, compare_outputs, finding
 from .convert import METHODS, PRECISIONS, convert
@@ -15,33 +16,5 @@ from .engines import build_engine, trtexec_command
 from .export import export_onnx, load_keras
 from .forward import compile_forward
 from .llm import plan_model, read_model
-from .measure import check_inputs, keras_runners, measure, onnx_runner, open_session, run_batches
-from .optimize import draw_inputs, make_variants, variant_rows, write_readme
-
-__all__ = [
-    "METHODS",
-    "PRECISIONS",
-    "InferenceError",
-    "accuracy_kept",
-    "build_engine",
-    "check_inputs",
-    "choose_variant",
-    "compare_outputs",
-    "compile_forward",
-    "convert",
-    "draw_inputs",
-    "export_onnx",
-    "finding",
-    "keras_runners",
-    "load_keras",
-    "make_variants",
-    "measure",
-    "onnx_runner",
-    "open_session",
-    "plan_model",
-    "read_model",
-    "run_batches",
-    "trtexec_command",
-    "variant_rows",
-    "write_readme",
-]
+from .measure import check_inputs, draw_inputs, keras_runners, measure, onnx_runner, open_session, run_batches
+from .optimize import make_variants, variant_rows, write_readme

@@ -16,7 +16,7 @@ from ..paths import write_atomically
 from ..results import Agreement
 from .child import InferenceError, run_child
 from .compare import compare_outputs
-from .measure import INPUT_DTYPES, open_session, run_batches
+from .measure import INPUT_DTYPES, draw_inputs, open_session, run_batches
 
 UNSEEN_BATCHES = (3, 7)  # at which the file is compared with the model; the export itself sees a batch of one
 LARGEST_DIFFERENCE = 1e-3  # of an output's largest value: float32 sums in another order stay far below
@@ -69,11 +69,13 @@ def save_keras(model: Any, folder: Path, modules: Sequence[str]) -> dict[str, An
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Export, rename and compare; called by `run_child`."""
+    import keras
     import onnx
 
-    model, random = load_keras(request), np.random.default_rng(0)
+    model = load_keras(request)
     try:
-        _predict(model, random, 1)  # Keras exports what has been called once
+        zeros = keras.tree.map_structure(lambda t: keras.ops.zeros((1, *t.shape[1:]), t.dtype), input_structure(model))
+        model(zeros)  # Keras exports what has been called once
         model.export(request["path"], format="onnx", verbose=False)
         graph = onnx.load(request["path"])
     except Exception as error:  # whatever the model and the exporter raise
@@ -83,8 +85,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     onnx.save(graph, request["path"])
     session, found = open_session(request["path"]), []
     for n in UNSEEN_BATCHES:
-        inputs, expected = _predict(model, random, n)
-        of_file = run_batches(session, inputs)
+        inputs = draw_inputs(session, n)
+        outputs = keras.tree.flatten(model(inputs if len(inputs) > 1 else next(iter(inputs.values())), training=False))
+        expected, of_file = [np.asarray(each) for each in outputs], run_batches(session, inputs)
         found = compare_outputs(dict(zip(of_file, expected, strict=True)), of_file)
         for each, values in zip(found, expected, strict=True):
             if each.largest > LARGEST_DIFFERENCE * max(1, np.abs(values).max()):
@@ -130,18 +133,6 @@ def load_keras(request: dict[str, Any]) -> Any:
 def input_structure(model: Any) -> Any:
     """The symbolic inputs as the model is called with them: one, a list or a dictionary."""
     return getattr(model, "_inputs_struct", None) or model.inputs[0]
-
-
-def _predict(model: Any, random: np.random.Generator, n: int) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    """A random batch by input's name, and the outputs in the order of the model's tensors."""
-    import keras
-
-    drawn = {}
-    for tensor in model.inputs:
-        values = random.normal(size=(n, *tensor.shape[1:]))
-        drawn[tensor.name] = (values if "float" in tensor.dtype else values > 0).astype(tensor.dtype)
-    outputs = model(keras.tree.pack_sequence_as(input_structure(model), list(drawn.values())), training=False)
-    return drawn, [keras.ops.convert_to_numpy(each) for each in keras.tree.flatten(outputs)]
 
 
 def _rename(graph: Any, model: Any) -> None:

@@ -7,7 +7,6 @@ The constants, fitted by `python -m benchmarks.llm --write` on published speeds,
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,6 @@ MICRO_BATCH = 512  # tokens of a prompt that llama.cpp takes at once
 CONTEXT_BYTES = 2**29  # CUDA's context and its libraries, an allowance
 SAFETY_FACTOR = 1.05  # of cache and work space, which are computed; the weights are exact
 _MAX_HEADER_BYTES = 2**27
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I32": 4, "I8": 1, "U8": 1}
-# What decides -> its key in a GGUF header after the architecture's name, and in config.json.
-_KEYS = {
-    "n_layers": ("block_count", "num_hidden_layers"),
-    "n_heads": ("attention.head_count", "num_attention_heads"),
-    "n_cached_heads": ("attention.head_count_kv", "num_key_value_heads"),
-    "key_size": ("attention.key_length", "head_dim"),
-    "value_size": ("attention.value_length", "head_dim"),
-    "hidden_size": ("embedding_length", "hidden_size"),
-    "n_experts": ("expert_count", "num_local_experts"),
-    "n_used_experts": ("expert_used_count", "num_experts_per_tok"),
-}
 
 
 def read_model(path: str | Path) -> LanguageModel:
@@ -86,7 +73,7 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], list[tuple], str]:
     tensors = [(tensor.name, tensor.shape.tolist(), int(tensor.n_bytes)) for tensor in reader.tensors]
     largest = max(reader.tensors, key=lambda tensor: tensor.n_bytes).tensor_type.name
     quantisation = largest if file_type is None else gguf.LlamaFileType(file_type).name.removeprefix("MOSTLY_")
-    return {name: fields.get(f"{family}.{key}") for name, (key, _) in _KEYS.items()}, tensors, quantisation
+    return {name: fields.get(f"{family}.{key}") for name, (key, _) in _table("keys").items()}, tensors, quantisation
 
 
 def _read_folder(path: Path) -> tuple[dict[str, Any], list[tuple], str]:
@@ -98,9 +85,13 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], list[tuple], str]:
                 raise ValueError(f"{file.name} says that its header has {n_bytes:,} bytes")
             headers |= json.loads(opened.read(n_bytes))
     headers.pop("__metadata__", None)
-    tensors = [(name, at["shape"], math.prod(at["shape"]) * _ITEM_BYTES[at["dtype"]]) for name, at in headers.items()]
+    tensors = [(name, at["shape"], math.prod(at["shape"]) * _table("item_bytes")[at["dtype"]]) for name, at in headers.items()]
     config = config.get("text_config", config)
-    return {name: config.get(key) for name, (_, key) in _KEYS.items()}, tensors, max(headers.values(), key=str)["dtype"]
+    return (
+        {name: config.get(key) for name, (_, key) in _table("keys").items()},
+        tensors,
+        max(headers.values(), key=str)["dtype"],
+    )
 
 
 def plan_model(
@@ -124,9 +115,9 @@ def plan_model(
     needed_bytes = model.weights_bytes + cache_bytes + work_bytes
     left_bytes = (usable_bytes - SAFETY_FACTOR * work_bytes - model.weights_bytes) / SAFETY_FACTOR
     verdict = "fits" if left_bytes >= cache_bytes else "tight" if needed_bytes <= usable_bytes else "out of memory"
-    sizes = {name: model.n_parameters * bits / 8 for name, bits in shipped_toml(__package__, "llm.toml")["bits"].items()}
+    sizes = {name: model.n_parameters * bits / 8 for name, bits in _table("bits").items()}
     free = {each.name: each.usable_memory_gib * 2**30 - needed_bytes + model.weights_bytes for each in load_catalogue()}
-    speeds = {phase: speed(model, Rates.of(gpu), context, phase, gpu.name) for phase in ("prompt", "generation")}
+    speeds = {phase: speed(model, gpu, context, phase) for phase in ("prompt", "generation")}
     return LlmPlan(
         model=model,
         gpu=gpu.name,
@@ -145,42 +136,31 @@ def plan_model(
 # Speed --------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Rates:
-    """What of a GPU decides about speed, by its data sheet."""
-
-    bytes_per_s: float
-    clocks_per_s: float  # of all multiprocessors together
-    flops_per_clock: float  # of one multiprocessor's tensor cores, float16
-
-    @classmethod
-    def of(cls, gpu: GpuSpec) -> "Rates":
-        flops = shipped_toml(__package__, "llm.toml")["flops_per_clock"][gpu.compute_capability]
-        return cls(gpu.memory_bandwidth_gb_per_s * 1e9, gpu.multiprocessors * gpu.boost_clock_ghz * 1e9, flops)
-
-
-def seconds_per_token(model: LanguageModel, rates: Rates, n_tokens: int, phase: str, constants: dict[str, float]) -> float:
+def seconds_per_token(model: LanguageModel, gpu: GpuSpec, n_tokens: int, phase: str, constants: dict[str, float]) -> float:
     """Of one stream, the mean over `n_tokens` that are read ("prompt") or written ("generation") from an empty context."""
     n_before, active = n_tokens / 2, model.active_share
+    bytes_per_s, clocks_per_s = gpu.memory_bandwidth_gb_per_s * 1e9, gpu.multiprocessors * gpu.boost_clock_ghz * 1e9
     if phase == "generation":
-        slowest = (constants["memory_share"] * rates.bytes_per_s) ** -4
-        slowest += (constants["bytes_per_clock"] * rates.clocks_per_s) ** -4
+        slowest = (constants["memory_share"] * bytes_per_s) ** -4
+        slowest += (constants["bytes_per_clock"] * clocks_per_s) ** -4
         cache_bytes = model.n_layers * model.n_heads * model.head_size * 4 * n_before * constants["cache_reads"]
         weights_s = active * model.weights_bytes * slowest**0.25
-        return weights_s + cache_bytes / rates.bytes_per_s + model.n_layers * constants["layer_us"] * 1e-6
+        return weights_s + cache_bytes / bytes_per_s + model.n_layers * constants["layer_us"] * 1e-6
     is_half = model.weights_bytes >= 1.9 * model.n_parameters
     share = constants["half_share" if is_half else "quantised_share"]
-    products_s = 2 * active * model.n_parameters / (share * rates.flops_per_clock * rates.clocks_per_s)
-    scores_s = model.n_layers * model.n_heads * n_before * constants["score_bytes"] / rates.bytes_per_s
+    flops = share * clocks_per_s * _table("flops_per_clock")[gpu.compute_capability]
+    products_s = 2 * active * model.n_parameters / flops
+    scores_s = model.n_layers * model.n_heads * n_before * constants["score_bytes"] / bytes_per_s
     return products_s + scores_s + model.n_layers * constants["batch_us"] * 1e-6 / MICRO_BATCH
 
 
-def speed(model: LanguageModel, rates: Rates, n_tokens: int, phase: str, device: str) -> Quantity:
+def speed(model: LanguageModel, gpu: GpuSpec, n_tokens: int, phase: str) -> Quantity:
     """Tokens per second of one stream as a band; the arguments are those of `seconds_per_token`."""
-    table = shipped_toml(__package__, "llm.toml")
-    centre, factor = (
-        1 / seconds_per_token(model, rates, n_tokens, phase, table["constants"]),
-        table["accuracy"][phase]["factor"],
-    )
+    factor = _table("accuracy")[phase]["factor"]
+    centre = 1 / seconds_per_token(model, gpu, n_tokens, phase, _table("constants"))
     bound_by = "memory bandwidth" if phase == "generation" else "compute"
-    return Quantity.projected(centre / factor, centre * factor, "tokens/s", device, bound_by)
+    return Quantity.projected(centre / factor, centre * factor, "tokens/s", gpu.name, bound_by)
+
+
+def _table(name: str) -> dict[str, Any]:
+    return shipped_toml(__package__, "llm.toml")[name]

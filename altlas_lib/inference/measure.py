@@ -88,6 +88,15 @@ def run_batches(session: Any, data: Arrays, batch: int = 256) -> dict[str, np.nd
     return {name: np.concatenate(outputs) for name, outputs in zip(names, zip(*parts, strict=True), strict=True)}
 
 
+def draw_inputs(session: Any, n: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random rows that a session takes, for want of data: their outputs can be compared, their accuracy means nothing."""
+    random, drawn = np.random.default_rng(seed), {}
+    for tensor in session.get_inputs():
+        values = random.normal(size=(n, *tensor.shape[1:]))
+        drawn[tensor.name] = (values if "float" in tensor.type else values > 0).astype(INPUT_DTYPES[tensor.type])
+    return drawn
+
+
 def onnx_runner(onnx_file: str | Path, device: str = "cpu", threads: int | None = None) -> Runner:
     """A call of the session with inputs copied to the device, as a server gets them, and outputs left there."""
     import onnxruntime

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..paths import write_atomically
-from ..results import Calibration, Engine, Variant
+from ..results import Agreement, Calibration, Engine, Variant
 from .child import InferenceError
 from .compare import compare_outputs
 from .convert import PRECISIONS, convert
@@ -49,23 +47,12 @@ def make_variants(
 
 def variant_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
     """A row of a table for each output of each variant."""
-    rows = []
+    columns, rows = list(Agreement.model_fields), []
     for variant in variants:
-        row = {"variant": variant.name, "kB": variant.size_bytes and variant.size_bytes // 1000, "output": None}
-        row |= {"largest difference": None, "RMS difference": None, "same class": None, "problem": variant.problem}
-        fields = [(each.output, each.largest, each.rms, each.class_agreement) for each in variant.agreement]
-        names = ("output", "largest difference", "RMS difference", "same class")
-        rows += [row | dict(zip(names, each, strict=True)) for each in fields] or [row]
+        row = {"variant": variant.name, "kB": variant.size_bytes and variant.size_bytes // 1000}
+        fields = [each.model_dump() for each in variant.agreement] or [dict.fromkeys(columns)]
+        rows += [row | each | {"problem": variant.problem} for each in fields]
     return rows
-
-
-def draw_inputs(onnx_file: str | Path, n: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random rows that the file takes, for want of data: their outputs are compared, their accuracy means nothing."""
-    random, drawn = np.random.default_rng(seed), {}
-    for tensor in open_session(onnx_file).get_inputs():
-        values = random.normal(size=(n, *tensor.shape[1:]))
-        drawn[tensor.name] = values if "float" in tensor.type else (values > 0).astype("int64")
-    return drawn
 
 
 def write_readme(folder: Path, variants: Sequence[Variant], engines: Sequence[Engine], gpu: str) -> Path:
