@@ -312,11 +312,11 @@ def test_every_condition_of_the_table_is_a_fact(run):
     facts = {}
     cases = [*results(), *results(gpu=True), trained(0.02, 0.08)]
     for result in cases:
-        for asked in decide.load_questions():
+        for asked in decide.load_tables().questions:
             if asked.chapter == result.chapter:
                 found = decide.find_facts(asked.key, asked.facts, result, decide.Rules.load())
                 facts.setdefault(asked.question, set()).update(found)
-    for asked in decide.load_questions():
+    for asked in decide.load_tables().questions:
         rows = [*asked.evidence, *asked.answers]
         named = {name.removeprefix("not ") for row in rows for name in row.when}
         changes = [change for row in (asked, *asked.answers) for change in row.changes]
@@ -329,7 +329,7 @@ def test_every_condition_of_the_table_is_a_fact(run):
 
 
 def test_no_answer_but_go_is_a_dead_end():
-    for asked in decide.load_questions():
+    for asked in decide.load_tables().questions:
         for answer in asked.answers:
             sure = [change for change in answer.changes if isinstance(change, str) and change != "*limits"]
             assert answer.verdict == "go" or sure, (asked.question, answer.why)
@@ -379,5 +379,5 @@ def test_results_without_devices_candidates_timings_and_metrics_are_reported(run
         fields = {name: value for name, value in empty.items() if name in type(result).model_fields}
         nobody = result.provenance.model_copy(update={"devices": []})
         changed(result, provenance=nobody.model_dump(), **fields).save(run)
-    assert len(report.decisions(run)) == 5
+    assert len(report.Report.read(run).decisions) == 5
     assert report.render_report(run)

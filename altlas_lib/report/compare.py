@@ -11,8 +11,7 @@ from pydantic import BaseModel
 from ..paths import RunFolder
 from ..results import ChapterResult, Epoch, Metric, Quantity, format_value
 from .bands import Band
-from .language import Language
-from .render import read_results
+from .decide import Report
 
 _IDENTIFYING = (
     *("workload", "method", "name", "function", "option", "series", "tool", "kind", "gpu", "check"),
@@ -147,15 +146,15 @@ def _identity(model: BaseModel) -> str:
 def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
     """What the two runs measured, compiled, projected and decided, side by side; what only one has is named."""
     differences, changes = [], []
-    reports = [read_results(run) for run in (first, second)]
+    reports = [Report.read(run) for run in (first, second)]
     for chapter in [chapter for chapter in reports[0].results if chapter in reports[1].results]:
         pair = [report.results[chapter] for report in reports]
         one, two = (dict(quantities(result)) for result in pair)
         found = [Change(chapter, what, one.get(what), two.get(what)) for what in dict.fromkeys([*one, *two])]
         differences += [f"{chapter}: {difference}" for difference in _differences(*pair, found)]
         changes += found
-    for one, two in zip(*(report.decider(Language.load("en")).decide() for report in reports), strict=True):
-        if one.facts and two.facts:
+    for one, two in zip(*(report.decisions for report in reports), strict=True):
+        if all(one.chapter in report.results for report in reports):
             changes.append(Change("decisions", one.question, one.verdict, two.verdict))
     problems = [problem for report in reports for problem in report.problems.values()]
     return Comparison(first, second, list(dict.fromkeys(differences)), changes, problems)
