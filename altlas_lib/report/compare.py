@@ -13,10 +13,12 @@ from ..results import ChapterResult, Epoch, Metric, Quantity, format_value
 from .bands import Band
 from .decide import Report
 
-_IDENTIFYING = (
-    *("workload", "method", "name", "function", "option", "series", "tool", "kind", "gpu", "check"),
-    *("n_texts", "on_gpu", "with_transfers", "epoch"),
+# What tells an entry of a list from the others, by field, and how it is written.
+_IDENTIFYING = dict.fromkeys(
+    ("workload", "method", "name", "function", "option", "series", "tool", "kind", "gpu", "check"), "{}"
 )
+_IDENTIFYING |= {"n_texts": "{:,} texts", "on_gpu": "on gpu", "with_transfers": "with transfers", "epoch": "{}"}
+# What is compared besides numbers with a unit.
 _STATED = (
     *("verdict", "advice", "standing", "same_answer", "ready", "status", "preset", "n_seeds", "micro_batch_size"),
     *("gradient_accumulation_steps", "largest_batch", "break_even_n_texts", "data_kind", "n_retreats", "constant_answer"),
@@ -30,8 +32,9 @@ class Change:
 
     Attributes:
         ratio: second / first as a band, from range to range; None where one is missing, a statement, or may be 0.
-        sure: statements that differ; numbers whose ranges, of the runs, of an interval or of a band, do not overlap. Nothing is
-            sure about a measurement of fewer than three runs.
+        verdict: the change in words; of two numbers within each other's noise no change is claimed.
+        sure: statements that differ; numbers of one basis whose ranges, of the runs, of an interval or of a band, do not overlap.
+            Nothing is sure about a measurement of fewer than three runs.
     """
 
     chapter: str
@@ -40,41 +43,36 @@ class Change:
     second: Quantity | str | None
 
     @property
-    def _bands(self) -> tuple[Band, Band] | None:
-        comparable = (
-            all(isinstance(each, Quantity) for each in (self.first, self.second)) and self.first.unit == self.second.unit
-        )
-        return (Band.of(self.first), Band.of(self.second)) if comparable else None
+    def _bands(self) -> list[Band]:
+        pair = (self.first, self.second)
+        comparable = all(isinstance(each, Quantity) for each in pair) and self.first.unit == self.second.unit
+        return [Band.of(each) for each in pair] if comparable else []
 
     @property
     def ratio(self) -> Band | None:
-        return self._bands and self._bands[1].over(self._bands[0])
-
-    @property
-    def has_ranges(self) -> bool:
-        return bool(self._bands) and min(each.n_runs or _FEWEST_RUNS for each in (self.first, self.second)) >= _FEWEST_RUNS
-
-    @property
-    def sure(self) -> bool:
-        if isinstance(self.first, str) and isinstance(self.second, str):
-            return self.first != self.second
-        return self.has_ranges and self._bands[0].is_apart_from(self._bands[1])
+        return self._bands[1].over(self._bands[0]) if self._bands else None
 
     @property
     def verdict(self) -> str:
-        """The change in words; of two numbers within each other's noise no change is claimed."""
         if not self.first or not self.second:
             return "only in the second" if self.second else "only in the first"
         if not self._bands:
-            return "changed" if self.first != self.second else "the same"
+            return "the same" if self.first == self.second else "changed"
         if self.first.basis != self.second.basis:
             return f"{self.second.basis} beside {self.first.basis}"
-        if self._bands[0] == self._bands[1]:
+        one, two = self._bands
+        if one == two:
             return "the same"
-        if not self.sure:
-            return "within the noise" if self.has_ranges else "too few runs to say"
+        if min(each.n_runs or _FEWEST_RUNS for each in (self.first, self.second)) < _FEWEST_RUNS:
+            return "too few runs to say"
+        if not one.is_apart_from(two):
+            return "within the noise"
         ends = [format_value(end, "x") for end in (self.ratio.low, self.ratio.high)] if self.ratio else ["changed"]
         return " to ".join(dict.fromkeys(ends))
+
+    @property
+    def sure(self) -> bool:
+        return self.verdict == "changed" or self.verdict.endswith("x")
 
 
 @dataclass(frozen=True)
@@ -100,47 +98,38 @@ def quantities(model: BaseModel, path: str = "") -> Iterator[tuple[str, Quantity
     if isinstance(model, Metric):
         yield path, _score(model)
         return
-    for name in type(model).model_fields:
-        value, where = getattr(model, name), f"{path} {name.replace('_', ' ')}".strip()
+    for name, value in model:
+        where = f"{path} {name.replace('_', ' ')}".strip()
         if isinstance(value, Quantity):
             yield where, value
         elif name in _STATED and value is not None:
             yield where, str(value)
         elif isinstance(model, Epoch) and name == "metrics":
-            yield from (
-                (f"{where} {loss}", Quantity.measured([number], "", model.memory_device)) for loss, number in value.items()
-            )
+            yield from ((f"{where} {loss}", Quantity.measured([n], "", model.memory_device)) for loss, n in value.items())
         elif isinstance(value, BaseModel):
             yield from quantities(value, where)
         elif isinstance(value, list):
             seen = Counter()
-            for entry in value[-1:] if name == "history" else value:
-                if isinstance(entry, BaseModel):
-                    identity = _identity(entry)
-                    seen[identity] += 1
-                    again = f" #{seen[identity]}" if seen[identity] > 1 else ""
-                    yield from quantities(entry, f"{where} [{identity}{again}]")
+            for entry in filter(lambda each: isinstance(each, BaseModel), value[-1:] if name == "history" else value):
+                seen[identity := _identity(entry)] += 1
+                again = f" #{seen[identity]}" if seen[identity] > 1 else ""
+                yield from quantities(entry, f"{where} [{identity}{again}]")
 
 
 def _score(metric: Metric) -> Quantity:
     """A score with the interval of its gain over the base rate, which the same values have in both runs."""
-    ends = [metric.model, metric.model]
+    ends, n_runs = [metric.model], 1
     if None not in (metric.gain_low, metric.gain_high):
-        sign = 1 if metric.higher_is_better else -1
+        sign, n_runs = 1 if metric.higher_is_better else -1, max(1, metric.n_samples)
         ends += [metric.base_rate + sign * gain for gain in (metric.gain_low, metric.gain_high)]
-    n = max(1, metric.n_samples) if len(ends) > 2 else 1
-    how = {"unit": metric.unit, "device": "test values", "basis": "measured", "n_runs": n}
-    return Quantity(value=metric.model, low=min(ends), high=max(ends), **how)
+    about = {"unit": metric.unit, "device": "test values", "basis": "measured", "n_runs": n_runs}
+    return Quantity(value=metric.model, low=min(ends), high=max(ends), **about)
 
 
 def _identity(model: BaseModel) -> str:
     """What tells an entry of a list from the others; whatever else it holds may differ between two runs of the same thing."""
-    words = []
-    for name in _IDENTIFYING:
-        value = getattr(model, name, None)
-        if value not in (None, False):
-            words.append(name.replace("_", " ") if value is True else f"{value:,} texts" if name == "n_texts" else str(value))
-    return ", ".join(words)
+    found = {name: getattr(model, name, None) for name in _IDENTIFYING}
+    return ", ".join(_IDENTIFYING[name].format(value) for name, value in found.items() if value not in (None, False))
 
 
 def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:

@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment
 
-from ..devices import find_gpu
-from ..results import Advice, Candidate, ChapterResult, HotspotsResult, Remedy, SimilarityResult, TrainingResult
+from ..devices import load_catalogue
+from ..results import Advice, Candidate, ChapterResult, HotspotsResult, Remedy, Route, SimilarityResult, Timing, TrainingResult
 from .bands import Band
 from .language import Sentence, Word
 from .rules import Rules
@@ -48,7 +48,7 @@ def _port(result: HotspotsResult, rules: Rules) -> Facts:
     """The function that decides: to port for sure, else one with a cheaper way on the CPU, else the most promising."""
     least, candidates = rules.port.least_workload_gain, result.candidates
     unseen = [each for each in candidates if each.advice == "unknown"]
-    cheaper = [each for each in candidates if each.advice in _ON_CPU or _cheaper_route(each, least) is not None]
+    cheaper = [each for each in candidates if each.advice in _ON_CPU or _cheaper_route(each, least)]
     # Of a workload that gets faster on the CPU the profile is another one then: what to port there is not known before.
     changing = {each.workload for each in cheaper}
     for_a_gpu = [each for each in candidates if each.advice in _ON_GPU and each.workload_gain]
@@ -57,44 +57,38 @@ def _port(result: HotspotsResult, rules: Rules) -> Facts:
     sure = best is not None and Band.of(best.workload_gain).low >= least
     if not sure and (cheaper or not best):
         best = max(cheaper or unseen or candidates, key=lambda each: each.share, default=None)
-    found = {"best": best, "at": candidates.index(best) if best else None, "sure": sure, "for_a_gpu": for_a_gpu}
-    return found | {
-        "unseen": ", ".join(each.function for each in unseen),
-        "cheaper": cheaper and not sure,
-        "route_at": _cheaper_route(best, least) if best else None,
-        "possible": best in ported and Band.of(best.workload_gain).high >= least,
-    }
+    possible = best in ported and Band.of(best.workload_gain).high >= least
+    found = {"best": best, "sure": sure, "possible": possible, "unseen": unseen, "for_a_gpu": for_a_gpu}
+    return found | {"cheaper": cheaper and not sure, "route": best and _cheaper_route(best, least)}
 
 
-def _cheaper_route(candidate: Candidate, least: float) -> int | None:
-    """Place of a measured way on the CPU with the same answer that is enough; None where there is none."""
-    for at, route in enumerate(candidate.routes):
+def _cheaper_route(candidate: Candidate, least: float) -> Route | None:
+    """The first measured way on the CPU with the same answer that is enough."""
+    for route in candidate.routes:
         measured = route.kind == "algorithm" and route.standing == "measured" and route.same_answer and route.gain
         if measured and Band.of(route.gain).low >= least:
-            return at
+            return route
     return None
 
 
 def _integrate(result: SimilarityResult, rules: Rules) -> Facts:
     """The fastest method of CPU and GPU at the largest size that both were timed at, or what is expected of a GPU there."""
-    of_kind: dict[bool, dict[int, list]] = {False: {}, True: {}}
-    for at, timing in enumerate(result.timings):
-        if timing.with_transfers:
-            of_kind[timing.on_gpu].setdefault(timing.n_texts, []).append((Band.of(timing.time).high, at, timing))
-    on_cpu, on_gpu = of_kind.values()
-    n = max(on_cpu.keys() & on_gpu.keys() or on_cpu, default=0)
+    whole = [each for each in result.timings if each.with_transfers]
+    on_cpu, on_gpu = ({each.n_texts for each in whole if each.on_gpu == kind} for kind in (False, True))
+    n = max(on_cpu & on_gpu or on_cpu, default=0)
     validated = {each.method for each in result.validations if each.passed and each.n_texts == n}
-    # Of the methods that were timed, one whose answer was checked at this size counts more than a faster one.
-    nothing = (0, None, None)
-    _, cpu_at, cpu = min(on_cpu.get(n, []), default=nothing, key=lambda each: each[:2])
-    _, gpu_at, gpu = min(on_gpu.get(n, []), default=nothing, key=lambda each: (each[2].method not in validated, *each[:2]))
-    projected = [(at, each) for at, each in enumerate(result.expectations) if each.on_gpu and each.n_texts == n]
-    expected_at, expected = projected[0] if projected and not on_gpu else (None, None)
-    other = gpu or expected
+
+    def fastest(kind: bool) -> Timing | None:
+        # Of a GPU's methods, one whose answer was checked at this size counts more than a faster one.
+        of_kind = [each for each in whole if each.on_gpu == kind and each.n_texts == n]
+        return min(of_kind, default=None, key=lambda each: (kind and each.method not in validated, Band.of(each.time).high))
+
+    cpu, gpu = fastest(False), fastest(True)
+    expected = [each for each in result.expectations if each.on_gpu and each.n_texts == n and not on_gpu]
+    other = gpu or (expected[0] if expected else None)
+    found = {"n": n, "largest": max(on_cpu, default=0), "timed_on_gpu": on_gpu, "on_cpu": cpu, "on_gpu": gpu, "other": other}
     gain = Band.of(cpu.time).over(Band.of(other.time)) if cpu and other else None
-    found = {"n": n, "largest": max(on_cpu, default=0), "on_cpu": cpu, "cpu_at": cpu_at, "timed_on_gpu": on_gpu, "gain": gain}
-    found |= {"on_gpu": gpu, "gpu_at": gpu_at, "other": other, "validated": gpu and gpu.method in validated}
-    return found | {"expected": gain and expected, "expected_at": gain and expected_at}
+    return found | {"gain": gain, "expected": gain and not gpu and other, "validated": gpu and gpu.method in validated}
 
 
 def _fit(result: TrainingResult, rules: Rules) -> Facts:
@@ -121,10 +115,8 @@ def _ran_there(result: TrainingResult, gpu: str, first: Remedy | None) -> bool:
     """Whether the training that was measured is the planned one, on the planned GPU."""
     if not result.peak_memory or result.peak_memory.basis != "measured":
         return False
-    try:
-        same_gpu = find_gpu(result.peak_memory.device) == find_gpu(gpu)
-    except ValueError:  # not in the catalogue
-        same_gpu = result.peak_memory.device == gpu
+    device = result.peak_memory.device
+    same_gpu = device == gpu or any(each.is_called(device) and each.is_called(gpu) for each in load_catalogue())
     return same_gpu and (first is None or first.plan.configuration.get("model") == result.preset)
 
 
