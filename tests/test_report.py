@@ -471,7 +471,8 @@ def sentences():
         for node in ast.walk(ast.parse(module.read_text())):
             match node:
                 case ast.Call(
-                    func=ast.Name(id="_" | "say") | ast.Attribute(attr="text"), args=[ast.Constant(value=str(sentence)), *_]
+                    func=ast.Name(id="_" | "Sentence") | ast.Attribute(attr="text"),
+                    args=[ast.Constant(value=str(sentence)), *_],
                 ):
                     yield sentence
     tables = decide.load_tables()

@@ -6,4 +6,4 @@ from .decide import Decision, Overall, Report
 from .render import print_report, render_report
 from .rules import Rules
 from .stale import stale
-from .what_if import WhatIf, panel, what_if
+from .what_if import WhatIf, panel

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from ..results import Quantity
+from ..results import Quantity, SimilarityResult, Timing
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,12 @@ class Band:
 
     def is_apart_from(self, other: Self) -> bool:
         return self.high < other.low or other.high < self.low
+
+
+def fastest_first(result: SimilarityResult, *, on_gpu: bool) -> dict[int, list[Timing]]:
+    """Number of texts -> timings with all transfers, by the slowest run of each."""
+    found: dict[int, list[Timing]] = {}
+    for each in sorted(result.timings, key=lambda each: Band.of(each.time).high):
+        if each.on_gpu == on_gpu and each.with_transfers:
+            found.setdefault(each.n_texts, []).append(each)
+    return found

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel
@@ -31,10 +32,9 @@ class Change:
     """A number or a statement, such as a verdict, that two runs have, or one of them.
 
     Attributes:
-        ratio: second / first as a band, from range to range; None where one is missing, a statement, or may be 0.
-        verdict: the change in words; of two numbers within each other's noise no change is claimed.
-        sure: statements that differ; numbers of one basis whose ranges, of the runs, of an interval or of a band, do not overlap.
-            Nothing is sure about a measurement of fewer than three runs.
+        verdict: the change in words, of numbers second / first from range to range; of two numbers within each other's noise no change is claimed.
+        sure: statements that differ; numbers of one basis whose ranges, of the runs, of an interval or of a band, do not
+            overlap. Nothing is sure about a measurement of fewer than three runs.
     """
 
     chapter: str
@@ -47,10 +47,6 @@ class Change:
         pair = (self.first, self.second)
         comparable = all(isinstance(each, Quantity) for each in pair) and self.first.unit == self.second.unit
         return [Band.of(each) for each in pair] if comparable else []
-
-    @property
-    def ratio(self) -> Band | None:
-        return self._bands[1].over(self._bands[0]) if self._bands else None
 
     @property
     def verdict(self) -> str:
@@ -67,7 +63,8 @@ class Change:
             return "too few runs to say"
         if not one.is_apart_from(two):
             return "within the noise"
-        ends = [format_value(end, "x") for end in (self.ratio.low, self.ratio.high)] if self.ratio else ["changed"]
+        ratio = two.over(one)
+        ends = [format_value(end, "x") for end in (ratio.low, ratio.high)] if ratio else ["changed"]
         return " to ".join(dict.fromkeys(ends))
 
     @property
@@ -140,30 +137,25 @@ def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
         pair = [report.results[chapter] for report in reports]
         one, two = (dict(quantities(result)) for result in pair)
         found = [Change(chapter, what, one.get(what), two.get(what)) for what in dict.fromkeys([*one, *two])]
-        differences += [f"{chapter}: {difference}" for difference in _differences(*pair, found)]
+        one, two = (_made_with(result) for result in pair)
+        for name in [name for name in one | two if one.get(name) != two.get(name)]:
+            differences.append(f"{chapter}: {name} = {one.get(name)!r} and {two.get(name)!r}")
+        rates = [each for each in found if each.sure and each.what.startswith("ceilings cpu")]
+        if rates and one["devices"] == two["devices"]:
+            rate = f"{rates[0].what} {rates[0].first} and {rates[0].second}"
+            differences.append(f"{chapter}: the machines have the same name and are not the same: {rate}")
         changes += found
     for one, two in zip(*(report.decisions for report in reports), strict=True):
-        if all(one.chapter in report.results for report in reports):
+        if all(one.asked.chapter in report.results for report in reports):
             changes.append(Change("decisions", one.question, one.verdict, two.verdict))
     problems = [problem for report in reports for problem in report.problems.values()]
-    return Comparison(first, second, list(dict.fromkeys(differences)), changes, problems)
+    return Comparison(first, second, differences, changes, problems)
 
 
-def _differences(one: ChapterResult, two: ChapterResult, changes: list[Change]) -> Iterator[str]:
-    if one.provenance.devices != two.provenance.devices:
-        yield f"made on {'; '.join(one.provenance.devices)} and on {'; '.join(two.provenance.devices)}"
-    elif one.chapter == "environment" and (rates := [each for each in changes if each.sure and "cpu" in each.what]):
-        yield f"the machines have the same name and are not the same: {rates[0].what} {rates[0].first} and {rates[0].second}"
-    sources = [getattr(result, "source", None) for result in (one, two)]
-    if None not in sources and sources[0].sha256 != sources[1].sha256:
-        yield f"made from different data: {sources[0].name} and {sources[1].name}"
-    commits = [(result.provenance.git_commit or "unknown")[:10] for result in (one, two)]
-    if commits[0] != commits[1]:
-        yield f"made by different code: {commits[0]} and {commits[1]}"
-    parameters, others = one.provenance.parameters, two.provenance.parameters
-    for name in sorted(parameters.keys() | others.keys()):
-        if name != "run_name" and parameters.get(name) != others.get(name):
-            yield f"{name} = {parameters.get(name)!r} and {others.get(name)!r}"
+def _made_with(result: ChapterResult) -> dict[str, Any]:
+    made, source = result.provenance, getattr(result, "source", None)
+    of_own = {"devices": "; ".join(made.devices), "data": source and f"{source.name} ({source.sha256[:10]})"}
+    return of_own | {"code": (made.git_commit or "unknown")[:10], **made.parameters, "run_name": None}
 
 
 def format_comparison(comparison: Comparison, *, everything: bool = False) -> str:

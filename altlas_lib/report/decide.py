@@ -121,24 +121,20 @@ class Decision:
     """The answer to one question.
 
     Attributes:
-        chapter: whose result it rests on.
+        asked: the question's table, with effort and risk.
         why: one sentence.
         about: which data and model it speaks of; "" where the chapter says.
-        effort, risk: a sentence each.
         evidence: the numbers that carry it; none where there are none.
         changes: what would change it, each one sentence.
         step: the command that would answer it; None: it is answered.
-        facts: what the sentences were made of.
+        facts: what the sentences are made of.
     """
 
-    key: str
-    chapter: str
+    asked: Question
     verdict: Verdict
     question: str
     why: str
     about: str
-    effort: str
-    risk: str
     evidence: list[Evidence]
     changes: list[str]
     step: Step | None
@@ -209,14 +205,14 @@ class Report:
         facts: Facts = {}
         for each in self.decisions:
             kinds = {"go": each.verdict.startswith("go"), "no": each.verdict == "no-go", "why": each.why}
-            kinds |= {"open": each.verdict == "not enough evidence", "missing": each.chapter not in self.results}
-            facts |= {f"{each.key}_{kind}": value for kind, value in kinds.items()}
+            kinds |= {"open": each.verdict == "not enough evidence", "missing": each.asked.chapter not in self.results}
+            facts |= {f"{each.asked.key}_{kind}": value for kind, value in kinds.items()}
             facts |= {name: each.facts[name] for name in ("cheaper", "cheaper_gain") if name in each.facts}
         of_search = [each for each in savings(self.results, self.rules.money) if each.chapter == "similarity"]
         facts["costs_more"] = any(each.own_prices and each.money and each.money.high < 0 for each in of_search)
         row = next(each for each in load_tables().overall if holds(each.when, facts))
         steps: dict[str, Step] = {}
-        for each in sorted(self.decisions, key=lambda each: load_tables().next_steps.index(each.key)):
+        for each in sorted(self.decisions, key=lambda each: load_tables().next_steps.index(each.asked.key)):
             if each.step:
                 same = steps.get(each.step.command)
                 steps[each.step.command] = replace(each.step, decides=f"{same.decides} {each.question}") if same else each.step
@@ -236,19 +232,10 @@ class Report:
             of_chapter = {name: getattr(asked, name) for name in ("chapter", "key", "question")}
             asked = Question(**of_chapter, answers=load_tables().without_result)
         answer = next(each for each in asked.answers if holds(each.when, facts))
-        sentences = {"question": asked.question, "why": answer.why}
-        sentences |= {name: getattr(asked, name) for name in ("about", "effort", "risk")}
-        said = {name: self.language.text(sentence, **facts) for name, sentence in sentences.items()}
-        return Decision(
-            key=asked.key,
-            chapter=asked.chapter,
-            verdict=answer.verdict,
-            evidence=list(self._evidence(asked, facts)),
-            changes=list(self._changes((*asked.changes, *answer.changes), facts)),
-            step=answer.next and self._step(answer.next, facts, said["question"]),
-            facts=facts,
-            **said,
-        )
+        question, why, about = (self.language.text(each, **facts) for each in (asked.question, answer.why, asked.about))
+        evidence, changes = self._evidence(asked, facts), self._changes((*asked.changes, *answer.changes), facts)
+        step = answer.next and self._step(answer.next, facts, question)
+        return Decision(asked, answer.verdict, question, why, about, list(evidence), list(changes), step, facts)
 
     def _step(self, step: NextStep, facts: Facts, decides: str) -> Step:
         command, _ = step.command.format(**facts), self.language.text

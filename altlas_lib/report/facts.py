@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment
 
 from ..devices import load_catalogue
-from ..results import Advice, Candidate, ChapterResult, HotspotsResult, Remedy, Route, SimilarityResult, Timing, TrainingResult
-from .bands import Band
+from ..results import Advice, Candidate, ChapterResult, HotspotsResult, Remedy, Route, SimilarityResult, TrainingResult
+from .bands import Band, fastest_first
 from .language import Sentence, Word
 from .rules import Rules
 
@@ -22,12 +22,8 @@ _ON_CPU: tuple[Advice, ...] = ("change the call", "vectorise first")
 _ON_GPU: tuple[Advice, ...] = ("try the drop-in", "port it", "keep the data on the GPU", "batch first", "write a kernel")
 
 
-def say(text: str, **values: Any) -> Sentence:
-    return Sentence(text, values)
-
-
 _EXPRESSIONS = Environment(undefined=ChainableUndefined)
-_EXPRESSIONS.globals |= {"say": say, "Word": Word, "Band": Band}
+_EXPRESSIONS.globals |= {"say": Sentence, "Word": Word, "Band": Band}
 
 
 @functools.cache
@@ -73,19 +69,14 @@ def _cheaper_route(candidate: Candidate, least: float) -> Route | None:
 
 def _integrate(result: SimilarityResult, rules: Rules) -> Facts:
     """The fastest method of CPU and GPU at the largest size that both were timed at, or what is expected of a GPU there."""
-    whole = [each for each in result.timings if each.with_transfers]
-    on_cpu, on_gpu = ({each.n_texts for each in whole if each.on_gpu == kind} for kind in (False, True))
-    n = max(on_cpu & on_gpu or on_cpu, default=0)
+    on_cpu, on_gpu = (fastest_first(result, on_gpu=kind) for kind in (False, True))
+    n = max(on_cpu.keys() & on_gpu.keys() or on_cpu, default=0)
     validated = {each.method for each in result.validations if each.passed and each.n_texts == n}
-
-    def fastest(kind: bool) -> Timing | None:
-        # Of a GPU's methods, one whose answer was checked at this size counts more than a faster one.
-        of_kind = [each for each in whole if each.on_gpu == kind and each.n_texts == n]
-        return min(of_kind, default=None, key=lambda each: (kind and each.method not in validated, Band.of(each.time).high))
-
-    cpu, gpu = fastest(False), fastest(True)
+    cpu = next(iter(on_cpu.get(n, [])), None)
+    # Of the methods that were timed, one whose answer was checked at this size counts more than a faster one.
+    gpu = min(on_gpu.get(n, []), key=lambda each: each.method not in validated, default=None)
     expected = [each for each in result.expectations if each.on_gpu and each.n_texts == n and not on_gpu]
-    other = gpu or (expected[0] if expected else None)
+    other = gpu or next(iter(expected), None)
     found = {"n": n, "largest": max(on_cpu, default=0), "timed_on_gpu": on_gpu, "on_cpu": cpu, "on_gpu": gpu, "other": other}
     gain = Band.of(cpu.time).over(Band.of(other.time)) if cpu and other else None
     return found | {"gain": gain, "expected": gain and not gpu and other, "validated": gpu and gpu.method in validated}
@@ -123,12 +114,12 @@ def _ran_there(result: TrainingResult, gpu: str, first: Remedy | None) -> bool:
 def _limit(remedy: Remedy) -> Sentence:
     size, largest = remedy.plan.configuration.get("batch_size"), remedy.largest_batch
     if remedy.plan.verdict == "fits" or not isinstance(size, int):
-        return say("{name}: batch {n} fits.", name=Word(remedy.name), n=max(largest, size if isinstance(size, int) else 0))
+        return Sentence("{name}: batch {n} fits.", name=Word(remedy.name), n=max(largest, size if isinstance(size, int) else 0))
     sentence = {
         "out of memory": "{name}: batch {n} fits, {planned} does not.",
         "tight": "{name}: batch {n} fits, {planned} only without reserve.",
     }.get(remedy.plan.verdict, "{name}: batch {n} fits, {planned} is open.")
-    return say(sentence, name=Word(remedy.name), n=largest, planned=size)
+    return Sentence(sentence, name=Word(remedy.name), n=largest, planned=size)
 
 
 _SEARCHES: dict[str, Callable[[Any, Rules], Facts]] = {"port": _port, "integrate": _integrate, "fit": _fit}

@@ -5,6 +5,7 @@ Numbers, percentages and dates are written as the Unicode CLDR has them for the 
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -12,7 +13,6 @@ from typing import Any
 
 from babel.dates import format_datetime
 from babel.numbers import format_decimal, format_percent
-from markupsafe import Markup, escape
 
 from ..results import Quantity, format_value
 from .bands import Band
@@ -41,12 +41,11 @@ def _pattern(sentence: str) -> re.Pattern:
     return re.compile(re.escape(first) + "".join(f"(?>{group})" for group in groups) + last, re.DOTALL)
 
 
-@dataclass(frozen=True)
 class Sentence:
     """A sentence of the report's own, which its values are filled into in the reader's language."""
 
-    text: str
-    values: dict[str, Any]
+    def __init__(self, text: str, **values: Any) -> None:
+        self.text, self.values = text, values
 
 
 class Word(str):
@@ -75,15 +74,9 @@ class Language:
         patterns = [(_pattern(sentence), other) for sentence, other in found.items() if "{" in sentence]
         return cls(code, found | read_yaml(f"locales/{code}.yaml"), patterns)
 
-    def text(self, sentence: str, **values: Any) -> str:
-        """The sentence in this language, with `{name}` replaced by values."""
-        return self._fill(self.sentences.get(sentence, sentence), values)
-
-    def html(self, sentence: str, **values: Any) -> Markup:
-        """The same for a template, where all of it is text: sentence and values are escaped."""
-        return self._fill(escape(self.sentences.get(sentence, sentence)), values)
-
-    def _fill(self, found: str, values: dict[str, Any]) -> str:
+    def text(self, sentence: str, wrap: Callable[[str], str] = str, /, **values: Any) -> str:
+        """The sentence in this language, with `{name}` replaced by values; `wrap=escape`: for HTML, where all of it is text."""
+        found = wrap(self.sentences.get(sentence, sentence))
         return found.format(**{name: self.write(value, name) for name, value in values.items()}) if values else found
 
     def say(self, sentence: Sentence | str) -> str:
@@ -118,11 +111,10 @@ class Language:
     def _match(self, text: str) -> str | None:
         for pattern, other in self.patterns:
             if found := pattern.fullmatch(text):
-                return other.format(**{name: self._value(name, value) for name, value in found.groupdict().items()})
+                values = found.groupdict()
+                said = {name: self.recognise(value) or value for name, value in values.items() if name not in _NAMES}
+                return other.format(**values | said)
         return None
-
-    def _value(self, name: str, value: str) -> str:
-        return value if name in _NAMES else self.recognise(value) or value
 
     def _number(self, text: str) -> str | None:
         """An English number with its unit."""

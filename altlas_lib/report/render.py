@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import escape
 
 from ..paths import RunFolder, write_atomically
 from ..results import FigureFile
@@ -33,7 +34,8 @@ def _templates(report: Report) -> Environment:
         lstrip_blocks=True,
     )
     language = report.language
-    environment.globals |= {"_": language.html, "report": report, "language": language, "rules": report.rules, "Band": Band}
+    environment.globals["_"] = lambda sentence, **values: language.text(sentence, escape, **values)
+    environment.globals |= {"report": report, "language": language, "rules": report.rules, "Band": Band}
     environment.globals |= {
         "savings": savings,
         "side_by_side": side_by_side,

@@ -44,7 +44,7 @@ class PredictRule(Checked):
 
 
 class Money(Checked):
-    """What running costs; `given` names what the user said, the rest are examples."""
+    """What running costs; `given` names what the user said, the rest are examples; `gpus` are set side by side."""
 
     currency: str
     price_source: str
@@ -54,18 +54,14 @@ class Money(Checked):
     price_per_person_day: _Cost
     price_per_kwh: _Cost
     cpu_power_w: _Cost
-    gpus: list[str]
+    gpus: list[GpuSpec]
     given: frozenset[str] = frozenset()
 
-    @field_validator("gpus")
+    @field_validator("gpus", mode="before")
     @classmethod
-    def _are_known(cls, names: list[str]) -> list[str]:
-        return [find_gpu(name).name for name in names]
-
-    @property
-    def specs(self) -> list[GpuSpec]:
-        """The GPUs to set side by side."""
-        return [gpu for gpu in load_catalogue() if not self.gpus or gpu.name in self.gpus]
+    def _find(cls, names: list[str]) -> list[GpuSpec]:
+        wanted = [find_gpu(name) for name in names]
+        return [gpu for gpu in load_catalogue() if gpu in wanted or not wanted]
 
     @property
     def examples(self) -> list[str]:
