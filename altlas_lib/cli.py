@@ -69,13 +69,10 @@ def run(
     from . import runner
 
     asked = {"parameters": parameters, "assignments": assignments or (), "only": only or (), "from_": from_}
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks that wait for an interrupted kernel have nobody to tell
     interrupted = "interrupted; `altlas run --resume` goes on after the last finished chapter"
     with _said_plainly(runner.RunError, runner.ChapterFailure, interrupted=interrupted):
-        try:
-            runner.run_book(**asked, resume=resume, name=name, tell=lambda line: print(line, flush=True))
-        except KeyboardInterrupt:
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks that waited for the kernel have nobody to tell
-            raise
+        runner.run_book(**asked, resume=resume, name=name, tell=lambda line: print(line, flush=True))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})

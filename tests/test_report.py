@@ -527,7 +527,7 @@ def test_missing_and_damaged_results_are_named_with_the_command_that_makes_them(
     (page,) = (path.read_text() for path in report.render_report(run))
     assert page.count("Missing:") == 1
     assert page.count("<code>altlas run --run test --only 00 --only 20 --only 30 --only 90</code>") == 2  # and as next step
-    assert "schema version 0, this library reads 2" in Page(page).text
+    assert "schema_version: Input should be 3, got 0" in Page(page).text
     assert re.findall(r'<h2 id="(\w+)">', page) == ["claims", "hotspots", "provenance"]  # no empty sections
     assert {link for name, link in Page(page).attributes if name == "href"} == {"#hotspots"}
     assert not earlier.exists()  # no Markdown report without its chapter

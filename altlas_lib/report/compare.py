@@ -32,7 +32,8 @@ class Change:
     """A number or a statement, such as a verdict, that two runs have, or one of them.
 
     Attributes:
-        verdict: the change in words, of numbers second / first from range to range; of two numbers within each other's noise no change is claimed.
+        verdict: the change in words, of numbers second / first from range to range; of two within each other's noise no
+            change is claimed.
         sure: statements that differ; numbers of one basis whose ranges, of the runs, of an interval or of a band, do not
             overlap. Nothing is sure about a measurement of fewer than three runs.
     """
@@ -138,8 +139,8 @@ def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
         one, two = (dict(quantities(result)) for result in pair)
         found = [Change(chapter, what, one.get(what), two.get(what)) for what in dict.fromkeys([*one, *two])]
         one, two = (_made_with(result) for result in pair)
-        for name in [name for name in one | two if one.get(name) != two.get(name)]:
-            differences.append(f"{chapter}: {name} = {one.get(name)!r} and {two.get(name)!r}")
+        different = [name for name in one | two if one.get(name) != two.get(name)]
+        differences += [f"{chapter}: {name} = {one.get(name)!r} and {two.get(name)!r}" for name in different]
         rates = [each for each in found if each.sure and each.what.startswith("ceilings cpu")]
         if rates and one["devices"] == two["devices"]:
             rate = f"{rates[0].what} {rates[0].first} and {rates[0].second}"

@@ -12,7 +12,7 @@ from jinja2 import ChainableUndefined, Environment
 from ..devices import load_catalogue
 from ..results import Advice, Candidate, ChapterResult, HotspotsResult, Remedy, Route, SimilarityResult, TrainingResult
 from .bands import Band, fastest_first
-from .language import Sentence, Word
+from .language import Sentence
 from .rules import Rules
 
 Facts = dict[str, Any]
@@ -23,7 +23,7 @@ _ON_GPU: tuple[Advice, ...] = ("try the drop-in", "port it", "keep the data on t
 
 
 _EXPRESSIONS = Environment(undefined=ChainableUndefined)
-_EXPRESSIONS.globals |= {"say": Sentence, "Word": Word, "Band": Band}
+_EXPRESSIONS.globals |= {"say": Sentence, "Band": Band}
 
 
 @functools.cache
@@ -112,14 +112,15 @@ def _ran_there(result: TrainingResult, gpu: str, first: Remedy | None) -> bool:
 
 
 def _limit(remedy: Remedy) -> Sentence:
-    size, largest = remedy.plan.configuration.get("batch_size"), remedy.largest_batch
-    if remedy.plan.verdict == "fits" or not isinstance(size, int):
-        return Sentence("{name}: batch {n} fits.", name=Word(remedy.name), n=max(largest, size if isinstance(size, int) else 0))
+    size, largest, verdict = remedy.plan.configuration.get("batch_size"), remedy.largest_batch, remedy.plan.verdict
+    verdict = verdict if isinstance(size, int) else "fits"
     sentence = {
+        "fits": "{name}: batch {n} fits.",
         "out of memory": "{name}: batch {n} fits, {planned} does not.",
         "tight": "{name}: batch {n} fits, {planned} only without reserve.",
-    }.get(remedy.plan.verdict, "{name}: batch {n} fits, {planned} is open.")
-    return Sentence(sentence, name=Word(remedy.name), n=largest, planned=size)
+    }.get(verdict, "{name}: batch {n} fits, {planned} is open.")
+    n = max(largest, size or 0) if verdict == "fits" else largest
+    return Sentence(sentence, name=Sentence(remedy.name), n=n, planned=size)
 
 
 _SEARCHES: dict[str, Callable[[Any, Rules], Facts]] = {"port": _port, "integrate": _integrate, "fit": _fit}

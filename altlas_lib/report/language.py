@@ -42,14 +42,12 @@ def _pattern(sentence: str) -> re.Pattern:
 
 
 class Sentence:
-    """A sentence of the report's own, which its values are filled into in the reader's language."""
+    """A sentence of the report's own, which its values are filled into in the reader's language; without any, a text of a
+    chapter's, such as an advice, which is recognised there.
+    """
 
     def __init__(self, text: str, **values: Any) -> None:
-        self.text, self.values = text, values
-
-
-class Word(str):
-    """A term of this book's, such as an advice, that a sentence names and that has a translation."""
+        self.text, self.values = str(text), values
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Language:
     def say(self, sentence: Sentence | str) -> str:
         """A sentence, or a chapter's text: in this language, as far as that is known."""
         if isinstance(sentence, Sentence):
-            return self.text(sentence.text, **sentence.values)
+            return self.text(sentence.text, **sentence.values) if sentence.values else self.say(sentence.text)
         if self.code == "en":
             return sentence
         known = self.recognise(sentence)
@@ -160,7 +158,7 @@ class Language:
         match value:
             case Quantity() | Band():
                 return self.band(value)
-            case Sentence() | Word():
+            case Sentence():
                 return self.say(value)
             case datetime():
                 return format_datetime(value, "medium", locale=self.code)

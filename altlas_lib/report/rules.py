@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..devices import GpuSpec, find_gpu, load_catalogue
+from ..results import first_problem
 
 _Gain = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -103,9 +104,7 @@ class Rules(Checked):
             }
             return cls.model_validate(rules)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{origin}: {where}: {first['msg']}; see altlas_lib/report/rules.yaml") from None
+            raise ValueError(f"{origin}: {first_problem(error)}; see altlas_lib/report/rules.yaml") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"rules {path} cannot be read ({error}); expected lines as in altlas_lib/report/rules.yaml"

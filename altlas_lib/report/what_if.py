@@ -57,7 +57,7 @@ class WhatIf:
         return {each.n_texts: each.time for each in slowest_first}
 
     def times(self, n: int) -> tuple[Quantity | None, Quantity]:
-        """Nearest neighbours of `n` texts on this CPU and on the GPU. The CPU's is the time that was measured at `n` texts, else
+        """Nearest neighbours of `n` texts on this CPU and on the GPU. The CPU's is the time that was measured at `n`, else
         that at the nearest size, times the square of their ratio, else projected; None: nothing of this CPU was measured.
         """
         from ..similarity import expected_times
@@ -108,11 +108,10 @@ def panel(ceilings: Ceilings | None = None, similarity: SimilarityResult | None 
         return None
     from .. import tables
 
-    names = [gpu.name for gpu in load_catalogue()]
-    texts = widgets.FloatLogSlider(10_000, min=2, max=7, step=0.1, readout_format=",.0f", description="texts")
+    sizes = [digit * 10**power for power in range(2, 7) for digit in (1, 2, 5)]
     controls = {
-        "gpu": widgets.Dropdown(options=names, value="T4", description="GPU"),
-        "n_texts": texts,
+        "gpu": widgets.Dropdown(options=[gpu.name for gpu in load_catalogue()], value="T4", description="GPU"),
+        "n_texts": widgets.SelectionSlider(options=[*sizes, 10**7], value=10_000, description="texts"),
         "n_dimensions": widgets.SelectionSlider(options=(64, 128, 256, 384, 768, 1536), value=384, description="dimensions"),
         "batch_size": widgets.SelectionSlider(options=(8, 16, 32, 64, 128), value=64, description="batch"),
         "dtype_policy": widgets.Dropdown(options=("float32", "mixed_float16"), description="precision"),
@@ -120,7 +119,7 @@ def panel(ceilings: Ceilings | None = None, similarity: SimilarityResult | None 
     answers = widgets.HTML()
 
     def answer(_change=None) -> None:
-        values = {name: control.value for name, control in controls.items()} | {"n_texts": round(texts.value)}
+        values = {name: control.value for name, control in controls.items()}
         rows = WhatIf(**values, ceilings=ceilings, similarity=similarity).rows()
         answers.value = tables.show(rows, ["what", "answer"]).to_html()
 
