@@ -483,7 +483,7 @@ def sentences():
         changes = [change for row in (asked, *asked.answers) for change in row.changes]
         said = [next(iter(change.values())) if isinstance(change, dict) else change for change in changes]
         yield from (sentence for sentence in said if not sentence.startswith("*"))
-    yield from (chapter.question for chapter in tables.chapters.values())
+    yield from tables.chapters.values()
     yield from (sentence for row in (*tables.overall, *tables.without_result) for sentence in (row.why, *row.changes))
     for literal in (decide.Verdict, decide.OverallVerdict, Advice, Basis, RouteKind, RouteStanding):
         yield from get_args(literal)
@@ -537,7 +537,7 @@ def test_an_empty_run_still_makes_a_report(run):
     (page,) = (path.read_text() for path in report.render_report(run))
     assert page.count("Missing:") == 1
     assert "altlas run --run test --only 00 --only 10 --only 20 --only 30 --only 90" in page
-    assert all("altlas run --run test" in row["what was found"] for row in report.Report.read(run).overview())
+    assert all("altlas run --run test" in problem for problem in report.Report.read(run).problems.values())
 
 
 def test_a_figure_that_is_gone_is_named(run):

@@ -1,6 +1,7 @@
 """Decisions rest on evidence that exists: each case was written down with its verdict before the rule that gives it."""
 
 import re
+from pathlib import Path
 
 import pytest
 from test_report import CPU, GPU, HOSTILE, changed, decision, of, planned, results, seconds
@@ -8,6 +9,7 @@ from test_report import CPU, GPU, HOSTILE, changed, decision, of, planned, resul
 from altlas_lib import report
 from altlas_lib.report import decide
 from altlas_lib.results import (
+    CHAPTERS,
     Candidate,
     Expectation,
     Quantity,
@@ -326,6 +328,15 @@ def test_every_condition_of_the_table_is_a_fact(run):
         sentences += [asked.about, *(row.label for row in asked.evidence), *(row.why for row in asked.answers)]
         named |= {name for text in sentences for name in re.findall(r"{(\w+)}", text)}
         assert named <= facts[asked.question], asked.question
+
+
+def test_every_chapter_has_its_rows_and_its_template():
+    tables = decide.load_tables()
+    assert list(tables.chapters) == [chapter.chapter for chapter in CHAPTERS]
+    assert {asked.chapter for asked in tables.questions} | tables.reads.keys() <= tables.chapters.keys()
+    assert sorted(tables.next_steps) == sorted(asked.key for asked in tables.questions)
+    templates = Path(decide.__file__).parent / "templates"
+    assert all((templates / f"_{chapter}.html.j2").is_file() for chapter in tables.chapters)
 
 
 def test_no_answer_but_go_is_a_dead_end():

@@ -17,9 +17,8 @@ class Band:
     @classmethod
     def of(cls, quantity: Quantity) -> Self:
         """From the fastest to the slowest run, or a projection's ends."""
-        if quantity.low is None:
-            return cls(quantity.value, quantity.value, quantity.unit)
-        return cls(quantity.low, quantity.high, quantity.unit)
+        ends = [quantity.value] * 2 if quantity.low is None else [quantity.low, quantity.high]
+        return cls(*ends, quantity.unit)
 
     def times(self, factor: float, unit: str) -> Self:
         return type(self)(*sorted((self.low * factor, self.high * factor)), unit)

@@ -44,23 +44,18 @@ class Change:
     second: Quantity | str | None
 
     @property
-    def _bands(self) -> list[Band]:
-        pair = (self.first, self.second)
-        comparable = all(isinstance(each, Quantity) for each in pair) and self.first.unit == self.second.unit
-        return [Band.of(each) for each in pair] if comparable else []
-
-    @property
     def verdict(self) -> str:
         if not self.first or not self.second:
             return "only in the second" if self.second else "only in the first"
-        if not self._bands:
+        pair = (self.first, self.second)
+        if not all(isinstance(each, Quantity) for each in pair) or self.first.unit != self.second.unit:
             return "the same" if self.first == self.second else "changed"
         if self.first.basis != self.second.basis:
             return f"{self.second.basis} beside {self.first.basis}"
-        one, two = self._bands
+        one, two = map(Band.of, pair)
         if one == two:
             return "the same"
-        if min(each.n_runs or _FEWEST_RUNS for each in (self.first, self.second)) < _FEWEST_RUNS:
+        if min(each.n_runs or _FEWEST_RUNS for each in pair) < _FEWEST_RUNS:
             return "too few runs to say"
         if not one.is_apart_from(two):
             return "within the noise"
@@ -149,8 +144,7 @@ def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
     for one, two in zip(*(report.decisions for report in reports), strict=True):
         if all(one.asked.chapter in report.results for report in reports):
             changes.append(Change("decisions", one.question, one.verdict, two.verdict))
-    problems = [problem for report in reports for problem in report.problems.values()]
-    return Comparison(first, second, differences, changes, problems)
+    return Comparison(first, second, differences, changes, [each for report in reports for each in report.problems.values()])
 
 
 def _made_with(result: ChapterResult) -> dict[str, Any]:

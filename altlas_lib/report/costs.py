@@ -13,7 +13,6 @@ from .language import Sentence
 from .rules import Money, Rules
 
 DAYS_PER_MONTH = 365 / 12
-HOURS_PER_MONTH = 24 * DAYS_PER_MONTH
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def side_by_side(results: Mapping[str, ChapterResult], rules: Rules) -> list[Gpu
         price, use = money.price_per_hour.get(gpu.name), _search(similarity, gpu, money) if similarity else None
         row.gain = use and use.on_cpu.over(use.on_gpu)
         if price is not None:
-            row.always_on = Band(price, price, money.currency).times(HOURS_PER_MONTH, money.currency)
+            row.always_on = Band(price, price, money.currency).times(24 * DAYS_PER_MONTH, money.currency)
             row.cost = use and use.on_gpu.times(1000 * price / 3600, money.currency)
         rows.append(row)
     enough = [each for each in rows if each.cost and each.gain and each.gain.low >= rules.integrate.least_gain]

@@ -14,7 +14,7 @@ from ..paths import RunFolder
 from ..results import CHAPTERS, ChapterResult, Quantity, ResultError
 from .costs import savings
 from .facts import Facts, find_facts
-from .language import Language
+from .language import Language, Sentence
 from .rules import Checked, Rules, read_yaml
 
 Verdict = Literal["go", "go with conditions", "no-go", "not enough evidence"]
@@ -31,21 +31,15 @@ class Pointer(Checked):
     when: tuple[str, ...] = ()
 
 
-class NextStep(Checked):
-    """A command that would answer an open question, and whether it needs a GPU."""
-
-    command: str
-    on_gpu: bool = False
-
-
 class Answer(Checked):
-    """A row of a question's table."""
+    """A row of a question's table; `command`, on a machine with a GPU or on any, would answer what it leaves open."""
 
     when: tuple[str, ...] = ()
     verdict: Verdict | OverallVerdict
     why: str
     changes: tuple[str | dict[str, str], ...] = ()
-    next: NextStep | None = None
+    command: str = ""
+    on_gpu: bool = False
 
 
 class Question(Checked):
@@ -63,17 +57,13 @@ class Question(Checked):
     answers: list[Answer]
 
 
-class Chapter(Checked):
-    """What a chapter is about, and which others' results it reads: made again after it, they leave it behind."""
-
-    question: str
-    reads: tuple[str, ...] = ()
-
-
 class Tables(Checked):
-    """`decisions.yaml`; `next_steps` are keys of questions, the one that decides most first."""
+    """`decisions.yaml`: what chapters are about and whose results they read, and the questions, in `next_steps` those that
+    decide most first.
+    """
 
-    chapters: dict[str, Chapter]
+    chapters: dict[str, str]
+    reads: dict[str, list[str]]
     questions: list[Question]
     without_result: list[Answer]
     next_steps: list[str]
@@ -188,12 +178,6 @@ class Report:
                 problems[chapter.chapter] = str(error)
         return cls(run, results, problems, rules if isinstance(rules, Rules) else Rules.load(rules), Language.load(language))
 
-    def overview(self) -> list[dict[str, str]]:
-        """For each chapter's question what was found, or why that is missing: rows of a table."""
-        found = {**self.problems, **{chapter: result.finding for chapter, result in self.results.items()}}
-        chapters = load_tables().chapters.items()
-        return [{"question": chapter.question, "what was found": found[name]} for name, chapter in chapters]
-
     @functools.cached_property
     def decisions(self) -> list[Decision]:
         """An answer to each question, from the chapters' results that are there."""
@@ -229,33 +213,29 @@ class Report:
         if result := self.results.get(asked.chapter):
             facts |= find_facts(asked.key, asked.facts, result, self.rules)
         else:
-            of_chapter = {name: getattr(asked, name) for name in ("chapter", "key", "question")}
-            asked = Question(**of_chapter, answers=load_tables().without_result)
+            rows = load_tables().without_result
+            asked = Question(chapter=asked.chapter, key=asked.key, question=asked.question, answers=rows)
         answer = next(each for each in asked.answers if holds(each.when, facts))
         question, why, about = (self.language.text(each, **facts) for each in (asked.question, answer.why, asked.about))
         evidence, changes = self._evidence(asked, facts), self._changes((*asked.changes, *answer.changes), facts)
-        step = answer.next and self._step(answer.next, facts, question)
+        step = self._step(answer, facts, question) if answer.command else None
         return Decision(asked, answer.verdict, question, why, about, list(evidence), list(changes), step, facts)
 
-    def _step(self, step: NextStep, facts: Facts, decides: str) -> Step:
-        command, _ = step.command.format(**facts), self.language.text
-        took = {number: chapter.duration_s / 60 for number, chapter in Manifest.load(self.run).by_number().items()}
-        known = self.rules.minutes | took
+    def _step(self, answer: Answer, facts: Facts, decides: str) -> Step:
+        command, _ = answer.command.format(**facts), self.language.text
+        known = self.rules.minutes | {n: each.duration_s / 60 for n, each in Manifest.load(self.run).by_number().items()}
         chapters = re.findall(r"--only (\d\d)", command) or ["plan"]
         minutes = max(1, round(sum(known.get(each, 1) for each in chapters)))
-        where = _("on a machine with a {gpu}", gpu=facts["gpu"]) if step.on_gpu else ""
+        where = _("on a machine with a {gpu}", gpu=facts["gpu"]) if answer.on_gpu else ""
         return Step(command, where, _("about {minutes} min", minutes=minutes), decides)
 
     def _changes(self, rows: Sequence[str | dict[str, str]], facts: Facts) -> Iterator[str]:
         """A sentence; `{condition: sentence}`, said where it holds; or `*name`, a fact that is a list of sentences."""
         for row in rows:
             condition, sentence = next(iter(row.items())) if isinstance(row, dict) else ("", row)
-            if condition and not holds([condition], facts):
-                continue
-            if sentence.startswith("*"):
-                yield from map(self.language.say, facts[sentence[1:]])
-            else:
-                yield self.language.text(sentence, **facts)
+            if not condition or holds([condition], facts):
+                said = facts[sentence[1:]] if sentence.startswith("*") else [Sentence(sentence, **facts)]
+                yield from map(self.language.say, said)
 
     def _evidence(self, asked: Question, facts: Facts) -> Iterator[Evidence]:
         """Each number that the question points at, as far as the result has it."""

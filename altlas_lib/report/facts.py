@@ -22,21 +22,17 @@ _ON_CPU: tuple[Advice, ...] = ("change the call", "vectorise first")
 _ON_GPU: tuple[Advice, ...] = ("try the drop-in", "port it", "keep the data on the GPU", "batch first", "write a kernel")
 
 
+# Jinja expressions; what they ask of something that is not there is None.
 _EXPRESSIONS = Environment(undefined=ChainableUndefined)
 _EXPRESSIONS.globals |= {"say": Sentence, "Band": Band}
-
-
-@functools.cache
-def compile_expression(expression: str) -> Callable[..., Any]:
-    """A Jinja expression; what it asks of something that is not there is None."""
-    return _EXPRESSIONS.compile_expression(expression)
+_compile = functools.cache(_EXPRESSIONS.compile_expression)
 
 
 def find_facts(key: str, expressions: Mapping[str, str], result: ChapterResult, rules: Rules) -> Facts:
     """All facts of a question: those that are searched for, then its expressions, of which each may use those before it."""
     facts = {"result": result, "rules": rules} | (_SEARCHES[key](result, rules) if key in _SEARCHES else {})
     for name, expression in expressions.items():
-        facts[name] = compile_expression(expression)(**facts)
+        facts[name] = _compile(expression)(**facts)
     return facts
 
 
@@ -60,11 +56,8 @@ def _port(result: HotspotsResult, rules: Rules) -> Facts:
 
 def _cheaper_route(candidate: Candidate, least: float) -> Route | None:
     """The first measured way on the CPU with the same answer that is enough."""
-    for route in candidate.routes:
-        measured = route.kind == "algorithm" and route.standing == "measured" and route.same_answer and route.gain
-        if measured and Band.of(route.gain).low >= least:
-            return route
-    return None
+    measured = [each for each in candidate.routes if each.kind == "algorithm" and each.standing == "measured" and each.gain]
+    return next((each for each in measured if each.same_answer and Band.of(each.gain).low >= least), None)
 
 
 def _integrate(result: SimilarityResult, rules: Rules) -> Facts:
@@ -93,13 +86,11 @@ def _fit(result: TrainingResult, rules: Rules) -> Facts:
     first = result.remedies[0] if result.remedies and result.remedies[0].plan else None  # the model as it is
     gpu = first.plan.gpu if first else result.gpu or "T4"
     sizes = [result.micro_batch_size, *(epoch.micro_batch_size for epoch in result.history)]
-    return {
-        **{"planned": planned, "first": first, "gpu": gpu, "ran": _ran_there(result, gpu, first), "fits": first in fitting},
-        **{"size": min(sizes), "asked": max(*sizes, result.micro_batch_size_asked or 0)},
-        **{"compiled": fitting, "tight": standing(["tight"], "compiled"), "projected": standing(accepted, "projected")},
-        "with_another": fitting[0] if fitting and first not in fitting else None,
-        "limits": [_limit(each) for each in planned if each.largest_batch][:3],
-    }
+    found = {"planned": planned, "first": first, "gpu": gpu, "ran": _ran_there(result, gpu, first), "fits": first in fitting}
+    found |= {"size": min(sizes), "asked": max(*sizes, result.micro_batch_size_asked or 0)}
+    found |= {"compiled": fitting, "tight": standing(["tight"], "compiled"), "projected": standing(accepted, "projected")}
+    found["with_another"] = fitting[0] if fitting and first not in fitting else None
+    return found | {"limits": [_limit(each) for each in planned if each.largest_batch][:3]}
 
 
 def _ran_there(result: TrainingResult, gpu: str, first: Remedy | None) -> bool:

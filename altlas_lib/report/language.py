@@ -46,7 +46,7 @@ class Sentence:
     chapter's, such as an advice, which is recognised there.
     """
 
-    def __init__(self, text: str, **values: Any) -> None:
+    def __init__(self, text: str, /, **values: Any) -> None:
         self.text, self.values = str(text), values
 
 
@@ -143,10 +143,8 @@ class Language:
 
     def band(self, band: Band | Quantity) -> str:
         """`2.1x to 2.4x`, `11 to 12 ms`; one number where both ends read the same, and a measured quantity's median."""
-        if isinstance(band, Quantity):
-            if band.value is not None:
-                return self.amount(band.value, band.unit)
-            band = Band.of(band)
+        if isinstance(band, Quantity) and band.value is not None:
+            return self.amount(band.value, band.unit)
         low, high = (self.amount(end, band.unit) for end in (band.low, band.high))
         number, _, symbol = low.partition(" ")
         if low == high:

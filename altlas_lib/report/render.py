@@ -35,13 +35,8 @@ def _templates(report: Report) -> Environment:
     )
     language = report.language
     environment.globals["_"] = lambda sentence, **values: language.text(sentence, escape, **values)
-    environment.globals |= {"report": report, "language": language, "rules": report.rules, "Band": Band}
-    environment.globals |= {
-        "savings": savings,
-        "side_by_side": side_by_side,
-        "stale": stale,
-        "chapters": load_tables().chapters,
-    }
+    environment.globals |= {"report": report, "language": language, "rules": report.rules, "chapters": load_tables().chapters}
+    environment.globals |= {"savings": savings, "side_by_side": side_by_side, "stale": stale, "Band": Band}
     environment.globals |= {"picture": lambda figure: _picture(report.run, figure), "now": datetime.now(UTC)}
     environment.filters |= {
         "md": _markdown_text,
@@ -59,10 +54,7 @@ def _picture(run: RunFolder, figure: FigureFile) -> str | None:
     """The figure's file as a data URL; None where it is gone."""
     path = run.figures / figure.file
     kind = "svg+xml" if path.suffix == ".svg" else "png"
-    try:
-        return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
-    except OSError:
-        return None
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}" if path.is_file() else None
 
 
 def render_report(run: RunFolder, *, language: str = "en", rules: Rules | str | Path | None = None) -> list[Path]:

@@ -95,25 +95,17 @@ class Rules(Checked):
         try:
             changes = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}) if path else {}
             given = [changes.get("money") or {}, {name: value for name, value in money.items() if value}]
-            prices = {_device(name): price for each in given for name, price in _prices(each.get("price_per_hour", {})).items()}
+            prices = {name: price for each in given for name, price in _prices(each.get("price_per_hour", {})).items()}
             for question, change in changes.items():
                 rules[question] = {**rules.get(question, {}), **change}
-            rules["money"] |= given[1] | {
-                "price_per_hour": examples | prices,
-                "given": given[0].keys() | given[1] | prices.keys(),
-            }
+            rules["money"] |= given[1] | {"price_per_hour": examples | prices}
+            rules["money"]["given"] = given[0].keys() | given[1] | prices.keys()
             return cls.model_validate(rules)
-        except ValidationError as error:
-            raise ValueError(f"{origin}: {first_problem(error)}; see altlas_lib/report/rules.yaml") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"rules {path} cannot be read ({error}); expected lines as in altlas_lib/report/rules.yaml"
-            ) from None
+        except (OSError, UnicodeDecodeError, ValidationError, yaml.YAMLError, AttributeError, TypeError) as error:
+            reason = first_problem(error) if isinstance(error, ValidationError) else f"cannot be read ({error})"
+            raise ValueError(f"{origin}: {reason}; expected lines as in altlas_lib/report/rules.yaml") from None
 
 
 def _prices(given: Any) -> dict[str, Any]:
-    return dict(each.partition("=")[::2] for each in given) if isinstance(given, list) else given
-
-
-def _device(name: str) -> str:
-    return name if name == "CPU" else find_gpu(name).name
+    pairs = [each.partition("=")[::2] for each in given] if isinstance(given, list) else given.items()
+    return {name if name == "CPU" else find_gpu(name).name: price for name, price in pairs}

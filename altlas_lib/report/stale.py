@@ -25,7 +25,7 @@ def _find_stale(report: Report) -> Iterator[Sentence]:
                 yield Sentence("Chapter {number} was made with {name} = {then}; the run asked for {now}.", **values)
         if commit_now and made.git_commit and made.git_commit != commit_now:
             by_commit.setdefault(made.git_commit, []).append(number)
-        for earlier in load_tables().chapters[chapter].reads:
+        for earlier in load_tables().reads.get(chapter, ()):
             if earlier in results and results[earlier].provenance.created_at > made.created_at:
                 other = results[earlier].number
                 yield Sentence("Chapter {number} is older than chapter {other}, which it reads.", number=number, other=other)

@@ -53,8 +53,7 @@ class WhatIf:
         """Number of texts -> time of the fastest CPU method, where its runs have a range."""
         timings = self.similarity.timings if self.similarity and self.similarity.n_dimensions == self.n_dimensions else []
         ranges = [each for each in timings if not each.on_gpu and each.time.n_runs and 0 < each.time.low < each.time.high]
-        slowest_first = sorted(ranges, key=lambda each: each.time.high, reverse=True)
-        return {each.n_texts: each.time for each in slowest_first}
+        return {each.n_texts: each.time for each in sorted(ranges, key=lambda each: -each.time.high)}  # the fastest comes last
 
     def times(self, n: int) -> tuple[Quantity | None, Quantity]:
         """Nearest neighbours of `n` texts on this CPU and on the GPU. The CPU's is the time that was measured at `n`, else
@@ -64,13 +63,12 @@ class WhatIf:
 
         expected = expected_times([n], self.n_dimensions, _K, find_gpu(self.gpu), self.ceilings)
         by_kind = {each.on_gpu: each.time for each in expected}
-        on_cpu = self._measured.get(n) or by_kind.get(False)
-        if self._measured and n not in self._measured:
-            nearest = min(self._measured, key=lambda size: abs(math.log(size / n)))
-            time, times = self._measured[nearest], (n / nearest) ** 2
-            bound_by = f"as the square of {nearest:,} texts, which were measured"
-            on_cpu = Quantity.projected(times * time.low, times * time.high, "s", time.device, bound_by)
-        return on_cpu, by_kind[True]
+        if not self._measured or n in self._measured:
+            return self._measured.get(n) or by_kind.get(False), by_kind[True]
+        nearest = min(self._measured, key=lambda size: abs(math.log(size / n)))
+        time, times = self._measured[nearest], (n / nearest) ** 2
+        bound_by = f"as the square of {nearest:,} texts, which were measured"
+        return Quantity.projected(times * time.low, times * time.high, "s", time.device, bound_by), by_kind[True]
 
     @cached_property
     def break_even_n_texts(self) -> int | None:
