@@ -19,17 +19,23 @@ from altlas_lib.devices import find_gpu
 from altlas_lib.report import decide
 from altlas_lib.results import (
     Advice,
+    Agreement,
     Basis,
+    Calibration,
     Candidate,
     Ceilings,
     DataSource,
+    Engine,
     EnvironmentResult,
     Epoch,
     FigureFile,
     Finding,
+    Forward,
     FunctionTime,
     HotspotsResult,
+    InferenceResult,
     Kept,
+    Latency,
     Licence,
     MemoryPlan,
     Metric,
@@ -46,6 +52,7 @@ from altlas_lib.results import (
     Timing,
     TrainingResult,
     Validation,
+    Variant,
     WorkloadProfile,
 )
 
@@ -166,7 +173,41 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
             qualities=[quality, quality.model_copy(update={"gain_kept": None})],
             notes=[text],
         ),
+        InferenceResult(
+            **shared,
+            source=DataSource(name=text, **SOURCE),
+            model=text,
+            n_parameters=12345,
+            trained=True,
+            target_gpu=text,
+            variants=[
+                Variant(name="float32", file="model.onnx", size_bytes=472_000),
+                Variant(
+                    **{"name": text, "file": "model.int8.onnx", "size_bytes": 291_000},
+                    agreement=[Agreement(output=text, n_samples=99, largest=0.1, rms=0.01, class_agreement=0.99)],
+                    calibration=Calibration(source=text, n_samples=64, method="MinMax"),
+                    score_kept=Kept(value=1, low=0.995, high=1.005),
+                ),
+                Variant(name="b", problem=text),
+            ],
+            latencies=[call("Keras predict", 0.1), call("float32", 0.01), call(text, 0.004), call("float32", 0.02, batch=8)],
+            engines=[engine(text, "built"), engine(text, "refused")],
+            forwards=[
+                Forward(gpu="T4", dtype="float16", batch=1, memory=seconds(1), n_launches=9, time=projected),
+                Forward(gpu="T4", dtype="float16", batch=8, memory=seconds(1), n_launches=9, note=text),
+            ],
+            notes=[text],
+        ),
     ]
+
+
+def call(runner, s, batch=1):
+    return Latency(runner=runner, batch=batch, threads=None, time=seconds(0.95 * s, s, 1.05 * s), p95_s=s, p99_s=s)
+
+
+def engine(text, status):
+    size = Quantity.compiled(2**20, "bytes", "T4") if status == "built" else None
+    return Engine(gpu=text, compute_capability="7.5", variant=text, status=status, size=size, message=text, advice=text)
 
 
 def plan(text):

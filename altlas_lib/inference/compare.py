@@ -101,31 +101,25 @@ def finding(
     engines: Sequence[Engine],
     best: Variant | None,
 ) -> str:
-    """The chapter's answer in a few sentences, each with the basis of its numbers.
+    """The chapter's answer in a few clauses, each with the basis of its numbers.
 
     Args:
         best: as `choose_variant` says; the other arguments are those of the result.
     """
     batch = min(each.batch for each in latencies)
     times = {each.runner: each.time for each in latencies if each.batch == batch}
-    original, said = times[variants[0].name], []
+    original = times[variants[0].name]
+    said = [f"as ONNX in float32 a call of {batch} takes {original} ({original.basis} on {original.device})"]
     if keras_time := times.get("Keras predict"):
-        gain = f"{keras_time.value / original.value:.2g} times as fast as Keras predict"
-        said.append(
-            f"As ONNX the model answers a call of {batch} in {original}, {gain} ({original.basis} on {original.device})."
-        )
+        said.append(f"that is {keras_time.value / original.value:.2g}x as fast as Keras predict")
     if best:
-        kept = best.score_kept
-        gain = f"{original.value / times[best.name].value:.2g} times as fast as that and keeps {kept.value:.1%} of its score"
-        said.append(f"{best.name} is {gain} (95 % interval {kept.low:.1%} to {kept.high:.1%}).")
+        kept, gain = best.score_kept, original.value / times[best.name].value
+        said.append(f"{best.name} is {gain:.2g}x as fast as that, and {kept.low:.1%} to {kept.high:.1%} of the score is kept")
     else:
-        is_scored = any(each.score_kept for each in variants)
-        said.append(
-            f"No variant is both faster here and {'sure to keep' if is_scored else 'known to keep'} the score: float32 stays."
-        )
+        said.append("no smaller form is both faster here and known to keep the score, so float32 stays")
     if band := next((each.time for each in forwards if each.time), None):
-        said.append(f"On a {band.device} a call of {forwards[0].batch} is projected to take {band}, bound by {band.bound_by}.")
+        said.append(f"on a {band.device} a call of {forwards[0].batch} is projected to take {band}, bound by {band.bound_by}")
     if engines:
-        built = [f"{each.variant} for {each.gpu}" for each in engines if each.status == "built"]
-        said.append(f"TensorRT engines built without the GPU: {', '.join(built) or 'none'}, of {len(engines)} tried.")
-    return " ".join(said)
+        n_built = sum(each.status == "built" for each in engines)
+        said.append(f"{n_built} of {len(engines)} TensorRT engines were built without the GPU")
+    return "; ".join(said)

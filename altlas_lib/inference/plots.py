@@ -20,7 +20,6 @@ def latency_by_batch(ax: Axes, latencies: Sequence[Latency], forwards: Sequence[
             [each.batch] * 2, [1000 * each.time.low, 1000 * each.time.high], color="black", linewidth=6, alpha=0.4, label=label
         )
     ax.set(xscale="log", yscale="log", xlabel="samples in a call", ylabel="time of a call (ms)")
-    threads = {each.threads or "all" for each in latencies}
-    ax.set_title(f"A call on this CPU, {', '.join(map(str, threads))} threads, beside what a GPU is projected to take")
+    ax.set_title("A call on this CPU, measured, beside what a GPU is projected to take")
     ax.legend()
     return ax

@@ -18,11 +18,20 @@ from .decide import Report
 _IDENTIFYING = dict.fromkeys(
     ("workload", "method", "name", "function", "option", "series", "tool", "kind", "gpu", "check"), "{}"
 )
+_IDENTIFYING |= dict.fromkeys(("runner", "variant", "dtype"), "{}") | {"batch": "{:,} in a call", "threads": "{} threads"}
 _IDENTIFYING |= {"n_texts": "{:,} texts", "on_gpu": "on gpu", "with_transfers": "with transfers", "epoch": "{}"}
 # What is compared besides numbers with a unit.
 _STATED = (
     *("verdict", "advice", "standing", "same_answer", "ready", "status", "preset", "n_seeds", "micro_batch_size"),
-    *("gradient_accumulation_steps", "largest_batch", "break_even_n_texts", "data_kind", "n_retreats", "constant_answer"),
+    *(
+        "gradient_accumulation_steps",
+        "largest_batch",
+        "break_even_n_texts",
+        "data_kind",
+        "n_retreats",
+        "constant_answer",
+        "best",
+    ),
 )
 _FEWEST_RUNS = 3  # of a measurement with a range to speak of
 

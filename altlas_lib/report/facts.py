@@ -10,7 +10,19 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment
 
 from ..devices import load_catalogue
-from ..results import Advice, Candidate, ChapterResult, HotspotsResult, Remedy, Route, SimilarityResult, TrainingResult
+from ..inference.compare import choose_variant
+from ..results import (
+    LARGEST_OTHER_LOAD,
+    Advice,
+    Candidate,
+    ChapterResult,
+    HotspotsResult,
+    InferenceResult,
+    Remedy,
+    Route,
+    SimilarityResult,
+    TrainingResult,
+)
 from .bands import Band, fastest_first
 from .language import Sentence
 from .rules import Rules
@@ -114,4 +126,27 @@ def _limit(remedy: Remedy) -> Sentence:
     return Sentence(sentence, name=Sentence(remedy.name), n=n, planned=size)
 
 
-_SEARCHES: dict[str, Callable[[Any, Rules], Facts]] = {"port": _port, "integrate": _integrate, "fit": _fit}
+def _produce(result: InferenceResult, rules: Rules) -> Facts:
+    """The form that is fast enough and keeps the score, beside the ONNX file in float32 and what a Keras user calls."""
+    smallest = min((each.batch for each in result.latencies), default=None)
+    at = {each.runner: i for i, each in enumerate(result.latencies) if each.batch == smallest}
+    best = choose_variant(result.variants, result.latencies, **rules.produce.model_dump())
+
+    def gain(before: str | None, after: str | None) -> Band | None:
+        known = before in at and after in at
+        return Band.of(result.latencies[at[before]].time).over(Band.of(result.latencies[at[after]].time)) if known else None
+
+    original = result.variants[0].name if result.variants else None
+    over_keras = gain("Keras predict", original)
+    found = {"best": best, "batch": smallest, "original_at": at.get(original), "best_at": best and at.get(best.name)}
+    found |= {"keras_at": at.get("Keras predict"), "gain": best and gain(original, best.name), "over_keras": over_keras}
+    found["onnx_pays"] = over_keras and over_keras.low >= rules.produce.least_gain
+    return found | {"busy": (result.other_load or 0) > LARGEST_OTHER_LOAD}
+
+
+_SEARCHES: dict[str, Callable[[Any, Rules], Facts]] = {
+    "port": _port,
+    "integrate": _integrate,
+    "fit": _fit,
+    "produce": _produce,
+}

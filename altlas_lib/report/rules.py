@@ -44,6 +44,11 @@ class PredictRule(Checked):
     stand_in_presets: list[str]
 
 
+class ProduceRule(Checked):
+    least_gain: _Gain
+    largest_loss: float = Field(ge=0, lt=1)
+
+
 class Money(Checked):
     """What running costs; `given` names what the user said, the rest are examples; `gpus` are set side by side."""
 
@@ -77,6 +82,7 @@ class Rules(Checked):
     integrate: IntegrateRule
     fit: FitRule
     predict: PredictRule
+    produce: ProduceRule
     money: Money
     minutes: dict[str, float]
 

@@ -11,4 +11,10 @@ from .quantity import Basis, Model, Quantity, first_problem, format_value
 from .similarity import Expectation, SimilarityResult, SimilarPair, Step, Timing, Validation
 from .training import Epoch, GpuFit, Kept, MemoryPlan, Metric, Quality, Remedy, TrainingResult
 
-CHAPTERS: tuple[type[ChapterResult], ...] = (EnvironmentResult, HotspotsResult, SimilarityResult, TrainingResult)
+CHAPTERS: tuple[type[ChapterResult], ...] = (
+    EnvironmentResult,
+    HotspotsResult,
+    SimilarityResult,
+    TrainingResult,
+    InferenceResult,
+)
