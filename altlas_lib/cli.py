@@ -1,4 +1,4 @@
-"""The command line: `altlas check | run | profile | calibrate | plan | compare`."""
+"""The command line: `altlas check | run | profile | calibrate | plan | optimize | compare`."""
 
 import contextlib
 import json
@@ -183,7 +183,8 @@ def plan(
     model: Annotated[
         str,
         typer.Argument(
-            help="A preset (reference, option1, option2, quick), module:function that builds a Keras model, or a .keras file."
+            help="A preset (reference, option1, option2, quick), module:function that builds a Keras model, or a .keras file; "
+            "of a large language model a .gguf file, or a folder with config.json and safetensors."
         ),
     ] = "reference",
     gpu: Annotated[
@@ -204,6 +205,8 @@ def plan(
     ] = None,
     search: Annotated[bool, typer.Option("--search", help="Of a preset: compile for each mitigation's largest batch.")] = False,
     time_limit_s: Annotated[float, typer.Option("--time-limit", min=1, metavar="S", help="Seconds for compiling.")] = 480.0,
+    context: Annotated[int, typer.Option(min=1, help="Of a language model: tokens of each stream.")] = 8192,
+    batch: Annotated[int, typer.Option(min=1, help="Of a language model: streams at a time.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plans as JSON.")] = False,
 ) -> None:
     """Say whether a training fits a GPU that need not be here, asking its compiler. Nothing is trained.
@@ -215,6 +218,8 @@ def plan(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # nothing of TensorFlow's own is of interest here
     sys.path.insert(0, os.getcwd())  # where the user's modules are
+    if model.endswith(".gguf") or Path(model).is_dir():
+        return _plan_language_model(model, gpu, context, batch, as_json)
     from . import tables, training
     from .results import Remedy
 
@@ -246,6 +251,45 @@ def plan(
             shown = [column for column in rows[0] if column != "per sample"]
             text = [textwrap.fill(line, 120, subsequent_indent="  ") for line in explained]
             print("\n".join([tables.show(rows).text(120, columns=shown), "", *text]))
+
+
+def _plan_language_model(model: str, gpu: str, context: int, batch: int, as_json: bool) -> None:
+    from . import inference, tables
+
+    with _said_plainly(inference.InferenceError, ValueError):
+        found = inference.plan_model(inference.read_model(model), gpu, context=context, batch=batch)
+    print(found.model_dump_json(indent=1) if as_json else tables.show(inference.plan_rows(found)).text(120))
+
+
+@app.command()
+def optimize(
+    model: Annotated[str, typer.Argument(help="A .keras or .onnx file, or module:function that builds a Keras model.")],
+    gpu: Annotated[str, typer.Option(help="The GPU of the catalogue to build and compile for.")] = "T4",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="A .npz file: an array of the training part for each input by its name.", show_default="no 8 bits"),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The folder for the files.")] = Path("optimized"),
+) -> None:
+    """Write a trained model as ONNX, in half precision and in 8 bits, and as TensorRT engines where a builder is installed.
+
+    Says of each variant how near it is to the model, and leaves a README with the commands for a server with the GPU. Whether
+    accuracy is kept, chapter 40 says. Exit code 0: written. 1: it could not be, and the message says why.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # nothing of TensorFlow's own is of interest here
+    sys.path.insert(0, os.getcwd())  # where the user's modules are
+    from . import devices, inference, tables
+
+    with _said_plainly(inference.InferenceError, ValueError, OSError):
+        devices.find_gpu(gpu)
+        variants, engines = inference.optimize(model, output, gpu, calibration)
+    formats = dict.fromkeys(("largest", "rms"), "{:.2g}") | {"class_agreement": "{:.2%}"}
+    print(tables.show(inference.variant_rows(variants), formats=formats, missing="-").text(120))
+    print(
+        *(f"{each.variant} on {each.gpu}: {each.status}. {each.message or ''} {each.advice or ''}" for each in engines),
+        sep="\n",
+    )
+    print(f"written to {output}/")
 
 
 @app.command()

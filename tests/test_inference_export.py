@@ -12,7 +12,7 @@ from altlas_lib.inference import child, forward
 from altlas_lib.results import Forward, Quantity
 from altlas_lib.training.plan.compile import has_compiler
 
-pytestmark = pytest.mark.skipif(not importlib.util.find_spec("tf2onnx"), reason="tf2onnx is in the extra 'inference'")
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec("tf2onnx"), reason="tf2onnx is not installed")
 
 MODELS = """
 import keras
@@ -131,7 +131,7 @@ def test_damaged_files_and_other_things_are_no_model(tmp_path, monkeypatch):
     with pytest.raises(inference.InferenceError, match=r"the model is a builtins\.dict: expected a keras\.Model"):
         inference.export_onnx({}, tmp_path / "model.onnx")
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(inference.InferenceError, match=r"tf2onnx is not installed.*\[inference\]"):
+    with pytest.raises(inference.InferenceError, match=r"tf2onnx is not installed.*pip install tf2onnx"):
         inference.export_onnx("m:f", tmp_path / "model.onnx")
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from altlas_lib import devices, inference
+from altlas_lib import cli, devices, inference
 from altlas_lib.inference import llm
 from altlas_lib.results import LanguageModel, LlmPlan
 from benchmarks import llm as benchmark
@@ -167,6 +168,19 @@ def test_speed_falls_with_bytes_context_and_rises_with_the_card():
     assert tokens_per_s(context=65536) < tokens_per_s()
     assert tokens_per_s() < tokens_per_s(make_model(active_share=0.2)) < 5 * tokens_per_s()
     assert tokens_per_s() < tokens_per_s(phase="prompt")
+
+
+def test_the_command_plans_a_file_and_names_a_damaged_one(tmp_path):
+    path = write_gguf(tmp_path / "small.gguf")
+    said = CliRunner().invoke(cli.app, ["plan", str(path), "--gpu", "T4", "--context", "4096", "--batch", "4", "--json"])
+    assert said.exit_code == 0, said.output
+    plan = LlmPlan.model_validate_json(said.output)
+    assert (plan.gpu, plan.context, plan.batch, plan.verdict) == ("T4", 4096, 4, "fits")
+    assert "4 of 4" in CliRunner().invoke(cli.app, ["plan", str(path)]).output
+    damage_magic(path)
+    said = CliRunner().invoke(cli.app, ["plan", str(path)])
+    assert said.exit_code == 1
+    assert "download it again" in said.output
 
 
 # The benchmark ------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inference_helpers import N_CLASSES, N_IN, classify, write_classifier
 from onnx import TensorProto
+from typer.testing import CliRunner
 
-from altlas_lib import inference
+from altlas_lib import cli, inference
 from altlas_lib.inference import engines
 from altlas_lib.inference.compare import find_classes
 from altlas_lib.results import Engine, Kept, Latency, Quantity, Variant
@@ -312,3 +313,34 @@ def test_batches_of_any_size_give_the_same_rows(classifier):
     assert whole.shape == (len(X), N_CLASSES)
     for batch in itertools.chain((1,), (7, 299, 300)):
         np.testing.assert_allclose(inference.run_batches(session, {"x": X}, batch)["probabilities"], whole, atol=1e-6)
+
+
+# The command -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_leaves_variants_and_a_readme(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr("altlas_lib.inference.workflow.find_builder", lambda: None)
+    np.savez(tmp_path / "training.npz", x=X[:50])
+    command = ["optimize", str(classifier[0]), "--gpu", "T4", "--calibration", str(tmp_path / "training.npz")]
+    said = CliRunner().invoke(cli.app, [*command, "--output", str(tmp_path / "out")])
+    assert said.exit_code == 0, said.output
+    files = {"model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8-dynamic.onnx", "README.md"}
+    assert {each.name for each in (tmp_path / "out").iterdir()} == files
+    readme = (tmp_path / "out" / "README.md").read_text()
+    commands = [shlex.split(line) for line in readme.splitlines() if line.startswith("trtexec")]
+    assert [each[1] for each in commands] == ["--onnx=model.onnx", "--onnx=model.fp16.onnx", "--onnx=model.int8.onnx"]
+    assert "probabilities" in said.output
+
+
+def test_the_command_says_what_it_cannot_use(classifier, tmp_path):
+    (tmp_path / "training.npz").write_text("nothing")
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object))
+    for file in ("training.npz", "objects.npz", "gone.npz"):
+        command = ["optimize", str(classifier[0]), "--calibration", str(tmp_path / file), "--output", str(tmp_path / "out")]
+        said = CliRunner().invoke(cli.app, command)
+        assert said.exit_code == 1
+        assert f"{file} cannot be read" in said.output
+    said = CliRunner().invoke(cli.app, ["optimize", str(classifier[0]), "--gpu", "T5"])
+    assert said.exit_code == 1
+    assert "'T5' is not in the catalogue" in said.output
+    assert not (tmp_path / "out").exists()

@@ -45,7 +45,7 @@ def build_engine(
         ValueError: no such GPU in the catalogue.
     """
     gpu = gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu)
-    builder = next((name for name in (RTX, STANDARD) if importlib.util.find_spec(name)), None)
+    builder = find_builder()
     if not builder:
         raise InferenceError("no TensorRT builder is installed: pip install tensorrt-rtx, or use the printed trtexec command")
     profile = find_profile(onnx_file, largest_batch)
@@ -69,6 +69,11 @@ def build_engine(
         advice=advice,
         **found,
     )
+
+
+def find_builder() -> str | None:
+    """The builder that is installed: of engines for GPUs that need not be here, else of standard ones; None: neither is."""
+    return next((name for name in (RTX, STANDARD) if importlib.util.find_spec(name)), None)
 
 
 def find_profile(onnx_file: str | Path, largest_batch: int) -> dict[str, list[list[int]]]:

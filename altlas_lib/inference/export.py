@@ -40,7 +40,7 @@ def export_onnx(model: Any, path: str | Path, *, modules: Sequence[str] = (), ti
             exporter, or a file that says something else than the model.
     """
     if not importlib.util.find_spec("tf2onnx"):
-        raise InferenceError("tf2onnx is not installed, which writes ONNX: pip install altlas-cuda-workbook[inference]")
+        raise InferenceError("tf2onnx is not installed, which writes ONNX: pip install tf2onnx")
     with tempfile.TemporaryDirectory(prefix="altlas-") as folder:
         made = Path(folder) / "model.onnx"
         request = save_keras(model, Path(folder), modules) | {"path": str(made)}

@@ -1,16 +1,20 @@
 """All variants of a model in a folder, with what they are worth and how to run them on a server."""
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..paths import write_atomically
 from ..results import Agreement, Calibration, Engine, Variant
 from .child import InferenceError
 from .compare import compare_outputs
 from .convert import PRECISIONS, convert
-from .engines import trtexec_command
-from .measure import Arrays, open_session, run_batches
+from .engines import build_engine, find_builder, trtexec_command
+from .export import export_onnx
+from .measure import Arrays, draw_inputs, open_session, run_batches
 
 FILES = dict(zip(PRECISIONS, ("model.fp16.onnx", "model.int8-dynamic.onnx", "model.int8.onnx"), strict=True))
 
@@ -43,6 +47,37 @@ def make_variants(
             what = {"problem": str(error)}
         found.append(Variant(name=precision, calibration=used, **what))
     return found
+
+
+def optimize(model: str, folder: Path, gpu: str, calibration: Path | None = None) -> tuple[list[Variant], list[Engine]]:
+    """Write all variants of a model, engines where a builder is installed, and a README into a folder.
+
+    Args:
+        model: as for `export_onnx`, or an `.onnx` file.
+        calibration: a `.npz` file.
+
+    Raises:
+        InferenceError: as `export_onnx` and `make_variants`; the calibration file cannot be read.
+    """
+    file = folder / "model.onnx"
+    try:
+        data = dict(np.load(calibration, allow_pickle=False)) if calibration else None
+        folder.mkdir(parents=True, exist_ok=True)
+        source = Path(model).read_bytes() if model.endswith(".onnx") else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InferenceError(f"{calibration or model} cannot be read ({error}): expected a .npz file of numpy.savez") from None
+    if source is None:
+        export_onnx(model, file)
+    else:
+        write_atomically(file, source)
+    source = calibration.name if calibration else ""
+    variants, engines = make_variants(file, draw_inputs(open_session(file), 256), data, source=source), []
+    for each in variants if find_builder() else ():
+        if each.file:
+            engine = folder / f"{Path(each.file).stem}.engine"
+            engines.append(build_engine(folder / each.file, gpu, engine, variant=each.name))
+    write_readme(folder, variants, engines, gpu)
+    return variants, engines
 
 
 def variant_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
