@@ -177,3 +177,18 @@ def test_a_projected_pass_is_bound_by_what_takes_longest():
     assert band.high / faster.high == pytest.approx(2, rel=0.01)
     assert forward.project(make_cost(note="a loop"), t4) is None
     assert forward.project(make_cost(n_flops=None), t4) is None
+
+
+@pytest.mark.gpu
+def test_the_time_measured_on_a_gpu_lies_inside_the_projected_band(models, tmp_path):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no CUDAExecutionProvider: pip install onnxruntime-gpu")
+    gpu = devices.find_gpu(devices.describe_gpus()[0].name)
+    band = inference.compile_forward("benchmarks.inference:attention", gpu, batch=32).time
+    inference.export_onnx("benchmarks.inference:attention", tmp_path / "model.onnx")
+    inputs = inference.draw_inputs(inference.open_session(tmp_path / "model.onnx"), 32)
+    runner = {"cuda": inference.onnx_runner(tmp_path / "model.onnx", "cuda")}
+    (latency,) = inference.measure(runner, inputs, batches=(32,), device="cuda")
+    assert band.low <= latency.time.value <= band.high

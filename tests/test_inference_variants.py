@@ -344,3 +344,35 @@ def test_the_command_says_what_it_cannot_use(classifier, tmp_path):
     assert said.exit_code == 1
     assert "'T5' is not in the catalogue" in said.output
     assert not (tmp_path / "out").exists()
+
+
+# On a GPU ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_gpu_says_the_same_without_falling_back(classifier, device):
+    import onnxruntime
+
+    if inference.PROVIDERS[device] not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {inference.PROVIDERS[device]}: pip install onnxruntime-gpu")
+    session = inference.open_session(classifier[0], device)
+    got = inference.run_batches(session, {"x": X})
+    np.testing.assert_allclose(got["probabilities"], classify(X, classifier[1]), atol=2e-3)  # TF32
+    (latency,) = inference.measure(
+        {device: inference.onnx_runner(classifier[0], device)}, {"x": X}, batches=(8,), device=device
+    )
+    assert "NVIDIA" in latency.time.device or "Tesla" in latency.time.device
+
+
+@pytest.mark.gpu
+def test_a_standard_engine_is_built_and_loads(variants, tmp_path, monkeypatch):
+    trt = pytest.importorskip("tensorrt")
+    from altlas_lib.devices import describe_gpus, find_gpu
+
+    monkeypatch.setattr(engines, "find_builder", lambda: engines.STANDARD)
+    gpu = find_gpu(describe_gpus()[0].name)
+    found = inference.build_engine(variants["float16"], gpu, tmp_path / "model.engine", variant="float16", largest_batch=8)
+    assert found.status == "built", found.message
+    engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine((tmp_path / "model.engine").read_bytes())
+    assert {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)} == {"x", "probabilities"}

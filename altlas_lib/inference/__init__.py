@@ -16,5 +16,5 @@ from .engines import build_engine, trtexec_command
 from .export import export_onnx, load_keras
 from .forward import compile_forward
 from .llm import plan_model, plan_rows, read_model
-from .measure import check_inputs, draw_inputs, keras_runners, measure, onnx_runner, open_session, run_batches
+from .measure import PROVIDERS, check_inputs, draw_inputs, keras_runners, measure, onnx_runner, open_session, run_batches
 from .workflow import make_variants, optimize, variant_rows, write_readme
