@@ -254,11 +254,11 @@ def plan(
 
 
 def _plan_language_model(model: str, gpu: str, context: int, batch: int, as_json: bool) -> None:
-    from . import inference, tables
+    from . import inference
 
     with _said_plainly(inference.InferenceError, ValueError):
         found = inference.plan_model(inference.read_model(model), gpu, context=context, batch=batch)
-    print(found.model_dump_json(indent=1) if as_json else tables.show(inference.plan_rows(found)).text(120))
+    print(found.model_dump_json(indent=1) if as_json else inference.describe_plan(found))
 
 
 @app.command()

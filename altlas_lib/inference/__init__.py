@@ -15,6 +15,6 @@ from .convert import METHODS, PRECISIONS, convert
 from .engines import build_engine, trtexec_command
 from .export import export_onnx, load_keras
 from .forward import compile_forward
-from .llm import plan_model, plan_rows, read_model
+from .llm import plan_model, read_model
 from .measure import PROVIDERS, check_inputs, draw_inputs, keras_runners, measure, onnx_runner, open_session, run_batches
-from .workflow import make_variants, optimize, variant_rows, write_readme
+from .workflow import describe_plan, make_variants, optimize, variant_rows, write_readme

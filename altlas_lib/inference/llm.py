@@ -12,7 +12,7 @@ from typing import Any
 
 from ..devices import GpuSpec, find_gpu, load_catalogue
 from ..paths import shipped_toml
-from ..results import LanguageModel, LlmPlan, Quantity, format_value
+from ..results import LanguageModel, LlmPlan, Quantity
 from .child import InferenceError, run_child
 
 MICRO_BATCH = 512  # tokens of a prompt that llama.cpp takes at once
@@ -131,26 +131,6 @@ def plan_model(
         largest_quantisation={gpu: next((name for name in sizes if sizes[name] <= left), None) for gpu, left in free.items()},
         **(speeds if verdict != "out of memory" else {}),
     )
-
-
-def plan_rows(plan: LlmPlan) -> list[dict[str, str]]:
-    """Rows of a table: what is needed, what fits, how fast it is, and what fits other GPUs."""
-    model = plan.model
-    fits = {name: found or "none" for name, found in plan.largest_quantisation.items()}
-    said = {
-        f"{model.name} on {plan.gpu}": f"{plan.verdict}: {plan.context:,} tokens x {plan.batch}",
-        f"weights, {model.quantisation}, exact": format_value(model.weights_bytes, "bytes"),
-        "keys and values": format_value(plan.cache_bytes, "bytes"),
-        "work space and CUDA, an allowance": format_value(plan.work_bytes, "bytes"),
-        "offered by the GPU": format_value(plan.usable_bytes, "bytes"),
-        "layers that fit": f"{plan.n_layers_on_gpu} of {model.n_layers}",
-        "largest context of one stream": f"{plan.largest_context:,} tokens",
-        "most streams of this context": f"{plan.largest_batch:,}",
-        "prompt, one stream": f"{plan.prompt}, projected" if plan.prompt else "unknown: not all layers fit",
-        "generation, one stream": f"{plan.generation}, projected" if plan.generation else "unknown: not all layers fit",
-        "largest quantisation that fits": ", ".join(f"{name}: {found}" for name, found in fits.items()),
-    }
-    return [{"what": what, "value": value} for what, value in said.items()]
 
 
 # Speed --------------------------------------------------------------------------------------------------------------------

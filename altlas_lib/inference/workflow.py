@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader
 
 from ..paths import write_atomically
-from ..results import Agreement, Calibration, Engine, Variant
+from ..results import Agreement, Calibration, Engine, LlmPlan, Variant, format_value
 from .child import InferenceError
 from .compare import compare_outputs
 from .convert import PRECISIONS, convert
@@ -92,15 +93,18 @@ def variant_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
 
 def write_readme(folder: Path, variants: Sequence[Variant], engines: Sequence[Engine], gpu: str) -> Path:
     """What lies in the folder, and the commands that build and time engines on a server with the GPU."""
-    lines = [f"# Variants for {gpu}", "", "| file | variant | kB |", "|---|---|---|"]
-    lines += [f"| {each.file or 'not made'} | {each.name} | {(each.size_bytes or 0) // 1000} |" for each in variants]
-    lines += ["", "On a server with the GPU and TensorRT, standard engines, built and timed by:", "", "```"]
     made = [each for each in variants if each.file and each.name != "int8 dynamic"]
-    lines += [trtexec_command(folder / each.file, folder / f"{Path(each.file).stem}.engine", each.name) for each in made]
-    lines += [
-        "```",
-        "",
-        "By ONNX Runtime: `onnxruntime.InferenceSession(file, providers=['CUDAExecutionProvider'])`, from onnxruntime-gpu.",
-    ]
-    lines += [f"- {each.variant} on {each.gpu}, {each.builder}: {each.status}. {each.message or ''}" for each in engines]
-    return write_atomically(folder / "README.md", "\n".join(lines).replace(f"{folder}/", "") + "\n")
+    commands = [trtexec_command(folder / each.file, folder / f"{Path(each.file).stem}.engine", each.name) for each in made]
+    commands = [command.replace(f"{folder}/", "") for command in commands]
+    text = _fill("README.md.j2", variants=variants, engines=engines, gpu=gpu, commands=commands)
+    return write_atomically(folder / "README.md", f"{text}\n")
+
+
+def describe_plan(plan: LlmPlan) -> str:
+    """For a terminal."""
+    return _fill("llm.txt.j2", plan=plan, size=lambda n_bytes: format_value(n_bytes, "bytes"))
+
+
+def _fill(template: str, **values: Any) -> str:
+    environment = Environment(loader=PackageLoader(__package__), trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(**values)
