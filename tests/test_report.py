@@ -292,7 +292,7 @@ def decision(run, saved, question, **options):
 )
 def test_whether_the_port_goes_into_production_follows_from_the_results(run, fields, verdict, why):
     page, markdown = render(run, results(**fields))
-    found = decision(run, results(**fields), "production")
+    found = decision(run, results(**fields), "into production")
     assert found.verdict == verdict
     assert why in found.why
     assert f"**{verdict.capitalize()}.**" in markdown
@@ -409,7 +409,7 @@ def test_where_the_cpu_stopped_earlier_the_gpu_is_compared_at_its_largest_size(r
     similarity = of(results(gpu=True), "similarity")
     larger = similarity.timings[1].model_copy(update={"n_texts": 100_000})
     timings = [timing.model_dump() for timing in (*similarity.timings, larger)]
-    found = decision(run, [changed(similarity, timings=timings)], "production")
+    found = decision(run, [changed(similarity, timings=timings)], "into production")
     assert found.verdict == "go"
     assert "1,000 texts" in found.evidence[0].label
 
@@ -443,8 +443,8 @@ def test_the_rules_are_data_and_can_be_changed(run, tmp_path):
     rules = tmp_path / "rules.yaml"
     rules.write_text("integrate: {least_gain: 8}\nfit:\n  accepted_verdicts: [fits, tight]\n")
     saved = results(gpu=True)
-    assert decision(run, saved, "production").verdict == "go"
-    assert decision(run, saved, "production", rules=rules).verdict == "no-go"
+    assert decision(run, saved, "into production").verdict == "go"
+    assert decision(run, saved, "into production", rules=rules).verdict == "no-go"
     tight = changed(of(saved, "training"), remedies=[planned("reference", "tight").model_dump()])
     assert decision(run, [tight], "fit the GPU").verdict == "go with conditions"
     assert decision(run, [tight], "fit the GPU", rules=rules).verdict == "go"
@@ -476,8 +476,8 @@ def test_rules_that_cannot_be_meant_are_refused_by_name(run, tmp_path, content, 
 
 
 def test_results_of_other_parameters_code_or_order_are_called_stale(run):
-    environment, hotspots, similarity, training = results()
-    for result in (environment, hotspots, similarity, training):
+    environment, _, similarity, *_ = saved = results()
+    for result in saved:
         result.save(run)
     assert report.stale(report.Report.read(run)) == []
     other = similarity.provenance.model_copy(update={"git_commit": "0" * 40})
@@ -567,7 +567,9 @@ def test_missing_and_damaged_results_are_named_with_the_command_that_makes_them(
     earlier.write_text("of an earlier result")
     (page,) = (path.read_text() for path in report.render_report(run))
     assert page.count("Missing:") == 1
-    assert page.count("<code>altlas run --run test --only 00 --only 20 --only 30 --only 90</code>") == 2  # and as next step
+    assert (
+        page.count("<code>altlas run --run test --only 00 --only 20 --only 30 --only 40 --only 90</code>") == 2
+    )  # and as next step
     assert "schema_version: Input should be 3, got 0" in Page(page).text
     assert re.findall(r'<h2 id="(\w+)">', page) == ["claims", "hotspots", "provenance"]  # no empty sections
     assert {link for name, link in Page(page).attributes if name == "href"} == {"#hotspots"}
@@ -577,7 +579,7 @@ def test_missing_and_damaged_results_are_named_with_the_command_that_makes_them(
 def test_an_empty_run_still_makes_a_report(run):
     (page,) = (path.read_text() for path in report.render_report(run))
     assert page.count("Missing:") == 1
-    assert "altlas run --run test --only 00 --only 10 --only 20 --only 30 --only 90" in page
+    assert "altlas run --run test --only 00 --only 10 --only 20 --only 30 --only 40 --only 90" in page
     assert all("altlas run --run test" in problem for problem in report.Report.read(run).problems.values())
 
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_report import CPU, GPU, HOSTILE, changed, decision, of, planned, results, seconds
+from test_report import CPU, GPU, HOSTILE, call, changed, decision, of, planned, results, seconds
 
 from altlas_lib import report
 from altlas_lib.report import decide
@@ -12,11 +12,13 @@ from altlas_lib.results import (
     CHAPTERS,
     Candidate,
     Expectation,
+    Kept,
     Quantity,
     Remedy,
     Route,
     Timing,
     Validation,
+    Variant,
 )
 
 
@@ -88,7 +90,7 @@ CHECKED = [checked("CPU tiles", 10_000), checked("GPU tiles", 10_000, gpu=True)]
 )
 def test_the_port_goes_only_where_what_was_timed_was_validated_at_that_size(run, timings, validations, verdict, why):
     result = changed(of(results(), "similarity"), timings=dumped(timings), validations=dumped(validations))
-    found = decision(run, [result], "production")
+    found = decision(run, [result], "into production")
     assert found.verdict == verdict
     assert why in found.why
     assert verdict == "go" or found.changes
@@ -97,14 +99,14 @@ def test_the_port_goes_only_where_what_was_timed_was_validated_at_that_size(run,
 def test_sizes_that_only_the_cpu_was_timed_at_are_a_condition(run):
     timings = [ON_CPU, timing("CPU tiles", 100_000, 90, 91, 92), ON_GPU]
     result = changed(of(results(), "similarity"), timings=dumped(timings), validations=dumped(CHECKED))
-    assert "Up to 10,000 texts: 100,000 were timed on the CPU only." in decision(run, [result], "production").changes
+    assert "Up to 10,000 texts: 100,000 were timed on the CPU only." in decision(run, [result], "into production").changes
 
 
 def test_a_projection_of_zero_seconds_is_no_reason_to_fail(run):
     time = Quantity.projected(0.0, 0.1, "s", "T4", "launches")
     expected = [Expectation(n_texts=10_000, on_gpu=True, time=time)]
     result = changed(of(results(), "similarity"), timings=dumped([ON_CPU]), expectations=dumped(expected))
-    found = decision(run, [result], "production")
+    found = decision(run, [result], "into production")
     assert (found.verdict, found.why) == ("not enough evidence", "No GPU was measured, and none was projected.")
 
 
@@ -347,6 +349,36 @@ def test_no_answer_but_go_is_a_dead_end():
         assert not asked.answers[-1].when, "the last answer of a table holds always"
 
 
+# Which form goes to production ----------------------------------------------------------------------------------------
+
+
+def form(low=None):
+    kept = low and Kept(value=1, low=low, high=1.01)
+    return Variant(name="float16", file="model.fp16.onnx", size_bytes=1, score_kept=kept)
+
+
+@pytest.mark.parametrize(
+    ("low", "times", "fields", "verdict", "why"),
+    [
+        # 0.95 * 10 ms / (1.05 * 4 ms) = 2.3 and 1.05 * 10 / (0.95 * 4) = 2.8 by hand
+        (0.995, (100, 10, 4), {}, "go", "float16: 2.3x to 2.8x as fast as ONNX in float32 on this CPU, and at least 99.5 % of"),
+        (0.98, (100, 10, 4), {}, "go", "ONNX in float32: 9x to 11x as fast as Keras predict"),  # 2 % of the score may be lost
+        (0.995, (100, 10, 9.9), {}, "go", "ONNX in float32: 9x to 11x as fast as Keras predict"),
+        (0.995, (10, 10, 9.9), {}, "no-go", "The model stays as it is"),
+        (None, (100, 10, 4), {}, "not enough evidence", "No form was scored"),
+        (0.995, (100, 10, 4), {"trained": False}, "not enough evidence", "The model is untrained"),
+        (0.995, (100, 10, 4), {"other_load": 0.5}, "not enough evidence", "Other programs slowed the CPU down"),
+        (0.995, None, {}, "no-go", "The model stays as it is"),
+    ],
+)
+def test_a_form_goes_to_production_only_where_it_is_faster_and_keeps_the_score(run, low, times, fields, verdict, why):
+    latencies = [call(name, ms / 1000) for name, ms in zip(("Keras predict", "float32", "float16"), times or (), strict=False)]
+    variants = [Variant(name="float32", file="model.onnx", size_bytes=2), form(low)]
+    result = changed(of(results(), "inference"), variants=dumped(variants), latencies=dumped(latencies), **fields)
+    found = decision(run, [result], "Which form")
+    assert (found.verdict, found.why[: len(why)]) == (verdict, why)
+
+
 # Files that nobody's chapter wrote ------------------------------------------------------------------------------------
 
 
@@ -390,5 +422,5 @@ def test_results_without_devices_candidates_timings_and_metrics_are_reported(run
         fields = {name: value for name, value in empty.items() if name in type(result).model_fields}
         nobody = result.provenance.model_copy(update={"devices": []})
         changed(result, provenance=nobody.model_dump(), **fields).save(run)
-    assert len(report.Report.read(run).decisions) == 5
+    assert len(report.Report.read(run).decisions) == 6
     assert report.render_report(run)

@@ -87,7 +87,8 @@ def choose_variant(
         variants: the original first.
     """
     smallest = min((each.batch for each in latencies), default=1)
-    times = {each.runner: each.time for each in latencies if each.batch == smallest}
+    measured = [each for each in latencies if each.batch == smallest and each.time.basis == "measured"]
+    times = {each.runner: each.time for each in measured}
     original = times.get(variants[0].name)
     kept = [each for each in variants[1:] if each.score_kept and each.score_kept.low >= 1 - largest_loss]
     fast = [each for each in kept if original and each.name in times and original.low >= least_gain * times[each.name].high]
