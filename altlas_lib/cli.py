@@ -280,9 +280,10 @@ def optimize(
     sys.path.insert(0, os.getcwd())  # where the user's modules are
     from . import devices, inference, tables
 
+    own_layers = ("altlas_lib.training.model.multi_scale", "altlas_lib.training.model.losses")  # of chapter 30's model
     with _said_plainly(inference.InferenceError, ValueError, OSError):
         devices.find_gpu(gpu)
-        variants, engines = inference.optimize(model, output, gpu, calibration)
+        variants, engines = inference.optimize(model, output, gpu, calibration, modules=own_layers)
     formats = dict.fromkeys(("largest", "rms"), "{:.2g}") | {"class_agreement": "{:.2%}"}
     print(tables.show(inference.variant_rows(variants), formats=formats, missing="-").text(120))
     print(

@@ -7,6 +7,7 @@ The constants, fitted by `python -m benchmarks.llm --write` on published speeds,
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,18 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         key_size = found["key_size"] or found["hidden_size"] // n_heads
         in_all_layers = sum(n_cached_heads) if isinstance(n_cached_heads, list) else n_layers * n_cached_heads
         n_bytes = sum(tensor[2] for tensor in tensors)
-        expert_share = sum(tensor[2] for tensor in tensors if "exp" in tensor[0]) / n_bytes
+        expert_share = sum(tensor[2] for tensor in tensors if re.search(r"_exps\.|\.experts\.", tensor[0])) / n_bytes
         model = LanguageModel(
             name=path.name,
             quantisation=quantisation,
-            n_parameters=sum(math.prod(shape) for _, shape, _ in tensors),
+            n_parameters=sum(math.prod(shape) for _, shape, *_ in tensors),
             weights_bytes=n_bytes,
             n_layers=n_layers,
             n_heads=n_heads,
             head_size=key_size,
             n_cached=in_all_layers * (key_size + (found["value_size"] or key_size)),
             hidden_size=found["hidden_size"],
-            vocabulary=next(max(shape) for name, shape, _ in tensors if "embd" in name or "embed_tokens" in name),
+            vocabulary=next(max(shape) for name, shape, *_ in tensors if "embd" in name or "embed_tokens" in name),
             active_share=1 - expert_share * (1 - (found["n_used_experts"] or 1) / (found["n_experts"] or 1)),
         )
     except Exception as error:  # whatever a damaged header makes the readers raise
@@ -85,19 +86,20 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], list[tuple], str]:
                 raise ValueError(f"{file.name} says that its header has {n_bytes:,} bytes")
             headers |= json.loads(opened.read(n_bytes))
     headers.pop("__metadata__", None)
-    tensors = [(name, at["shape"], math.prod(at["shape"]) * _table("item_bytes")[at["dtype"]]) for name, at in headers.items()]
+    sizes, tensors = _table("item_bytes"), []
+    for name, at in headers.items():
+        tensors.append((name, at["shape"], math.prod(at["shape"]) * sizes[at["dtype"]], at["dtype"]))
     config = config.get("text_config", config)
-    return (
-        {name: config.get(key) for name, (_, key) in _table("keys").items()},
-        tensors,
-        max(headers.values(), key=str)["dtype"],
-    )
+    found = {name: config.get(key) for name, (_, key) in _table("keys").items()}
+    return found, tensors, max(tensors, key=lambda tensor: tensor[2])[3]
 
 
 def plan_model(
     model: LanguageModel, gpu: str | GpuSpec = "T4", *, context: int = 8192, batch: int = 1, cache_item_bytes: float = 2
 ) -> LlmPlan:
     """Whether the model fits beside its cache, what would, and how fast it is.
+
+    Of layers that look back through a window only, the cache is an upper bound.
 
     Args:
         context: tokens of each of `batch` streams.

@@ -50,11 +50,13 @@ def make_variants(
     return found
 
 
-def optimize(model: str, folder: Path, gpu: str, calibration: Path | None = None) -> tuple[list[Variant], list[Engine]]:
+def optimize(
+    model: str, folder: Path, gpu: str, calibration: Path | None = None, *, modules: Sequence[str] = ()
+) -> tuple[list[Variant], list[Engine]]:
     """Write all variants of a model, engines where a builder is installed, and a README into a folder.
 
     Args:
-        model: as for `export_onnx`, or an `.onnx` file.
+        model, modules: as for `export_onnx`; or an `.onnx` file.
         calibration: a `.npz` file.
 
     Raises:
@@ -63,12 +65,12 @@ def optimize(model: str, folder: Path, gpu: str, calibration: Path | None = None
     file = folder / "model.onnx"
     try:
         data = dict(np.load(calibration, allow_pickle=False)) if calibration else None
-        folder.mkdir(parents=True, exist_ok=True)
         source = Path(model).read_bytes() if model.endswith(".onnx") else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InferenceError(f"{calibration or model} cannot be read ({error}): expected a .npz file of numpy.savez") from None
+        raise InferenceError(f"{calibration or model} cannot be read ({error}): expected an .npz or .onnx file") from None
+    folder.mkdir(parents=True, exist_ok=True)
     if source is None:
-        export_onnx(model, file)
+        export_onnx(model, file, modules=modules)
     else:
         write_atomically(file, source)
     source = calibration.name if calibration else ""
