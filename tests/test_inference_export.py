@@ -101,7 +101,7 @@ def test_a_model_in_memory_is_exported_with_its_layers_names(models, tmp_path):
         ("of_float64", r"input 'x' has shape \(None, 8\) and dtype float64: expected .* one of float32"),
         ("never_called", "never called: call it once on a batch"),
         ("failing", r"cannot be loaded \(RuntimeError: no weights on this machine\): expected a \.keras file"),
-        ("no_model", r"cannot be loaded \(AttributeError: 'int' object has no attribute 'inputs'\)"),
+        ("no_model", r"cannot be loaded \(AttributeError: 'int' object has no attribute 'built'\)"),
         ("gone", r"has no attribute 'gone'"),
     ],
 )

@@ -114,7 +114,7 @@ def load_keras(request: dict[str, Any]) -> Any:
         is_file = source.endswith(".keras")
         made = keras.models.load_model(source) if is_file else getattr(importlib.import_module(module), function)()
         model = made[0] if isinstance(made, tuple) else made
-        inputs = model.inputs
+        inputs = getattr(model, "inputs", None) if model.built else None
     except Exception as error:  # a damaged file, an unknown layer, whatever the user's module raises
         expected = "expected a .keras file with the modules of its own layers, or 'module:function' that builds a Keras model"
         raise InferenceError(f"{source!r} cannot be loaded ({type(error).__name__}: {str(error)[:300]}): {expected}") from None
@@ -132,7 +132,7 @@ def load_keras(request: dict[str, Any]) -> Any:
 
 def input_structure(model: Any) -> Any:
     """The symbolic inputs as the model is called with them: one, a list or a dictionary."""
-    return getattr(model, "_inputs_struct", None) or model.inputs[0]
+    return getattr(model, "_inputs_struct", model.inputs[0])
 
 
 def _rename(graph: Any, model: Any) -> None:
