@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from test_report import CPU, of, planned, results
 from test_report_decisions import ON_CPU, ON_GPU, busy, checked
 
-from altlas_lib import environment, profiling, similarity, training
+from altlas_lib import environment, inference, profiling, similarity, training
 from altlas_lib.devices import find_gpu
 from altlas_lib.environment import plots as environment_plots
 from altlas_lib.figures import figure
+from altlas_lib.inference import plots as inference_plots
 from altlas_lib.paths import notebooks_dir
 from altlas_lib.profiling.show import plots as profiling_plots
 from altlas_lib.report.bands import Band
@@ -129,6 +130,17 @@ def test_the_finding_and_the_figures_of_chapter_30(low, high, best, constant, ex
     assert turkish("Validation loss 0.583 after the first epoch, at best 0.560 (epoch 3)") == (
         "Doğrulama kaybı ilk dönemden sonra 0,583, en iyi 0,560 (3. dönem)"
     )
+
+
+def test_the_finding_and_the_figure_of_chapter_40():
+    result = of(results("float16"), "inference")
+    about = result.variants, result.latencies, result.forwards, result.engines
+    said = turkish(inference.finding(*about, result.variants[1]))
+    assert "float16 bunun 2,5 kat hızında ve puanın %99,5 – %100,5 kadarı korunuyor" in said
+    assert "T4 üzerinde 1 örneklik bir çağrının 10 – 20 ms süreceği öngörülüyor" in said
+    assert "2 TensorRT motorundan 1 tanesi" in said
+    assert "float32 kalıyor" in turkish(inference.finding(*about, None))
+    turkish(title(inference_plots.latency_by_batch, result.latencies, result.forwards))
 
 
 def test_every_reason_that_the_rules_of_the_advice_give():

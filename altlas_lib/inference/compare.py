@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..results import Agreement, Engine, Forward, Kept, Latency, Variant
+from ..results import Agreement, Engine, Forward, Kept, Latency, Variant, format_value
 from .child import InferenceError
 
 Outputs = Mapping[str, np.ndarray]  # name -> (n, ...)
@@ -112,10 +112,10 @@ def finding(
     original = times[variants[0].name]
     said = [f"as ONNX in float32 a call of {batch} takes {original} ({original.basis} on {original.device})"]
     if keras_time := times.get("Keras predict"):
-        said.append(f"that is {keras_time.value / original.value:.2g}x as fast as Keras predict")
+        said.append(f"that is {format_value(keras_time.value / original.value, 'x')} as fast as Keras predict")
     if best:
-        kept, gain = best.score_kept, original.value / times[best.name].value
-        said.append(f"{best.name} is {gain:.2g}x as fast as that, and {kept.low:.1%} to {kept.high:.1%} of the score is kept")
+        kept, gain = best.score_kept, format_value(original.value / times[best.name].value, "x")
+        said.append(f"{best.name} is {gain} as fast as that, and {kept.low:.1%} to {kept.high:.1%} of the score is kept")
     else:
         said.append("no smaller form is both faster here and known to keep the score, so float32 stays")
     if band := next((each.time for each in forwards if each.time), None):

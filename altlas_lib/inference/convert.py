@@ -1,8 +1,9 @@
 """The same ONNX graph in half precision or 8-bit integers."""
 
 import contextlib
+import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def convert(
     session = open_session(onnx_file)
     with tempfile.TemporaryDirectory(prefix="altlas-") as folder:
         made = Path(folder) / "variant.onnx"
-        with contextlib.redirect_stdout(None):  # ONNX Runtime's tools report progress
+        with contextlib.redirect_stdout(None), _silent_log():  # ONNX Runtime's tools report progress and give advice
             if precision == "float16":
                 _write_float16(str(onnx_file), str(made))
             elif precision == "int8 dynamic":
@@ -53,6 +54,15 @@ def convert(
                 _write_static(str(onnx_file), str(made), check_inputs(session, calibration), method)
         open_session(made)
         return write_atomically(path, made.read_bytes())
+
+
+@contextlib.contextmanager
+def _silent_log() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _write_float16(source: str, target: str) -> None:
@@ -93,5 +103,5 @@ def _write_static(source: str, target: str, calibration: dict[str, np.ndarray], 
         per_channel=True,
         op_types_to_quantize=["MatMul", "Gemm", "Conv"],
         calibrate_method=CalibrationMethod[method],
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
     )
