@@ -259,18 +259,23 @@ class Scratch(NamedTuple):
 
 @compiled_sums
 def measure_rows(rows, norms, digests):
-    """The norm of each row, in float64 because no square overflows there, and a hash of its bits."""
+    """The norm of each row, in float64 because no square overflows there, and a hash that rows of one direction share.
+
+    Of the unit row in steps of 2^-10, so that rounding changes it for one multiple of a row in a thousand or so.
+    """
     for i in range(len(rows)):
         row = rows[i]
-        bits = row.view(np.uint32)
         total = 0.0
-        digest = np.uint64(0)
         for j in range(len(row)):
             total += np.float64(row[j]) * np.float64(row[j])
-            # SplitMix64's constants (Steele, Lea and Flood 2014); the shift keeps it from being linear in the bits.
-            mixed = (np.uint64(bits[j]) + np.uint64(j + 1) * np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
-            digest += (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0x94D049BB133111EB)
         norms[i] = np.sqrt(total)
+        scale = 1024 / norms[i] if 0 < norms[i] < np.inf else 0.0
+        digest = np.uint64(0)
+        for j in range(len(row)):
+            # SplitMix64's constants (Steele, Lea and Flood 2014); the shift keeps it from being linear in the values.
+            value = np.uint64(np.int64(np.rint(np.float64(row[j]) * scale)))
+            mixed = (value + np.uint64(j + 1) * np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
+            digest += (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0x94D049BB133111EB)
         digests[i] = digest
 
 
