@@ -74,7 +74,8 @@ def top_k(
     Exact: a score is the dot product, in float32, of the two rows scaled to length 1 (2e-7 or less from float64 for rows of
     some hundred values). Pairs are left uncomputed only where a bound shows that they cannot be among the nearest. Equal
     scores are ordered by index, the lower first, so the answer is the same in every run, with every method, number of
-    threads and tile size. A zero row has similarity 0 with all.
+    threads and tile size. Of rows that are multiples of each other, up to rounding, more than k + 1 take part as one. A zero
+    row has similarity 0 with all.
 
     Args:
         X: (n, d): float16, float32, float64, integers or booleans; NumPy, memory map, CuPy, what NumPy converts, or a SciPy
