@@ -461,21 +461,37 @@ def test_tile_sizes_passes_and_streaming_give_one_answer(gpu, monkeypatch):
     expected = nearest(X, 70)
     assert_nearest(expected, X, 70)
     for plan in [
-        gpu_rows.Plan(whole=True, block_rows=6_000, panel_rows=1_000, tile_rows=77, chunk_rows=500),
-        gpu_rows.Plan(whole=False, block_rows=2_500, panel_rows=1_600, tile_rows=900, chunk_rows=300),
+        gpu_rows.Plan(tile_side=808, panel_rows=6_000, chunk_rows=500, n_panels=1),
+        gpu_rows.Plan(tile_side=504, panel_rows=1_600, chunk_rows=300, n_panels=3),
     ]:
-        for most_kept in (1024, 32):
-            monkeypatch.setattr(gpu_rows.Plan, "for_memory", lambda *_, plan=plan: plan)
-            monkeypatch.setattr(engine, "_MOST_KEPT", most_kept)
-            found = nearest(X, 70)
-            np.testing.assert_array_equal(found.indices, expected.indices)
-            np.testing.assert_array_equal(found.scores, expected.scores)
+        monkeypatch.setattr(gpu_rows.Plan, "for_memory", lambda *_, plan=plan: plan)
+        found = nearest(X, 70)
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+@only_gpu
+def test_a_thousand_calls_give_the_memory_back(gpu):
+    X = vectors(2_000, 64)
+    pool = gpu.get_default_memory_pool()
+    nearest(X, 5)
+    pool.free_all_blocks()
+    before = pool.used_bytes(), gpu.cuda.runtime.memGetInfo()[0]
+    for _ in range(1000):
+        nearest(X, 5)
+    pool.free_all_blocks()
+    assert pool.used_bytes() == before[0]
+    assert gpu.cuda.runtime.memGetInfo()[0] >= before[1] - 2**24
 
 
 @only_gpu
 @pytest.mark.parametrize(("n", "d"), [(5_000, 384), (300, 8_192), (3, 20_000), (2_000, 7)])
 def test_tensor_cores_stay_within_the_slack(gpu, n, d):
-    rows = gpu_rows.RowsOnGpu(vectors(n, d), gpu_rows.Plan(True, n, n + 8, n, 1000)).buffer
-    products = engine._half_products(rows, rows, gpu.empty(n * len(rows.half), dtype=gpu.float16))
-    exact = rows.unit.astype(gpu.float64) @ rows.unit.astype(gpu.float64).T
-    assert float(abs(products[:, :n].astype(gpu.float64) - exact).max()) <= engine.score_slack(d) - d * 2**-24
+    plan = gpu_rows.Plan(tile_side=gpu_launch.padded(n), panel_rows=n, chunk_rows=1000, n_panels=1)
+    with engine._streams() as streams:
+        search = engine._Search(vectors(n, d), None, plan, streams, "raise", None)
+        (panel,) = search.rows.panels(0)
+        search._collect(panel, slice(0, n), panel, slice(0, n), (search.closed, search.closed))
+    products = search.tiles[0].reshape(gpu_launch.padded(n), -1)[:n, :n]
+    exact = panel.unit[:n].astype(gpu.float64) @ panel.unit[:n].astype(gpu.float64).T
+    assert float(abs(products.astype(gpu.float64) - exact).max()) <= engine.score_slack(d) - d * 2**-24
