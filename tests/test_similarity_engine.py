@@ -375,6 +375,36 @@ def test_no_score_is_above_its_bound(X, method):
 
 
 @needs_int8
+@given(st.integers(0, 2**32 - 1), st.sampled_from([128, 160, 200]), st.sampled_from([-1, 1]), st.booleans())
+@settings(max_examples=30)
+def test_a_bound_is_not_wider_than_it_must_be(seed, d, side, rotated):
+    """Codes that all lose half a step, beside a row that points where that is lost, come within 1 % of the bound."""
+    rng = np.random.default_rng(seed)
+    half_steps = (rng.integers(-120, 120, d) + 0.5) / 127
+    half_steps[rng.integers(d)] = 1  # to which the codes are scaled
+    lost = np.sign(half_steps * 127 - np.rint(half_steps * 127))
+    coded = half_steps * (1 - 2**-17 * np.where(half_steps == 1, 0, np.sign(half_steps * lost) * -1))  # off the tie, either way
+    vectors = np.stack([coded, -coded, side * np.where(lost == 0, 1, lost), -side * np.where(lost == 0, 1, lost)])
+    method = Int8(preparation.unit_rows_of(vectors.astype(np.float32), "raise", 1)[0])  # of mean 0
+    if rotated:
+        from scipy.fft import idct
+
+        method.signs = rng.choice(np.float32([-1, 1]), d)
+        vectors = idct(vectors, norm="ortho", axis=1) * method.signs
+    unit, *_ = preparation.unit_rows_of(vectors.astype(np.float32), "raise", 1)
+    (codes, _), bounds = method.prepare(unit, [slice(0, 4)], 1)
+    scale, length, residual, offset = (values[:4].astype(np.float64) for values in bounds[:4])
+    products = (codes.astype(np.float64) - 128) @ (codes.astype(np.float64) - 128).T
+    margin = np.outer(length, residual) + np.outer(residual, length) + bounds.slack
+    estimate = np.outer(scale, scale) * products + offset + offset[:, None]
+    exact = unit.rows.astype(np.float64) * unit.inverse_norms[:, None].astype(np.float64)
+    off = (exact @ exact.T - estimate) / margin
+    assert abs(off).max() <= 1
+    assert off.max() > 0.99
+    assert off.min() < -0.99
+
+
+@needs_int8
 @hard
 def test_codes_lose_no_more_than_is_said(X):
     unit, *_ = preparation.unit_rows_of(X, "raise", 1)

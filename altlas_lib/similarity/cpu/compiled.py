@@ -287,12 +287,13 @@ def centre(rows, inverse_norms, mean, centred):
 
 
 @compiled_sums
-def quantise(centred, mean, half_square_of_mean, codes, codes_transposed, scale, length, residual, offset):
+def quantise(centred, mean, half_square_of_mean, growth, codes, codes_transposed, scale, length, residual, offset):
     """One int8 scale per row, and what is needed to bound the products: see `Bounds`.
 
     Args:
         centred: (m, d) float32, unit rows less `mean`, perhaps rotated.
         mean: (d,) float32, rotated alike.
+        growth: by which lengths are taken to be longer, for rounding.
         codes: (m, d) uint8, int8 values plus 128.
         codes_transposed: (d, m) int8.
     """
@@ -312,9 +313,9 @@ def quantise(centred, mean, half_square_of_mean, codes, codes_transposed, scale,
             lost += (row[j] - code * step) ** 2
         scale[i] = step
         offset[i] = along_mean + half_square_of_mean
-        # |u.v - û.v̂| <= |u - û||v| + |û||v - v̂|, and neither |û| nor |v| is above its length here.
-        residual[i] = np.sqrt(lost) * np.float32(1.0001)
-        length[i] = np.sqrt(square) + residual[i]
+        # Neither the row nor what its codes stand for is longer than its length here.
+        residual[i] = np.sqrt(lost) * growth
+        length[i] = np.sqrt(square) * growth + residual[i]
     for j in range(centred.shape[1]):
         for i in range(len(centred)):
             codes_transposed[j, i] = np.int8(np.int32(codes[i, j]) - 128)
