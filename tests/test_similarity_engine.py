@@ -383,7 +383,7 @@ def test_a_bound_is_not_wider_than_it_must_be(seed, d, side, rotated):
     half_steps = (rng.integers(-120, 120, d) + 0.5) / 127
     half_steps[rng.integers(d)] = 1  # to which the codes are scaled
     lost = np.sign(half_steps * 127 - np.rint(half_steps * 127))
-    coded = half_steps * (1 - 2**-17 * np.where(half_steps == 1, 0, np.sign(half_steps * lost) * -1))  # off the tie, either way
+    coded = half_steps - 2**-10 / 127 * lost  # a little off the tie, so that rounding goes the same way wherever it is done
     vectors = np.stack([coded, -coded, side * np.where(lost == 0, 1, lost), -side * np.where(lost == 0, 1, lost)])
     method = Int8(preparation.unit_rows_of(vectors.astype(np.float32), "raise", 1)[0])  # of mean 0
     if rotated:
@@ -400,9 +400,9 @@ def test_a_bound_is_not_wider_than_it_must_be(seed, d, side, rotated):
     exact = unit.rows.astype(np.float64) * unit.inverse_norms[:, None].astype(np.float64)
     off = (exact @ exact.T - estimate) / margin
     assert abs(off).max() <= 1
-    least = 0.97 if rotated else 0.99  # a fast transform is allowed more rounding than it has
-    assert off.max() > least
-    assert off.min() < -least
+    assert off.max() > 0.985  # of which 1 % and less is the slack, a fast transform's included
+    assert off.min() < -0.985
+    assert rotated or off.max() > 0.99
 
 
 @needs_int8
