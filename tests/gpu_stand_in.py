@@ -395,6 +395,12 @@ class StandInPool:
     def total_bytes(self):
         return StandInArray.memory.peak_bytes
 
+    def used_bytes(self):
+        return StandInArray.memory.used_bytes
+
+    def free_bytes(self):
+        return 0
+
 
 class RawModule:
     """CuPy's, for kernels without templates."""
@@ -506,7 +512,11 @@ def stand_in_cupy(free_bytes):
     cupy.empty, cupy.zeros, cupy.full = new_array(lambda: None), new_array(lambda: 0), new_array(lambda value: value)
     cupy.matmul, cupy.asarray, cupy.asnumpy = matmul, asarray, asnumpy
     cupy.linalg = types.SimpleNamespace(norm=on_stand_ins(np.linalg.norm))
-    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)
+    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(
+        free_bytes=lambda: 0,
+        total_bytes=lambda: StandInArray.memory.peak_bytes,
+        used_bytes=lambda: StandInArray.memory.used_bytes,
+    )
     ranges = []
     cupy.cuda = types.SimpleNamespace(
         is_available=lambda: True,
@@ -517,7 +527,7 @@ def stand_in_cupy(free_bytes):
         cublas=cublas,
         nvtx=types.SimpleNamespace(RangePush=ranges.append, RangePop=ranges.pop),
         device=types.SimpleNamespace(get_cublas_handle=lambda: 0),
-        Device=lambda: types.SimpleNamespace(id=0),
+        Device=lambda number=0: types.SimpleNamespace(id=number),
         memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         MemoryPool=StandInPool,
         using_allocator=lambda allocator: contextlib.nullcontext(),
