@@ -193,7 +193,7 @@ class _Search:
             pilots = self._load(pilot_rows(len(rows)))
             # A guess is a score, whatever the column.
             guess = to_cpu(self._one_way(pilots, k).floors).min() & np.uint64(0xFFFFFFFF << 32)
-            best = self._square(k, guess)
+            best = self._both_ways(k, guess)
             self._write(best, xp.asarray(rows.ids.astype(np.uint32)), answer)
             missed = to_cpu(xp.flatnonzero((best.keys == 0).any(axis=1)))
             del pilots, best
@@ -208,65 +208,59 @@ class _Search:
 
     def _load(self, some: np.ndarray) -> Panel:
         """Some of the rows that take part, in a panel of their own."""
-        panel = self.rows.new_panel(len(some))
-        return self.rows.loader.load(self.rows.ids[some], panel)
+        return self.rows.loader.load(self.rows.ids[some], self.rows.new_panel(len(some)))
 
     def _write(self, best: _Best, ids: Any, answer: tuple[Any, Any]) -> None:
         n, k = best.keys.shape
         launch(self.xp, "write_answer", (best.keys, np.int64(n), np.int32(k), ids, *answer), n_warps=n)
 
-    def _one_way(self, panel: Panel, k: int, n_done: int | None = None) -> _Best:
-        """The best of the rows of a panel among all columns; `n_done`: rows before, where this counts as progress."""
-        best = _Best(self.xp, panel.n, k)
-        nobody = self.closed[:1], self.closed  # no column is a row whose best are sought
-        for number in range(self.columns.n_panels):
-            (others,) = self.columns.panels(number)
-            for rows in self._blocks(panel.n):
-                # Floors rise as more and more columns are seen.
-                seen = self.columns.start(number)
-                while seen < self.columns.start(number) + others.n:
-                    first = seen - self.columns.start(number)
-                    width = min(self.side, max(padded(4 * k), _FEW_COLUMNS, seen // 8 * 8), others.n - first)
-                    columns = slice(first, first + width)
-                    self._update_best(panel, rows, others, columns, best.of(rows), nobody)
-                    seen += width
-            if n_done is not None:
-                self._report(n_done * len(self.columns) + panel.n * seen, len(self.rows) * len(self.columns))
+    def _one_way(self, panel: Panel, k: int, start: int | None = None) -> _Best:
+        """The best of the rows of a panel among all columns; `start`: rows before, where this counts as progress."""
+        best, nobody = _Best(self.xp, panel.n, k), (self.closed[:1], self.closed)
+        # Floors rise as more and more columns are seen.
+        for rows, others, columns, _ in self._tiles(panel, start, least_width=max(padded(4 * k), _FEW_COLUMNS)):
+            self._update_best(panel, rows, others, columns, best.of(rows), nobody)
         return best
 
-    def _square(self, k: int, guess: np.uint64) -> _Best:
-        """The best of all rows among each other that reach a guessed floor."""
+    def _both_ways(self, k: int, guess: np.uint64) -> _Best:
+        """The best of all rows among each other that reach a guessed floor: the upper triangle serves rows and columns."""
         best = _Best(self.xp, len(self.rows), k, guess)
-        for first, a, second, b, diagonal in self._triangle():
-            start_a, start_b = (self.rows.start(panel.number) for panel in (first, second))
-            of_rows, of_columns = (
-                best.of(slice(start + block.start, start + block.stop)) for start, block in ((start_a, a), (start_b, b))
-            )
-            self._update_best(first, a, second, b, of_rows, of_columns, diagonal)
+        for number in range(self.rows.n_panels):
+            (panel,), start = self.rows.panels(number), self.rows.start(number)
+            for rows, others, columns, first in self._tiles(panel, start, upper=True):
+                of_rows = best.of(slice(start + rows.start, start + rows.stop))
+                of_columns = best.of(slice(first, first + columns.stop - columns.start))
+                diagonal = np.int64(start + rows.start - first)
+                self._update_best(panel, rows, others, columns, of_rows, of_columns, diagonal)
         return best
 
-    def _triangle(self) -> Iterator[tuple[Panel, slice, Panel, slice, np.int64]]:
-        """Two panels and a block of each, for every pair of rows that take part once: those whose column is above their row
-        plus the last number."""
-        n, n_done = len(self.rows), 0
-        for a in range(self.rows.n_panels):
-            for b in range(a, self.rows.n_panels):
-                first, second = self.rows.panels(a, b)
-                for rows in self._blocks(first.n):
-                    for columns in self._blocks(second.n):
-                        diagonal = self.rows.start(a) + rows.start - self.rows.start(b) - columns.start
-                        if diagonal <= 0:
-                            yield first, rows, second, columns, np.int64(diagonal)
-                            n_done += (rows.stop - rows.start) * (columns.stop - columns.start) * (2 if diagonal else 1)
-                            self._report(n_done, n * n)
+    def _tiles(
+        self, panel: Panel, start: int | None = None, *, upper: bool = False, least_width: int | None = None
+    ) -> Iterator[tuple[slice, Panel, slice, int]]:
+        """Blocks of the rows of a panel, each with blocks of all columns: rows, panel and columns of it, the first of all.
 
-    def _blocks(self, n: int) -> Iterator[slice]:
-        return (slice(start, min(start + self.side, n)) for start in range(0, n, self.side))
-
-    def _report(self, n_done: int, n_pairs: int) -> None:
-        if self.progress and n_done < n_pairs:
-            self.streams.selecting.synchronize()  # what was asked for is not done yet
-            self.progress(n_done / n_pairs)
+        Args:
+            start: which of the rows that take part is the panel's first, where this counts as progress.
+            upper: only pairs whose column is not below the row.
+            least_width: of the first blocks of columns; those that follow are as wide as all before. Default: all are wide.
+        """
+        n_pairs = len(self.rows) * (len(self.columns) + upper * self.side)
+        n_done = 0 if start is None else start * (2 * len(self.columns) - start if upper else len(self.columns))
+        for number in range(panel.number if upper else 0, self.columns.n_panels):
+            others = self.columns.panels(*([panel.number] if upper else []), number)[-1]
+            first = self.columns.start(number)
+            for top in range(0, panel.n, self.side):
+                rows = slice(top, min(top + self.side, panel.n))
+                left = max(first, start + top) if upper else first
+                while left < first + others.n:
+                    width = self.side if least_width is None else min(self.side, max(least_width, left // 8 * 8))
+                    columns = slice(left - first, min(left - first + width, others.n))
+                    yield rows, others, columns, left
+                    left = first + columns.stop
+                    n_done += (rows.stop - rows.start) * (columns.stop - columns.start) * (1 + upper)
+                    if self.progress and start is not None and n_done < n_pairs:
+                        self.streams.selecting.synchronize()  # what was asked for is not done yet
+                        self.progress(n_done / n_pairs)
 
     def _collect(
         self, A: Panel, rows: slice, B: Panel, columns: slice, floors: tuple[Any, Any], diagonal: np.int64 = _NO_DIAGONAL
@@ -317,30 +311,20 @@ class _Search:
         scores = xp.empty(self.side**2, dtype=xp.float32)
         found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
         n_found = 0
-        for A, rows, B, columns, diagonal in self._triangle() if self.of_itself else self._rectangle():
-            pairs, counter, stride = self._collect(A, rows, B, columns, (floors, self.closed), diagonal)
-            with self.streams.step(self.streams.selecting, "verification"):
-                vectors = A.unit[rows], B.unit[columns], np.int32(self.d)
-                launch(xp, "score_pairs", (pairs, counter, stride, *vectors, scores))
-                n = int(counter[0])
-                places = xp.flatnonzero(scores[:n] >= threshold)
-                kept = pairs[places]
-                first, second = A.ids[rows][kept // stride], B.ids[columns][kept % stride]
-                found.append((*(to_cpu(ids).astype(np.int64) for ids in (first, second)), to_cpu(scores[places])))
-            n_found += len(found[-1][0])
-            refuse_more_than(max_pairs, n_found, threshold)
+        for number in range(self.rows.n_panels):
+            (A,), start = self.rows.panels(number), self.rows.start(number)
+            for rows, B, columns, left in self._tiles(A, start, upper=self.of_itself):
+                diagonal = np.int64(start + rows.start - left) if self.of_itself else _NO_DIAGONAL
+                pairs, counter, stride = self._collect(A, rows, B, columns, (floors, self.closed), diagonal)
+                with self.streams.step(self.streams.selecting, "verification"):
+                    vectors = A.unit[rows], B.unit[columns], np.int32(self.d)
+                    launch(xp, "score_pairs", (pairs, counter, stride, *vectors, scores))
+                    n = int(counter[0])
+                    places = xp.flatnonzero(scores[:n] >= threshold)
+                    kept = pairs[places]
+                    ids = A.ids[rows][kept // stride], B.ids[columns][kept % stride]
+                    found.append((*(to_cpu(of).astype(np.int64) for of in ids), to_cpu(scores[places])))
+                n_found += len(found[-1][0])
+                refuse_more_than(max_pairs, n_found, threshold)
         first, second, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return first, second, scores
-
-    def _rectangle(self) -> Iterator[tuple[Panel, slice, Panel, slice, np.int64]]:
-        """As `_triangle`, for every row with every column."""
-        n_done, n_pairs = 0, len(self.rows) * len(self.columns)
-        for a in range(self.rows.n_panels):
-            (first,) = self.rows.panels(a)
-            for b in range(self.columns.n_panels):
-                (second,) = self.columns.panels(b)
-                for rows in self._blocks(first.n):
-                    for columns in self._blocks(second.n):
-                        yield first, rows, second, columns, _NO_DIAGONAL
-                        n_done += (rows.stop - rows.start) * (columns.stop - columns.start)
-                        self._report(n_done, n_pairs)
