@@ -296,11 +296,11 @@ def test_whoever_runs_out_of_memory_is_heard(gpu, monkeypatch, error):
 )
 @only_stand_in
 def test_a_library_that_is_missing_is_said_in_words(gpu, monkeypatch, error):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(gpu, "matmul", fail)
-    with pytest.raises(RuntimeError, match="CUDA's libraries cannot be used here .* use device='cpu'"):
+    with pytest.raises(RuntimeError, match=r"CUDA's libraries cannot be used here .* use device='cpu'"):
         similarity.top_k(vectors(50, 4), 3, device="gpu")
 
 
