@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, Template
+from jinja2 import Environment
 
 from ...devices import GpuSpec, find_gpu
 from ...paths import shipped_toml
@@ -33,6 +33,8 @@ def _shares(shares: Mapping[str, float], n: int = 5) -> str:
 JINJA = Environment(autoescape=False)
 JINJA.filters |= {unit: functools.partial(format_value, unit=unit) for unit in ("s", "bytes")}
 JINJA.filters |= {"shares": _shares, "percent": "{:.0%}".format, "count": "{:,.0f}".format}
+evaluate = functools.cache(JINJA.compile_expression)  # of what TOML files hold: compiled once
+_template = functools.cache(JINJA.from_string)
 
 
 def rank_candidates(
@@ -67,16 +69,6 @@ def rank_candidates(
     return [_candidate(profile, function, rates, least_saving_s) for profile, function in functions]
 
 
-@functools.cache
-def _rules() -> tuple[list[dict], Template]:
-    """In order, with what each says; and what every reason ends with."""
-    content = shipped_toml(__package__, "advice.toml")
-    rules = content["rule"]
-    sentences = [{key: JINJA.from_string(rule[key]) for key in ("advice", "reason")} for rule in rules]
-    rules = [{"holds": JINJA.compile_expression(rule["when"]), **each} for rule, each in zip(rules, sentences, strict=True)]
-    return rules, JINJA.from_string(content["evidence"])
-
-
 def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | None, least_saving_s: float) -> Candidate:
     share, quiet_s, key = profile.share(function), profile.quiet_s, (function.name, function.file, function.line)
     trace = next((trace for trace in profile.traces if (trace.function, trace.file, trace.line) == key), None)
@@ -97,8 +89,9 @@ def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | 
     }
     if projection:
         known |= _known_on_gpu(projection, trace) | {"batch": _paying_batch(function, profile, trace, rates, least_saving_s)}
-    rules, evidence = _rules()
-    rule = next(rule for rule in rules if rule["holds"](known))
+    rules = shipped_toml(__package__, "advice.toml")
+    rule = next(rule for rule in rules["rule"] if evaluate(rule["when"])(known))
+    advice, reason, evidence = (_template(text).render(known) for text in (rule["advice"], rule["reason"], rules["evidence"]))
     is_priced = projection and not profile.is_too_busy
     workload_gain = _gain(projection, projection.on_gpu, share) if is_priced else None
     projected = {"standing": "projected", "gain": workload_gain}
@@ -111,8 +104,8 @@ def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | 
         projection=projection,
         gain=known["moved"] if is_priced else None,
         workload_gain=workload_gain,
-        advice=rule["advice"].render(known),
-        reason=f"{rule['reason'].render(known)} {evidence.render(known)}".strip(),
+        advice=advice,
+        reason=f"{reason} {evidence}".strip(),
         routes=[each.route.model_copy(update=projected if each.advice == "port it" and is_priced else {}) for each in found],
     )
 

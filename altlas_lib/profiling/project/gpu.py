@@ -30,9 +30,9 @@ _SECTOR_BYTES = 32  # that the memory moves at least: each step of a binary sear
 class Calls(NamedTuple):
     """Seconds of one call, centres of bands: kernels' starts; arithmetic and waiting; memory."""
 
-    launches: float
-    compute: float
-    memory: float
+    launches: float = 0.0
+    compute: float = 0.0
+    memory: float = 0.0
 
     @property
     def busy(self) -> float:
@@ -65,11 +65,11 @@ class Rates:
 
     def memory(self, moved_bytes: float, law: str, working_set_bytes: float) -> float:
         """Seconds; the more of a working set fits the second-level cache, the more of its bytes come from there."""
-        peak = self.gpu.memory_bandwidth_gb_per_s * 1e9 * self.values[f"{law}.memory_share"]
-        if measured := self.peaks.get("bytes"):
-            peak = measured * self.values[f"{law}.memory_share"] / self.values["stream.memory_share"]
+        of_sheet = self.gpu.memory_bandwidth_gb_per_s * 1e9
+        peak = self.peaks.get("bytes", of_sheet * self.values["stream.memory_share"]) / self.values["stream.memory_share"]
         cached = max(0.0, 1 - working_set_bytes / (self.gpu.l2_cache_mib * 2**20))
-        return moved_bytes / (peak * (1 + (self.values["cache.speed_up"] - 1) * cached))
+        speed_up = 1 + (self.values["cache.speed_up"] - 1) * cached
+        return moved_bytes / (peak * self.values[f"{law}.memory_share"] * speed_up)
 
     def flops(self, dtype: str) -> float:
         """The data sheet's operations per second, outside of tensor cores."""
@@ -80,18 +80,14 @@ class Rates:
         """Operations per second of a large product: bounded by the multiprocessors and by the board's power."""
         if measured := self.peaks.get(dtype):
             return measured
-        values, cores = self.values, find_multiprocessor(self.gpu.compute_capability)
         if dtype == "integer":
-            return values["product integer.share"] * self.flops("float32")
-        if dtype == "float16":
-            peak = values["product float16.share"] * 1e12 * self.gpu.float16_tensor_tflops
-            energy = values["product float16.pj_per_nm"]
-        else:
-            wide = cores.float32_cores > 64  # they share ports and bandwidth
-            peak = values["product float32.wide_share" if wide else "product float32.share"] * self.flops(dtype)
-            peak *= cores.float64_tensor_factor if dtype == "float64" else 1
-            energy = values["product float32.pj_per_nm"] * (2 if dtype == "float64" else 1)  # twice the bits
-        by_power = self.gpu.power_w / (energy * 1e-12 * cores.process_nm)
+            return self.values["product integer.share"] * self.flops("float32")
+        law, cores = law_of("product", dtype), find_multiprocessor(self.gpu.compute_capability)
+        share = "wide_share" if dtype != "float16" and cores.float32_cores > 64 else "share"  # they share ports and bandwidth
+        of_sheet = 1e12 * self.gpu.float16_tensor_tflops if dtype == "float16" else self.flops(dtype)
+        by_tensor_cores, bits = (cores.float64_tensor_factor, 2) if dtype == "float64" else (1, 1)
+        peak = self.values[f"{law}.{share}"] * of_sheet * by_tensor_cores
+        by_power = self.gpu.power_w / (self.values[f"{law}.pj_per_nm"] * bits * 1e-12 * cores.process_nm)
         return (peak**-4 + by_power**-4) ** -0.25
 
 
@@ -103,53 +99,49 @@ def dtype_class(name: str, *, of_product: bool = False) -> str:
     return "float16" if n_bytes <= 2 else "float64" if n_bytes > 4 else "float32"
 
 
+def law_of(rate: str, dtype: str) -> str:
+    """Whose constants a product or a convolution takes: those of float32 stand for all but half precision."""
+    return f"{rate} {'float16' if dtype == 'float16' else 'float32'}"
+
+
 # Laws --------------------------------------------------------------------------------------------------------------------
 
 
 def _product(cost: Cost, rates: Rates) -> Calls:
-    """Tiles at the rate of a large product, and a part of a tile's time until all multiprocessors are busy."""
-    dtype = dtype_class(cost.dtype, of_product=True)
-    law = "product float16" if dtype == "float16" else "product float32"
+    """Tiles at the rate of a large product, and a part of a tile's time until all multiprocessors are busy.
+
+    A convolution is the product that it amounts to, whose inner loop nothing splits; 3 x 3 filters of float32 go by Winograd's
+    algorithm.
+    """
+    dtype = dtype_class(cost.dtype, of_product=cost.rate == "product")
+    law, k, channels = law_of(cost.rate, dtype), cost.sizes["k"], cost.sizes.get("channels", 0)
     flops = cost.flops * _padded(cost.sizes["m"], _TILE) * _padded(cost.sizes["n"], _TILE)
-    fill = rates.values[f"{law}.fill_mflop"] * 1e6 * rates.gpu.multiprocessors
-    if dtype == "float64":  # a smaller share of the work keeps slower units busy
-        fill *= rates.flops(dtype) / rates.flops("float32")
+    if cost.rate == "product":
+        fill = rates.values[f"{law}.fill_mflop"] * 1e6
+        fill *= rates.flops("float64") / rates.flops("float32") if dtype == "float64" else 1  # less keeps slower units busy
+    else:
+        flops *= _padded(channels, _CHANNELS) if dtype == "float16" else 1
+        is_winograd = dtype != "float16" and round(k / max(channels, 1)) == 9 and channels >= 2 * _CHANNELS
+        flops /= rates.values[f"{law}.product_share"] * (rates.values[f"{law}.winograd"] if is_winograd else 1)
+        fill = rates.values[f"{law}.fill_tiles"] * 2 * 64 * 64 * k
+    compute = (flops + fill * rates.gpu.multiprocessors) / rates.product_flops(dtype)
     memory = rates.memory(cost.moved_bytes, law, cost.working_set_bytes)
-    return Calls(rates.start(cost, law), (flops + fill) / rates.product_flops(dtype), memory)
+    return Calls(rates.start(cost, law_of("product", dtype)), compute, memory)
 
 
 def _padded(n: float, multiple: int) -> float:
     return math.ceil(n / multiple) * multiple / n if n else 1.0
 
 
-def _convolution(cost: Cost, rates: Rates) -> Calls:
-    """As the product that it amounts to, whose inner loop nothing splits; 3 x 3 filters of float32 by Winograd's algorithm."""
-    dtype, law = dtype_class(cost.dtype), _layers(cost)
-    m, n, k, channels = (cost.sizes[size] for size in ("m", "n", "k", "channels"))
-    flops = cost.flops * _padded(m, _TILE) * _padded(n, _TILE) / rates.values[f"{law}.product_share"]
-    if dtype == "float16":
-        flops *= _padded(channels, _CHANNELS)
-    elif round(k / max(channels, 1)) == 9 and channels >= 2 * _CHANNELS:
-        flops /= rates.values[f"{law}.winograd"]
-    fill = rates.values[f"{law}.fill_tiles"] * 2 * 64 * 64 * k * rates.gpu.multiprocessors
-    memory = rates.memory(cost.moved_bytes, law, cost.working_set_bytes)
-    return Calls(rates.start(cost, law.replace("convolution", "product")), (flops + fill) / rates.product_flops(dtype), memory)
-
-
-def _layers(cost: Cost) -> str:
-    return "convolution float16" if dtype_class(cost.dtype) == "float16" else "convolution float32"
-
-
 def _model(cost: Cost, rates: Rates) -> Calls:
     """Layers at the rate of convolutions, then what lies between them; the CPU starts layers while the GPU computes."""
-    product_flops = rates.product_flops(dtype_class(cost.dtype))
-    compute = cost.flops / (rates.values[f"{_layers(cost)}.product_share"] * product_flops)
+    dtype = dtype_class(cost.dtype)
+    compute = cost.flops / (rates.values[f"{law_of('convolution', dtype)}.product_share"] * rates.product_flops(dtype))
     between = cost.flops * 1e-3 * rates.values["model.elements_per_kflop"] * item_bytes(cost.dtype)
     memory = rates.memory(cost.moved_bytes + between, "stream", cost.working_set_bytes + between)
-    starts = rates.start(cost, "model")
-    total = ((compute + memory) ** 3 + starts**3) ** (1 / 3)
-    longest = max((starts, 0), (compute, 1), (memory, 2))[1]
-    return Calls(*(total if i == longest else 0.0 for i in range(3)))
+    causes = {"launches": rates.start(cost, "model"), "compute": compute, "memory": memory}
+    total = ((compute + memory) ** 3 + causes["launches"] ** 3) ** (1 / 3)
+    return Calls(**{max(causes, key=causes.get): total})
 
 
 def _fft(cost: Cost, rates: Rates) -> Calls:
@@ -165,7 +157,7 @@ def _spectral(cost: Cost, rates: Rates) -> Calls:
     stack, n, values = cost.sizes["stack"], min(cost.sizes["m"], cost.sizes["n"]), rates.values
     arithmetic = cost.flops / max(stack, 1) / (rates.flops(dtype_class(cost.dtype)) * values["spectral large.share"])
     one = n * values["spectral.column_us"] * 1e-6 + n * n * values["spectral.pair_ns"] * 1e-9 + arithmetic
-    return Calls(rates.values["spectral.start_us"] * 1e-6, one * (1 if n <= _LARGEST_STACKED else stack), 0.0)
+    return Calls(rates.values["spectral.start_us"] * 1e-6, one * (1 if n <= _LARGEST_STACKED else stack))
 
 
 def _factorisation(cost: Cost, rates: Rates) -> Calls:
@@ -173,7 +165,7 @@ def _factorisation(cost: Cost, rates: Rates) -> Calls:
     n, values = min(cost.sizes["m"], cost.sizes["n"]), rates.values
     column_us = values["cholesky.column_us" if cost.rate == "cholesky" else "factorisation.column_us"] * cost.n_kernels
     rate = rates.flops(dtype_class(cost.dtype)) * values["cholesky.share"] / (1 + values["cholesky.half_n"] / max(n, 1))
-    return Calls(values["cholesky.start_us"] * 1e-6, n * column_us * 1e-6 + cost.flops / rate, 0.0)
+    return Calls(values["cholesky.start_us"] * 1e-6, n * column_us * 1e-6 + cost.flops / rate)
 
 
 def _sort(cost: Cost, rates: Rates) -> Calls:
@@ -185,7 +177,7 @@ def _sort(cost: Cost, rates: Rates) -> Calls:
     if 0 < cost.sizes["length"] < n:
         key, payload = key + math.ceil(math.log2(n / cost.sizes["length"]) / 8), payload + 8
     memory = rates.memory(n * (key + 2 * key * (key + payload)), "sort", cost.working_set_bytes)
-    return Calls(rates.start(cost), 0.0, memory)
+    return Calls(rates.start(cost), memory=memory)
 
 
 def _scatter(cost: Cost, rates: Rates) -> Calls:
@@ -202,8 +194,9 @@ def _stream(cost: Cost, rates: Rates) -> Calls:
 
 
 _LAWS: dict[str, Callable[[Cost, Rates], Calls]] = {
-    **{"product": _product, "convolution": _convolution, "model": _model, "fft": _fft, "spectral": _spectral},
-    **{"cholesky": _factorisation, "factorisation": _factorisation, "scatter": _scatter},
+    **{"model": _model, "fft": _fft, "spectral": _spectral, "scatter": _scatter},
+    **dict.fromkeys(("product", "convolution"), _product),
+    **dict.fromkeys(("cholesky", "factorisation"), _factorisation),
     **dict.fromkeys(("sort", "argsort", "partition", "quantile"), _sort),
 }
 _STREAMS = {"cumulative": "cumulative", "gather": "gather", "mask": "gather", "search": "gather"}  # that do worse than a copy
@@ -216,10 +209,9 @@ def call_seconds(cost: Cost, rates: Rates) -> Calls:
 
 def accuracy_class(cost: Cost, calls: Calls) -> str:
     """The class of gpu_efficiencies.toml that says how good a projection is: by what was published, not by names."""
-    law = _LAWS.get(cost.rate)
     if cost.rate in ("product", "convolution", "model"):
         return f"{cost.rate} {dtype_class(cost.dtype, of_product=cost.rate == 'product')}"
-    if law:
+    if law := _LAWS.get(cost.rate):
         return "sort" if law is _sort else cost.rate
     return "arithmetic" if calls.compute > calls.memory else _STREAMS.get(cost.rate, "stream")
 
@@ -268,8 +260,7 @@ def gpu_rates(gpu: GpuSpec, ceilings: Ceilings | None = None, calibration: Calib
 
     TF32 is not assumed: CuPy and NumPy's users ask for float32 and get it.
     """
-    of_gpus = {name: found for name, found in ceilings or () if found is not None and not name.startswith("cpu_")}
-    on_it = {name: found for name, found in of_gpus.items() if gpu.is_called(found.device)}
+    on_it = {name: found for name, found in ceilings or () if found and gpu.is_called(found.device)}
     efficiencies = load_efficiencies()
     names = {"float32": "gpu_matmul_float32", "float16": "gpu_matmul_float16", "bytes": "gpu_copy_bandwidth"}
 

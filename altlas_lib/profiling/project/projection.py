@@ -45,13 +45,9 @@ def geometric_mean(band: Band | Quantity) -> float:
 def transfer_seconds(trace: ArrayTrace, rates: Rates, batch: int = 1) -> Band:
     """A function's arrays brought in and its results back, in each of its calls; pageable memory in the slow end, pinned in
     the fast one. Other arrays that it reads, such as weights, count once in a run."""
-    n_times = trace.n_calls / batch
+    least_s, most_s = (trace.n_calls / batch * start_s for start_s in TRANSFER_START_S)
     ways = ((trace.input_bytes, rates.to_device), (trace.output_bytes, rates.to_host))
-    return total(
-        (n_bytes / fast + n_times * TRANSFER_START_S[0], n_bytes / slow + n_times * TRANSFER_START_S[1])
-        for n_bytes, (slow, fast) in ways
-        if n_bytes
-    )
+    return total((n_bytes / fast + least_s, n_bytes / slow + most_s) for n_bytes, (slow, fast) in ways if n_bytes)
 
 
 def split(function: FunctionTime, trace: ArrayTrace, now_s: float) -> tuple[float, float, float]:

@@ -53,12 +53,10 @@ def routes_of(
             answer differs, or was not compared, is listed and never advised.
         gpu: a library that needs a newer one is absent.
     """
-    evidence = _Evidence.of(function, trace, profile)
-    found = [*_measured(alternatives), *_cheaper_calls(evidence)]
-    for kind in _ON_GPU:
-        of_kind = (library for library in gpu_libraries().values() if library.kind == kind)
-        found += filter(None, (_on_gpu(evidence, library, gpu) for library in of_kind))
-    return found
+    evidence = _Evidence(function, trace, profile)
+    by_kind = sorted(gpu_libraries().values(), key=lambda library: [*_ON_GPU].index(library.kind))
+    on_gpu = (_on_gpu(evidence, library, gpu) for library in by_kind)
+    return [*_measured(alternatives), *_cheaper_calls(evidence), *filter(None, on_gpu)]
 
 
 def _measured(alternatives: Iterable[Any]) -> Iterator[Found]:
@@ -73,20 +71,15 @@ def _measured(alternatives: Iterable[Any]) -> Iterator[Found]:
 # What was seen of a function ---------------------------------------------------------------------------------------------
 
 
-class _Seen(NamedTuple):
+class _Seen:
     """An operation, the last part of its name, and its operands."""
 
-    operation: ArrayOperation
-    last: str
-    shapes: list[tuple[int, ...]]
-    operand_bytes: float
-
-    @classmethod
-    def of(cls, operation: ArrayOperation) -> "_Seen":
+    def __init__(self, operation: ArrayOperation):
         found = (re.fullmatch(r"(.*)\[([0-9, ]*)\]", text, re.DOTALL) for text in operation.operands)  # 'float32[4000, 384]'
         arrays = [Array(each[1], tuple(map(int, re.findall("[0-9]{1,18}", each[2])))) for each in found if each]
-        operand_bytes = min(sum(map(array_bytes, arrays)), 2**62)
-        return cls(operation, public_parts(operation.name)[-1].strip("_"), [array.shape for array in arrays], operand_bytes)
+        self.operation, self.last = operation, public_parts(operation.name)[-1].strip("_")
+        self.shapes = [array.shape for array in arrays]
+        self.operand_bytes = min(sum(map(array_bytes, arrays)), 2**62)
 
     @property
     def is_long(self) -> bool:
@@ -100,22 +93,16 @@ class _Seen(NamedTuple):
         return max(0.0, self.operation.working_set_bytes - self.operand_bytes)
 
 
-class _Evidence(NamedTuple):
-    function: FunctionTime
-    seen: list[_Seen]
-    of_workload: list[_Seen]  # by all of its functions: a matrix may be made in one and searched in another
-    n_calls: int
-    n_elements: int
-    now_s: float
+class _Evidence:
+    """What was seen of a function; `of_workload`: of all functions, for a matrix may be made in one and searched in another."""
 
-    @classmethod
-    def of(cls, function: FunctionTime, trace: ArrayTrace | None, profile: WorkloadProfile) -> "_Evidence":
-        seen = [_Seen.of(each) for each in trace.operations] if trace else []
-        others = [_Seen.of(each) for other in profile.traces if other != trace for each in other.operations]
-        counts = (trace.n_calls, trace.n_element_accesses) if trace else (1, 0)
+    def __init__(self, function: FunctionTime, trace: ArrayTrace | None, profile: WorkloadProfile):
+        self.function, self.seen = function, list(map(_Seen, trace.operations)) if trace else []
+        others = [_Seen(each) for other in profile.traces if other != trace for each in other.operations]
+        self.of_workload = [*self.seen, *others]
+        self.n_calls, self.n_elements = (trace.n_calls, trace.n_element_accesses) if trace else (1, 0)
         now_s = profile.share(function) * profile.quiet_s if profile.total else function.own.value if function.own else 0.0
-        now_s = max(now_s, sum(each.operation.time_s for each in seen))  # the traced run may have been the slower one
-        return cls(function, seen, [*seen, *others], *counts, now_s)
+        self.now_s = max(now_s, sum(each.operation.time_s for each in self.seen))  # the traced run may have been the slower one
 
     def share(self, seen: Iterable[_Seen]) -> float:
         """Of the function's own time."""
@@ -254,10 +241,9 @@ def _on_gpu(evidence: _Evidence, library: GpuLibrary, gpu: GpuSpec | None) -> Fo
         standing = "offered on conditions"
     if gpu and float(gpu.compute_capability) < float(library.least_compute_capability):
         standing, conditions = "absent", [f"not on {gpu.name}, of compute capability {gpu.compute_capability}"]
-    names = {kind: _some(offer.name for offer, _ in some) for kind, some in of.items()}
-    seen = f"for {names['offered']} ({shares['offered']:.0%} of its own time)" if names["offered"] else ""
-    missing = (f"{kind}: {names[kind]}" for kind in ("absent", "unknown") if names[kind])
-    why = "; ".join(filter(None, (seen, *missing, _some(conditions), library.describe())))
+    says = {"offered": f"for {{}} ({shares['offered']:.0%} of its own time)", "absent": "absent: {}", "unknown": "unknown: {}"}
+    seen = [says[kind].format(_some(offer.name for offer, _ in some)) for kind, some in of.items() if some]
+    why = "; ".join(filter(None, (*seen, _some(conditions), library.describe())))
     route = Route(kind=library.kind, name=library.name, standing=standing, why=why)
     return Found(route, _ON_GPU[library.kind] if "offered" in standing else None, shares["offered"], library.kind)
 
@@ -267,8 +253,8 @@ def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float
     if library.kind == "kernel of your own":
         standing = {True: "offered", False: "absent", None: "unknown"}
         loops = [each for each in evidence.seen if library.offer(each.operation.name)]
-        offers = [Offer(standing[evidence.is_parallel(each)], f"numba.{each.last}") for each in loops]
-        compiled = [(offer, evidence.share([each])) for offer, each in zip(offers, loops, strict=True)]
+        judged = [(f"numba.{loop.last}", evidence.is_parallel(loop), evidence.share([loop])) for loop in loops]
+        compiled = [(Offer(standing[is_parallel], name), share) for name, is_parallel, share in judged]
         return compiled or [(Offer("offered", "a loop over elements"), _loop_over_arrays(evidence))]
     tables = [library, gpu_libraries()["cupyx.scipy"]] if library.kind == "CuPy port" else [library]
     computed = (each for each in evidence.seen if each.operation.kind != "view")
