@@ -663,7 +663,7 @@ def test_only_a_measured_alternative_that_is_faster_and_gives_the_same_answer_is
     ]  # fmt: skip
     timed = FunctionTime(name="f", file="work.py", line=1, own=TIME, own_by_class={"regex": 1.0})
     profile = WorkloadProfile(workload="work", target="work:f", total=TIME, functions=[timed])
-    routes = routes_of(timed, None, profile, alternatives=given_)
+    routes = routes_of(timed, None, profile.model_copy(update={"alternatives": given_}))
     assert [each.route.name for each in routes][:3] == ["best", "good", "slow"]
     assert names(routes)[-1] == "a simpler pattern, or none", "what is measured comes before what is offered"
     assert {each.route.name for each in routes if each.advice} == {"best", "good", "a simpler pattern, or none"}

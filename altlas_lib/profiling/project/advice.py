@@ -21,7 +21,6 @@ _PAYS_THOUGH_IDLE = 3  # times as fast, where starting kernels bounds it, and th
 _PAYS = 1.5  # times as fast in the slow end: below, a port costs more than it brings
 _ENOUGH_SEEN = 0.6  # coverage from which a projection is a basis to decide on
 _MOST = 0.5  # share of the time that makes a way out the way out
-_BATCHES = tuple(2**k for k in range(17))
 
 
 def _shares(shares: Mapping[str, float], n: int = 5) -> str:
@@ -72,9 +71,7 @@ def rank_candidates(
 def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | None, least_saving_s: float) -> Candidate:
     share, quiet_s, key = profile.share(function), profile.quiet_s, (function.name, function.file, function.line)
     trace = next((trace for trace in profile.traces if (trace.function, trace.file, trace.line) == key), None)
-    # An alternative takes the place of the whole workload: it stands with the function that owns most of that.
-    alternatives = profile.alternatives if function == profile.functions[0] else ()
-    found = routes_of(function, trace, profile, alternatives=alternatives, gpu=rates and rates.gpu)
+    found = routes_of(function, trace, profile, gpu=rates and rates.gpu)
     python = {name: function.own_by_class[name] for name in PYTHON_CLASSES if function.own_by_class.get(name)}
     projection = project(function, profile, trace, rates) if rates else None
     known = {
@@ -135,7 +132,7 @@ def _paying_batch(
     function: FunctionTime, profile: WorkloadProfile, trace: ArrayTrace, rates: Rates, least_saving_s: float
 ) -> int | None:
     """So many calls made as one pay, 1 if they do as they are: in the slow end of the band, and by enough seconds."""
-    for batch in _BATCHES:
+    for batch in (2**k for k in range(17)):
         projection = project(function, profile, trace, rates, batch=batch)
         now_s, on_gpu_s = projection.now.value, projection.on_gpu.high
         least = _PAYS_THOUGH_IDLE if projection.bound_by == "launches" else _PAYS

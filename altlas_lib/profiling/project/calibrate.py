@@ -72,8 +72,7 @@ def calibrate(*, n_runs: int = 7, scale: float = 1.0) -> Calibration:
 
     gpu = devices.find_gpu(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
     rates, logs, left_out = gpu_rates(gpu), {}, []
-    kernels = shipped_toml(__package__, "calibration.toml")["kernels"]
-    for name, *operands in kernels:
+    for name, *operands in shipped_toml(__package__, "calibration.toml")["kernels"]:
         try:
             call, seconds = _measured(name, [_operand(text, scale) for text in operands], n_runs)
         except Exception as error:  # an old CuPy lacks it, or this GPU's memory is too small

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from ...devices import GpuSpec, find_multiprocessor
 from ...devices.efficiencies import Accuracy, load_efficiencies
 from ...results import ArrayOperation, Ceilings
-from .operations import Cost, grows, item_bytes
+from .operations import grows, item_bytes
 
 Band = tuple[float, float]  # low, high
 Calibration = Mapping[str, tuple[float, float]]  # class -> measured / projected, and the factor by which runs differed
@@ -60,7 +60,7 @@ class Rates:
     peaks: Mapping[str, float] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=dict)
 
-    def start(self, cost: Cost, law: str = "launch") -> float:
+    def start(self, cost: ArrayOperation, law: str = "launch") -> float:
         return cost.n_kernels * self.values[f"{law}.start_us"] * 1e-6
 
     def memory(self, moved_bytes: float, law: str, working_set_bytes: float) -> float:
@@ -107,7 +107,7 @@ def law_of(rate: str, dtype: str) -> str:
 # Laws --------------------------------------------------------------------------------------------------------------------
 
 
-def _product(cost: Cost, rates: Rates) -> Calls:
+def _product(cost: ArrayOperation, rates: Rates) -> Calls:
     """Tiles at the rate of a large product, and a part of a tile's time until all multiprocessors are busy.
 
     A convolution is the product that it amounts to, whose inner loop nothing splits; 3 x 3 filters of float32 go by Winograd's
@@ -133,7 +133,7 @@ def _padded(n: float, multiple: int) -> float:
     return math.ceil(n / multiple) * multiple / n if n else 1.0
 
 
-def _model(cost: Cost, rates: Rates) -> Calls:
+def _model(cost: ArrayOperation, rates: Rates) -> Calls:
     """Layers at the rate of convolutions, then what lies between them; the CPU starts layers while the GPU computes."""
     dtype = dtype_class(cost.dtype)
     compute = cost.flops / (rates.values[f"{law_of('convolution', dtype)}.product_share"] * rates.product_flops(dtype))
@@ -144,7 +144,7 @@ def _model(cost: Cost, rates: Rates) -> Calls:
     return Calls(**{max(causes, key=causes.get): total})
 
 
-def _fft(cost: Cost, rates: Rates) -> Calls:
+def _fft(cost: ArrayOperation, rates: Rates) -> Calls:
     """Passes over the array, and as many more as lengths and layout ask for."""
     others = ("prime", "short", "strided", "inverse")
     more = sum(rates.values[f"fft.{name}"] * cost.sizes.get(f"{name}_bytes", 0) for name in others)
@@ -152,7 +152,7 @@ def _fft(cost: Cost, rates: Rates) -> Calls:
     return _stream(cost, rates)._replace(memory=memory)
 
 
-def _spectral(cost: Cost, rates: Rates) -> Calls:
+def _spectral(cost: ArrayOperation, rates: Rates) -> Calls:
     """Columns one after the other, in each all pairs with it; large matrices by their arithmetic."""
     stack, n, values = cost.sizes["stack"], min(cost.sizes["m"], cost.sizes["n"]), rates.values
     arithmetic = cost.flops / max(stack, 1) / (rates.flops(dtype_class(cost.dtype)) * values["spectral large.share"])
@@ -160,7 +160,7 @@ def _spectral(cost: Cost, rates: Rates) -> Calls:
     return Calls(rates.values["spectral.start_us"] * 1e-6, one * (1 if n <= _LARGEST_STACKED else stack))
 
 
-def _factorisation(cost: Cost, rates: Rates) -> Calls:
+def _factorisation(cost: ArrayOperation, rates: Rates) -> Calls:
     """Columns one after the other; behind them products, the better the larger the matrix."""
     n, values = min(cost.sizes["m"], cost.sizes["n"]), rates.values
     column_us = values["cholesky.column_us" if cost.rate == "cholesky" else "factorisation.column_us"] * cost.n_kernels
@@ -168,7 +168,7 @@ def _factorisation(cost: Cost, rates: Rates) -> Calls:
     return Calls(values["cholesky.start_us"] * 1e-6, n * column_us * 1e-6 + cost.flops / rate)
 
 
-def _sort(cost: Cost, rates: Rates) -> Calls:
+def _sort(cost: ArrayOperation, rates: Rates) -> Calls:
     """A radix sort (Adinets and Merrill, Onesweep, 2022): keys are counted once, then move with theirs once for each byte.
 
     Many rows are sorted by row and key, as CuPy does: more bytes to compare, and an index to move.
@@ -180,20 +180,20 @@ def _sort(cost: Cost, rates: Rates) -> Calls:
     return Calls(rates.start(cost), memory=memory)
 
 
-def _scatter(cost: Cost, rates: Rates) -> Calls:
+def _scatter(cost: ArrayOperation, rates: Rates) -> Calls:
     """Updates of shared memory, so many in each clock of a multiprocessor."""
     clocks_per_s = rates.gpu.multiprocessors * rates.gpu.boost_clock_ghz * 1e9
     return _stream(cost, rates)._replace(compute=cost.flops / (rates.values["scatter.updates_per_clock"] * clocks_per_s))
 
 
-def _stream(cost: Cost, rates: Rates) -> Calls:
+def _stream(cost: ArrayOperation, rates: Rates) -> Calls:
     compute = cost.flops / (rates.flops(dtype_class(cost.dtype)) * rates.values["arithmetic.share"])
     moved_bytes = cost.flops * _SECTOR_BYTES if cost.rate == "search" else cost.moved_bytes
     memory = rates.memory(moved_bytes, _STREAMS.get(cost.rate, "stream"), cost.working_set_bytes)
     return Calls(rates.start(cost), compute, memory)
 
 
-_LAWS: dict[str, Callable[[Cost, Rates], Calls]] = {
+_LAWS: dict[str, Callable[[ArrayOperation, Rates], Calls]] = {
     **{"model": _model, "fft": _fft, "spectral": _spectral, "scatter": _scatter},
     **dict.fromkeys(("product", "convolution"), _product),
     **dict.fromkeys(("cholesky", "factorisation"), _factorisation),
@@ -202,12 +202,12 @@ _LAWS: dict[str, Callable[[Cost, Rates], Calls]] = {
 _STREAMS = {"cumulative": "cumulative", "gather": "gather", "mask": "gather", "search": "gather"}  # that do worse than a copy
 
 
-def call_seconds(cost: Cost, rates: Rates) -> Calls:
+def call_seconds(cost: ArrayOperation, rates: Rates) -> Calls:
     """Centres of the bands of one call whose cost is known."""
     return _LAWS.get(cost.rate, _stream)(cost, rates)
 
 
-def accuracy_class(cost: Cost, calls: Calls) -> str:
+def accuracy_class(cost: ArrayOperation, calls: Calls) -> str:
     """The class of gpu_efficiencies.toml that says how good a projection is: by what was published, not by names."""
     if cost.rate in ("product", "convolution", "model"):
         return f"{cost.rate} {dtype_class(cost.dtype, of_product=cost.rate == 'product')}"
@@ -216,7 +216,7 @@ def accuracy_class(cost: Cost, calls: Calls) -> str:
     return "arithmetic" if calls.compute > calls.memory else _STREAMS.get(cost.rate, "stream")
 
 
-def call_bands(cost: Cost, calls: Calls, rates: Rates) -> dict[str, Band]:
+def call_bands(cost: ArrayOperation, calls: Calls, rates: Rates) -> dict[str, Band]:
     """Of one call by cause ("compute", "memory", "launches"): as far below as above the centre, in times.
 
     Of compute and memory the longer hides the other.
@@ -239,14 +239,11 @@ def operation_seconds(operation: ArrayOperation, rates: Rates, batch: int = 1) -
     """
     if operation.kind in ("view", "unknown"):
         return {}, None
-    n, rate = operation.n_calls / batch, operation.rate or operation.kind
-    cost = Cost(*(getattr(operation, name) for name in Cost._fields))._replace(
-        rate=rate,
-        flops=(operation.flops or 0) / n,
-        moved_bytes=(operation.moved_bytes or 0) / n,
-        working_set_bytes=batch * operation.working_set_bytes,
-        sizes=operation.sizes | {name: batch * operation.sizes[name] for name in grows(rate) & operation.sizes.keys()},
-    )
+    n, rate, sizes = operation.n_calls / batch, operation.rate or operation.kind, operation.sizes
+    amounts = {"flops": (operation.flops or 0) / n, "moved_bytes": (operation.moved_bytes or 0) / n}
+    amounts["working_set_bytes"] = batch * operation.working_set_bytes
+    amounts["sizes"] = sizes | {name: batch * sizes[name] for name in grows(rate) & sizes.keys()}
+    cost = operation.model_copy(update={"rate": rate, **amounts})
     calls = call_seconds(cost, rates)
     bands = {cause: (n * low, n * high) for cause, (low, high) in call_bands(cost, calls, rates).items()}
     return bands, accuracy_class(cost, calls)

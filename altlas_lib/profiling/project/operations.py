@@ -16,38 +16,17 @@ import math
 import re
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ...paths import shipped_toml
-from ...results import ArrayOperation, ArrayTrace, OperationKind
+from ...results import ArrayOperation, ArrayTrace
 from ..record.calls import Array, Call, RecordedFunction
 
 RateClass = str  # a `class` of operations.toml: processors treat one kind of operation in several ways
 _CACHE_LINE_BYTES = 64  # rows at least as long stream when they are gathered
 _OWNERS = {"numpy", "scipy", "ndarray", "Series", "DataFrame", "Index", "Generator", "RandomState", "builtins"}
-
-
-class Cost(NamedTuple):
-    """Of one call.
-
-    Attributes:
-        rate: its class of rate.
-        flops: comparisons for sorts; None: not known.
-        sizes: what a rate depends on besides. product: stack, m, n, k; factorisations: stack, m, n; fft: passes over the array
-            by what they meet (see `_fft`); sorts: n keys of `key_bytes` with `payload_bytes` each; convolution: m, n, k of the
-            product that it amounts to, and channels.
-    """
-
-    kind: OperationKind
-    rate: RateClass
-    flops: float | None
-    moved_bytes: float | None
-    working_set_bytes: float
-    n_kernels: int
-    dtype: str
-    sizes: dict[str, float] = {}  # noqa: RUF012, never changed
 
 
 @functools.lru_cache(256)
@@ -65,38 +44,35 @@ def _total_bytes(arrays: Iterable[Array]) -> float:
     return sum(map(array_bytes, arrays))
 
 
-def price(call: Call) -> Cost:
-    """What a call costs; of kind "unknown" where no formula fits, never an error.
+def price(call: Call, n_calls: int = 1, time_s: float = 0.0) -> ArrayOperation:
+    """So many equal calls with what they cost; of kind "unknown" where no formula fits, never an error.
 
     Names are NumPy's and SciPy's ('numpy.matmul', 'ndarray.argsort'; CuPy's count as theirs) and scikit-learn's; a framework's
-    call brings its own count as `model_work`.
+    call brings its own count as `model_work`. Of sorts `flops` are comparisons. `sizes` are what a rate depends on besides:
+    product: stack, m, n, k; factorisations: stack, m, n; fft: passes over the array by what they meet (see `_fft`); sorts: n
+    keys of `key_bytes` with `payload_bytes` each; convolution: m, n, k of the product that it amounts to, and channels.
     """
-    working_set_bytes = 0.0
+    about = {"name": call.name, "operands": list(map(str, call.operands)), "n_calls": n_calls, "time_s": time_s}
+    about |= {"dtype": _dtype(call), "working_set_bytes": 0.0}
     try:
-        working_set_bytes = float(_total_bytes([*call.operands, *call.results]))
+        about["working_set_bytes"] = float(_total_bytes([*call.operands, *call.results]))
         of = _Operands(call)
         row = of.row()
-        about = _table()["classes"].get(row["class"], {})
-        flops = of.value(row.get("flops", "0")) * math.prod(of.quantities[each] for each in about.get("times", "").split())
-        sizes = {name: of.quantities[name] for name in about.get("sizes", "").split() if name in of.quantities}
-        moved_bytes = of.value(row.get("moved", "read + written"))
-        if not all(0 <= float(each) < math.inf for each in (flops, moved_bytes, working_set_bytes, *sizes.values())):
-            raise ValueError("a negative or endless size")
-        kind, n_kernels = about.get("kind", row["class"]), int(of.value(row.get("kernels", "1")))
-        return Cost(kind, row["class"], float(flops), float(moved_bytes), working_set_bytes, n_kernels, _dtype(call), sizes)
-    except Exception:  # arguments that nobody foresaw; the time is known, the work is not
-        known_bytes = working_set_bytes if 0 <= working_set_bytes < math.inf else 0.0
-        return Cost("unknown", "unknown", None, None, known_bytes, 1, _dtype(call))
+        rate = _table()["classes"].get(row["class"], {})
+        flops = of.value(row.get("flops", "0")) * math.prod(of.quantities[each] for each in rate.get("times", "").split())
+        amounts = {"flops": n_calls * flops, "moved_bytes": n_calls * of.value(row.get("moved", "read + written"))}
+        amounts["sizes"] = {name: of.quantities[name] for name in rate.get("sizes", "").split() if name in of.quantities}
+        amounts["n_kernels"] = int(of.value(row.get("kernels", "1")))
+        return ArrayOperation(kind=rate.get("kind", row["class"]), rate=row["class"], **amounts, **about)
+    except Exception:  # arguments that nobody foresaw, a negative or endless size; the time is known, the work is not
+        if not 0 <= about["working_set_bytes"] < math.inf:
+            about["working_set_bytes"] = 0.0
+        return ArrayOperation(kind="unknown", rate="unknown", **about)
 
 
 def price_trace(recorded: RecordedFunction) -> ArrayTrace:
     """What the tracer recorded of one function, with what each of its calls costs."""
-    operations = []
-    for each in recorded.calls:
-        cost = price(each.call)._asdict()
-        cost |= {amount: cost[amount] and cost[amount] * each.n_calls for amount in ("flops", "moved_bytes")}
-        about = {"name": each.call.name, "operands": list(map(str, each.call.operands))}
-        operations.append(ArrayOperation(**about, n_calls=each.n_calls, time_s=each.time_s, **cost))
+    operations = [price(each.call, each.n_calls, each.time_s) for each in recorded.calls]
     return ArrayTrace(**recorded.model_dump(include=set(ArrayTrace.model_fields)), operations=operations)
 
 

@@ -24,10 +24,9 @@ _MORE_THAN_TRACED = 1.5
 _UNSEEN_AT_BEST = 0.1
 _CALL_S = 0.05e-6  # of the function itself, whatever it does
 TRANSFER_START_S = (10e-6, 30e-6)  # the call, the driver, and waiting for the end
-# Below the clock of any CPU that TensorFlow and PyTorch run on, one operation a cycle on the eight float32 numbers of AVX, that
-# their wheels ask for, and one load of 8 bytes: slower than that, a framework's call is not busy with its kernels.
-_LOWEST_CLOCK_HZ = 1e9
-_LEAST_FLOPS_PER_S = _LEAST_BYTES_PER_S = 8 * _LOWEST_CLOCK_HZ
+# At 1 GHz, below the clock of any CPU that TensorFlow and PyTorch run on, one operation a cycle on the eight float32 numbers of
+# AVX, that their wheels ask for, and one load of 8 bytes: slower than that, a framework's call is not busy with its kernels.
+_LEAST_PER_S = 8e9  # operations, and bytes
 _PYTHON_SPREAD = 1.05  # from one run of the same code to the next; never faster than now
 
 
@@ -79,7 +78,7 @@ def split(function: FunctionTime, trace: ArrayTrace, now_s: float) -> tuple[floa
 def set_up_seconds(trace: ArrayTrace) -> float:
     """What calls of a framework spent on their own set-up, at least: their time without the most that the kernels can take."""
     return sum(
-        max(0.0, o.time_s - (o.flops or 0) / _LEAST_FLOPS_PER_S - (o.moved_bytes or 0) / _LEAST_BYTES_PER_S)
+        max(0.0, o.time_s - (o.flops + (o.moved_bytes or 0)) / _LEAST_PER_S)
         for o in trace.operations
         if o.kind == "model" and o.flops is not None
     )

@@ -5,13 +5,14 @@
 What runs on this CPU comes from `cheaper_calls.toml`: each entry stands for a predicate below over what was seen.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ...devices import GpuSpec
 from ...paths import shipped_toml
-from ...results import Advice, ArrayOperation, ArrayTrace, FunctionTime, Route, WorkloadProfile
+from ...results import Advice, Alternative, ArrayOperation, ArrayTrace, FunctionTime, Route, WorkloadProfile
 from ..record.calls import Array
 from .gpu_libraries import GpuLibrary, Offer, gpu_libraries, public_parts
 from .loops import has_parallel_loops
@@ -19,11 +20,7 @@ from .operations import array_bytes
 
 _CHEAPER_PAYS = 1.2  # times as fast, measured, in the slow end: a change of a few lines on the same machine
 LEAST_SHARE = 0.1  # of a function's time, below which a way out is not worth a line
-_ON_GPU: dict[str, Advice] = {
-    "drop-in library": "try the drop-in",
-    "CuPy port": "port it",
-    "kernel of your own": "write a kernel",
-}
+_ON_GPU = {"drop-in library": "try the drop-in", "CuPy port": "port it", "kernel of your own": "write a kernel"}
 
 
 class Found(NamedTuple):
@@ -36,30 +33,26 @@ class Found(NamedTuple):
 
 
 def routes_of(
-    function: FunctionTime,
-    trace: ArrayTrace | None,
-    profile: WorkloadProfile,
-    *,
-    alternatives: Iterable[Any] = (),
-    gpu: GpuSpec | None = None,
+    function: FunctionTime, trace: ArrayTrace | None, profile: WorkloadProfile, *, gpu: GpuSpec | None = None
 ) -> list[Found]:
     """Every way out of a function that is worth a line, the cheapest kind first.
 
     Within a kind: what was measured, the fastest first, then the order of the tables. Of a CuPy port nothing is projected here.
+    An alternative was timed in place of the whole workload: it stands with the function that owns most of that. One whose
+    answer differs, or was not compared, is listed and never advised.
 
     Args:
         trace: None: its arrays were not seen; then its libraries say what it calls.
-        alternatives: timed in place of the whole workload, each with `name`, `gain` (measured) and `same_answer`; one whose
-            answer differs, or was not compared, is listed and never advised.
         gpu: a library that needs a newer one is absent.
     """
     evidence = _Evidence(function, trace, profile)
+    alternatives = profile.alternatives if function == profile.functions[0] else ()
     by_kind = sorted(gpu_libraries().values(), key=lambda library: [*_ON_GPU].index(library.kind))
     on_gpu = (_on_gpu(evidence, library, gpu) for library in by_kind)
     return [*_measured(alternatives), *_cheaper_calls(evidence), *filter(None, on_gpu)]
 
 
-def _measured(alternatives: Iterable[Any]) -> Iterator[Found]:
+def _measured(alternatives: Iterable[Alternative]) -> Iterator[Found]:
     says = {True: "the same answer", False: "another answer: not to be taken", None: "its answer was not compared"}
     for each in sorted(alternatives, key=lambda each: (not each.same_answer, -each.gain.value)):
         why = f"timed in place of the workload, on the same input: {says[each.same_answer]}"
@@ -146,19 +139,18 @@ def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
 
 
 def _all_with_all(each: _Seen) -> tuple[int, int] | None:
-    """The shape of (n, d) times (d, n), or of a measure of all pairs of n rows, where that is a large matrix."""
+    """The shape of (n, d) times (d, n), or of a measure of all pairs of n rows."""
     match each.shapes:
         case [(n, d), (e, m)] if each.last in ("matmul", "dot") and (n, d) == (m, e) and n != d:
-            pass
+            return n, n
         case [(n, _), *rest] if _PAIRWISE.fullmatch(each.last) and rest in ([], each.shapes[:1]):
-            pass
-        case _:
-            return None
-    return (n, n) if 8 * n * n >= _LEAST_MATRIX_BYTES else None
+            return n, n
+    return None
 
 
 def _searched_matrix(evidence: _Evidence, searches: str) -> float:
-    made = {square for each in evidence.of_workload if (square := _all_with_all(each))}
+    squares = filter(None, map(_all_with_all, evidence.of_workload))
+    made = {square for square in squares if 8 * math.prod(square) >= _LEAST_MATRIX_BYTES}
     made &= {shape for each in evidence.of_workload if each.last in searches.split() for shape in each.shapes}
     return evidence.share(each for each in evidence.seen if made & {_all_with_all(each), *each.shapes})
 
@@ -169,17 +161,18 @@ def _sort_for_a_few(evidence: _Evidence) -> float:
     return evidence.share(each for each in evidence.named("sort argsort sort_values") if few & {*each.shapes[:1]})
 
 
+def _all_differences(each: _Seen) -> tuple[int, int, int] | None:
+    """The shape of (n, 1, d) with (m, d) or (1, m, d)."""
+    match each.shapes:
+        case [(n, 1, d), (*one, m, e)] | [(*one, m, e), (n, 1, d)] if d == e and min(n, m) > 1 and one in ([], [1]):
+            return n, m, d
+    return None
+
+
 def _distances_by_broadcasting(evidence: _Evidence) -> float:
-    """(n, 1, d) with (m, d) or (1, m, d), and a sum of the (n, m, d) that comes out."""
-    makes, made = [], set()
-    for each in evidence.seen:
-        match each.shapes:
-            case [(n, 1, d), (*one, m, e)] | [(*one, m, e), (n, 1, d)] if d == e and min(n, m) > 1 and one in ([], [1]):
-                makes.append(each)
-                made.add((n, m, d))
     sums = [e for e in evidence.seen if e.operation.kind == "reduction" or e.last in ("norm", "einsum")]
-    made &= {shape for each in sums for shape in each.shapes}
-    return evidence.share([*makes, *(each for each in evidence.seen if made & {*each.shapes})]) if made else 0.0
+    made = {shape for each in sums for shape in each.shapes} & {*map(_all_differences, evidence.seen)}
+    return evidence.share(each for each in evidence.seen if made & {_all_differences(each), *each.shapes})
 
 
 def _rows_of_a_table(evidence: _Evidence) -> float:
