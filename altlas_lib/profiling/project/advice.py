@@ -4,7 +4,7 @@ What decides, and the sentences that say why, stand in `advice.toml`.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment
@@ -73,7 +73,8 @@ def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | 
     trace = next((trace for trace in profile.traces if (trace.function, trace.file, trace.line) == key), None)
     found = routes_of(function, trace, profile, gpu=rates and rates.gpu)
     python = {name: function.own_by_class[name] for name in PYTHON_CLASSES if function.own_by_class.get(name)}
-    projection = project(function, profile, trace, rates) if rates else None
+    projected = functools.partial(project, function, profile, trace, rates)
+    projection = projected() if rates else None
     known = {
         **{"profile": profile, "function": function, "share": share},
         **{"trace": trace, "rates": rates, "projection": projection, "least_saving_s": least_saving_s},
@@ -85,13 +86,13 @@ def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | 
         **{"PAYS": _PAYS, "ENOUGH_SEEN": _ENOUGH_SEEN},
     }
     if projection:
-        known |= _known_on_gpu(projection, trace) | {"batch": _paying_batch(function, profile, trace, rates, least_saving_s)}
+        known |= _known_on_gpu(projection, trace) | {"batch": _paying_batch(projected, least_saving_s)}
     rules = shipped_toml(__package__, "advice.toml")
     rule = next(rule for rule in rules["rule"] if evaluate(rule["when"])(known))
     advice, reason, evidence = (_template(text).render(known) for text in (rule["advice"], rule["reason"], rules["evidence"]))
     is_priced = projection and not profile.is_too_busy
     workload_gain = _gain(projection, projection.on_gpu, share) if is_priced else None
-    projected = {"standing": "projected", "gain": workload_gain}
+    priced = {"standing": "projected", "gain": workload_gain}
     return Candidate(
         workload=profile.workload,
         function=function.name,
@@ -103,7 +104,7 @@ def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | 
         workload_gain=workload_gain,
         advice=advice,
         reason=f"{reason} {evidence}".strip(),
-        routes=[each.route.model_copy(update=projected if each.advice == "port it" and is_priced else {}) for each in found],
+        routes=[each.route.model_copy(update=priced if each.advice == "port it" and is_priced else {}) for each in found],
     )
 
 
@@ -128,12 +129,10 @@ def _gain(projection: Projection, on_gpu: Quantity, share: float = 1.0) -> Quant
     return Quantity.projected(low, high, "x", projection.gpu, on_gpu.bound_by)
 
 
-def _paying_batch(
-    function: FunctionTime, profile: WorkloadProfile, trace: ArrayTrace, rates: Rates, least_saving_s: float
-) -> int | None:
+def _paying_batch(projected: Callable[..., Projection], least_saving_s: float) -> int | None:
     """So many calls made as one pay, 1 if they do as they are: in the slow end of the band, and by enough seconds."""
     for batch in (2**k for k in range(17)):
-        projection = project(function, profile, trace, rates, batch=batch)
+        projection = projected(batch=batch)
         now_s, on_gpu_s = projection.now.value, projection.on_gpu.high
         least = _PAYS_THOUGH_IDLE if projection.bound_by == "launches" else _PAYS
         if now_s / on_gpu_s >= least and now_s - on_gpu_s >= least_saving_s:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from ... import devices
 from ...paths import outputs_dir, shipped_toml, write_atomically
@@ -25,9 +25,8 @@ class Calibration(Model):
 
     gpu: str = Field(description="as the catalogue calls it")
     measured_at: datetime
-    classes: dict[str, tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=1)]]] = Field(
-        description="class -> measured / projected, and the factor within which all runs lay; `gpu_rates` takes it"
-    )
+    # class -> measured / projected, and the factor within which all runs lay; `gpu_rates` takes it
+    classes: dict[str, tuple[PositiveFloat, Annotated[float, Field(gt=1)]]]
     left_out: list[str] = Field(default=[], description="calls that CuPy refused, with its words")
 
     @classmethod

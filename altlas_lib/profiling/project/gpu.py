@@ -68,8 +68,7 @@ class Rates:
         of_sheet = self.gpu.memory_bandwidth_gb_per_s * 1e9
         peak = self.peaks.get("bytes", of_sheet * self.values["stream.memory_share"]) / self.values["stream.memory_share"]
         cached = max(0.0, 1 - working_set_bytes / (self.gpu.l2_cache_mib * 2**20))
-        speed_up = 1 + (self.values["cache.speed_up"] - 1) * cached
-        return moved_bytes / (peak * self.values[f"{law}.memory_share"] * speed_up)
+        return moved_bytes / (peak * self.values[f"{law}.memory_share"] * (1 + (self.values["cache.speed_up"] - 1) * cached))
 
     def flops(self, dtype: str) -> float:
         """The data sheet's operations per second, outside of tensor cores."""

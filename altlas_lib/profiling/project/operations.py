@@ -55,7 +55,7 @@ def price(call: Call, n_calls: int = 1, time_s: float = 0.0) -> ArrayOperation:
     about = {"name": call.name, "operands": list(map(str, call.operands)), "n_calls": n_calls, "time_s": time_s}
     about |= {"dtype": _dtype(call), "working_set_bytes": 0.0}
     try:
-        about["working_set_bytes"] = float(_total_bytes([*call.operands, *call.results]))
+        about["working_set_bytes"] = min(max(0.0, float(_total_bytes([*call.operands, *call.results]))), 2.0**62)
         of = _Operands(call)
         row = of.row()
         rate = _table()["classes"].get(row["class"], {})
@@ -65,8 +65,6 @@ def price(call: Call, n_calls: int = 1, time_s: float = 0.0) -> ArrayOperation:
         amounts["n_kernels"] = int(of.value(row.get("kernels", "1")))
         return ArrayOperation(kind=rate.get("kind", row["class"]), rate=row["class"], **amounts, **about)
     except Exception:  # arguments that nobody foresaw, a negative or endless size; the time is known, the work is not
-        if not 0 <= about["working_set_bytes"] < math.inf:
-            about["working_set_bytes"] = 0.0
         return ArrayOperation(kind="unknown", rate="unknown", **about)
 
 
@@ -252,9 +250,8 @@ def _fft(of: _Operands, n_dimensions: int = 1) -> None:
     """
     source, result = of.operands[0], of.results[0]
     longest = [max(pair) for pair in zip(source.shape, result.shape, strict=True)]
-    axes = of.argument(2, "axes") or range(-(n_dimensions or len(longest)), 0)
-    if n_dimensions == 1 and isinstance(axis := of.argument(2, "axis", -1), int):
-        axes = [axis]
+    several = of.argument(2, "axes") or range(-(n_dimensions or len(longest)), 0)
+    axes = [of.argument(2, "axis", -1)] if n_dimensions == 1 else several
     axes, moved = [axis % len(longest) for axis in axes], of.quantities["read"] + of.quantities["written"]
     lengths, passes = [longest[axis] for axis in axes], {"smooth": 0, "prime": 0}
     for n in lengths:

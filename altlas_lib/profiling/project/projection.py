@@ -35,10 +35,9 @@ def total(bands: Iterable[Band]) -> Band:
     return sum(lows), sum(highs)
 
 
-def geometric_mean(band: Band | Quantity) -> float:
+def geometric_mean(band: Band) -> float:
     """Of a band's ends: as far from one end as from the other, in times."""
-    low, high = (band.low, band.high) if isinstance(band, Quantity) else band
-    return math.sqrt(low * high)
+    return math.sqrt(band[0] * band[1])
 
 
 def transfer_seconds(trace: ArrayTrace, rates: Rates, batch: int = 1) -> Band:
@@ -65,8 +64,7 @@ def split(function: FunctionTime, trace: ArrayTrace, now_s: float) -> tuple[floa
     if function.own_by_class:
         sampled_s = now_s * sum(function.own_by_class.get(name, 0.0) for name in PYTHON_CLASSES)
         inside_s = sum(min(operation.time_s, operation.n_calls * _PYTHON_OF_A_CALL_S) for operation in trace.operations)
-        python_s = min(rest_s, sampled_s + trace.n_element_accesses * ELEMENT_ACCESS_S)
-        python_s = max(python_s, sampled_s - inside_s)
+        python_s = max(min(rest_s, sampled_s + trace.n_element_accesses * ELEMENT_ACCESS_S), sampled_s - inside_s)
         arrays_s = now_s * function.own_by_class.get("arrays", 0.0)
         of_known = known_s / operations_s if operations_s else 0.0
         known_s = max(known_s, min(arrays_s * of_known, _MORE_THAN_TRACED * known_s))
@@ -77,11 +75,8 @@ def split(function: FunctionTime, trace: ArrayTrace, now_s: float) -> tuple[floa
 
 def set_up_seconds(trace: ArrayTrace) -> float:
     """What calls of a framework spent on their own set-up, at least: their time without the most that the kernels can take."""
-    return sum(
-        max(0.0, o.time_s - (o.flops + (o.moved_bytes or 0)) / _LEAST_PER_S)
-        for o in trace.operations
-        if o.kind == "model" and o.flops is not None
-    )
+    stated = (operation for operation in trace.operations if operation.kind == "model" and operation.flops is not None)
+    return sum(max(0.0, each.time_s - (each.flops + (each.moved_bytes or 0)) / _LEAST_PER_S) for each in stated)
 
 
 def project(

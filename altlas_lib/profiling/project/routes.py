@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ...devices import GpuSpec
 from ...paths import shipped_toml
-from ...results import Advice, Alternative, ArrayOperation, ArrayTrace, FunctionTime, Route, WorkloadProfile
+from ...results import Advice, Alternative, ArrayOperation, ArrayTrace, FunctionTime, Route, RouteStanding, WorkloadProfile
 from ..record.calls import Array
 from .gpu_libraries import GpuLibrary, Offer, gpu_libraries, public_parts
 from .loops import has_parallel_loops
@@ -65,12 +65,13 @@ def _measured(alternatives: Iterable[Alternative]) -> Iterator[Found]:
 
 
 class _Seen:
-    """An operation, the last part of its name, and its operands."""
+    """An operation, the first and the last part of its name, and its operands."""
 
     def __init__(self, operation: ArrayOperation):
         found = (re.fullmatch(r"(.*)\[([0-9, ]*)\]", text, re.DOTALL) for text in operation.operands)  # 'float32[4000, 384]'
         arrays = [Array(each[1], tuple(map(int, re.findall("[0-9]{1,18}", each[2])))) for each in found if each]
-        self.operation, self.last = operation, public_parts(operation.name)[-1].strip("_")
+        parts = public_parts(operation.name)
+        self.operation, self.library, self.last = operation, parts[0], parts[-1].strip("_")
         self.shapes = [array.shape for array in arrays]
         self.operand_bytes = min(sum(map(array_bytes, arrays)), 2**62)
 
@@ -91,8 +92,7 @@ class _Evidence:
 
     def __init__(self, function: FunctionTime, trace: ArrayTrace | None, profile: WorkloadProfile):
         self.function, self.seen = function, list(map(_Seen, trace.operations)) if trace else []
-        others = [_Seen(each) for other in profile.traces if other != trace for each in other.operations]
-        self.of_workload = [*self.seen, *others]
+        self.of_workload = self.seen + [_Seen(each) for other in profile.traces if other != trace for each in other.operations]
         self.n_calls, self.n_elements = (trace.n_calls, trace.n_element_accesses) if trace else (1, 0)
         now_s = profile.share(function) * profile.quiet_s if profile.total else function.own.value if function.own else 0.0
         self.now_s = max(now_s, sum(each.operation.time_s for each in self.seen))  # the traced run may have been the slower one
@@ -101,17 +101,18 @@ class _Evidence:
         """Of the function's own time."""
         return min(1.0, sum(each.operation.time_s for each in seen) / self.now_s) if self.now_s else 0.0
 
-    def is_parallel(self, seen: _Seen) -> bool | None:
-        """Whether a function that Numba has compiled has loops of independent steps; None: another call, or not known."""
+    def kernel_of(self, seen: _Seen) -> RouteStanding:
+        """Of a function that Numba has compiled: one is offered where its loops have independent steps."""
         numba, _, name = seen.operation.name.partition(":")
-        return has_parallel_loops(self.function.file, name) if numba == "numba" else None
+        is_parallel = has_parallel_loops(self.function.file, name) if numba == "numba" else None
+        return {True: "offered", False: "absent", None: "unknown"}[is_parallel]
 
     def named(self, names: str) -> list[_Seen]:
         return [each for each in self.seen if each.last in names.split()]
 
     def library(self, *names: str) -> float:
         """Share of the function's time in libraries, by what says more: cProfile or the trace."""
-        traced = (each for each in self.seen if public_parts(each.operation.name)[0] in names)
+        traced = (each for each in self.seen if each.library in names)
         return max(sum(self.function.own_by_library.get(name, 0.0) for name in names), self.share(traced))
 
 
@@ -177,7 +178,7 @@ def _distances_by_broadcasting(evidence: _Evidence) -> float:
 
 def _rows_of_a_table(evidence: _Evidence) -> float:
     by_row = evidence.named("apply applymap iterrows itertuples map_elements map_rows iter_rows")
-    rows = [each for each in by_row if public_parts(each.operation.name)[0] in ("pandas", "polars")]
+    rows = [each for each in by_row if each.library in ("pandas", "polars")]
     lines = [line.share for line in evidence.function.lines if re.search(r"\.(apply(map)?|iter(rows|tuples))\(", line.source)]
     in_pandas = evidence.library("pandas")
     values = min(in_pandas, evidence.n_elements * _TABLE_VALUE_S / evidence.now_s) if evidence.now_s else 0.0
@@ -207,7 +208,7 @@ def _small_calls(evidence: _Evidence, names: str, most_bytes: float, least_bytes
 
 
 def _serial_loop(evidence: _Evidence) -> float:
-    return evidence.share(each for each in evidence.seen if evidence.is_parallel(each) is False)
+    return evidence.share(each for each in evidence.seen if evidence.kernel_of(each) == "absent")
 
 
 def _regular_expression(evidence: _Evidence) -> float:
@@ -244,10 +245,8 @@ def _on_gpu(evidence: _Evidence, library: GpuLibrary, gpu: GpuSpec | None) -> Fo
 def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float]]:
     """What it has of a function's calls, and their shares: by the trace, else by the libraries called."""
     if library.kind == "kernel of your own":
-        standing = {True: "offered", False: "absent", None: "unknown"}
         loops = [each for each in evidence.seen if library.offer(each.operation.name)]
-        judged = [(f"numba.{loop.last}", evidence.is_parallel(loop), evidence.share([loop])) for loop in loops]
-        compiled = [(Offer(standing[is_parallel], name), share) for name, is_parallel, share in judged]
+        compiled = [(Offer(evidence.kernel_of(loop), f"numba.{loop.last}"), evidence.share([loop])) for loop in loops]
         return compiled or [(Offer("offered", "a loop over elements"), _loop_over_arrays(evidence))]
     tables = [library, gpu_libraries()["cupyx.scipy"]] if library.kind == "CuPy port" else [library]
     computed = (each for each in evidence.seen if each.operation.kind != "view")
