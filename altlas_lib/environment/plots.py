@@ -17,7 +17,7 @@ from .tables import CEILINGS
 def matrix_rates(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
     """Matrix product rates: as measured on this machine, beside the peak that the target GPU's data sheet states."""
     tflops = {"float32": target_gpu.float32_tflops, "float16 (tensor cores)": target_gpu.float16_tensor_tflops}
-    peaks = {f"{target_gpu.name}\n{dtype}": 1000 * peak for dtype, peak in tflops.items()}
+    peaks = {f"{target_gpu.name}, {dtype}": 1000 * peak for dtype, peak in tflops.items()}
     _measured_beside_peaks(ax, "matrix product", ceilings, peaks)
     ratio = short_number(1000 * target_gpu.float32_tflops / ceilings.cpu_matmul_float32.value)
     ax.set_title(f"{target_gpu.name} on paper: {ratio}x this CPU's float32 rate")
@@ -26,7 +26,7 @@ def matrix_rates(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
 
 def copy_bandwidths(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
     """Memory bandwidths, bytes read and written: as measured on this machine, beside the target GPU's data-sheet peak."""
-    _measured_beside_peaks(ax, "copy", ceilings, {f"{target_gpu.name}\nmemory": target_gpu.memory_bandwidth_gb_per_s})
+    _measured_beside_peaks(ax, "copy", ceilings, {f"{target_gpu.name}, memory": target_gpu.memory_bandwidth_gb_per_s})
     ratio = short_number(target_gpu.memory_bandwidth_gb_per_s / ceilings.cpu_copy_bandwidth.value)
     ax.set_title(f"{target_gpu.name} on paper: {ratio}x this CPU's memory bandwidth")
     return ax
@@ -47,7 +47,7 @@ def roofline(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
 def _measured_beside_peaks(ax: Axes, kind: str, ceilings: Ceilings, peaks: Mapping[str, float]) -> None:
     """One row per rate, on a logarithmic axis: a dot with its spread for a measurement, a hollow diamond for a data sheet."""
     named = {CEILINGS[field]: rate for field, rate in ceilings if rate}
-    rates = {f"{where}\n{what}": rate for (of, where, what), rate in named.items() if of == kind}
+    rates = {f"{where}, {what}": rate for (of, where, what), rate in named.items() if of == kind}
     values, lows, highs = ([getattr(rate, name) for rate in rates.values()] for name in ("value", "low", "high"))
     unit = next(iter(rates.values())).unit
     rows = range(len(rates) + len(peaks))
@@ -60,7 +60,8 @@ def _measured_beside_peaks(ax: Axes, kind: str, ceilings: Ceilings, peaks: Mappi
         ax.annotate(text, (right_end, row), (8, 0), textcoords="offset points", va="center")
 
     ax.set(xscale="log", yticks=rows, yticklabels=[*rates, *peaks], ylim=(rows[-1] + 0.6, -1.2))
-    ax.margins(x=0.4)  # room for the numbers
+    least, most = min(*lows, *peaks.values()), max(*highs, *peaks.values())
+    ax.set_xlim(10 ** np.floor(np.log10(least)), 10 ** (np.ceil(np.log10(most)) + 1))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     where = " and ".join(dict.fromkeys(rate.device for rate in rates.values()))
     ax.set_xlabel(f"{kind} ({unit})\ndots: measured on {where}")

@@ -12,10 +12,10 @@ from .checks import is_ready
 _SYMBOLS = {"ok": "✓", "warning": "!", "failure": "✗"}
 CEILINGS = {  # kind of rate, where, and of what
     "cpu_matmul_float32": ("matrix product", "this CPU", "float32"),
-    "cpu_copy_bandwidth": ("copy", "this CPU", "within memory, read + written"),
+    "cpu_copy_bandwidth": ("copy", "this CPU", "memory, read + written"),
     "gpu_matmul_float32": ("matrix product", "this GPU", "float32"),
     "gpu_matmul_float16": ("matrix product", "this GPU", "float16 (tensor cores)"),
-    "gpu_copy_bandwidth": ("copy", "this GPU", "within memory, read + written"),
+    "gpu_copy_bandwidth": ("copy", "this GPU", "memory, read + written"),
     "host_to_device_pageable": ("copy", "host to GPU", "pageable memory"),
     "host_to_device_pinned": ("copy", "host to GPU", "pinned memory"),
     "device_to_host_pageable": ("copy", "GPU to host", "pageable memory"),
