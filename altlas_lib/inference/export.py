@@ -16,7 +16,7 @@ from ..paths import write_atomically
 from ..results import Agreement
 from .child import InferenceError, run_child
 from .compare import compare_outputs
-from .measure import INPUT_DTYPES, draw_inputs, open_session, run_batches
+from .measure import INPUT_DTYPES, arrange_inputs, draw_inputs, input_structure, open_session, run_batches
 
 UNSEEN_BATCHES = (3, 7)  # at which the file is compared with the model; the export itself sees a batch of one
 LARGEST_DIFFERENCE = 1e-3  # of an output's largest value: float32 sums in another order stay far below
@@ -78,15 +78,15 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         model(zeros)  # Keras exports what has been called once
         model.export(request["path"], format="onnx", verbose=False)
         graph = onnx.load(request["path"])
+        onnx.checker.check_model(graph)
     except Exception as error:  # whatever the model and the exporter raise
         raise InferenceError(_explain_failure(error)) from error
     _rename(graph.graph, model)
-    onnx.checker.check_model(graph)
     onnx.save(graph, request["path"])
     session, found = open_session(request["path"]), []
     for n in UNSEEN_BATCHES:
         inputs = draw_inputs(session, n)
-        outputs = keras.tree.flatten(model(inputs if len(inputs) > 1 else next(iter(inputs.values())), training=False))
+        outputs = keras.tree.flatten(model(arrange_inputs(model, inputs), training=False))
         expected, of_file = [np.asarray(each) for each in outputs], run_batches(session, inputs)
         found = compare_outputs(dict(zip(of_file, expected, strict=True)), of_file)
         for each, values in zip(found, expected, strict=True):
@@ -130,15 +130,11 @@ def load_keras(request: dict[str, Any]) -> Any:
     return model
 
 
-def input_structure(model: Any) -> Any:
-    """The symbolic inputs as the model is called with them: one, a list or a dictionary."""
-    return getattr(model, "_inputs_struct", model.inputs[0])
-
-
 def _rename(graph: Any, model: Any) -> None:
     """Give outputs that the exporter named itself the names of the layers that they come from; call the batch `batch`."""
     names = [tensor._keras_history.operation.name for tensor in model.outputs]
-    renamed = {} if isinstance(model.output, dict) else dict(zip((each.name for each in graph.output), names, strict=True))
+    is_named = isinstance(getattr(model, "_outputs_struct", None), dict)  # by the user; the exporter keeps these
+    renamed = {} if is_named else dict(zip((each.name for each in graph.output), names, strict=True))
     for node in graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
@@ -149,7 +145,7 @@ def _rename(graph: Any, model: Any) -> None:
 
 def _explain_failure(error: Exception) -> str:
     """Which operation does not convert, in which layer, and what to do."""
-    operation = re.search(r"op \[([^:\]]+): (\w+)\]", f"{error}")  # as tf2onnx says it: op [model/layer/name: Roll]
+    operation = re.search(r"Name: (\S+) OpType: (\w+)", f"{error}")  # as ONNX's checker says it; the name holds the layer's
     what = f"operation {operation[2]} of layer {operation[1]}" if operation else "an operation"
     said = f"{type(error).__name__}: {str(error).strip()[:300]}"
     return f"{what} has no counterpart in ONNX ({said}): write the layer by other keras.ops, or serve without it"

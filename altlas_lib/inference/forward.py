@@ -12,7 +12,8 @@ from ..results import Forward, Quantity
 from ..training.plan.compile import has_compiler, xla_flags
 from ..training.plan.request import describe_gpu
 from .child import InferenceError, run_child
-from .export import input_structure, load_keras, save_keras
+from .export import load_keras, save_keras
+from .measure import input_structure
 
 LAUNCH_S = (2e-6, 5e-6)  # that a kernel takes to start: behind others in a queue or graph, or alone
 ARITHMETIC_SLOWDOWN = 3.0  # of a model's many small products beside a large one, at worst

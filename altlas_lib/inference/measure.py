@@ -115,16 +115,24 @@ def onnx_runner(onnx_file: str | Path, device: str = "cpu", threads: int | None 
     return run
 
 
+def input_structure(model: Any) -> Any:
+    """The symbolic inputs of a `keras.Model` as it is called with them: one, a list or a dictionary."""
+    return getattr(model, "_inputs_struct", model.inputs[0])
+
+
+def arrange_inputs(model: Any, inputs: Arrays) -> Any:
+    """Arrays by the names of the model's input layers, as it is called with them."""
+    import keras
+
+    arrays = [inputs[tensor._keras_history.operation.name] for tensor in model.inputs]
+    return keras.tree.pack_sequence_as(input_structure(model), arrays)
+
+
 def keras_runners(model: Any) -> dict[str, Runner]:
     """What a user of a `keras.Model` calls: `predict`, and the `tf.function` or `jax.jit` within it without its loop."""
-
-    def give(inputs: Arrays) -> Any:
-        by_name = {tensor.name: inputs[tensor.name] for tensor in model.inputs}
-        return by_name if len(by_name) > 1 else next(iter(by_name.values()))
-
     return {
-        "Keras predict": lambda inputs: model.predict(give(inputs), verbose=0),
-        "Keras compiled": lambda inputs: model.predict_on_batch(give(inputs)),
+        "Keras predict": lambda inputs: model.predict(arrange_inputs(model, inputs), verbose=0),
+        "Keras compiled": lambda inputs: model.predict_on_batch(arrange_inputs(model, inputs)),
     }
 
 
