@@ -129,7 +129,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_target_neither_breaks_the_connection_nor_outlives_the_profile(write, monkeypatch, capfd, what):
-    monkeypatch.setattr(process, "_TO_END_S", 0.5)
+    monkeypatch.setattr(process, "TO_END_S", 0.5)
     user = write(
         BURN
         + f"""
@@ -157,7 +157,7 @@ def test_a_hostile_target_neither_breaks_the_connection_nor_outlives_the_profile
 
 
 def test_threads_and_exit_functions_that_never_end_do_not_hold_up_the_profile(write, monkeypatch):
-    monkeypatch.setattr(process, "_TO_END_S", 0.5)
+    monkeypatch.setattr(process, "TO_END_S", 0.5)
     user = write("""
         import atexit, threading, time
 
@@ -319,7 +319,10 @@ def test_long_messages_and_the_last_one(echo):
     for _ in range(2):
         echo.send(text)
         assert echo.receive(30) == text
-    assert list(echo.finish()) == ["last words"]
+    echo.send(None)
+    assert echo.receive(30) == "last words"
+    with pytest.raises(ChildEnded, match="with status 0"):
+        echo.receive(30)
 
 
 def test_a_deadline_and_an_end_are_told_apart(echo):
@@ -331,4 +334,3 @@ def test_a_deadline_and_an_end_are_told_apart(echo):
     with pytest.raises(ChildEnded, match=r"with status 7 .*last on stderr: nothing"):
         echo.receive(30)
     echo.send("too late")  # no error: `receive` says that it has ended
-    assert list(echo.finish()) == []

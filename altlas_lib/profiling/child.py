@@ -22,7 +22,6 @@ from pydantic import BaseModel
 
 from .record.calls import RecordedFunction
 from .record.measure import Comparison, FunctionLines, Run, blas_threads, measure, race, time_lines, timed_run
-from .run.asgi import AsgiRequest, application
 from .run.runnable import FunctionKey, ProfilingError, Runnable, call_user_code, describe
 from .run.targets import Target, prepare, resolve
 
@@ -38,7 +37,7 @@ class TargetSpec:
     setup: Target | None = None
     arguments: Mapping[str, Any] | None = None
     argv: Sequence[str] = ()
-    requests: Sequence[AsgiRequest] | None = None
+    requests: Sequence[Any] | None = None  # `asgi.AsgiRequest`
     concurrency: int = 1
     alternatives: Sequence[Target] = ()
     same_answer: Target | None = None
@@ -59,7 +58,7 @@ def sampled_call(call: Callable[[], Any]) -> None:
 
 
 class Jobs(contextlib.ExitStack):
-    """The jobs; each yields what it finds. Leaving the `with` block ends an application."""
+    """The jobs; each yields what it finds."""
 
     def __init__(self, pickled_spec: bytes):
         super().__init__()
@@ -86,6 +85,11 @@ class Jobs(contextlib.ExitStack):
         yield self._runnable.root
         self._first = timed_run(self._runnable, "warm-up")
         yield self._first
+
+    def stop(self) -> Iterator[None]:
+        """End an application."""
+        self.close()
+        yield from ()
 
     def measure(self, n_repeats: int) -> Iterator[Run | str]:
         return measure(self._runnable, self._first.wall_s, n_repeats, self._time_limit_s)
@@ -123,6 +127,8 @@ class Jobs(contextlib.ExitStack):
 
     def _prepare(self, spec: TargetSpec) -> Runnable:
         if spec.requests is not None:
+            from .run.asgi import application  # httpx
+
             return self.enter_context(application(spec.target, spec.requests, spec.concurrency))
         return prepare(spec.target, spec.setup, spec.arguments, spec.argv)
 
@@ -150,16 +156,14 @@ def main(descriptor: int) -> None:
     def tell(**result: Any) -> None:
         connection.send_bytes(ChildResult(**result).model_dump_json().encode())
 
-    with Jobs(connection.recv()) as jobs:
-        while job := connection.recv():
-            error = None
-            try:
-                for found in jobs.do(**job):
-                    tell(found=found)
-            except ProfilingError as failure:
-                error = str(failure)
-            except Exception as failure:  # the profiler's own, among objects that the target has changed
-                error = f"the profiler itself raised {describe(failure)}"
-            tell(error=error, is_last=True)
-    for note in jobs.notes:  # of an application's end
-        tell(found=note)
+    jobs = Jobs(connection.recv())
+    while job := connection.recv():
+        error = None
+        try:
+            for found in jobs.do(**job):
+                tell(found=found)
+        except ProfilingError as failure:
+            error = str(failure)
+        except Exception as failure:  # the profiler's own, among objects that the target has changed
+            error = f"the profiler itself raised {describe(failure)}"
+        tell(error=error, is_last=True)

@@ -1,7 +1,6 @@
 """The tools on one target, one after the other; what one finds stays, whatever becomes of the others."""
 
 import contextlib
-import functools
 import platform
 import statistics
 import time
@@ -20,7 +19,8 @@ from .record.calls import RecordedFunction
 from .record.folding import Project
 from .record.measure import Comparison, FunctionLines, Run
 from .record.sampling import Stack, counted, flame_stacks, note_failure, sample
-from .run.process import TICK_S, Child, ChildEnded
+from .run import process
+from .run.process import Child, ChildEnded
 from .run.runnable import FunctionKey, ProfilingError
 
 BUSY_NOTE = "other programs took"
@@ -50,12 +50,12 @@ class Session(contextlib.AbstractContextManager):
 
     def __exit__(self, error_type: type | None, *_: object) -> None:
         if self._child and error_type is None:
-            for text in self._child.finish():
-                self._keep(child.ChildResult.model_validate_json(text).found)
-        self._end_child()
+            with note_failure("not ended", self.notes):
+                list(self._receive(time.monotonic() + process.TO_END_S, job="stop", time_limit_s=process.TO_END_S))
+        self._end_child(0.0 if error_type else process.TO_END_S)
 
-    def _end_child(self) -> None:
-        if self._child and (left := self._child.end()):
+    def _end_child(self, grace_s: float = 0.0) -> None:
+        if self._child and (left := self._child.end(grace_s)):
             self.notes.append(f"these processes of the target would not end: {', '.join(left)}")
         self._child = None
 
@@ -83,14 +83,14 @@ class Session(contextlib.AbstractContextManager):
             self._child.send(self._pickled_spec)
             yield from self._receive(stop, job="warm_up", time_limit_s=limit_s)
         if job != "warm_up":
-            yield from self._receive(stop, job=job, time_limit_s=limit_s, **options)
+            yield from self._receive(stop, job=job, time_limit_s=limit_s, n_threads=self._n_threads, **options)
 
     def _receive(self, stop: float, **job: Any) -> Iterator[None]:
         result = child.ChildResult()
         try:
             self._child.send(job)
             while not result.is_last:
-                text = self._child.receive(TICK_S)
+                text = self._child.receive(process.TICK_S)
                 if text is None and time.monotonic() > stop:
                     raise ChildEnded(
                         f"did not finish within time_limit_s={self._time_limit_s:g}; give it a smaller input by its arguments, "
@@ -111,7 +111,7 @@ class Session(contextlib.AbstractContextManager):
     def use(self, failure: str, job: str, **options: Any) -> None:
         """One of the tools; `failure` begins the note where it cannot be used."""
         with note_failure(failure, self.notes):
-            list(self._do(job, n_threads=self._n_threads, **options))
+            list(self._do(job, **options))
 
     def measure(self, n_repeats: int) -> None:
         """The target warm and cold, without a profiler and under cProfile."""
@@ -126,21 +126,18 @@ class Session(contextlib.AbstractContextManager):
 
     def sample(self, for_s: float, rate_hz: int) -> None:
         """The target under py-spy, which is attached to its process."""
-        repeat = functools.partial(self._do, "sample", for_s=for_s, n_threads=self._n_threads)
         with note_failure("py-spy gave no shares", self.notes):
             list(self._do("warm_up"))  # in another process, if there is none
-            found = sample(self._child.pid, repeat, self.notes, rate_hz)
+            found = sample(self._child.pid, lambda: self._do("sample", for_s=for_s), self.notes, rate_hz)
             self._stacks, self._classified = (counted(stacks, self._project) for stacks in found)
 
     def race(self, number: int, name: str, n_repeats: int) -> None:
         """The target and one of its alternatives."""
         before = len(self._runs)
         self.use(f"alternative {name!r}", "race", number=number, n_repeats=n_repeats)
-        seconds = {run.tool: [] for run in self._runs[before:]}
-        for run in self._runs[before:]:
-            seconds[run.tool].append(run.quiet_s or run.wall_s)
-        if "alternative" in seconds:
-            now_s, then_s = seconds["comparison"], seconds["alternative"]
+        runs = [(run.tool, run.quiet_s or run.wall_s) for run in self._runs[before:]]
+        now_s, then_s = ([s for tool, s in runs if tool == which] for which in ("comparison", "alternative"))
+        if then_s:
             gains = min(now_s) / max(then_s), statistics.median(now_s) / statistics.median(then_s), max(now_s) / min(then_s)
             gain = self._measured(gains, "x").model_copy(update={"n_runs": len(then_s)})
             same_answer = self._found[Comparison][-1].same_answer

@@ -9,15 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
-from collections.abc import Iterator
 from multiprocessing import Pipe
 from typing import Any
 
 from . import guardian
 
-_TO_END_S = 5.0  # for a target's own atexit functions and threads, once it has nothing left to do
+TO_END_S = 5.0  # for a target's own atexit functions and threads, once it has nothing left to do
 TICK_S = 0.05  # after which a process is looked at again: what it started may hold the pipe open
 _TO_TELL_S = 0.5  # for a process that ends, to say how and why
 _BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from {module} import main; main({descriptor})"
@@ -86,17 +84,11 @@ class Child:
             "make it return without ending the interpreter"
         )
 
-    def finish(self) -> Iterator[str]:
-        """Let it end as Python ends, within bounds; what it still says meanwhile."""
-        stop = time.monotonic() + _TO_END_S
+    def end(self, grace_s: float = 0.0) -> list[str]:
+        """Let it end as Python ends, for so long, then kill it and all that it started; who would not end."""
         self.send(None)
-        with contextlib.suppress(ChildEnded):
-            while time.monotonic() < stop:
-                if text := self.receive(TICK_S):
-                    yield text
-
-    def end(self) -> list[str]:
-        """Kill it and all that it started; the names of processes that would not end."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace_s)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         left = guardian.end_marked(self._mark)
