@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ..devices import describe_cpu
 from ..results import FunctionTime, Quantity
@@ -27,7 +27,7 @@ def function_times(
     """
     device, n_samples = str(describe_cpu()), stacks.total()
     sampled, with_classes = (by_function(each, project, root) for each in (stacks, classified))
-    runs = [_fold_recording(recording, project, root) for recording in recordings]
+    runs = [fold(recording, project.library, root) for recording in recordings]
     lines_of = {each.key: each.lines for each in lines}
     functions = {}
     for key in dict.fromkeys([*(key for run in runs for key in run), *sampled]):
@@ -52,12 +52,3 @@ def function_times(
         )
     own_s = {key: row.own.value if row.own else 0 for key, row in functions.items()}
     return dict(sorted(functions.items(), key=lambda item: (-(item[1].sampled_own_share or 0), -own_s[item[0]])))
-
-
-def _fold_recording(
-    graph: CallGraph, project: Project, root: FunctionKey
-) -> dict[FunctionKey, tuple[Time, Mapping[str, float]]]:
-    own, times = fold(graph, project.library, root), dict(graph.functions)
-    if root not in times:  # no Python function: a built-in, which cProfile has by another name, or an application
-        times[root] = Time(1, 0.0, sum(time.own_s for time in times.values()))
-    return {key: (times[key], own[key]) for key in own}
