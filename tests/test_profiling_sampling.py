@@ -46,8 +46,8 @@ def counted(recording: dict, native: bool) -> Counter[sampling.Stack]:
 
 def shares(recording: dict, native: bool = False) -> dict[str, tuple[int, int]]:
     project = Project("/app.py")
-    by_function = sampling.by_function(counted(recording, native), project, ROOT)
-    return {function.name: (each.own.total(), each.n_on_stack) for function, each in by_function.items()}
+    own, holding = sampling.by_function(counted(recording, native), project, ROOT)
+    return {function.name: (own[function].total(), each.total()) for function, each in holding.items()}
 
 
 def test_only_stacks_below_the_call_of_the_target_count():

@@ -9,10 +9,10 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import dropwhile, takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,49 +211,36 @@ def counted(stacks: Counter[Stack], project: Project) -> Counter[Stack]:
     return +(calling + others)
 
 
-@dataclass
-class FunctionSamples:
-    """The stacks that a user's function is on; and those where it is the innermost of the user's, by class: its own."""
+def by_function(
+    stacks: Counter[Stack], project: Project, root: FunctionKey
+) -> tuple[dict[FunctionKey, Counter[TimeClass | None]], dict[FunctionKey, Counter[Origin]]]:
+    """Samples of each of the user's functions, library code folded into it: its own by class, and those that hold it by origin.
 
-    own: Counter[TimeClass | None] = field(default_factory=Counter)
-    n_on_stack: int = 0
-    origins: Counter[Origin] = field(default_factory=Counter)
-
-
-def by_function(stacks: Counter[Stack], project: Project, root: FunctionKey) -> dict[FunctionKey, FunctionSamples]:
-    """Samples of each of the user's functions, library code folded into it. A stack without any is the root's."""
-    samples: dict[FunctionKey, FunctionSamples] = {}
+    Its own are those where it is the innermost of the user's. A stack without any is the root's.
+    """
+    own, holding = defaultdict(Counter), defaultdict(Counter)
     for stack, n in stacks.items():
         users = [function for function in stack.functions if project.library(function) is None] or [root]
+        own[users[-1]][stack.time_class] += n
         for function in dict.fromkeys(users):  # once per stack, also in recursion
-            of_function = samples.setdefault(function, FunctionSamples())
-            of_function.n_on_stack += n
-            of_function.origins[stack.origin] += n
-        samples[users[-1]].own[stack.time_class] += n
-    return samples
+            holding[function][stack.origin] += n
+    return own, holding
 
 
 def flame_stacks(stacks: Counter[Stack], project: Project, root: FunctionKey) -> dict[str, int]:
     """The most frequent stacks, 'outer;inner;[class]' -> samples: the user's functions, and the libraries that they enter."""
     named = Counter()
     for stack, n in stacks.items():
-        named[";".join(name.replace(";", ",") for name in _names(stack, project, root))] += n
+        frames = [(project.library(function), display_name(function)) for function in stack.functions]
+        frames = [(library, name) for library, name in frames if library not in (OWN_LINES, "altlas")]
+        frames = list(dropwhile(itemgetter(0), frames)) or frames[-1:]  # what called the user's code is the root's
+        names = [display_name(root)] if frames[:1] != [(None, display_name(root))] else []
+        for (library, name), (outer, _) in zip(frames, [(None, ""), *frames], strict=False):
+            if not (library and outer):  # of a library the function that enters it, by the library's name
+                names.append(library or name)
+        names += [f"[{stack.time_class}]"] if stack.time_class else []
+        named[";".join(name.replace(";", ",") for name in names)] += n
     return dict(named.most_common(_LARGEST_N_STACKS))
-
-
-def _names(stack: Stack, project: Project, root: FunctionKey) -> Iterator[str]:
-    frames = [(project.library(function), function) for function in stack.functions]
-    frames = [(library, function) for library, function in frames if library not in (OWN_LINES, "altlas")]
-    of_users = [depth for depth, (library, _) in enumerate(frames) if library is None]
-    frames = frames[of_users[0] :] if of_users else frames[-1:]
-    yield display_name(root)
-    if frames and frames[0][1] == root:
-        del frames[0]
-    for (library, function), (outer, _) in zip(frames, [(None, root), *frames], strict=False):
-        if library is None or outer is None:  # of a library the function that enters it, by name
-            yield library or display_name(function)
-    if stack.time_class:
-        yield f"[{stack.time_class}]"
 
 
 def display_name(function: FunctionKey) -> str:
