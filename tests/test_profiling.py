@@ -21,8 +21,7 @@ from threadpoolctl import threadpool_limits
 from altlas_lib import profiling
 from altlas_lib.profiling.record import sampling
 from altlas_lib.profiling.record.folding import OWN_LINES, CallGraph, Project, Time, fold
-from altlas_lib.profiling.run.runnable import FunctionKey
-from altlas_lib.profiling.run.targets import prepare
+from altlas_lib.profiling.run.targets import FunctionKey, prepare
 from altlas_lib.workloads import segmentation
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from profiling_helpers import QUICK, alive, by_name, notes
 
 from altlas_lib import profiling
-from altlas_lib.profiling.run import guardian, process
+from altlas_lib.profiling.run import process
 from altlas_lib.profiling.run.process import Child, ChildEnded
 
 ALL = {**QUICK, "n_line_functions": 2, "trace_arrays": True}
@@ -208,7 +208,7 @@ def test_kill_9_of_the_command_ends_the_target_and_what_it_started(write, folder
         assert all(psutil.pid_exists(pid) for pid in pids)
         command_process.send_signal(signal.SIGKILL)
     assert not any(alive(pid) for pid in pids)  # within five seconds each, far below the time limit
-    guards = [each for each in psutil.process_iter() if guardian.__file__ in _command_line(each)]
+    guards = [each for each in psutil.process_iter() if process.__file__ in _command_line(each)]
     assert not any(alive(each.pid) for each in guards if each.ppid() == 1)
 
 
@@ -220,7 +220,7 @@ def _command_line(process: psutil.Process) -> list[str]:
 
 
 def test_a_process_that_cannot_be_killed_is_named_and_holds_up_nothing(write, monkeypatch):
-    monkeypatch.setattr(guardian, "TO_DIE_S", 0.3)
+    monkeypatch.setattr(process, "TO_DIE_S", 0.3)
     monkeypatch.setattr(psutil.Process, "kill", lambda self: (_ for _ in ()).throw(psutil.AccessDenied(self.pid)))
     user = write("""
         import pathlib, subprocess, sys
@@ -252,7 +252,7 @@ def test_processes_that_come_and_go_while_they_are_looked_for(monkeypatch):
             raise psutil.AccessDenied(self.pid)
 
     monkeypatch.setattr(psutil, "process_iter", lambda: [Gone(), Forbidden()])
-    assert guardian.end_marked("no such mark") == []
+    assert process.end_marked("no such mark") == []
 
 
 # The connection -------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from altlas_lib.profiling.functions import function_times
 from altlas_lib.profiling.record import sampling
 from altlas_lib.profiling.record.folding import Project
 from altlas_lib.profiling.record.native import NativeFrame, is_native, name_kernel_calls, time_class
-from altlas_lib.profiling.run.runnable import FunctionKey
+from altlas_lib.profiling.run.targets import FunctionKey
 
 # Stacks ---------------------------------------------------------------------------------------------------------------------
 

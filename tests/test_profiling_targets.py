@@ -20,8 +20,7 @@ from typer.testing import CliRunner
 from altlas_lib import cli, profiling
 from altlas_lib.profiling.record.measure import time_lines, timed_run
 from altlas_lib.profiling.run.asgi import application, load_requests
-from altlas_lib.profiling.run.runnable import FunctionKey, Runnable
-from altlas_lib.profiling.run.targets import prepare, target_kind
+from altlas_lib.profiling.run.targets import FunctionKey, Runnable, prepare, target_kind
 from altlas_lib.profiling.show import terminal
 from altlas_lib.results import FunctionTime, LineTime, Quantity, WorkloadProfile
 

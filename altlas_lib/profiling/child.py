@@ -22,8 +22,7 @@ from pydantic import BaseModel
 
 from .record.calls import RecordedFunction
 from .record.measure import Comparison, FunctionLines, Run, blas_threads, measure, race, time_lines, timed_run
-from .run.runnable import FunctionKey, ProfilingError, Runnable, call_user_code, describe
-from .run.targets import Target, prepare, resolve
+from .run.targets import FunctionKey, ProfilingError, Runnable, Target, call_user_code, describe, prepare, resolve
 
 _ON_TIME_S, _N_ON_TIME, _NEVER_ON_TIME_S = 0.05, 20, 3.0
 _PR_SET_PTRACER, _ANY_PROCESS = 0x59616D61, -1

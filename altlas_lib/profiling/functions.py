@@ -9,7 +9,7 @@ from ..results import FunctionTime, Quantity
 from .record.folding import CallGraph, Project, Time, fold
 from .record.measure import FunctionLines
 from .record.sampling import Stack, by_function, display_name
-from .run.runnable import FunctionKey
+from .run.targets import FunctionKey
 
 
 def function_times(

@@ -10,8 +10,7 @@ from typing import Any
 from ..results import WorkloadProfile
 from .child import TargetSpec
 from .run.asgi import load_requests
-from .run.runnable import ProfilingError
-from .run.targets import Target, target_key, target_kind, target_name
+from .run.targets import ProfilingError, Target, target_key, target_kind, target_name
 from .session import Session
 
 _TRACED_SHARE = 0.05  # of the time: what a function below it does with arrays changes no decision

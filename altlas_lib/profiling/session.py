@@ -21,7 +21,7 @@ from .record.measure import Comparison, FunctionLines, Run
 from .record.sampling import Stack, counted, flame_stacks, note_failure, sample
 from .run import process
 from .run.process import Child, ChildEnded
-from .run.runnable import FunctionKey, ProfilingError
+from .run.targets import FunctionKey, ProfilingError
 
 BUSY_NOTE = "other programs took"
 _GAVE = {

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel
 
-from ..run.runnable import FunctionKey
+from ..run.targets import FunctionKey
 
 OWN_LINES = "own lines"  # in `own_by_library`: not in a library; `@` and NumPy's ufuncs are in here, cProfile does not see them
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # functions in Python 3.11, mere lines in 3.12

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable
 from types import CodeType
 
-from ..run.runnable import FunctionKey
+from ..run.targets import FunctionKey
 
 _MARK = "\0recorder "  # begins the constants that the recorder's functions take the place of
 _OPERATORS = {  # those whose method is not called as the syntax tree calls them

@@ -20,7 +20,7 @@ import threadpoolctl
 from pydantic import BaseModel
 
 from ..run.answers import compare_answers
-from ..run.runnable import FunctionKey, Runnable, call_user_code, code_replaced
+from ..run.targets import FunctionKey, Runnable, call_user_code, code_replaced
 from .folding import CallGraph
 
 _MONITORING = getattr(sys, "monitoring", None)  # of Python 3.12

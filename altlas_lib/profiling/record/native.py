@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...results import TimeClass
-from ..run.runnable import FunctionKey
+from ..run.targets import FunctionKey
 
 
 class NativeFrame(NamedTuple):

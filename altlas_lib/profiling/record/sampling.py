@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from ...results import Origin, TimeClass
-from ..run.runnable import FunctionKey, ProfilingError
+from ..run.targets import FunctionKey, ProfilingError
 from .folding import OWN_LINES, Project
 from .native import NativeFrame, is_native, name_kernel_calls, time_class, waits_for_threads, waits_in_python
 

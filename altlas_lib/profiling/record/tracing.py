@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from ..run.runnable import FunctionKey, code_replaced
+from ..run.targets import FunctionKey, code_replaced
 from .calls import Call, HiddenTransfer, RecordedCall, RecordedFunction
 from .describing import array_bytes, arrays_in, bound_to, describe_call, home_of, is_array_type, name_of, public_name
 from .folding import Project, compiled_by_numba

@@ -17,8 +17,7 @@ import httpx
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .runnable import FunctionKey, ProfilingError, Runnable, describe
-from .targets import Target, resolve, target_name
+from .targets import FunctionKey, ProfilingError, Runnable, Target, describe, resolve, target_name
 
 _LONGEST_SHUTDOWN_S = 10.0
 _FORM = '{"method": "POST", "path": "/items", "headers": {...}, "json": ...} or "body" in place of "json"'
