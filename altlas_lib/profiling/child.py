@@ -61,7 +61,7 @@ class Jobs(contextlib.ExitStack):
 
     def __init__(self, pickled_spec: bytes):
         super().__init__()
-        self._pickled_spec, self.notes = pickled_spec, []
+        self._pickled_spec, self._runnable = pickled_spec, None
 
     def do(self, job: str, time_limit_s: float, n_threads: int | None = None, **options: Any) -> Iterator[Any]:
         """One of the methods below, which takes `options`.
@@ -71,24 +71,28 @@ class Jobs(contextlib.ExitStack):
             n_threads: of BLAS and OpenMP: 1, or as the program has them.
         """
         self._time_limit_s = time_limit_s
+        yield from self.warm_up()
         with blas_threads(n_threads):
             yield from getattr(self, job)(**options)
-        yield from self.notes
+        yield from self._runnable.notes
 
     def warm_up(self) -> Iterator[FunctionKey | Run]:
+        """Import, set up and run the target, unless that has been done."""
+        if self._runnable:
+            return
         self._spec = self._read_spec()
         for file, lines in self._spec.sources.items():
             linecache.cache[file] = len(lines), None, lines, file
-        self._runnable = self._prepare(self._spec)
-        self.notes = self._runnable.notes
-        yield self._runnable.root
-        self._first = timed_run(self._runnable, "warm-up")
+        runnable = self._prepare(self._spec)
+        yield runnable.root
+        self._first = timed_run(runnable, "warm-up")
         yield self._first
+        self._runnable = runnable
 
-    def stop(self) -> Iterator[None]:
+    def stop(self) -> Iterator[Run]:
         """End an application."""
         self.close()
-        yield from ()
+        return iter(())
 
     def measure(self, n_repeats: int) -> Iterator[Run | str]:
         return measure(self._runnable, self._first.wall_s, n_repeats, self._time_limit_s)

@@ -13,12 +13,11 @@ from .. import __version__
 from ..devices import OtherLoad, describe_cpu
 from ..results import LARGEST_OTHER_LOAD, Alternative, FunctionTime, Overhead, Quantity, WorkloadProfile
 from . import child
-from .functions import function_times
 from .project.operations import price_trace
 from .record.calls import RecordedFunction
-from .record.folding import Project
+from .record.folding import Project, Time, fold
 from .record.measure import Comparison, FunctionLines, Run
-from .record.sampling import Stack, counted, flame_stacks, note_failure, sample
+from .record.sampling import Stack, by_function, counted, display_name, flame_stacks, note_failure, sample
 from .run import process
 from .run.process import Child, ChildEnded
 from .run.targets import FunctionKey, ProfilingError
@@ -43,15 +42,14 @@ class Session(contextlib.AbstractContextManager):
         self._found: dict[type, list] = defaultdict(list)
         self._runs: list[Run] = self._found[Run]
         self.notes: list[str] = self._found[str]
-        self._stacks: Counter[Stack] = Counter()
-        self._classified: Counter[Stack] = Counter()
+        self.stacks: Counter[Stack] = Counter()
+        self.classified: Counter[Stack] = Counter()
         self._alternatives: list[Alternative] = []
         self._load, self._cpu = OtherLoad(), str(describe_cpu())
 
     def __exit__(self, error_type: type | None, *_: object) -> None:
         if self._child and error_type is None:
-            with note_failure("not ended", self.notes):
-                list(self._receive(time.monotonic() + process.TO_END_S, job="stop", time_limit_s=process.TO_END_S))
+            self.use("not ended", "stop")
         self._end_child(0.0 if error_type else process.TO_END_S)
 
     def _end_child(self, grace_s: float = 0.0) -> None:
@@ -59,7 +57,7 @@ class Session(contextlib.AbstractContextManager):
             self.notes.append(f"these processes of the target would not end: {', '.join(left)}")
         self._child = None
 
-    def _keep(self, found: Any) -> None:
+    def keep(self, found: Any) -> None:
         if not isinstance(found, str) or found not in self.notes:
             self._found[type(found)].append(found)
 
@@ -74,38 +72,30 @@ class Session(contextlib.AbstractContextManager):
             ProfilingError: the job failed, its time was over, or the target's process ended.
         """
         left_s = self._stop - time.monotonic()
-        if left_s < min((run.wall_s for run in self._runs[1:]), default=0):
+        if left_s < min((run.wall_s for run in self._runs[1:]), default=0) and job != "stop":
             raise ProfilingError(f"time_limit_s={self._time_limit_s:g} is over; raise it")
-        limit_s = left_s if job in ("warm_up", "measure", "sample") else left_s / 2
-        stop = time.monotonic() + limit_s
+        limit_s = {"stop": process.TO_END_S, "warm_up": left_s, "measure": left_s, "sample": left_s}.get(job, left_s / 2)
+        start, result = time.monotonic(), child.ChildResult()
         if self._child is None:
             self._child = Child(child.__name__)
             self._child.send(self._pickled_spec)
-            yield from self._receive(stop, job="warm_up", time_limit_s=limit_s)
-        if job != "warm_up":
-            yield from self._receive(stop, job=job, time_limit_s=limit_s, n_threads=self._n_threads, **options)
-
-    def _receive(self, stop: float, **job: Any) -> Iterator[None]:
-        result = child.ChildResult()
         try:
-            self._child.send(job)
+            self._child.send({"job": job, "time_limit_s": limit_s, "n_threads": self._n_threads, **options})
             while not result.is_last:
                 text = self._child.receive(process.TICK_S)
-                if text is None and time.monotonic() > stop:
+                if text is None and time.monotonic() > start + limit_s:
                     raise ChildEnded(
                         f"did not finish within time_limit_s={self._time_limit_s:g}; give it a smaller input by its arguments, "
                         "or more time (time_limit_s, --time-limit)"
                     )
                 result = child.ChildResult.model_validate_json(text or "{}")
                 if result.found is not None:
-                    self._keep(result.found)
+                    self.keep(result.found)
                 yield
         except ChildEnded as error:
             self._end_child()
             raise ProfilingError(f"target {self._name!r} {error}") from None
         if result.error:
-            if job["job"] == "warm_up":  # there is no target in it
-                self._end_child()
             raise ProfilingError(result.error)
 
     def use(self, failure: str, job: str, **options: Any) -> None:
@@ -129,7 +119,7 @@ class Session(contextlib.AbstractContextManager):
         with note_failure("py-spy gave no shares", self.notes):
             list(self._do("warm_up"))  # in another process, if there is none
             found = sample(self._child.pid, lambda: self._do("sample", for_s=for_s), self.notes, rate_hz)
-            self._stacks, self._classified = (counted(stacks, self._project) for stacks in found)
+            self.stacks, self.classified = (counted(stacks, self._project) for stacks in found)
 
     def race(self, number: int, name: str, n_repeats: int) -> None:
         """The target and one of its alternatives."""
@@ -149,16 +139,41 @@ class Session(contextlib.AbstractContextManager):
     def hottest(self, least_share: float = 0.0) -> list[FunctionKey]:
         """The Python functions of the calling thread with more than `least_share` of the time, the greatest own share first."""
         own = {
-            key: row.sampled_own_share if self._stacks else row.own.value
-            for key, row in self._functions.items()
+            key: row.sampled_own_share if self.stacks else row.own.value
+            for key, row in self.functions().items()
             if key.line and row.ran_in == "the calling thread"
         }
         return [key for key, of_key in own.items() if of_key > least_share * sum(own.values())]
 
-    @property
-    def _functions(self) -> dict[FunctionKey, FunctionTime]:
-        recordings, lines = [run.recording for run in self._runs if run.recording], self._found[FunctionLines]
-        return function_times(self._project, self._root, self._stacks, self._classified, recordings, lines)
+    def functions(self) -> dict[FunctionKey, FunctionTime]:
+        """Every user's function, greatest share first; times are medians over the runs, 0 where it was not called."""
+        project, root, n_samples = self._project, self._root, self.stacks.total()
+        sampled, holding = by_function(self.stacks, project, root)
+        with_classes, _ = by_function(self.classified, project, root)
+        runs = [fold(run.recording, project.library, root) for run in self._runs if run.recording]
+        lines_of = {each.key: each.lines for each in self._found[FunctionLines]}
+        functions = {}
+        for key in dict.fromkeys([*(key for run in runs for key in run), *holding]):
+            rows = [run.get(key, (Time(), {})) for run in runs]
+            times, own = [time for time, _ in rows], [sum(own.values()) for _, own in rows]
+            seen = any(time.n_calls for time in times)  # else it ran in another thread, of which cProfile knows nothing
+            by_library, classes = sum((Counter(own) for _, own in rows), Counter()), with_classes[key]
+            functions[key] = FunctionTime(
+                name=display_name(key),
+                file=project.relative(key.file),
+                line=key.line,
+                n_calls=statistics.median_high(time.n_calls for time in times) if seen else None,
+                own=self._measured(own) if seen else None,
+                cumulative=self._measured(time.cumulative_s for time in times) if seen else None,
+                own_by_library={name: s / by_library.total() for name, s in by_library.most_common()},
+                sampled_own_share=sampled[key].total() / n_samples if n_samples else None,
+                sampled_share=holding[key].total() / n_samples if n_samples else None,
+                own_by_class={kind: n / classes.total() for kind, n in classes.most_common() if kind},
+                lines=lines_of.get(key, []),
+                ran_in="the calling thread" if seen else holding[key].most_common(1)[0][0],
+            )
+        own_s = {key: row.own.value if row.own else 0 for key, row in functions.items()}
+        return dict(sorted(functions.items(), key=lambda item: (-(item[1].sampled_own_share or 0), -own_s[item[0]])))
 
     @property
     def _root(self) -> FunctionKey:
@@ -203,10 +218,10 @@ class Session(contextlib.AbstractContextManager):
             is_parallel=any(run.is_parallel for run in plain or baseline),
             n_runs=sum(not run.tool.startswith("alternative") for run in self._runs),
             seconds_by_n_threads={run.n_threads: run.wall_s for run in slowest_first},  # so the fastest of each stays
-            functions=[*self._functions.values()],
+            functions=[*self.functions().values()],
             tools=[*self._tools(plain)],
-            n_samples=self._stacks.total(),
-            stacks=flame_stacks(self._stacks, self._project, self._root),
+            n_samples=self.stacks.total(),
+            stacks=flame_stacks(self.stacks, self._project, self._root),
             traces=list(map(price_trace, self._found[RecordedFunction])),
             alternatives=self._alternatives,
             notes=self.notes,
@@ -221,7 +236,7 @@ class Session(contextlib.AbstractContextManager):
         own_versions = {"cProfile": platform.python_version(), "array trace": __version__}
         for tool, gave in _GAVE.items():
             seconds = [run.wall_s for run in self._under(tool)]
-            if self._stacks if tool == "py-spy" else seconds:  # a run that never ended was sampled too
+            if self.stacks if tool == "py-spy" else seconds:  # a run that never ended was sampled too
                 factor = min(seconds) / min(run.wall_s for run in plain) if seconds and plain else None
                 version = own_versions.get(tool) or metadata.version(tool)
                 yield Overhead(tool=tool, version=version, gave=gave, factor=factor)
@@ -230,7 +245,7 @@ class Session(contextlib.AbstractContextManager):
         """Processes that the target started, and other programs."""
         share = sum(run.processes_s for run in baseline) / (sum(run.cpu_s for run in baseline) or 1)
         if share > _PROCESSES_WORTH_A_NOTE:
-            n_samples = sum(n for stack, n in self._stacks.items() if stack.origin == "another process")
+            n_samples = sum(n for stack, n in self.stacks.items() if stack.origin == "another process")
             looks = f"py-spy took {n_samples} samples in them" if n_samples else "py-spy found no Python function in them"
             whose = "processor time went to processes that the target started"
             self.notes.append(f"{share:.0%} of the {whose}: {looks}, the other tools do not look into them")
