@@ -41,6 +41,24 @@ class _Rewriter(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> ast.AST:
         return super().visit(node) if self._is_recorded or isinstance(node, _SCOPES) else self.generic_visit(node)
 
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """Its parts; and where Python asks a value for its truth, a port would move that to the host."""
+        super().generic_visit(node)
+        if self._check_port and self._is_recorded:
+            match node:
+                case ast.If() | ast.While() | ast.IfExp() | ast.Assert():
+                    node.test = self._truth(node.test)
+                case ast.UnaryOp(ast.Not()):
+                    node.operand = self._truth(node.operand)
+                case ast.BoolOp():
+                    node.values[:-1] = map(self._truth, node.values[:-1])
+                case ast.comprehension():
+                    node.ifs[:] = map(self._truth, node.ifs)
+        return node
+
+    def _truth(self, test: ast.expr) -> ast.expr:
+        return self.ask("take_value", ast.Constant("truth of an array"), test, at=test)
+
     # Functions.
 
     def visit_FunctionDef(self, node: ast.AST) -> ast.AST:
@@ -88,12 +106,9 @@ class _Rewriter(ast.NodeTransformer):
     def visit_BinOp(self, node: ast.BinOp | ast.UnaryOp | ast.Compare) -> ast.AST:
         self.generic_visit(node)
         match node:
-            case ast.UnaryOp(ast.Not(), operand):
-                node.operand = self._truth(operand)
-                return node
             case ast.BinOp(left, op, right) | ast.Compare(left, [op], [right]):
                 operands = [left, right]
-            case ast.UnaryOp(op, operand):
+            case ast.UnaryOp(op, operand) if not isinstance(op, ast.Not):
                 operands = [operand]
             case _:  # chains of comparisons take the truth of each: no arrays there
                 return node
@@ -123,27 +138,9 @@ class _Rewriter(ast.NodeTransformer):
         self.generic_visit(node)
         if not getattr(node, "is_async", False):
             node.iter = self.ask("operate", _mark("iter"), node.iter, at=node.iter)
-        if isinstance(node, ast.comprehension):
-            node.ifs = [self._truth(test) for test in node.ifs]
         return node
 
     visit_comprehension = visit_For
-
-    def _truth(self, test: ast.expr) -> ast.expr:
-        """Where a port would move a value to the host."""
-        return self.ask("take_value", ast.Constant("truth of an array"), test, at=test) if self._check_port else test
-
-    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
-        self.generic_visit(node)
-        node.values[:-1] = [self._truth(value) for value in node.values[:-1]]
-        return node
-
-    def visit_If(self, node: ast.If | ast.While | ast.IfExp | ast.Assert) -> ast.AST:
-        self.generic_visit(node)
-        node.test = self._truth(node.test)
-        return node
-
-    visit_While = visit_IfExp = visit_Assert = visit_If
 
 
 def _mark(name: str) -> ast.Constant:
