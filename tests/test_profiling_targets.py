@@ -357,12 +357,12 @@ def test_lines_of_nested_decorated_and_recursive_functions_and_the_code_afterwar
     codes = [cached.__wrapped__.__code__, inner, Shape.area.fget.__code__]
     before = [each.__code__ for each in (outer, cached.__wrapped__, Shape.area.fget, main)]
     runnable = Runnable("main", main, FunctionKey.of(main.__code__))
-    _, lines = time_lines(runnable, [FunctionKey.of(code) for code in codes])
+    lines = time_lines(runnable, [FunctionKey.of(code) for code in codes]).lines
     assert [each.__code__ for each in (outer, cached.__wrapped__, Shape.area.fget, main)] == before
     assert all(now is then for now, then in zip((outer.__code__, main.__code__), (before[0], before[-1]), strict=True))
-    hits = {of.key.name.rpartition(".")[2]: [each["n_hits"] for each in sorted(of.lines, key=str)] for of in lines}
+    hits = {key.name.rpartition(".")[2]: [each["n_hits"] for each in sorted(own, key=str)] for key, own in lines}
     assert hits == {"cached": [1], "inner": [6, 1, 5], "area": [1]}
-    assert all(sum(each["share"] for each in of.lines) == pytest.approx(1) for of in lines)
+    assert all(sum(each["share"] for each in own) == pytest.approx(1) for _, own in lines)
 
 
 # The terminal -----------------------------------------------------------------------------------------------------------------

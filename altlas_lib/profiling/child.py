@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from .record.calls import RecordedFunction
-from .record.measure import Comparison, FunctionLines, Run, blas_threads, measure, race, time_lines, timed_run
+from .record.measure import Run, blas_threads, measure, race, time_lines, timed_run
 from .run.targets import FunctionKey, ProfilingError, Runnable, Target, call_user_code, describe, prepare, resolve
 
 _ON_TIME_S, _N_ON_TIME, _NEVER_ON_TIME_S = 0.05, 20, 3.0
@@ -44,9 +44,9 @@ class TargetSpec:
 
 
 class ChildResult(BaseModel, ser_json_inf_nan="constants"):
-    """Something that was found: the target's root function, a run, lines of a function, ..., or a note. Or the end of a job."""
+    """Something that was found: the target's root function, a run, what it recorded, or a note. Or the end of a job."""
 
-    found: FunctionKey | Run | FunctionLines | RecordedFunction | Comparison | str | None = None
+    found: FunctionKey | Run | RecordedFunction | str | None = None
     error: str | None = None
     is_last: bool = False
 
@@ -97,7 +97,7 @@ class Jobs(contextlib.ExitStack):
     def measure(self, n_repeats: int) -> Iterator[Run | str]:
         return measure(self._runnable, self._first.wall_s, n_repeats, self._time_limit_s)
 
-    def race(self, number: int, n_repeats: int) -> Iterator[Run | Comparison]:
+    def race(self, number: int, n_repeats: int) -> Iterator[Run]:
         """The target and one of the alternatives, with an input of its own each."""
         target, alternative = self._read_spec(), self._read_spec()
         alternative.target = alternative.alternatives[number]
@@ -112,9 +112,8 @@ class Jobs(contextlib.ExitStack):
         while perf_counter() - start < for_s:
             yield timed_run(self._runnable, "py-spy", under=sampled_call)
 
-    def lines(self, functions: list[FunctionKey]) -> Iterator[Run | FunctionLines]:
-        run, lines = time_lines(self._runnable, functions)
-        yield from [run, *lines]
+    def lines(self, functions: list[FunctionKey]) -> Iterator[Run]:
+        yield time_lines(self._runnable, functions)
 
     def trace(self, functions: list[FunctionKey], check_port: bool) -> Iterator[Run | RecordedFunction | str]:
         from .record.folding import Project

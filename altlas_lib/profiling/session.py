@@ -16,7 +16,7 @@ from . import child
 from .project.operations import price_trace
 from .record.calls import RecordedFunction
 from .record.folding import Project, Time, fold
-from .record.measure import Comparison, FunctionLines, Run
+from .record.measure import Run
 from .record.sampling import Stack, by_function, counted, display_name, flame_stacks, note_failure, sample
 from .run import process
 from .run.process import Child, ChildEnded
@@ -125,13 +125,14 @@ class Session(contextlib.AbstractContextManager):
         """The target and one of its alternatives."""
         before = len(self._runs)
         self.use(f"alternative {name!r}", "race", number=number, n_repeats=n_repeats)
-        runs = [(run.tool, run.quiet_s or run.wall_s) for run in self._runs[before:]]
-        now_s, then_s = ([s for tool, s in runs if tool == which] for which in ("comparison", "alternative"))
+        runs = [run for run in self._runs[before:] if run.tool != "warm-up"]
+        now_s, then_s = (
+            [run.quiet_s or run.wall_s for run in runs if run.tool == tool] for tool in ("comparison", "alternative")
+        )
         if then_s:
             gains = min(now_s) / max(then_s), statistics.median(now_s) / statistics.median(then_s), max(now_s) / min(then_s)
             gain = self._measured(gains, "x").model_copy(update={"n_runs": len(then_s)})
-            same_answer = self._found[Comparison][-1].same_answer
-            time_s = self._measured(then_s)
+            time_s, same_answer = self._measured(then_s), runs[1].same_answer
             self._alternatives.append(Alternative(name=name, time=time_s, gain=gain, same_answer=same_answer))
 
     # What was found.
@@ -151,7 +152,7 @@ class Session(contextlib.AbstractContextManager):
         sampled, holding = by_function(self.stacks, project, root)
         with_classes, _ = by_function(self.classified, project, root)
         runs = [fold(run.recording, project.library, root) for run in self._runs if run.recording]
-        lines_of = {each.key: each.lines for each in self._found[FunctionLines]}
+        lines_of = {key: lines for run in self._runs for key, lines in run.lines}
         functions = {}
         for key in dict.fromkeys([*(key for run in runs for key in run), *holding]):
             rows = [run.get(key, (Time(), {})) for run in runs]

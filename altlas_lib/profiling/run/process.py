@@ -102,7 +102,7 @@ class Child:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.kill()
                 process.wait(TO_DIE_S)
-        for each in (self._stdin, self._connection, self._stderr):
+        for each in (self._guardian.stdin, self._connection, self._stderr):
             each.close()
         return left
 
