@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from .targets import FunctionKey, ProfilingError, Runnable, Target, describe, resolve, target_name
 
-_LONGEST_SHUTDOWN_S = 10.0
+_LONGEST_SHUTDOWN_S = 3.0
 _FORM = '{"method": "POST", "path": "/items", "headers": {...}, "json": ...} or "body" in place of "json"'
 
 
