@@ -14,11 +14,11 @@ import pytest
 from profiling_helpers import QUICK, by_name, notes
 
 from altlas_lib import profiling
+from altlas_lib.profiling.profiler import Session
 from altlas_lib.profiling.record import sampling
 from altlas_lib.profiling.record.folding import Project
 from altlas_lib.profiling.record.sampling import NativeFrame, is_native, name_kernel_calls, time_class
 from altlas_lib.profiling.run.targets import FunctionKey
-from altlas_lib.profiling.session import Session
 
 # Stacks ---------------------------------------------------------------------------------------------------------------------
 
