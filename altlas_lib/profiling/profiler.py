@@ -164,7 +164,9 @@ class Session(contextlib.AbstractContextManager):
         self._child = None
 
     def keep(self, found: Any) -> None:
-        if not isinstance(found, str) or found not in self.notes:
+        if isinstance(found, FunctionKey):  # the target's, again from each process
+            self._root, self._project = found, Project(found.file)
+        elif not isinstance(found, str) or found not in self.notes:
             self._found[type(found)].append(found)
 
     # Jobs.
@@ -281,14 +283,6 @@ class Session(contextlib.AbstractContextManager):
             )
         own_s = {key: row.own.value if row.own else 0 for key, row in functions.items()}
         return dict(sorted(functions.items(), key=lambda item: (-(item[1].sampled_own_share or 0), -own_s[item[0]])))
-
-    @property
-    def _root(self) -> FunctionKey:
-        return self._found[FunctionKey][-1]
-
-    @property
-    def _project(self) -> Project:
-        return Project(self._root.file)
 
     def _under(self, tool: str) -> list[Run]:
         return [run for run in self._runs if run.tool == tool]
