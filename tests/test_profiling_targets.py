@@ -295,6 +295,30 @@ def test_an_application_without_lifespan_and_a_callable_one(write, monkeypatch, 
 
 
 @pytest.mark.parametrize(
+    ("ending", "message"),
+    [
+        ("raise OSError('disk full')", "OSError: disk full at "),
+        ("await send({'type': 'lifespan.shutdown.failed', 'message': 'disk full'})", "disk full"),
+    ],
+)
+def test_an_error_at_the_end_of_an_application_is_noted(write, folder, ending, message):
+    user = write(f"""
+        async def app(scope, receive, send):
+            await receive()
+            if scope["type"] == "lifespan":
+                await send({{"type": "lifespan.startup.complete"}})
+                await receive()
+                {ending}
+                return
+            await send({{"type": "http.response.start", "status": 200, "headers": []}})
+            await send({{"type": "http.response.body", "body": b"done"}})
+    """)
+    profile = profiling.profile(f"{user}:app", requests=[{"path": "/"}], **QUICK)
+    (note,) = (note for note in profile.notes if "shutdown failed" in note)
+    assert note.startswith(f"the application's shutdown failed: {message}")
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", "there is none in it"),
@@ -306,6 +330,7 @@ def test_an_application_without_lifespan_and_a_callable_one(write, monkeypatch, 
         ("[]", r'line 1: .*expected \{"method": "POST"'),
         ('{"path": "/a"}\n{"path": "/b", "headers": {"x-name": "Zoë"}}', r"line 2: .*header 'x-name': 'Zoë' is not ASCII"),
         ('{"path": "//[::1/a"}', r"line 1: .*path '//\[::1/a' is no path .*; a path begins with one slash"),
+        (r'{"path": "/a\nb"}', r"line 1: .*path '/a\\nb': .*non-printable.*; percent-encode it"),
         (b"\xff\xfe", "cannot be read"),
     ],
 )
