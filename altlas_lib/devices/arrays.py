@@ -23,9 +23,8 @@ def has_gpu() -> bool:
 
 def _cupy() -> ModuleType:
     if not has_gpu():
-        raise RuntimeError(
-            "device 'gpu': CuPy sees no CUDA GPU here; use device='cpu', or run `altlas check` to learn what is missing"
-        )
+        problem = "device 'gpu': CuPy sees no CUDA GPU here"
+        raise RuntimeError(f"{problem}; use device='cpu', or run `altlas check` to learn what is missing")
     import cupy
 
     return cupy
@@ -59,7 +58,7 @@ def synchronize() -> None:
 
 @dataclass(frozen=True)
 class MemoryStats:
-    """Bytes of one device's memory; what other programs use is not available."""
+    """Bytes of one device's memory; what other programs use is not available, what CuPy's pool keeps for arrays to come is."""
 
     device: str
     total_bytes: int
@@ -76,6 +75,7 @@ def memory_stats(device: str = "cpu") -> MemoryStats:
     if device == "cpu":
         return MemoryStats("cpu", memory_limit_bytes(), memory_available_bytes())
     if device == "gpu":
-        free, total = _cupy().cuda.runtime.memGetInfo()
-        return MemoryStats("gpu", total, free)
+        cupy = _cupy()
+        free, total = cupy.cuda.runtime.memGetInfo()
+        return MemoryStats("gpu", total, free + cupy.get_default_memory_pool().free_bytes())
     raise ValueError(f"device {device!r}: expected 'cpu' or 'gpu'")
