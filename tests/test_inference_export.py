@@ -165,10 +165,10 @@ def test_a_child_that_hangs_or_dies_says_so(write, monkeypatch):
 
 @pytest.mark.skipif(not has_compiler(), reason="JAX's CUDA plug-in is not installed")
 def test_a_forward_pass_is_compiled_for_a_gpu_that_is_not_here(models):
-    found = inference.compile_forward(f"{models}:listed", "T4", batch=64, dtype="float16")
-    assert found.n_flops == pytest.approx(64 * 2 * 8 * 5, rel=0.2)
-    weights_and_results = 2 * (8 * 5 + 5) + 4 * 64 * 8 + 2 * 64 * 5
-    assert found.memory.value >= 0.9 * weights_and_results
+    found = inference.compile_forward(f"{models}:listed", "T4", batch=64)
+    assert found.n_flops == 64 * (2 * 8 * 5 + 5)  # products and biases
+    weights, inputs, results = 8 * 5 + 5, 64 * 8, 64 * 5
+    assert found.memory.value >= 4 * (weights + inputs + results)
     assert found.n_launches >= 1
     assert (found.memory.basis, found.time.basis, found.time.device) == ("compiled", "projected", "T4")
 
