@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,9 @@ def convert(
     session = open_session(onnx_file)
     with tempfile.TemporaryDirectory(prefix="altlas-") as folder:
         made = Path(folder) / "variant.onnx"
-        with contextlib.redirect_stdout(None), _silent_log():  # ONNX Runtime's tools report progress and give advice
+        with contextlib.redirect_stdout(None), contextlib.ExitStack() as afterwards:  # its tools report progress, give advice
+            afterwards.callback(logging.disable, logging.root.manager.disable)
+            logging.disable(logging.WARNING)
             if precision == "float16":
                 _write_float16(str(onnx_file), str(made))
             elif precision == "int8 dynamic":
@@ -54,15 +56,6 @@ def convert(
                 _write_static(str(onnx_file), str(made), check_inputs(session, calibration), method)
         open_session(made)
         return write_atomically(path, made.read_bytes())
-
-
-@contextlib.contextmanager
-def _silent_log() -> Iterator[None]:
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _write_float16(source: str, target: str) -> None:

@@ -49,21 +49,18 @@ def build_engine(
     if not builder:
         raise InferenceError("no TensorRT builder is installed: pip install tensorrt-rtx, or use the printed trtexec command")
     profile = find_profile(onnx_file, largest_batch)
-    request = {"onnx": str(onnx_file), "builder": builder, "capability": gpu.compute_capability, "profile": profile}
+    request = {"onnx": str(onnx_file), "builder": builder, "gpu": gpu.name, "profile": profile, "path": str(path)}
     began_s = time.perf_counter()
     try:
-        found = run_child("engines", {**request, "path": str(path)}, time_limit_s)
+        found = run_child("engines", request, time_limit_s)
     except InferenceError as error:  # the builder crashed, or took too long
         found = {"status": "failed", "message": str(error)}
-    size, activations = (found.pop(name, None) for name in ("size_bytes", "activation_bytes"))
     said = found.get("message") or ""
     advice = next((advice for part, advice in _ADVICE.items() if part in said), _NO_ADVICE) if said else None
     return Engine(
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
         variant=variant,
-        size=Quantity.compiled(size, "bytes", gpu.name) if size else None,
-        activations=Quantity.compiled(activations, "bytes", gpu.name) if activations else None,
         build_s=time.perf_counter() - began_s,
         largest_batch=largest_batch,
         advice=advice,
@@ -112,9 +109,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     network, config = builder.create_network(0), builder.create_builder_config()
     found = {"builder": f"{request['builder']} {trt.__version__}"}
     if request["builder"] == RTX:
-        capability = getattr(trt.ComputeCapability, f"SM{request['capability'].replace('.', '')}", None)
+        wanted = find_gpu(request["gpu"]).compute_capability
+        capability = getattr(trt.ComputeCapability, f"SM{wanted.replace('.', '')}", None)
         if capability is None:
-            return found | {"status": "not offered", "message": f"no ahead-of-time build for {request['capability']}"}
+            return found | {"status": "not offered", "message": f"no ahead-of-time build for {wanted}"}
         config.num_compute_capabilities = 1
         config.set_compute_capability(capability, 0)
     profile = builder.create_optimization_profile()
@@ -126,5 +124,6 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     if engine is None:
         return found | {"status": "refused", "message": errors[0] if errors else "it said nothing"}
     write_atomically(Path(request["path"]), bytes(engine))
-    size_bytes = {"size_bytes": Path(request["path"]).stat().st_size}
-    return found | {"status": "built", "activation_bytes": max(activations, default=None)} | size_bytes
+    sizes = {"size": Path(request["path"]).stat().st_size, "activations": max(activations, default=0)}
+    sizes = {name: Quantity.compiled(n, "bytes", request["gpu"]).model_dump() for name, n in sizes.items()}
+    return found | {"status": "built"} | sizes
