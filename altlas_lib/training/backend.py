@@ -16,9 +16,7 @@ import psutil
 from ..devices import describe_cpu
 
 if not util.find_spec("tensorflow"):
-    for other in ("jax", "torch"):
-        if util.find_spec(other):
-            os.environ.setdefault("KERAS_BACKEND", other)
+    os.environ.setdefault("KERAS_BACKEND", "jax" if util.find_spec("jax") else "torch")
 
 import keras
 
