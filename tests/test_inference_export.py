@@ -10,7 +10,7 @@ import pytest
 from altlas_lib import devices, inference
 from altlas_lib.inference import child, forward
 from altlas_lib.results import Forward, Quantity
-from altlas_lib.training.plan.compile import has_compiler
+from altlas_lib.training.plan.request import has_compiler
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("tf2onnx"), reason="tf2onnx is not installed")
 

@@ -62,7 +62,7 @@ CHAPTERS = {"environment", "profiling", "similarity", "training", "inference", "
 
 
 # A forward pass is compiled as a training step is: by the planner's description of a GPU and its counts.
-COMPILER = {"inference/forward.py": {("training", "plan", "compile"), ("training", "plan", "request"), ("training",)}}
+COMPILER = {"inference/forward.py": {("training", "plan", "request"), ("training",)}}
 
 
 @pytest.mark.parametrize("chapter", sorted(CHAPTERS - {"report"}))  # the report looks at several chapters, none looks at it

@@ -9,8 +9,7 @@ from typing import Any
 from ..devices import GpuSpec, find_gpu
 from ..devices.efficiencies import load_efficiencies
 from ..results import Forward, Quantity
-from ..training.plan.compile import has_compiler, xla_flags
-from ..training.plan.request import describe_gpu
+from ..training.plan.request import describe_gpu, has_compiler, xla_flags
 from .child import InferenceError, run_child
 from .export import load_keras, save_keras
 from .measure import input_structure
