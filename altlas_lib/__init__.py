@@ -20,6 +20,7 @@ PACKAGES = (
     "profiling",
     "report",
     "results",
+    "serving",
     "similarity",
     "tables",
     "training",

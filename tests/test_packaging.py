@@ -58,7 +58,7 @@ def imported_modules(file: Path) -> set[tuple[str, ...]]:
     return found
 
 
-CHAPTERS = {"environment", "profiling", "similarity", "training", "report"}
+CHAPTERS = {"environment", "profiling", "similarity", "training", "serving", "report"}
 
 
 @pytest.mark.parametrize("chapter", sorted(CHAPTERS - {"report"}))  # the report looks at several chapters, none looks at it

@@ -1,0 +1,41 @@
+"""A server for the accelerated functions: the Open Inference Protocol for answers at once, durable jobs for long work.
+
+    altlas serve --corpus vectors.npy --model forecaster.onnx
+
+`docs/serving.md` says how to call it, and how to deploy it.
+"""
+
+import inspect
+import sys
+from typing import Any
+
+from .measure import Load, Server, open_loop, running_server
+from .settings import ServeError, Settings
+
+__all__ = ["Load", "ServeError", "Server", "Settings", "command", "open_loop", "running_server", "serve"]
+
+
+def serve(settings: Settings, program: str = "altlas_lib.served") -> None:
+    """Serve until SIGTERM or Ctrl-C, then answer what has been accepted and give a running job back to its queue.
+
+    Args:
+        program: module that the worker processes load, see `worker.Worker`.
+
+    Raises:
+        ServeError: what is to be served cannot be loaded, or another server has the store.
+        ImportError: the extra `serve` is not installed.
+    """
+    from .app import run
+
+    run(settings, program)
+
+
+def command(**options: Any) -> None:
+    """Serve similarity search and ONNX models over HTTP, and jobs that no kill loses. docs/serving.md has the rest."""
+    try:
+        serve(Settings(**options))
+    except (ServeError, ImportError) as error:
+        sys.exit(f"{error}; pip install -e '.[serve]'" if isinstance(error, ImportError) else str(error))
+
+
+command.__signature__ = inspect.signature(Settings)  # typer's options are those of the settings
