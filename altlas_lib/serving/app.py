@@ -59,7 +59,10 @@ class Service:
         watch.WAITING.set_function(self.waiting.qsize)
         watch.HELD_BYTES.set_function(lambda: self.held_bytes)
         watch.JOB_LIMIT.set(settings.max_jobs)
+        for limit in ("bytes", "requests", "jobs"):
+            watch.REFUSED.labels(limit)  # a counter that starts at 0 is seen to rise
         for worker in self.workers:
+            watch.DEATHS.labels(worker.device, worker.role)
             watch.WORKER_BYTES.labels(worker.device, worker.role).set_function(worker.memory_bytes)
 
     @contextlib.asynccontextmanager
