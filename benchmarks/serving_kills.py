@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from altlas_lib import similarity
-from altlas_lib.serving import running_server
+from altlas_lib.serving import read_answer, running_server, search_request
 
 _LIMIT_S = 120  # for a restart, an end of all jobs, an end of all processes
 
@@ -53,14 +53,6 @@ def as_npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
-
-
-def search_request(queries: np.ndarray, k: int) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a search with a binary tensor, for an answer in JSON."""
-    tensor = {"name": "queries", "datatype": "FP32", "shape": queries.shape}
-    tensor["parameters"] = {"binary_data_size": queries.nbytes}
-    text = json.dumps({"parameters": {"k": k}, "inputs": [tensor]}).encode()
-    return text + queries.tobytes(), {"Inference-Header-Content-Length": str(len(text))}
 
 
 def drill(n_kills: int, seed: int, folder: Path, *, n_clients: int = 3) -> Drill:
@@ -108,8 +100,8 @@ def drill(n_kills: int, seed: int, folder: Path, *, n_clients: int = 3) -> Drill
                 time.sleep(0.1)
                 continue
             if reply.status_code == 200:
-                indices, scores = (np.array(output["data"]).reshape(20, 3) for output in reply.json()["outputs"])
-                right = (indices == nearest.indices).all() and (scores.astype(np.float32) == nearest.scores).all()
+                answer = read_answer(reply.content, reply.headers)
+                right = all((answer[name] == getattr(nearest, name)).all() for name in ("indices", "scores"))
                 found.n_searches += 1
                 found.n_wrong_searches += not right
 

@@ -7,7 +7,8 @@ from .hotspots import Advice, Candidate, HotspotsResult, Projection, ProjectionA
 from .profile import Alternative, FunctionTime, LineTime, Origin, Overhead, TimeClass, WorkloadProfile
 from .provenance import LARGEST_OTHER_LOAD, ChapterResult, DataSource, FigureFile, Provenance, ResultError, git_state
 from .quantity import Basis, Model, Quantity, format_value
+from .serving import Kill, LoadPoint, ServingResult, sustained_per_s
 from .similarity import Expectation, SimilarityResult, SimilarPair, Step, Timing, Validation
 from .training import Epoch, GpuFit, Kept, MemoryPlan, Metric, Quality, Remedy, TrainingResult
 
-CHAPTERS: tuple[type[ChapterResult], ...] = (EnvironmentResult, HotspotsResult, SimilarityResult, TrainingResult)
+CHAPTERS: tuple[type[ChapterResult], ...] = (EnvironmentResult, HotspotsResult, SimilarityResult, TrainingResult, ServingResult)

@@ -9,10 +9,24 @@ import inspect
 import sys
 from typing import Any
 
-from .measure import Load, Server, open_loop, running_server
+from .measure import Load, Server, measure_load, open_loop, read_answer, running_server, search_request, summarize, wait_for_job
 from .settings import ServeError, Settings
 
-__all__ = ["Load", "ServeError", "Server", "Settings", "command", "open_loop", "running_server", "serve"]
+__all__ = [
+    "Load",
+    "ServeError",
+    "Server",
+    "Settings",
+    "command",
+    "measure_load",
+    "open_loop",
+    "read_answer",
+    "running_server",
+    "search_request",
+    "serve",
+    "summarize",
+    "wait_for_job",
+]
 
 
 def serve(settings: Settings, program: str = "altlas_lib.served") -> None:

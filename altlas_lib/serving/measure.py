@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import http.client
+import json
+import math
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +18,22 @@ from typing import Any
 
 import numpy as np
 
+from ..devices import describe_cpu
+from ..results import Kill, LoadPoint, Quantity, format_value, sustained_per_s
 from .settings import ServeError
+from .wire import DTYPES
 
 _START_LIMIT_S = 300
 
 
 @dataclass
 class Server:
-    """A server's address and process; its standard output and error go to the file `log`."""
+    """A server's address and process; its standard output and error go to the file `log`, it took `start_s` to be ready."""
 
     port: int
     process: subprocess.Popen
     log: Path
+    start_s: float = 0
 
     @property
     def url(self) -> str:
@@ -46,12 +53,13 @@ def running_server(log: Path, *options: Any, port: int | None = None) -> Iterato
     command = [sys.executable, "-m", "altlas_lib.serving", "--port", str(port), *map(str, options)]
     with open(log, "ab") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, stdin=subprocess.DEVNULL)
-    server, deadline = Server(port, process, log), time.monotonic() + _START_LIMIT_S
+    server, started = Server(port, process, log), time.monotonic()
     try:
         while not _is_ready(port):
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > started + _START_LIMIT_S:
                 raise ServeError(f"the server did not start (exit code {process.poll()}): {log.read_text()[-2000:]}")
             time.sleep(0.05)
+        server.start_s = time.monotonic() - started
         yield server
     finally:
         process.terminate()
@@ -138,3 +146,68 @@ async def _offer(port: int, requests: list[bytes], due: np.ndarray) -> tuple[np.
     for _, writer in idle:
         writer.close()
     return statuses, answered
+
+
+def measure_load(
+    server: Server, path: str, bodies: list[bytes], headers: dict[str, str], *, per_s: float, seconds: float, n_repeats: int,
+    seed: int, batching: bool
+) -> LoadPoint:  # fmt: skip
+    """`open_loop`, several times with other random times; the percentiles are those of each run."""
+    runs = [
+        open_loop(server.port, path, bodies, headers, per_s=per_s, seconds=seconds, seed=seed + run) for run in range(n_repeats)
+    ]
+    device = str(describe_cpu())
+    shares = {name: [run.percentile_s(share) for run in runs] for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))}
+    answered = all(len(run.latencies_s) for run in runs)
+    return LoadPoint(
+        **{name: Quantity.measured(values, "s", device) for name, values in shares.items() if answered},
+        batching=batching,
+        offered_per_s=per_s,
+        answered_per_s=Quantity.measured([run.answered_per_s for run in runs], "requests/s", device),
+        n_refused=sum(run.n_refused for run in runs),
+    )
+
+
+def search_request(queries: np.ndarray, k: int) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a request to the model `similarity`, binary both ways.
+
+    Args:
+        queries: (m, d) float32.
+    """
+    tensor = {"name": "queries", "datatype": "FP32", "shape": queries.shape}
+    tensor["parameters"] = {"binary_data_size": queries.nbytes}
+    text = json.dumps({"inputs": [tensor], "parameters": {"k": k, "binary_data_output": True}}).encode()
+    return text + queries.tobytes(), {"Inference-Header-Content-Length": str(len(text))}
+
+
+def read_answer(body: bytes, headers: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The outputs of an answer with binary tensors: name -> array."""
+    length = int(headers["Inference-Header-Content-Length"])
+    found, first = {}, length
+    for output in json.loads(body[:length])["outputs"]:
+        last = first + output["parameters"]["binary_data_size"]
+        found[output["name"]] = np.frombuffer(body[first:last], DTYPES[output["datatype"]]).reshape(output["shape"])
+        first = last
+    return found
+
+
+def summarize(loads: list[LoadPoint], kill: Kill, limit_s: float, wanted_per_s: float) -> str:
+    """What was found, in a sentence."""
+    best = {batching: sustained_per_s(loads, limit_s, batching=batching) or 0 for batching in (True, False)}
+    limit, device = format_value(limit_s, "s"), loads[0].answered_per_s.device
+    found = f"On {device} one server holds {best[True]:g} requests per second within {limit} (95 of 100), "
+    found += f"{best[False]:g} without batching" if best[True] else "not even the lowest rate that was offered"
+    replicas = f"; {wanted_per_s:g} per second take {math.ceil(wanted_per_s / best[True])} of them" if best[True] else ""
+    survived = "was done all the same" if kill.survived else "was lost"
+    return f"{found}{replicas}. A job whose server was killed {survived}."
+
+
+def wait_for_job(server: Server, job: str, time_limit_s: float = 300) -> dict[str, Any]:
+    """What is known of a job once it has ended, or after the time limit."""
+    deadline = time.monotonic() + time_limit_s
+    while True:
+        with urllib.request.urlopen(f"{server.url}/v1/jobs/{job}", timeout=60) as answer:
+            known = json.load(answer)
+        if known["state"] not in ("queued", "running") or time.monotonic() > deadline:
+            return known
+        time.sleep(0.05)

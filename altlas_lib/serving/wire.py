@@ -16,9 +16,9 @@ from starlette.exceptions import HTTPException
 Parameters = dict[str, StrictBool | StrictInt | StrictFloat | StrictStr]
 Arrays = Mapping[str, np.ndarray]
 
-_DTYPES = {"BOOL": np.dtype("?"), "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
-_DTYPES |= {f"{name}{8 * size}": np.dtype(f"<{name[0].lower()}{size}") for name in ("INT", "UINT") for size in (1, 2, 4, 8)}
-_DATATYPES = {dtype: name for name, dtype in _DTYPES.items()}
+DTYPES = {"BOOL": np.dtype("?"), "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
+DTYPES |= {f"{name}{8 * size}": np.dtype(f"<{name[0].lower()}{size}") for name in ("INT", "UINT") for size in (1, 2, 4, 8)}
+_DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_ANSWERS = 2**22  # neighbours, of 12 bytes each
 _TAKES = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}  # kind of a tensor -> kinds of JSON values that it takes
 
@@ -73,9 +73,9 @@ def decode(text: bytes, raw: memoryview) -> tuple[InferRequest, dict[str, np.nda
 
 def _read_tensor(tensor: Tensor, raw: memoryview) -> tuple[np.ndarray, memoryview]:
     """The tensor's array, and the bytes that follow its own."""
-    where, dtype = f"input {tensor.name!r}", _DTYPES.get(tensor.datatype)
+    where, dtype = f"input {tensor.name!r}", DTYPES.get(tensor.datatype)
     if dtype is None:
-        raise HTTPException(422, f"{where}: datatype {tensor.datatype!r}; expected one of {', '.join(_DTYPES)}")
+        raise HTTPException(422, f"{where}: datatype {tensor.datatype!r}; expected one of {', '.join(DTYPES)}")
     n_values, size = math.prod(tensor.shape), tensor.parameters.get("binary_data_size")
     try:
         if size is not None:
