@@ -1,4 +1,4 @@
-"""The command line: `altlas check | run | profile | calibrate | plan | compare`."""
+"""The command line: `altlas check | run | profile | calibrate | plan | compare | serve`."""
 
 import contextlib
 import json
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from . import serving
 
 app = typer.Typer(
     help="Decide, prove and pay for GPU acceleration of Python code.",
@@ -279,6 +281,9 @@ def _is_piped(descriptor: int) -> bool:
         return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
     except OSError:  # closed
         return False
+
+
+app.command("serve")(serving.command)
 
 
 def _named(

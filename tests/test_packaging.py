@@ -119,6 +119,9 @@ RUN_BY = {
     r"make (run|setup|test|e2e|help|clean|lab)\b": "tests/test_packaging.py",  # test_the_commands_of_make_are_what_ci_runs
     r"make (gpu-test|run EXTRAS=dev,gpu)": "needs a GPU",
     r"make bench-similarity": "tests/test_benchmarks.py",
+    r"altlas serve": "tests/test_serving_api.py",
+    r"make serve": "tests/test_serving_api.py",
+    r"pip install": "done by `make setup`",
     r"altlas run": "tests/book/test_book.py",
     r"altlas check": "tests/test_environment.py",
     r"altlas profile": "tests/test_profiling_targets.py",

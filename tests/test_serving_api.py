@@ -271,7 +271,7 @@ def test_a_damaged_corpus_and_a_damaged_model_are_messages(tmp_path):
 
 
 def test_help_names_every_setting():
-    command = [sys.executable, "-m", "altlas_lib.serving", "--help"]
+    command = [sys.executable, "-m", "altlas_lib.cli", "serve", "--help"]
     said = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
     for name in Settings.__dataclass_fields__:
         assert f"--{'model' if name == 'models' else name.replace('_', '-')}" in said.stdout

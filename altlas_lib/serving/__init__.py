@@ -5,28 +5,22 @@
 `docs/serving.md` says how to call it, and how to deploy it.
 """
 
+import importlib
 import inspect
 import sys
 from typing import Any
 
-from .measure import Load, Server, measure_load, open_loop, read_answer, running_server, search_request, summarize, wait_for_job
 from .settings import ServeError, Settings
 
-__all__ = [
-    "Load",
-    "ServeError",
-    "Server",
-    "Settings",
-    "command",
-    "measure_load",
-    "open_loop",
-    "read_answer",
-    "running_server",
-    "search_request",
-    "serve",
-    "summarize",
-    "wait_for_job",
-]
+_MEASURE = ("Load", "Server", "measure_load", "open_loop", "read_answer", "running_server", "search_request", "summarize")
+_MEASURE += ("wait_for_job",)
+__all__ = ["ServeError", "Settings", "command", "serve", *_MEASURE]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MEASURE:  # loaded when it is asked for: the command line needs the settings only
+        return getattr(importlib.import_module(".measure", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
 
 
 def serve(settings: Settings, program: str = "altlas_lib.served") -> None:
@@ -48,8 +42,10 @@ def command(**options: Any) -> None:
     """Serve similarity search and ONNX models over HTTP, and jobs that no kill loses. docs/serving.md has the rest."""
     try:
         serve(Settings(**options))
-    except (ServeError, ImportError) as error:
-        sys.exit(f"{error}; pip install -e '.[serve]'" if isinstance(error, ImportError) else str(error))
+    except ServeError as error:
+        sys.exit(str(error))
+    except ImportError as error:
+        sys.exit(f"{error}; pip install -e '.[serve]'")
 
 
 command.__signature__ = inspect.signature(Settings)  # typer's options are those of the settings

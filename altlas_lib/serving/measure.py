@@ -50,7 +50,7 @@ def running_server(log: Path, *options: Any, port: int | None = None) -> Iterato
     if port is None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-    command = [sys.executable, "-m", "altlas_lib.serving", "--port", str(port), *map(str, options)]
+    command = [sys.executable, "-m", "altlas_lib.cli", "serve", "--port", str(port), *map(str, options)]
     with open(log, "ab") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, stdin=subprocess.DEVNULL)
     server, started = Server(port, process, log), time.monotonic()
