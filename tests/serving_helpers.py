@@ -64,7 +64,7 @@ def ended(client: httpx.Client, job: str, states=("done", "failed", "cancelled",
 
 
 def log_lines(server) -> list[dict]:
-    return [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
 
 
 def serve(folder, *options, **more):

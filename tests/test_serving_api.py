@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from serving_helpers import CORPUS, D, as_npy, binary, ended, log_lines, outputs_of, serve, tensor
+from serving_helpers import CORPUS, LIMIT_S, D, as_npy, binary, ended, log_lines, outputs_of, serve, tensor
 
 from altlas_lib import similarity
 from altlas_lib.serving import ServeError, Settings, open_loop, running_server
@@ -159,7 +160,10 @@ def test_without_the_token_nothing_is_computed_or_told(server, header):
 def test_a_request_is_logged_with_its_id_device_batch_and_times(server, client, queries):
     reply = client.post(INFER, json={"inputs": [tensor(queries)]}, headers={"X-Request-ID": "mine-1"})
     assert reply.headers["x-request-id"] == "mine-1"
-    (line,) = (line for line in log_lines(server) if line.get("request_id") == "mine-1")
+    deadline = time.monotonic() + LIMIT_S  # it is written after the answer
+    while not (found := [line for line in log_lines(server) if line.get("request_id") == "mine-1"]):
+        assert time.monotonic() < deadline
+    (line,) = found
     assert line["status"] == 200
     assert line["device"] == "cpu"
     assert line["batch"] == 1

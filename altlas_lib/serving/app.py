@@ -208,12 +208,12 @@ def create_app(service: Service) -> FastAPI:
     Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
     token = settings.token()
 
-    def authorize(credentials: Credentials) -> None:
+    async def authorize(credentials: Credentials) -> None:
         given = credentials.credentials if credentials else ""
         if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
             raise HTTPException(401, "expected Authorization: Bearer and this server's token", {"WWW-Authenticate": "Bearer"})
 
-    def find_model(model: str) -> dict[str, Any]:
+    async def find_model(model: str) -> dict[str, Any]:
         if model not in service.models:
             raise HTTPException(404, f"no model {model!r}; there are {', '.join(service.models)}")
         return service.models[model]
@@ -222,20 +222,20 @@ def create_app(service: Service) -> FastAPI:
     private = {"dependencies": [Depends(authorize)]}
 
     @app.get("/v2")
-    def server() -> dict[str, Any]:
+    async def server() -> dict[str, Any]:
         return {"name": "altlas", "version": __version__, "extensions": ["binary_tensor_data"], "models": [*service.models]}
 
     @app.get("/v2/models/{model}", responses=_answers(404, 422))
-    def describe(model: Model) -> dict[str, Any]:
+    async def describe(model: Model) -> dict[str, Any]:
         return model
 
     @app.get("/v2/health/live")
-    def live() -> dict[str, bool]:
+    async def live() -> dict[str, bool]:
         return {"live": True}
 
     @app.get("/v2/health/ready", responses=_answers(503))
     @app.get("/health", responses=_answers(503))
-    def ready() -> dict[str, str]:
+    async def ready() -> dict[str, str]:
         if not all(worker.ready for worker in service.workers):
             raise HTTPException(503, "a worker is being started", {"Retry-After": "2"})
         return {"status": "ok", "service": "altlas"}
