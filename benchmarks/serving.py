@@ -8,7 +8,7 @@ overhead is the time of a request less load, beside `similarity.Corpus.top_k` of
 """
 
 import argparse
-import asyncio
+import http.client
 import json
 import tempfile
 import time
@@ -63,19 +63,19 @@ def rss_bytes(server: Server) -> int:
 
 
 def ask_all(server: Server, requests: list[tuple[bytes, dict[str, str]]], at_a_time: int) -> None:
-    """Send the requests with so many always under way."""
-
-    async def run() -> None:
-        limits, gate = httpx.Limits(max_connections=at_a_time), asyncio.Semaphore(at_a_time)
-        async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=120) as client:
-
-            async def ask(body: bytes, headers: dict[str, str]) -> None:
-                async with gate:
-                    (await client.post(PATH, content=body, headers=headers)).raise_for_status()
-
-            await asyncio.gather(*(ask(*request) for request in requests))
-
-    asyncio.run(run())
+    """Send the requests in rounds: one on each of so many connections, then all answers are read."""
+    connections = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=120) for _ in range(at_a_time)]
+    for first in range(0, len(requests), at_a_time):
+        under_way = list(zip(connections, requests[first : first + at_a_time], strict=False))
+        for connection, (body, headers) in under_way:
+            connection.request("POST", PATH, body, headers)
+        for connection, _ in under_way:
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 200:
+                raise RuntimeError(f"status {answer.status} with {at_a_time} requests under way; see the server's log")
+    for connection in connections:
+        connection.close()
 
 
 def timed(call: Callable[[], object], n: int) -> list[float]:
