@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import signal
-import stat
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -71,13 +70,10 @@ def run(
     from . import runner
 
     asked = {"parameters": parameters, "assignments": assignments or (), "only": only or (), "from_": from_}
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks that wait for an interrupted kernel have nobody to tell
     interrupted = "interrupted; `altlas run --resume` goes on after the last finished chapter"
     with _said_plainly(runner.RunError, runner.ChapterFailure, interrupted=interrupted):
-        try:
-            runner.run_book(**asked, resume=resume, name=name, tell=lambda line: print(line, flush=True))
-        except KeyboardInterrupt:
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks that waited for the kernel have nobody to tell
-            raise
+        runner.run_book(**asked, resume=resume, name=name, tell=lambda line: print(line, flush=True))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -141,7 +137,7 @@ def profile(
     if json_file and not json_file.resolve().parent.is_dir():
         print(f"--json {json_file}: no folder {json_file.resolve().parent}; make it first", file=sys.stderr)
         raise typer.Exit(1)
-    if _is_piped(0):
+    if Path("/dev/stdin").is_fifo():
         print("note: what is piped in is not passed on, the program reads an empty standard input", file=sys.stderr)
     if sys.stderr.isatty():
         print("running it again and again, plain and under each tool...", file=sys.stderr, flush=True)
@@ -274,13 +270,6 @@ def compare(
             print(f"no run {name!r} in {outputs_dir()}; there are: {known}", file=sys.stderr)
             raise typer.Exit(1)
     print(report.format_comparison(report.compare_runs(*runs), everything=everything))
-
-
-def _is_piped(descriptor: int) -> bool:
-    try:
-        return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
-    except OSError:  # closed
-        return False
 
 
 app.command("serve")(serving.command)

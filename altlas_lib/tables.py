@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,14 +15,17 @@ Format = str | Callable[[Any], str]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows without an index; `show` makes it.
+    """Rows without an index. A notebook shows it by pandas, a terminal by `text`.
 
-    A notebook shows it by pandas, a terminal by `text`.
+    Attributes:
+        rows: whatever `pandas.DataFrame(rows, columns=columns)` takes.
+        formats: column -> format, such as `"{:.3f}"`.
+        missing: what stands for None and NaN.
     """
 
-    rows: Any  # whatever `pandas.DataFrame(rows, columns=columns)` takes
+    rows: Any
     columns: Sequence[str] | None = None
-    formats: Mapping[str, Format] = field(default_factory=dict)
+    formats: Mapping[str, Format] | None = None
     missing: str = ""
 
     def styler(self) -> "Styler":
@@ -83,21 +86,11 @@ class Table:
     def _cell(self, column: str, value: Any) -> str:
         if value is None:
             return self.missing
-        how = self.formats.get(column, "{}")
+        how = (self.formats or {}).get(column, "{}")
         return plain(how(value) if callable(how) else how.format(value))
 
 
-def show(
-    rows: Any, columns: Sequence[str] | None = None, *, formats: Mapping[str, Format] | None = None, missing: str = ""
-) -> Table:
-    """A table without an index.
-
-    Args:
-        rows: whatever `pandas.DataFrame(rows, columns=columns)` takes.
-        formats: column -> format, such as `"{:.3f}"`.
-        missing: what stands for None and NaN.
-    """
-    return Table(rows, columns, formats or {}, missing)
+show = Table
 
 
 def plain(text: str) -> str:

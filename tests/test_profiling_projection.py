@@ -467,10 +467,10 @@ def test_a_projection_says_how_far_its_class_was_from_published_timings():
     assert (found.accuracy.of, found.accuracy.n_points, found.accuracy.gpus) == ("product float32", of.n_points, of.gpus)
     assert f"{of.n_points} published timings of product float32 (A10, " in str(found.accuracy)
     assert f"factor of {of.median_error:.2f} in the median, and {of.inside:.0%} lay inside" in str(found.accuracy)
-    unsupported = ProjectionAccuracy(of="gather", n_points=0)
+    unsupported = ProjectionAccuracy(of="gather", factor=2.5, n_points=0, n_sources=0)
     assert str(unsupported).startswith("No published timings of gather were found")
     assert "1 published timing of sort" in str(
-        ProjectionAccuracy(of="sort", n_points=1, gpus=("T4",), median_error=1.2, inside=1)
+        ProjectionAccuracy(of="sort", factor=2.5, n_points=1, n_sources=1, gpus=("T4",), median_error=1.2, inside=1)
     )
 
 

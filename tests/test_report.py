@@ -209,7 +209,7 @@ class Page(HTMLParser):
 def test_every_chapter_is_shown_with_its_numbers_and_their_basis(run):
     page, markdown = render(run, results())
     text = " ".join(Page(page).text.split())
-    for chapter in report.QUESTIONS:
+    for chapter in decide.load_tables().chapters:
         assert f'<h2 id="{chapter}">' in page
     for expected in (
         "240 GFLOP/s measured",
@@ -235,7 +235,7 @@ def test_a_page_without_gpu_says_so_first_and_claims_no_gpu_number(run):
 def decision(run, saved, question, **options):
     for result in saved:
         result.save(run)
-    (found,) = [each for each in report.decisions(run, **options) if question in each.question]
+    (found,) = [each for each in report.Report.read(run, **options).decisions if question in each.question]
     return found
 
 
@@ -382,7 +382,7 @@ def test_every_evidence_stands_where_it_says(run):
     )
     for result in saved:
         result.save(run)
-    found = [number for each in report.decisions(run) for number in each.evidence]
+    found = [number for each in report.Report.read(run).decisions for number in each.evidence]
     assert len(found) >= 8
     for number in found:
         file, _, pointer = number.source.partition("#")
@@ -430,7 +430,7 @@ def test_rules_that_cannot_be_meant_are_refused_by_name(run, tmp_path, content, 
     if content is not None:
         rules.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=re.escape(message)) as refused:
-        report.decisions(run, rules=rules)
+        report.Report.read(run, rules=rules)
     assert "rules.yaml" in str(refused.value)
 
 
@@ -438,7 +438,7 @@ def test_results_of_other_parameters_code_or_order_are_called_stale(run):
     environment, hotspots, similarity, training = results()
     for result in (environment, hotspots, similarity, training):
         result.save(run)
-    assert report.stale(run, report.read_results(run).results, english()) == []
+    assert report.stale(report.Report.read(run)) == []
     other = similarity.provenance.model_copy(update={"git_commit": "0" * 40})
     changed(similarity, provenance=other.model_dump()).save(run)
     later = environment.provenance.model_copy(update={"created_at": similarity.provenance.created_at + timedelta(hours=1)})
@@ -459,10 +459,6 @@ def test_results_of_other_parameters_code_or_order_are_called_stale(run):
 # Languages ---------------------------------------------------------------------------------------------------------------
 
 
-def english():
-    return report.language.Language.load("en")
-
-
 SENTENCE = re.compile(r'_\(\s*"((?:[^"\\]|\\.)*)"')
 
 
@@ -475,18 +471,20 @@ def sentences():
         for node in ast.walk(ast.parse(module.read_text())):
             match node:
                 case ast.Call(
-                    func=ast.Name(id="_" | "say") | ast.Attribute(attr="text"), args=[ast.Constant(value=str(sentence)), *_]
+                    func=ast.Name(id="_" | "Sentence") | ast.Attribute(attr="text"),
+                    args=[ast.Constant(value=str(sentence)), *_],
                 ):
                     yield sentence
-    for asked in decide.load_questions():
+    tables = decide.load_tables()
+    for asked in tables.questions:
         yield from filter(None, (asked.question, asked.about, asked.effort, asked.risk))
         yield from (pointer.label for pointer in asked.evidence)
         yield from (answer.why for answer in asked.answers)
         changes = [change for row in (asked, *asked.answers) for change in row.changes]
         said = [next(iter(change.values())) if isinstance(change, dict) else change for change in changes]
         yield from (sentence for sentence in said if not sentence.startswith("*"))
-    yield from report.QUESTIONS.values()
-    yield from (row.why for row in decide.load_overall())
+    yield from tables.chapters.values()
+    yield from (sentence for row in (*tables.overall, *tables.without_result) for sentence in (row.why, *row.changes))
     for literal in (decide.Verdict, decide.OverallVerdict, Advice, Basis, RouteKind, RouteStanding):
         yield from get_args(literal)
 
@@ -511,7 +509,7 @@ def test_the_turkish_page_says_the_same_in_turkish(run):
     for expected in ("Bu makine hazır mı?", "koşullu evet", "4.100 metinden itibaren", "ölçüldü", "Kararı ne değiştirir:"):
         assert expected in text
     assert "What would change it" not in text
-    verdicts = [[each.verdict for each in report.decisions(run, language=code)] for code in ("en", "tr")]
+    verdicts = [[each.verdict for each in report.Report.read(run, language=code).decisions] for code in ("en", "tr")]
     assert verdicts[0] == verdicts[1]
     with pytest.raises(ValueError, match="language 'de': expected one of 'en', 'tr'"):
         report.render_report(run, language="de")
@@ -529,7 +527,7 @@ def test_missing_and_damaged_results_are_named_with_the_command_that_makes_them(
     (page,) = (path.read_text() for path in report.render_report(run))
     assert page.count("Missing:") == 1
     assert page.count("<code>altlas run --run test --only 00 --only 20 --only 30 --only 90</code>") == 2  # and as next step
-    assert "schema version 0, this library reads 2" in Page(page).text
+    assert "schema_version: Input should be 3, got 0" in Page(page).text
     assert re.findall(r'<h2 id="(\w+)">', page) == ["claims", "hotspots", "provenance"]  # no empty sections
     assert {link for name, link in Page(page).attributes if name == "href"} == {"#hotspots"}
     assert not earlier.exists()  # no Markdown report without its chapter
@@ -539,7 +537,7 @@ def test_an_empty_run_still_makes_a_report(run):
     (page,) = (path.read_text() for path in report.render_report(run))
     assert page.count("Missing:") == 1
     assert "altlas run --run test --only 00 --only 10 --only 20 --only 30 --only 90" in page
-    assert all("altlas run --run test" in row["what was found"] for row in report.overview(run))
+    assert all("altlas run --run test" in problem for problem in report.Report.read(run).problems.values())
 
 
 def test_a_figure_that_is_gone_is_named(run):

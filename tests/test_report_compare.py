@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from test_report import CPU, HOSTILE, changed, of, results
 
 from altlas_lib import cli, paths, report, similarity
+from altlas_lib.devices import find_gpu
+from altlas_lib.report.bands import Band
 from altlas_lib.report.compare import Change, quantities
-from altlas_lib.results import Quantity
+from altlas_lib.results import Quantity, format_value
 from altlas_lib.training.plan import planner
 from altlas_lib.training.plan.request import StepCost
 
@@ -37,10 +39,13 @@ def timed(result, *samples, at=0):
 def test_a_ratio_is_claimed_only_where_the_runs_do_not_overlap(one, two):
     first, second = (Quantity.measured(samples, "s", CPU) for samples in (one, two))
     change = Change("similarity", "time", first, second)
-    assert (change.ratio.low, change.ratio.high) == pytest.approx((min(two) / max(one), max(two) / min(one)))
+    ratio = Band.of(second).over(Band.of(first))
+    assert (ratio.low, ratio.high) == pytest.approx((min(two) / max(one), max(two) / min(one)))
     apart = max(one) < min(two) or max(two) < min(one)
     assert change.sure == (apart and min(len(one), len(two)) >= 3)
     assert change.verdict.endswith("x") == change.sure
+    ends = dict.fromkeys(format_value(end, "x") for end in (ratio.low, ratio.high))
+    assert change.verdict == " to ".join(ends) or not change.sure
 
 
 def test_what_changed_is_told_first_and_noise_is_not_a_change(run):
@@ -65,9 +70,9 @@ def test_what_the_runs_were_made_with_is_told_before_their_numbers(run):
     two = changed(two, source=source.model_dump(), provenance=provenance.model_dump())
     text = report.format_comparison(report.compare_runs(saved("laptop", [one]), saved("server", [two])))
     for difference in (
-        "* similarity: made on AMD EPYC (2 threads) and on AMD EPYC (2 threads); Tesla T4",
-        "* similarity: made from different data: plain and plain",
-        "and 2222222222",
+        "* similarity: devices = 'AMD EPYC (2 threads)' and 'AMD EPYC (2 threads); Tesla T4'",
+        "* similarity: data = 'plain (0000000000)' and 'plain (1111111111)'",
+        "and '2222222222'",
         "* similarity: texts = 'plain' and 'other'",
     ):
         assert difference in text
@@ -158,7 +163,7 @@ def test_a_result_of_an_older_schema_is_refused_with_the_reason(run):
     one, two = saved("one", results()), saved("two", results())
     (two.results / "similarity.json").write_text('{"schema_version": 0}')
     comparison = report.compare_runs(one, two)
-    assert ["schema version 0, this library reads 2" in problem for problem in comparison.problems] == [True]
+    assert ["schema_version: Input should be 3, got 0" in problem for problem in comparison.problems] == [True]
     assert "similarity" not in {change.chapter for change in comparison.changes}
 
 
@@ -175,12 +180,13 @@ def ceilings():
 @pytest.mark.parametrize("gpu", ["T4", "H200"])
 @pytest.mark.parametrize("n_texts", [10, 10_000, 1_000_000])
 def test_the_sliders_show_the_librarys_own_projection(run, ceilings, gpu, n_texts):
-    found = report.what_if(gpu, n_texts, 384, 64, ceilings=ceilings)
-    expected = {each.on_gpu: each.time for each in similarity.expected_times([n_texts], 384, 10, found.gpu, ceilings)}
-    assert (found.on_cpu, found.on_gpu) == (expected[False], expected[True])
+    found = report.WhatIf(gpu, n_texts, 384, 64, ceilings=ceilings)
+    expected = {each.on_gpu: each.time for each in similarity.expected_times([n_texts], 384, 10, find_gpu(gpu), ceilings)}
+    assert found.times(n_texts) == (expected[False], expected[True])
     even = found.break_even_n_texts
-    surely = {n: report.what_if(gpu, n, 384, 64, ceilings=ceilings) for n in (round(even / 1.1), round(even * 1.1))}
-    assert [found.on_gpu.high < found.on_cpu.low for found in surely.values()] == [False, True]
+    surely = {n: report.WhatIf(gpu, n, 384, 64, ceilings=ceilings) for n in (round(even / 1.1), round(even * 1.1))}
+    both = [found.times(n) for n, found in surely.items()]
+    assert [on_gpu.high < on_cpu.low for on_cpu, on_gpu in both] == [False, True]
 
 
 def test_memory_comes_from_plans_that_are_kept_and_waits_for_no_compiler(run, monkeypatch):
@@ -191,12 +197,12 @@ def test_memory_comes_from_plans_that_are_kept_and_waits_for_no_compiler(run, mo
         return (StepCost(temporaries_bytes=3 * 2**30) for _ in requests)
 
     monkeypatch.setattr(planner, "compile_steps", compile_steps)
-    before = report.what_if("T4", 100, 64, 8)
-    assert (before.plan, before.on_cpu, before.break_even_n_texts) == (None, None, None)
+    before = report.WhatIf("T4", 100, 64, 8)
+    assert (before.times(100)[0], before.break_even_n_texts) == (None, None)
     assert "not compiled yet" in dict(before.rows())["training in batches of 8"]
     assert not compiled
     planner.plan_memory("reference", "T4", batch_size=8)
-    after = report.what_if("T4", 100, 64, 8)
+    after = report.WhatIf("T4", 100, 64, 8)
     assert len(compiled) == 1
     assert after.plan.verdict == "fits"
     assert "fits: 3 GiB" in dict(after.rows())["training in batches of 8"]
@@ -204,11 +210,11 @@ def test_memory_comes_from_plans_that_are_kept_and_waits_for_no_compiler(run, mo
 
 def test_what_cannot_be_meant_is_refused(run):
     with pytest.raises(ValueError, match="not in the catalogue"):
-        report.what_if("T5", 100, 64, 8)
+        report.WhatIf("T5", 100, 64, 8)
     with pytest.raises(ValueError, match="0 texts of 64 dimensions: expected 1 or more"):
-        report.what_if("T4", 0, 64, 8)
+        report.WhatIf("T4", 0, 64, 8)
     with pytest.raises(ValueError, match="batch_size is 0"):
-        report.what_if("T4", 10, 64, 0)
+        report.WhatIf("T4", 10, 64, 0)
 
 
 def test_the_panel_moves_with_its_sliders(run, ceilings):
@@ -216,7 +222,7 @@ def test_the_panel_moves_with_its_sliders(run, ceilings):
     panel = report.panel(ceilings)
     gpu, n_texts, _, batch_size, _, answers = panel.children
     assert "10,000 texts, T4" in answers.value
-    gpu.value, n_texts.value = "H200", 1e6
+    gpu.value, n_texts.value = "H200", 1_000_000
     assert "1,000,000 texts, H200" in answers.value
     assert "not compiled yet" not in answers.value  # the preset's own batch is in what ships
     batch_size.value = 128
@@ -225,7 +231,7 @@ def test_the_panel_moves_with_its_sliders(run, ceilings):
 
 def test_without_any_measurement_of_the_cpu_the_answer_is_unknown(run):
     """It was "surely wins at no size below ten million": an unknown CPU is never a fast one."""
-    found = report.what_if("T4", 10_000, 384, 64)
+    found = report.WhatIf("T4", 10_000, 384, 64)
     rows = dict(found.rows())
     assert rows["10,000 texts, this CPU"] == "unknown"
     assert rows["the GPU surely wins"].startswith("unknown: nothing of this CPU was measured")
@@ -233,10 +239,11 @@ def test_without_any_measurement_of_the_cpu_the_answer_is_unknown(run):
 
 def test_cpu_times_that_chapter_20_measured_count_more_than_the_ceilings(run, ceilings):
     result = changed(timed(of(results(), "similarity"), 1.0, 1.1, 1.2), n_dimensions=384)
-    there = report.what_if("T4", 1000, 384, 64, ceilings=ceilings, similarity=result)
-    assert there.on_cpu == result.timings[0].time
-    twice = report.what_if("T4", 2000, 384, 64, ceilings=ceilings, similarity=result)
-    assert (twice.on_cpu.basis, twice.on_cpu.low, twice.on_cpu.high) == ("projected", 4.0, pytest.approx(4.8))
-    assert twice.break_even_n_texts < report.what_if("T4", 2000, 384, 64, ceilings=ceilings).break_even_n_texts
-    other = report.what_if("T4", 1000, 768, 64, ceilings=ceilings, similarity=result)
-    assert other.on_cpu == report.what_if("T4", 1000, 768, 64, ceilings=ceilings).on_cpu
+    there = report.WhatIf("T4", 1000, 384, 64, ceilings=ceilings, similarity=result)
+    assert there.times(1000)[0] == result.timings[0].time
+    twice = report.WhatIf("T4", 2000, 384, 64, ceilings=ceilings, similarity=result)
+    on_cpu, _ = twice.times(2000)
+    assert (on_cpu.basis, on_cpu.low, on_cpu.high) == ("projected", 4.0, pytest.approx(4.8))
+    assert twice.break_even_n_texts < report.WhatIf("T4", 2000, 384, 64, ceilings=ceilings).break_even_n_texts
+    other = report.WhatIf("T4", 1000, 768, 64, ceilings=ceilings, similarity=result)
+    assert other.times(1000) == report.WhatIf("T4", 1000, 768, 64, ceilings=ceilings).times(1000)

@@ -1,6 +1,7 @@
 """Decisions rest on evidence that exists: each case was written down with its verdict before the rule that gives it."""
 
 import re
+from pathlib import Path
 
 import pytest
 from test_report import CPU, GPU, HOSTILE, changed, decision, of, planned, results, seconds
@@ -8,6 +9,7 @@ from test_report import CPU, GPU, HOSTILE, changed, decision, of, planned, resul
 from altlas_lib import report
 from altlas_lib.report import decide
 from altlas_lib.results import (
+    CHAPTERS,
     Candidate,
     Expectation,
     Quantity,
@@ -312,11 +314,11 @@ def test_every_condition_of_the_table_is_a_fact(run):
     facts = {}
     cases = [*results(), *results(gpu=True), trained(0.02, 0.08)]
     for result in cases:
-        for asked in decide.load_questions():
+        for asked in decide.load_tables().questions:
             if asked.chapter == result.chapter:
                 found = decide.find_facts(asked.key, asked.facts, result, decide.Rules.load())
                 facts.setdefault(asked.question, set()).update(found)
-    for asked in decide.load_questions():
+    for asked in decide.load_tables().questions:
         rows = [*asked.evidence, *asked.answers]
         named = {name.removeprefix("not ") for row in rows for name in row.when}
         changes = [change for row in (asked, *asked.answers) for change in row.changes]
@@ -328,8 +330,17 @@ def test_every_condition_of_the_table_is_a_fact(run):
         assert named <= facts[asked.question], asked.question
 
 
+def test_every_chapter_has_its_rows_and_its_template():
+    tables = decide.load_tables()
+    assert list(tables.chapters) == [chapter.chapter for chapter in CHAPTERS]
+    assert {asked.chapter for asked in tables.questions} | tables.reads.keys() <= tables.chapters.keys()
+    assert sorted(tables.next_steps) == sorted(asked.key for asked in tables.questions)
+    templates = Path(decide.__file__).parent / "templates"
+    assert all((templates / f"_{chapter}.html.j2").is_file() for chapter in tables.chapters)
+
+
 def test_no_answer_but_go_is_a_dead_end():
-    for asked in decide.load_questions():
+    for asked in decide.load_tables().questions:
         for answer in asked.answers:
             sure = [change for change in answer.changes if isinstance(change, str) and change != "*limits"]
             assert answer.verdict == "go" or sure, (asked.question, answer.why)
@@ -379,5 +390,5 @@ def test_results_without_devices_candidates_timings_and_metrics_are_reported(run
         fields = {name: value for name, value in empty.items() if name in type(result).model_fields}
         nobody = result.provenance.model_copy(update={"devices": []})
         changed(result, provenance=nobody.model_dump(), **fields).save(run)
-    assert len(report.decisions(run)) == 5
+    assert len(report.Report.read(run).decisions) == 5
     assert report.render_report(run)

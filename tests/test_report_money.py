@@ -73,20 +73,20 @@ def hotspots(*candidates):
     ],
 )
 def test_there_is_one_answer_with_a_next_step(run, these, verdict, first):
-    found = report.overall(saved(run, *these))
+    found = report.Report.read(saved(run, *these)).overall
     assert found.verdict == verdict
     if first:
         assert found.steps[0].command == first
         assert re.fullmatch(r"about \d+ min", found.steps[0].minutes)
     page = Page(report.render_report(run)[0].read_text()).text
     assert page.index(verdict) < page.index("Is this machine ready?")
-    open_questions = [each for each in report.decisions(run) if each.verdict == "not enough evidence"]
+    open_questions = [each for each in report.Report.read(run).decisions if each.verdict == "not enough evidence"]
     assert all(any(each.question in step.decides for step in found.steps) for each in open_questions)
 
 
 def test_a_machine_that_cannot_run_the_book_is_repaired_first(run):
     environment = changed(of(results(), "environment"), ready=False)
-    found = report.overall(saved(run, environment, searched()))
+    found = report.Report.read(saved(run, environment, searched())).overall
     assert (found.verdict, "cannot run" in found.why) == ("measure next", True)
 
 
@@ -94,7 +94,7 @@ def test_the_next_step_says_where_how_long_and_what_it_decides(run):
     finished = {"parameters": {}, "notebook_sha256": "", "finished_at": "2026-01-01T00:00:00Z"}
     took = {"20_cupy_poc": finished | {"duration_s": 540}, "90_report": finished | {"duration_s": 30}}
     (run.path / "run.json").write_text(json.dumps({"finished": took}))
-    step = report.overall(saved(run, *results())).steps[0]
+    step = report.Report.read(saved(run, *results())).overall.steps[0]
     assert step.command == "altlas run --run test --only 20 --only 90"
     assert (step.where, step.minutes) == ("on a machine with a T4", "about 10 min")  # 540 + 30 s, rounded
     assert step.decides == "Does the GPU port go into production?"
@@ -139,9 +139,9 @@ def test_a_gpu_that_costs_more_than_it_saves_is_not_bought(run):
     """Faster, but ten times as fast at a hundred times the price; only where the user gave both prices."""
     dear = Rules.load(None, price_per_hour=["CPU=0.1", "T4=10"], runs_per_day=240)
     saved(run, searched())
-    assert report.overall(run, rules=dear).verdict == "do not buy yet"
+    assert report.Report.read(run, rules=dear).overall.verdict == "do not buy yet"
     examples = Rules.load(None)
-    assert report.overall(run, rules=examples).verdict == "do now"
+    assert report.Report.read(run, rules=examples).overall.verdict == "do now"
     (found,) = costs.savings({"similarity": searched()}, dear.money)
     assert found.break_even_months == (None, None)
     page = Page(report.render_report(run, rules=dear)[0].read_text()).text
@@ -231,14 +231,14 @@ def test_every_gpu_of_the_catalogue_is_shown_and_hostile_text_stays_text(run):
 def test_numbers_units_and_dates_are_written_as_the_language_has_them(code, expected):
     language = Language.load(code)
     found = [
-        language.integer(10_000),
+        language.write(10_000),
         language.amount(1.37, "s"),
         language.amount(0.11, "share"),
         language.band(Band(2.1, 2.4, "x")),
         language.band(Quantity.projected(0.011, 0.012, "s", "T4", "memory")),
         language.text("{gain_points}", gain_points=-0.05),
         language.amount(17 * 2**30, "bytes"),
-        language.when(datetime(2026, 11, 30, 12, tzinfo=UTC))[: len(expected[-1])],
+        language.write(datetime(2026, 11, 30, 12, tzinfo=UTC))[: len(expected[-1])],
     ]
     assert found == expected
 
@@ -279,7 +279,7 @@ def test_the_markdown_report_is_english_and_has_no_html_entities(run):
 )
 def test_a_run_file_that_cannot_be_read_is_none(run, content):
     (run.path / "run.json").write_bytes(content)
-    step = report.overall(saved(run, *results())).steps[0]
+    step = report.Report.read(saved(run, *results())).overall.steps[0]
     assert step.minutes == "about 2 min"  # chapters 20 and 90, as the rules say
 
 

@@ -2,8 +2,8 @@
 
 # ruff: noqa: F401 (these names are the package's face)
 from .compare import Comparison, compare_runs, format_comparison
-from .decide import Decision, Overall
-from .render import QUESTIONS, Report, decisions, overall, overview, print_report, read_results, render_report
+from .decide import Decision, Overall, Report
+from .render import print_report, render_report
 from .rules import Rules
 from .stale import stale
-from .what_if import WhatIf, panel, what_if
+from .what_if import WhatIf, panel

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from ..results import Quantity
+from ..results import Quantity, SimilarityResult, Timing
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,8 @@ class Band:
     @classmethod
     def of(cls, quantity: Quantity) -> Self:
         """From the fastest to the slowest run, or a projection's ends."""
-        if quantity.low is None:
-            return cls(quantity.value, quantity.value, quantity.unit)
-        return cls(quantity.low, quantity.high, quantity.unit)
+        ends = [quantity.value] * 2 if quantity.low is None else [quantity.low, quantity.high]
+        return cls(*ends, quantity.unit)
 
     def times(self, factor: float, unit: str) -> Self:
         return type(self)(*sorted((self.low * factor, self.high * factor)), unit)
@@ -36,3 +35,12 @@ class Band:
 
     def is_apart_from(self, other: Self) -> bool:
         return self.high < other.low or other.high < self.low
+
+
+def fastest_first(result: SimilarityResult, *, on_gpu: bool) -> dict[int, list[Timing]]:
+    """Number of texts -> timings with all transfers, by the slowest run of each."""
+    found: dict[int, list[Timing]] = {}
+    for each in sorted(result.timings, key=lambda each: Band.of(each.time).high):
+        if each.on_gpu == on_gpu and each.with_transfers:
+            found.setdefault(each.n_texts, []).append(each)
+    return found

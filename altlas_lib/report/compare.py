@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel
@@ -11,13 +12,14 @@ from pydantic import BaseModel
 from ..paths import RunFolder
 from ..results import ChapterResult, Epoch, Metric, Quantity, format_value
 from .bands import Band
-from .language import Language
-from .render import read_results
+from .decide import Report
 
-_IDENTIFYING = (
-    *("workload", "method", "name", "function", "option", "series", "tool", "kind", "gpu", "check"),
-    *("n_texts", "on_gpu", "with_transfers", "epoch"),
+# What tells an entry of a list from the others, by field, and how it is written.
+_IDENTIFYING = dict.fromkeys(
+    ("workload", "method", "name", "function", "option", "series", "tool", "kind", "gpu", "check"), "{}"
 )
+_IDENTIFYING |= {"n_texts": "{:,} texts", "on_gpu": "on gpu", "with_transfers": "with transfers", "epoch": "{}"}
+# What is compared besides numbers with a unit.
 _STATED = (
     *("verdict", "advice", "standing", "same_answer", "ready", "status", "preset", "n_seeds", "micro_batch_size"),
     *("gradient_accumulation_steps", "largest_batch", "break_even_n_texts", "data_kind", "n_retreats", "constant_answer"),
@@ -30,9 +32,10 @@ class Change:
     """A number or a statement, such as a verdict, that two runs have, or one of them.
 
     Attributes:
-        ratio: second / first as a band, from range to range; None where one is missing, a statement, or may be 0.
-        sure: statements that differ; numbers whose ranges, of the runs, of an interval or of a band, do not overlap. Nothing is
-            sure about a measurement of fewer than three runs.
+        verdict: the change in words, of numbers second / first from range to range; of two within each other's noise no
+            change is claimed.
+        sure: statements that differ; numbers of one basis whose ranges, of the runs, of an interval or of a band, do not
+            overlap. Nothing is sure about a measurement of fewer than three runs.
     """
 
     chapter: str
@@ -41,41 +44,28 @@ class Change:
     second: Quantity | str | None
 
     @property
-    def _bands(self) -> tuple[Band, Band] | None:
-        comparable = (
-            all(isinstance(each, Quantity) for each in (self.first, self.second)) and self.first.unit == self.second.unit
-        )
-        return (Band.of(self.first), Band.of(self.second)) if comparable else None
-
-    @property
-    def ratio(self) -> Band | None:
-        return self._bands and self._bands[1].over(self._bands[0])
-
-    @property
-    def has_ranges(self) -> bool:
-        return bool(self._bands) and min(each.n_runs or _FEWEST_RUNS for each in (self.first, self.second)) >= _FEWEST_RUNS
+    def verdict(self) -> str:
+        if not self.first or not self.second:
+            return "only in the second" if self.second else "only in the first"
+        pair = (self.first, self.second)
+        if not all(isinstance(each, Quantity) for each in pair) or self.first.unit != self.second.unit:
+            return "the same" if self.first == self.second else "changed"
+        if self.first.basis != self.second.basis:
+            return f"{self.second.basis} beside {self.first.basis}"
+        one, two = map(Band.of, pair)
+        if one == two:
+            return "the same"
+        if min(each.n_runs or _FEWEST_RUNS for each in pair) < _FEWEST_RUNS:
+            return "too few runs to say"
+        if not one.is_apart_from(two):
+            return "within the noise"
+        ratio = two.over(one)
+        ends = [format_value(end, "x") for end in (ratio.low, ratio.high)] if ratio else ["changed"]
+        return " to ".join(dict.fromkeys(ends))
 
     @property
     def sure(self) -> bool:
-        if isinstance(self.first, str) and isinstance(self.second, str):
-            return self.first != self.second
-        return self.has_ranges and self._bands[0].is_apart_from(self._bands[1])
-
-    @property
-    def verdict(self) -> str:
-        """The change in words; of two numbers within each other's noise no change is claimed."""
-        if not self.first or not self.second:
-            return "only in the second" if self.second else "only in the first"
-        if not self._bands:
-            return "changed" if self.first != self.second else "the same"
-        if self.first.basis != self.second.basis:
-            return f"{self.second.basis} beside {self.first.basis}"
-        if self._bands[0] == self._bands[1]:
-            return "the same"
-        if not self.sure:
-            return "within the noise" if self.has_ranges else "too few runs to say"
-        ends = [format_value(end, "x") for end in (self.ratio.low, self.ratio.high)] if self.ratio else ["changed"]
-        return " to ".join(dict.fromkeys(ends))
+        return self.verdict == "changed" or self.verdict.endswith("x")
 
 
 @dataclass(frozen=True)
@@ -101,81 +91,66 @@ def quantities(model: BaseModel, path: str = "") -> Iterator[tuple[str, Quantity
     if isinstance(model, Metric):
         yield path, _score(model)
         return
-    for name in type(model).model_fields:
-        value, where = getattr(model, name), f"{path} {name.replace('_', ' ')}".strip()
+    for name, value in model:
+        where = f"{path} {name.replace('_', ' ')}".strip()
         if isinstance(value, Quantity):
             yield where, value
         elif name in _STATED and value is not None:
             yield where, str(value)
         elif isinstance(model, Epoch) and name == "metrics":
-            yield from (
-                (f"{where} {loss}", Quantity.measured([number], "", model.memory_device)) for loss, number in value.items()
-            )
+            yield from ((f"{where} {loss}", Quantity.measured([n], "", model.memory_device)) for loss, n in value.items())
         elif isinstance(value, BaseModel):
             yield from quantities(value, where)
         elif isinstance(value, list):
             seen = Counter()
-            for entry in value[-1:] if name == "history" else value:
-                if isinstance(entry, BaseModel):
-                    identity = _identity(entry)
-                    seen[identity] += 1
-                    again = f" #{seen[identity]}" if seen[identity] > 1 else ""
-                    yield from quantities(entry, f"{where} [{identity}{again}]")
+            for entry in filter(lambda each: isinstance(each, BaseModel), value[-1:] if name == "history" else value):
+                seen[identity := _identity(entry)] += 1
+                again = f" #{seen[identity]}" if seen[identity] > 1 else ""
+                yield from quantities(entry, f"{where} [{identity}{again}]")
 
 
 def _score(metric: Metric) -> Quantity:
     """A score with the interval of its gain over the base rate, which the same values have in both runs."""
-    ends = [metric.model, metric.model]
+    ends, n_runs = [metric.model], 1
     if None not in (metric.gain_low, metric.gain_high):
-        sign = 1 if metric.higher_is_better else -1
+        sign, n_runs = 1 if metric.higher_is_better else -1, max(1, metric.n_samples)
         ends += [metric.base_rate + sign * gain for gain in (metric.gain_low, metric.gain_high)]
-    n = max(1, metric.n_samples) if len(ends) > 2 else 1
-    how = {"unit": metric.unit, "device": "test values", "basis": "measured", "n_runs": n}
-    return Quantity(value=metric.model, low=min(ends), high=max(ends), **how)
+    about = {"unit": metric.unit, "device": "test values", "basis": "measured", "n_runs": n_runs}
+    return Quantity(value=metric.model, low=min(ends), high=max(ends), **about)
 
 
 def _identity(model: BaseModel) -> str:
     """What tells an entry of a list from the others; whatever else it holds may differ between two runs of the same thing."""
-    words = []
-    for name in _IDENTIFYING:
-        value = getattr(model, name, None)
-        if value not in (None, False):
-            words.append(name.replace("_", " ") if value is True else f"{value:,} texts" if name == "n_texts" else str(value))
-    return ", ".join(words)
+    found = {name: getattr(model, name, None) for name in _IDENTIFYING}
+    return ", ".join(_IDENTIFYING[name].format(value) for name, value in found.items() if value not in (None, False))
 
 
 def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
     """What the two runs measured, compiled, projected and decided, side by side; what only one has is named."""
     differences, changes = [], []
-    reports = [read_results(run) for run in (first, second)]
+    reports = [Report.read(run) for run in (first, second)]
     for chapter in [chapter for chapter in reports[0].results if chapter in reports[1].results]:
         pair = [report.results[chapter] for report in reports]
         one, two = (dict(quantities(result)) for result in pair)
         found = [Change(chapter, what, one.get(what), two.get(what)) for what in dict.fromkeys([*one, *two])]
-        differences += [f"{chapter}: {difference}" for difference in _differences(*pair, found)]
+        one, two = (_made_with(result) for result in pair)
+        different = [name for name in one | two if one.get(name) != two.get(name)]
+        differences += [f"{chapter}: {name} = {one.get(name)!r} and {two.get(name)!r}" for name in different]
+        rates = [each for each in found if each.sure and each.what.startswith("ceilings cpu")]
+        if rates and one["devices"] == two["devices"]:
+            rate = f"{rates[0].what} {rates[0].first} and {rates[0].second}"
+            differences.append(f"{chapter}: the machines have the same name and are not the same: {rate}")
         changes += found
-    for one, two in zip(*(report.decider(Language.load("en")).decide() for report in reports), strict=True):
-        if one.facts and two.facts:
+    for one, two in zip(*(report.decisions for report in reports), strict=True):
+        if all(one.asked.chapter in report.results for report in reports):
             changes.append(Change("decisions", one.question, one.verdict, two.verdict))
-    problems = [problem for report in reports for problem in report.problems.values()]
-    return Comparison(first, second, list(dict.fromkeys(differences)), changes, problems)
+    return Comparison(first, second, differences, changes, [each for report in reports for each in report.problems.values()])
 
 
-def _differences(one: ChapterResult, two: ChapterResult, changes: list[Change]) -> Iterator[str]:
-    if one.provenance.devices != two.provenance.devices:
-        yield f"made on {'; '.join(one.provenance.devices)} and on {'; '.join(two.provenance.devices)}"
-    elif one.chapter == "environment" and (rates := [each for each in changes if each.sure and "cpu" in each.what]):
-        yield f"the machines have the same name and are not the same: {rates[0].what} {rates[0].first} and {rates[0].second}"
-    sources = [getattr(result, "source", None) for result in (one, two)]
-    if None not in sources and sources[0].sha256 != sources[1].sha256:
-        yield f"made from different data: {sources[0].name} and {sources[1].name}"
-    commits = [(result.provenance.git_commit or "unknown")[:10] for result in (one, two)]
-    if commits[0] != commits[1]:
-        yield f"made by different code: {commits[0]} and {commits[1]}"
-    parameters, others = one.provenance.parameters, two.provenance.parameters
-    for name in sorted(parameters.keys() | others.keys()):
-        if name != "run_name" and parameters.get(name) != others.get(name):
-            yield f"{name} = {parameters.get(name)!r} and {others.get(name)!r}"
+def _made_with(result: ChapterResult) -> dict[str, Any]:
+    made, source = result.provenance, getattr(result, "source", None)
+    of_own = {"devices": "; ".join(made.devices), "data": source and f"{source.name} ({source.sha256[:10]})"}
+    return of_own | {"code": (made.git_commit or "unknown")[:10], **made.parameters, "run_name": None}
 
 
 def format_comparison(comparison: Comparison, *, everything: bool = False) -> str:

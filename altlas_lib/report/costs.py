@@ -4,16 +4,15 @@ All of it follows from times that the chapters measured or projected and from pr
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..devices import GpuSpec, find_gpu
+from ..devices import GpuSpec, find_gpu, load_catalogue
 from ..results import ChapterResult, HotspotsResult, SimilarityResult, TrainingResult
-from .bands import Band
+from .bands import Band, fastest_first
 from .language import Sentence
 from .rules import Money, Rules
 
 DAYS_PER_MONTH = 365 / 12
-HOURS_PER_MONTH = 24 * DAYS_PER_MONTH
 
 
 @dataclass(frozen=True)
@@ -95,39 +94,30 @@ def _search(result: SimilarityResult, gpu: GpuSpec, rules: Money) -> Use | None:
     """The search at the largest size that was timed on the CPU; measured on this GPU where it was, else projected."""
     from ..similarity import expected_times
 
-    n = max((each.n_texts for each in result.timings if not each.on_gpu), default=None)
-    here = [each for each in result.timings if each.n_texts == n and each.with_transfers]
-    if not here:
+    on_cpu, on_gpu = (fastest_first(result, on_gpu=kind) for kind in (False, True))
+    if not on_cpu:
         return None
-    on_cpu = min((Band.of(each.time) for each in here if not each.on_gpu), key=lambda time: time.high)
-    measured = [Band.of(each.time) for each in here if each.on_gpu and each.time.device in (gpu.name, *gpu.aliases)]
-    if measured:
-        on_gpu, basis = min(measured, key=lambda time: time.high), "measured"
-    else:
-        on_gpu = Band.of(next(each.time for each in expected_times([n], result.n_dimensions, result.k, gpu) if each.on_gpu))
-        basis = "projected"
-    what = Sentence("nearest neighbours of {n} texts", {"n": n})
-    return Use("similarity", what, on_cpu, on_gpu, gpu, basis, "results/similarity.json#/timings", rules)
+    n = max(on_cpu)
+    times = [each.time for each in on_gpu.get(n, []) if each.time.device in (gpu.name, *gpu.aliases)]
+    times += [each.time for each in expected_times([n], result.n_dimensions, result.k, gpu) if each.on_gpu]
+    bands, what = [Band.of(on_cpu[n][0].time), Band.of(times[0])], Sentence("nearest neighbours of {n} texts", n=n)
+    return Use("similarity", what, *bands, gpu, times[0].basis, "results/similarity.json#/timings", rules)
 
 
 def _workloads(result: HotspotsResult, rules: Money) -> Iterator[Use]:
     """Each profiled workload with its function that gains most on the target GPU."""
     for workload in result.workloads:
         own = [each for each in result.candidates if each.workload == workload.workload and each.workload_gain]
-        best = max(own, key=lambda each: Band.of(each.workload_gain).low, default=None)
-        if best is None or workload.total is None:
+        if not own or workload.total is None:
             continue
-        try:
-            gpu = find_gpu(best.workload_gain.device)
-        except ValueError:  # not in the catalogue: its power is not known
-            continue
-        on_cpu = Band.of(workload.total)
-        on_gpu = on_cpu.over(Band.of(best.workload_gain), "s")
-        if on_gpu:
-            names = {"workload": workload.workload, "function": best.function}
-            what = Sentence("{workload} with {function} on a GPU", names)
-            source = f"results/hotspots.json#/candidates/{result.candidates.index(best)}/workload_gain"
-            yield Use("hotspots", what, on_cpu, on_gpu, gpu, best.workload_gain.basis, source, rules)
+        best = max(own, key=lambda each: Band.of(each.workload_gain).low)
+        what = Sentence("{workload} with {function} on a GPU", workload=workload.workload, function=best.function)
+        source = f"results/hotspots.json#/candidates/{result.candidates.index(best)}/workload_gain"
+        on_cpu, gain = Band.of(workload.total), best.workload_gain
+        on_gpu = on_cpu.over(Band.of(gain), "s")
+        for gpu in load_catalogue():  # of one that is not there the power is not known
+            if on_gpu and gpu.name == gain.device:
+                yield Use("hotspots", what, on_cpu, on_gpu, gpu, gain.basis, source, rules)
 
 
 def savings(results: Mapping[str, ChapterResult], rules: Money) -> list[Use]:
@@ -136,7 +126,7 @@ def savings(results: Mapping[str, ChapterResult], rules: Money) -> list[Use]:
     if similarity := results.get("similarity"):
         target = results["environment"].target_gpu if "environment" in results else find_gpu("T4")
         measured = {each.time.device for each in similarity.timings if each.on_gpu}
-        timed_on = next((gpu for gpu in rules.specs if measured & {gpu.name, *gpu.aliases}), target)
+        timed_on = next((gpu for gpu in rules.gpus if measured & {gpu.name, *gpu.aliases}), target)
         uses += filter(None, [_search(similarity, timed_on, rules)])
     return uses
 
@@ -145,22 +135,19 @@ def side_by_side(results: Mapping[str, ChapterResult], rules: Rules) -> list[Gpu
     """Each GPU of the user's list, or of the catalogue; the cheapest enough for the search, and for the training, is marked."""
     rows, money = [], rules.money
     similarity, training = results.get("similarity"), results.get("training")
-    for gpu in money.specs:
+    for gpu in money.gpus:
         row = GpuRow(gpu, *(_best_plan(training, gpu, rules) if training else (None, "")))
         price, use = money.price_per_hour.get(gpu.name), _search(similarity, gpu, money) if similarity else None
-        if use:
-            row.gain = use.on_cpu.over(use.on_gpu)
+        row.gain = use and use.on_cpu.over(use.on_gpu)
         if price is not None:
-            row.always_on = Band(price, price, money.currency).times(HOURS_PER_MONTH, money.currency)
+            row.always_on = Band(price, price, money.currency).times(24 * DAYS_PER_MONTH, money.currency)
             row.cost = use and use.on_gpu.times(1000 * price / 3600, money.currency)
         rows.append(row)
     enough = [each for each in rows if each.cost and each.gain and each.gain.low >= rules.integrate.least_gain]
     holding = [each for each in rows if each.always_on and each.verdict in rules.fit.accepted_verdicts]
-    for row in enough and [min(enough, key=lambda each: each.cost.high)]:
-        row.is_cheapest_search = True
-    for row in holding and [min(holding, key=lambda each: each.always_on.low)]:
-        row.is_cheapest_fit = True
-    return rows
+    cheapest = min(enough, key=lambda each: each.cost.high, default=None)
+    smallest = min(holding, key=lambda each: each.always_on.low, default=None)
+    return [replace(each, is_cheapest_search=each is cheapest, is_cheapest_fit=each is smallest) for each in rows]
 
 
 def _best_plan(result: TrainingResult, gpu: GpuSpec, rules: Rules) -> tuple[str | None, str]:

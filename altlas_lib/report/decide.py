@@ -1,21 +1,24 @@
 """From results to decisions: of each question's answers in `decisions.yaml` the first whose conditions hold."""
 
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import TypeAdapter
+from pydantic import Field
 
-from ..results import CHAPTERS, ChapterResult, Quantity
+from ..manifest import Manifest
+from ..paths import RunFolder
+from ..results import CHAPTERS, ChapterResult, Quantity, ResultError
 from .costs import savings
 from .facts import Facts, find_facts
-from .language import Language
+from .language import Language, Sentence
 from .rules import Checked, Rules, read_yaml
 
 Verdict = Literal["go", "go with conditions", "no-go", "not enough evidence"]
 OverallVerdict = Literal["do now", "do not buy yet", "measure next"]
-_ORDER = ("integrate", "predict", "fit", "port", "machine")  # of next steps, the one that decides most first
 
 
 class Pointer(Checked):
@@ -28,47 +31,48 @@ class Pointer(Checked):
     when: tuple[str, ...] = ()
 
 
-class NextStep(Checked):
-    """What would answer an open question: `altlas run` with these options, or `altlas plan`."""
-
-    run: str = ""
-    plan: bool = False
-    on_gpu: bool = False
-
-
 class Answer(Checked):
-    """A row of a question's table."""
+    """A row of a question's table; `command`, on a machine with a GPU or on any, would answer what it leaves open."""
 
     when: tuple[str, ...] = ()
     verdict: Verdict | OverallVerdict
     why: str
     changes: tuple[str | dict[str, str], ...] = ()
-    next: NextStep | None = None
+    command: str = ""
+    on_gpu: bool = False
 
 
 class Question(Checked):
+    """What is decided from a chapter's result, by which facts."""
+
     chapter: str
     key: str
     question: str
     about: str = ""
-    effort: str
-    risk: str
-    facts: dict[str, str]
+    effort: str = ""
+    risk: str = ""
+    facts: Mapping[str, str] = Field(default={})
     evidence: tuple[Pointer, ...] = ()
     changes: tuple[dict[str, str], ...] = ()
     answers: list[Answer]
 
 
-@functools.cache
-def load_questions() -> list[Question]:
-    """`decisions.yaml`, read and checked."""
-    return TypeAdapter(list[Question]).validate_python(read_yaml("decisions.yaml"))
+class Tables(Checked):
+    """`decisions.yaml`: what chapters are about and whose results they read, and the questions, in `next_steps` those that
+    decide most first.
+    """
+
+    chapters: dict[str, str]
+    reads: dict[str, list[str]]
+    questions: list[Question]
+    without_result: list[Answer]
+    next_steps: list[str]
+    overall: list[Answer]
 
 
 @functools.cache
-def load_overall() -> list[Answer]:
-    """`overall.yaml`, read and checked."""
-    return TypeAdapter(list[Answer]).validate_python(read_yaml("overall.yaml"))
+def load_tables() -> Tables:
+    return Tables.model_validate(read_yaml("decisions.yaml"))
 
 
 @dataclass(frozen=True)
@@ -107,28 +111,24 @@ class Decision:
     """The answer to one question.
 
     Attributes:
-        chapter: whose result it rests on.
+        asked: the question's table, with effort and risk.
         why: one sentence.
         about: which data and model it speaks of; "" where the chapter says.
         evidence: the numbers that carry it; none where there are none.
         changes: what would change it, each one sentence.
         step: the command that would answer it; None: it is answered.
-        effort, risk: a sentence each.
-        facts: what the sentences were made of.
+        facts: what the sentences are made of.
     """
 
-    question: str
-    chapter: str
+    asked: Question
     verdict: Verdict
+    question: str
     why: str
-    about: str = ""
-    evidence: list[Evidence] = field(default_factory=list)
-    changes: list[str] = field(default_factory=list)
-    step: Step | None = None
-    effort: str = ""
-    risk: str = ""
-    key: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    about: str
+    evidence: list[Evidence]
+    changes: list[str]
+    step: Step | None
+    facts: Mapping[str, Any] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -146,104 +146,104 @@ def holds(conditions: Sequence[str], facts: Mapping[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class Decider:
-    """What all questions of a run share.
+class Report:
+    """What the results of a run say, in a language.
 
     Attributes:
-        minutes: number of a chapter -> that it took in this run.
+        results: chapter -> its result, those that could be read.
+        problems: chapter -> why its result could not.
     """
 
+    run: RunFolder
     results: Mapping[str, ChapterResult]
+    problems: Mapping[str, str]
     rules: Rules
     language: Language
-    run_name: str
-    minutes: Mapping[str, float] = field(default_factory=dict)
 
-    def decide(self) -> list[Decision]:
+    @classmethod
+    def read(cls, run: RunFolder, *, language: str = "en", rules: Rules | str | Path | None = None) -> Self:
+        """Read every chapter's result; one that is missing, damaged or of another schema version becomes a problem by name.
+
+        Args:
+            rules: what makes a go and what it costs: `Rules.load(...)`, or a file that changes it; "" or None: as they are.
+
+        Raises:
+            ValueError: no such language, or rules that cannot be read.
+        """
+        results, problems = {}, {}
+        for chapter in CHAPTERS:
+            try:
+                results[chapter.chapter] = chapter.load(run)
+            except ResultError as error:
+                problems[chapter.chapter] = str(error)
+        return cls(run, results, problems, rules if isinstance(rules, Rules) else Rules.load(rules), Language.load(language))
+
+    @functools.cached_property
+    def decisions(self) -> list[Decision]:
         """An answer to each question, from the chapters' results that are there."""
-        return [self._answer(asked) if asked.chapter in self.results else self._missing(asked) for asked in load_questions()]
+        return [self._answer(asked) for asked in load_tables().questions]
 
-    def overall(self, decisions: Sequence[Decision]) -> Overall:
+    @functools.cached_property
+    def overall(self) -> Overall:
         """The one answer above the questions."""
         facts: Facts = {}
-        for each in decisions:
-            kinds = {"go": each.verdict.startswith("go"), "no": each.verdict == "no-go"}
-            kinds |= {"open": each.verdict == "not enough evidence", "why": each.why, "missing": not each.facts}
-            facts |= {f"{each.key}_{kind}": value for kind, value in kinds.items()}
+        for each in self.decisions:
+            kinds = {"go": each.verdict.startswith("go"), "no": each.verdict == "no-go", "why": each.why}
+            kinds |= {"open": each.verdict == "not enough evidence", "missing": each.asked.chapter not in self.results}
+            facts |= {f"{each.asked.key}_{kind}": value for kind, value in kinds.items()}
             facts |= {name: each.facts[name] for name in ("cheaper", "cheaper_gain") if name in each.facts}
         of_search = [each for each in savings(self.results, self.rules.money) if each.chapter == "similarity"]
         facts["costs_more"] = any(each.own_prices and each.money and each.money.high < 0 for each in of_search)
-        row = next(each for each in load_overall() if holds(each.when, facts))
+        row = next(each for each in load_tables().overall if holds(each.when, facts))
         steps: dict[str, Step] = {}
-        for each in sorted(decisions, key=lambda each: _ORDER.index(each.key)):
+        for each in sorted(self.decisions, key=lambda each: load_tables().next_steps.index(each.asked.key)):
             if each.step:
                 same = steps.get(each.step.command)
                 steps[each.step.command] = replace(each.step, decides=f"{same.decides} {each.question}") if same else each.step
         return Overall(row.verdict, self.language.text(row.why, **facts), list(steps.values()))
 
-    def missing_command(self) -> str:
-        """The one command that makes every result that is not there."""
+    @property
+    def missing(self) -> str:
+        """Options of `altlas run` that make every result that is not there, and the report."""
         numbers = [chapter.number for chapter in CHAPTERS if chapter.chapter not in self.results]
-        return " ".join(["altlas run --run", self.run_name, *(f"--only {number}" for number in (*numbers, "90"))])
-
-    def _missing(self, asked: Question) -> Decision:
-        _ = self.language.text
-        command, question = self.missing_command(), _(asked.question)
-        changes = [_("The next step at the top runs its chapter.")]
-        step = Step(command, "", self._minutes(command), question)
-        why = _("This chapter has no result.")
-        return Decision(question, asked.chapter, "not enough evidence", why, changes=changes, step=step, key=asked.key)
+        return " ".join(f"--only {number}" for number in (*numbers, "90"))
 
     def _answer(self, asked: Question) -> Decision:
-        result, language = self.results[asked.chapter], self.language
-        facts = {"person_days": self.rules.money.person_days} | find_facts(asked.key, asked.facts, result, self.rules)
+        facts: Facts = {"run": self.run.name, "missing": self.missing, "person_days": self.rules.money.person_days}
+        if result := self.results.get(asked.chapter):
+            facts |= find_facts(asked.key, asked.facts, result, self.rules)
+        else:
+            rows = load_tables().without_result
+            asked = Question(chapter=asked.chapter, key=asked.key, question=asked.question, answers=rows)
         answer = next(each for each in asked.answers if holds(each.when, facts))
-        question = language.text(asked.question)
-        return Decision(
-            question=question,
-            chapter=asked.chapter,
-            verdict=answer.verdict,
-            why=language.text(answer.why, **facts),
-            about=language.text(asked.about, **facts) if asked.about else "",
-            evidence=list(self._evidence(asked, result, facts)),
-            changes=list(self._changes((*asked.changes, *answer.changes), facts)),
-            step=self._step(answer.next, facts, question) if answer.next else None,
-            effort=language.text(asked.effort, **facts),
-            risk=language.text(asked.risk, **facts),
-            key=asked.key,
-            facts=facts,
-        )
+        question, why, about = (self.language.text(each, **facts) for each in (asked.question, answer.why, asked.about))
+        evidence, changes = self._evidence(asked, facts), self._changes((*asked.changes, *answer.changes), facts)
+        step = self._step(answer, facts, question) if answer.command else None
+        return Decision(asked, answer.verdict, question, why, about, list(evidence), list(changes), step, facts)
 
-    def _step(self, step: NextStep, facts: Facts, decides: str) -> Step:
-        gpu = facts.get("gpu") or "T4"
-        command = f'altlas plan --gpu "{gpu}"' if step.plan else f"altlas run --run {self.run_name} {step.run.format(**facts)}"
-        where = self.language.text("on a machine with a {gpu}", gpu=gpu) if step.on_gpu else ""
-        return Step(command, where, self._minutes(command), decides)
-
-    def _minutes(self, command: str) -> str:
-        known = self.rules.minutes | self.minutes
-        chapters = ["plan"] if command.startswith("altlas plan") else [part[:2] for part in command.split("--only ")[1:]]
-        return self.language.text("about {minutes} min", minutes=max(1, round(sum(known.get(each, 1) for each in chapters))))
+    def _step(self, answer: Answer, facts: Facts, decides: str) -> Step:
+        command, _ = answer.command.format(**facts), self.language.text
+        known = self.rules.minutes | {n: each.duration_s / 60 for n, each in Manifest.load(self.run).by_number().items()}
+        chapters = re.findall(r"--only (\d\d)", command) or ["plan"]
+        minutes = max(1, round(sum(known.get(each, 1) for each in chapters)))
+        where = _("on a machine with a {gpu}", gpu=facts["gpu"]) if answer.on_gpu else ""
+        return Step(command, where, _("about {minutes} min", minutes=minutes), decides)
 
     def _changes(self, rows: Sequence[str | dict[str, str]], facts: Facts) -> Iterator[str]:
         """A sentence; `{condition: sentence}`, said where it holds; or `*name`, a fact that is a list of sentences."""
         for row in rows:
             condition, sentence = next(iter(row.items())) if isinstance(row, dict) else ("", row)
-            if condition and not holds([condition], facts):
-                continue
-            if sentence.startswith("*"):
-                yield from map(self.language.say, facts[sentence[1:]])
-            else:
-                yield self.language.text(sentence, **facts)
+            if not condition or holds([condition], facts):
+                said = facts[sentence[1:]] if sentence.startswith("*") else [Sentence(sentence, **facts)]
+                yield from map(self.language.say, said)
 
-    def _evidence(self, asked: Question, result: ChapterResult, facts: Facts) -> Iterator[Evidence]:
+    def _evidence(self, asked: Question, facts: Facts) -> Iterator[Evidence]:
         """Each number that the question points at, as far as the result has it."""
         language = self.language
         for pointer in asked.evidence:
-            named = {name for name in facts if f"{{{name}}}" in pointer.at}
-            if None in (facts[name] for name in named) or not holds(pointer.when, facts):
+            place, value = pointer.at.format(**facts), self.results[asked.chapter]
+            if "/None" in place or not holds(pointer.when, facts):
                 continue
-            place, value = pointer.at.format(**facts), result
             for step in place.strip("/").split("/"):
                 value = value[int(step)] if isinstance(value, list) else getattr(value, step)
             if value is None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment
 
-from ..devices import find_gpu
-from ..results import Advice, Candidate, ChapterResult, HotspotsResult, Remedy, SimilarityResult, TrainingResult
-from .bands import Band
-from .language import Sentence, Word
+from ..devices import load_catalogue
+from ..results import Advice, Candidate, ChapterResult, HotspotsResult, Remedy, Route, SimilarityResult, TrainingResult
+from .bands import Band, fastest_first
+from .language import Sentence
 from .rules import Rules
 
 Facts = dict[str, Any]
@@ -22,25 +22,17 @@ _ON_CPU: tuple[Advice, ...] = ("change the call", "vectorise first")
 _ON_GPU: tuple[Advice, ...] = ("try the drop-in", "port it", "keep the data on the GPU", "batch first", "write a kernel")
 
 
-def say(text: str, **values: Any) -> Sentence:
-    return Sentence(text, values)
-
-
+# Jinja expressions; what they ask of something that is not there is None.
 _EXPRESSIONS = Environment(undefined=ChainableUndefined)
-_EXPRESSIONS.globals |= {"say": say, "Word": Word, "Band": Band}
-
-
-@functools.cache
-def compile_expression(expression: str) -> Callable[..., Any]:
-    """A Jinja expression; what it asks of something that is not there is None."""
-    return _EXPRESSIONS.compile_expression(expression)
+_EXPRESSIONS.globals |= {"say": Sentence, "Band": Band}
+_compile = functools.cache(_EXPRESSIONS.compile_expression)
 
 
 def find_facts(key: str, expressions: Mapping[str, str], result: ChapterResult, rules: Rules) -> Facts:
     """All facts of a question: those that are searched for, then its expressions, of which each may use those before it."""
     facts = {"result": result, "rules": rules} | (_SEARCHES[key](result, rules) if key in _SEARCHES else {})
     for name, expression in expressions.items():
-        facts[name] = compile_expression(expression)(**facts)
+        facts[name] = _compile(expression)(**facts)
     return facts
 
 
@@ -48,7 +40,7 @@ def _port(result: HotspotsResult, rules: Rules) -> Facts:
     """The function that decides: to port for sure, else one with a cheaper way on the CPU, else the most promising."""
     least, candidates = rules.port.least_workload_gain, result.candidates
     unseen = [each for each in candidates if each.advice == "unknown"]
-    cheaper = [each for each in candidates if each.advice in _ON_CPU or _cheaper_route(each, least) is not None]
+    cheaper = [each for each in candidates if each.advice in _ON_CPU or _cheaper_route(each, least)]
     # Of a workload that gets faster on the CPU the profile is another one then: what to port there is not known before.
     changing = {each.workload for each in cheaper}
     for_a_gpu = [each for each in candidates if each.advice in _ON_GPU and each.workload_gain]
@@ -57,44 +49,30 @@ def _port(result: HotspotsResult, rules: Rules) -> Facts:
     sure = best is not None and Band.of(best.workload_gain).low >= least
     if not sure and (cheaper or not best):
         best = max(cheaper or unseen or candidates, key=lambda each: each.share, default=None)
-    found = {"best": best, "at": candidates.index(best) if best else None, "sure": sure, "for_a_gpu": for_a_gpu}
-    return found | {
-        "unseen": ", ".join(each.function for each in unseen),
-        "cheaper": cheaper and not sure,
-        "route_at": _cheaper_route(best, least) if best else None,
-        "possible": best in ported and Band.of(best.workload_gain).high >= least,
-    }
+    possible = best in ported and Band.of(best.workload_gain).high >= least
+    found = {"best": best, "sure": sure, "possible": possible, "unseen": unseen, "for_a_gpu": for_a_gpu}
+    return found | {"cheaper": cheaper and not sure, "route": best and _cheaper_route(best, least)}
 
 
-def _cheaper_route(candidate: Candidate, least: float) -> int | None:
-    """Place of a measured way on the CPU with the same answer that is enough; None where there is none."""
-    for at, route in enumerate(candidate.routes):
-        measured = route.kind == "algorithm" and route.standing == "measured" and route.same_answer and route.gain
-        if measured and Band.of(route.gain).low >= least:
-            return at
-    return None
+def _cheaper_route(candidate: Candidate, least: float) -> Route | None:
+    """The first measured way on the CPU with the same answer that is enough."""
+    measured = [each for each in candidate.routes if each.kind == "algorithm" and each.standing == "measured" and each.gain]
+    return next((each for each in measured if each.same_answer and Band.of(each.gain).low >= least), None)
 
 
 def _integrate(result: SimilarityResult, rules: Rules) -> Facts:
     """The fastest method of CPU and GPU at the largest size that both were timed at, or what is expected of a GPU there."""
-    of_kind: dict[bool, dict[int, list]] = {False: {}, True: {}}
-    for at, timing in enumerate(result.timings):
-        if timing.with_transfers:
-            of_kind[timing.on_gpu].setdefault(timing.n_texts, []).append((Band.of(timing.time).high, at, timing))
-    on_cpu, on_gpu = of_kind.values()
+    on_cpu, on_gpu = (fastest_first(result, on_gpu=kind) for kind in (False, True))
     n = max(on_cpu.keys() & on_gpu.keys() or on_cpu, default=0)
     validated = {each.method for each in result.validations if each.passed and each.n_texts == n}
+    cpu = next(iter(on_cpu.get(n, [])), None)
     # Of the methods that were timed, one whose answer was checked at this size counts more than a faster one.
-    nothing = (0, None, None)
-    _, cpu_at, cpu = min(on_cpu.get(n, []), default=nothing, key=lambda each: each[:2])
-    _, gpu_at, gpu = min(on_gpu.get(n, []), default=nothing, key=lambda each: (each[2].method not in validated, *each[:2]))
-    projected = [(at, each) for at, each in enumerate(result.expectations) if each.on_gpu and each.n_texts == n]
-    expected_at, expected = projected[0] if projected and not on_gpu else (None, None)
-    other = gpu or expected
+    gpu = min(on_gpu.get(n, []), key=lambda each: each.method not in validated, default=None)
+    expected = [each for each in result.expectations if each.on_gpu and each.n_texts == n and not on_gpu]
+    other = gpu or next(iter(expected), None)
+    found = {"n": n, "largest": max(on_cpu, default=0), "timed_on_gpu": on_gpu, "on_cpu": cpu, "on_gpu": gpu, "other": other}
     gain = Band.of(cpu.time).over(Band.of(other.time)) if cpu and other else None
-    found = {"n": n, "largest": max(on_cpu, default=0), "on_cpu": cpu, "cpu_at": cpu_at, "timed_on_gpu": on_gpu, "gain": gain}
-    found |= {"on_gpu": gpu, "gpu_at": gpu_at, "other": other, "validated": gpu and gpu.method in validated}
-    return found | {"expected": gain and expected, "expected_at": gain and expected_at}
+    return found | {"gain": gain, "expected": gain and not gpu and other, "validated": gpu and gpu.method in validated}
 
 
 def _fit(result: TrainingResult, rules: Rules) -> Facts:
@@ -108,35 +86,32 @@ def _fit(result: TrainingResult, rules: Rules) -> Facts:
     first = result.remedies[0] if result.remedies and result.remedies[0].plan else None  # the model as it is
     gpu = first.plan.gpu if first else result.gpu or "T4"
     sizes = [result.micro_batch_size, *(epoch.micro_batch_size for epoch in result.history)]
-    return {
-        **{"planned": planned, "first": first, "gpu": gpu, "ran": _ran_there(result, gpu, first), "fits": first in fitting},
-        **{"size": min(sizes), "asked": max(*sizes, result.micro_batch_size_asked or 0)},
-        **{"compiled": fitting, "tight": standing(["tight"], "compiled"), "projected": standing(accepted, "projected")},
-        "with_another": fitting[0] if fitting and first not in fitting else None,
-        "limits": [_limit(each) for each in planned if each.largest_batch][:3],
-    }
+    found = {"planned": planned, "first": first, "gpu": gpu, "ran": _ran_there(result, gpu, first), "fits": first in fitting}
+    found |= {"size": min(sizes), "asked": max(*sizes, result.micro_batch_size_asked or 0)}
+    found |= {"compiled": fitting, "tight": standing(["tight"], "compiled"), "projected": standing(accepted, "projected")}
+    found["with_another"] = fitting[0] if fitting and first not in fitting else None
+    return found | {"limits": [_limit(each) for each in planned if each.largest_batch][:3]}
 
 
 def _ran_there(result: TrainingResult, gpu: str, first: Remedy | None) -> bool:
     """Whether the training that was measured is the planned one, on the planned GPU."""
     if not result.peak_memory or result.peak_memory.basis != "measured":
         return False
-    try:
-        same_gpu = find_gpu(result.peak_memory.device) == find_gpu(gpu)
-    except ValueError:  # not in the catalogue
-        same_gpu = result.peak_memory.device == gpu
+    device = result.peak_memory.device
+    same_gpu = device == gpu or any(each.is_called(device) and each.is_called(gpu) for each in load_catalogue())
     return same_gpu and (first is None or first.plan.configuration.get("model") == result.preset)
 
 
 def _limit(remedy: Remedy) -> Sentence:
-    size, largest = remedy.plan.configuration.get("batch_size"), remedy.largest_batch
-    if remedy.plan.verdict == "fits" or not isinstance(size, int):
-        return say("{name}: batch {n} fits.", name=Word(remedy.name), n=max(largest, size if isinstance(size, int) else 0))
+    size, largest, verdict = remedy.plan.configuration.get("batch_size"), remedy.largest_batch, remedy.plan.verdict
+    verdict = verdict if isinstance(size, int) else "fits"
     sentence = {
+        "fits": "{name}: batch {n} fits.",
         "out of memory": "{name}: batch {n} fits, {planned} does not.",
         "tight": "{name}: batch {n} fits, {planned} only without reserve.",
-    }.get(remedy.plan.verdict, "{name}: batch {n} fits, {planned} is open.")
-    return say(sentence, name=Word(remedy.name), n=largest, planned=size)
+    }.get(verdict, "{name}: batch {n} fits, {planned} is open.")
+    n = max(largest, size or 0) if verdict == "fits" else largest
+    return Sentence(sentence, name=Sentence(remedy.name), n=n, planned=size)
 
 
 _SEARCHES: dict[str, Callable[[Any, Rules], Facts]] = {"port": _port, "integrate": _integrate, "fit": _fit}

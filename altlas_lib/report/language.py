@@ -5,6 +5,7 @@ Numbers, percentages and dates are written as the Unicode CLDR has them for the 
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -12,7 +13,6 @@ from typing import Any
 
 from babel.dates import format_datetime
 from babel.numbers import format_decimal, format_percent
-from markupsafe import Markup, escape
 
 from ..results import Quantity, format_value
 from .bands import Band
@@ -20,10 +20,11 @@ from .rules import read_yaml
 
 LANGUAGES = ("en", "tr")
 _LARGEST = 1e15  # number that is written out; Babel rounds to 28 digits at most, and infinity has none
+_LONGEST_NUMBER = 20  # characters of one that is recognised
 _LONGEST = 1000  # characters of a chapter's text that are looked at
 
 _NUMBER = re.compile(
-    r"([+-]?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(%|x| (?:ms|s|µs|min|bytes|KiB|MiB|GiB|GB|GB/s|GFLOP/s|TFLOP/s))?"
+    r"([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(%|x| (?:ms|s|µs|min|bytes|KiB|MiB|GiB|GB|GB/s|GFLOP/s|TFLOP/s))?"
 )
 # Values of a pattern: what some of them are, where others are any text, and which are names that no translation touches.
 _VALUES = {"share": _NUMBER.pattern, "n": _NUMBER.pattern, "library": "[^,]+"}
@@ -31,30 +32,22 @@ _NAMES = ("function", "version", "way", "workload")
 
 
 def _pattern(sentence: str) -> re.Pattern:
-    """Texts that read as the sentence; a value goes on to where the next words first stand. The groups are atomic, so that no
-    text takes long.
+    """Texts that read as the sentence; a value goes on to where the next words first stand. All groups but the last are atomic,
+    so that no text takes long.
     """
     first, *others = re.split(r"{(\w+)}", sentence)
-    source = re.escape(first)
-    for at in range(0, len(others), 2):
-        name, after = others[at], re.escape(others[at + 1])
-        if at + 2 < len(others):
-            source += f"(?>(?P<{name}>{_VALUES.get(name, '.+?')}){after})"
-        else:  # nothing stands after the last one that it could end at
-            source += f"(?P<{name}>{_VALUES.get(name, '.+')}){after}"
-    return re.compile(source, re.DOTALL)
+    pairs = zip(others[::2], others[1::2], strict=True)
+    *groups, last = [f"(?P<{name}>{_VALUES.get(name, '.+?')}){re.escape(after)}" for name, after in pairs]
+    return re.compile(re.escape(first) + "".join(f"(?>{group})" for group in groups) + last, re.DOTALL)
 
 
-@dataclass(frozen=True)
 class Sentence:
-    """A sentence of the report's own, which its values are filled into in the reader's language."""
+    """A sentence of the report's own, which its values are filled into in the reader's language; without any, a text of a
+    chapter's, such as an advice, which is recognised there.
+    """
 
-    text: str
-    values: dict[str, Any]
-
-
-class Word(str):
-    """A term of this book's, such as an advice, that a sentence names and that has a translation."""
+    def __init__(self, text: str, /, **values: Any) -> None:
+        self.text, self.values = str(text), values
 
 
 @dataclass(frozen=True)
@@ -79,20 +72,15 @@ class Language:
         patterns = [(_pattern(sentence), other) for sentence, other in found.items() if "{" in sentence]
         return cls(code, found | read_yaml(f"locales/{code}.yaml"), patterns)
 
-    def text(self, sentence: str, **values: Any) -> str:
-        """The sentence in this language, with `{name}` replaced by values."""
-        found = self.sentences.get(sentence, sentence)
-        return found.format(**self._worded(values)) if values else found
-
-    def html(self, sentence: str, **values: Any) -> Markup:
-        """The same for a template, where all of it is text: sentence and values are escaped."""
-        found = escape(self.sentences.get(sentence, sentence))
-        return found.format(**self._worded(values)) if values else found
+    def text(self, sentence: str, wrap: Callable[[str], str] = str, /, **values: Any) -> str:
+        """The sentence in this language, with `{name}` replaced by values; `wrap=escape`: for HTML, where all of it is text."""
+        found = wrap(self.sentences.get(sentence, sentence))
+        return found.format(**{name: self.write(value, name) for name, value in values.items()}) if values else found
 
     def say(self, sentence: Sentence | str) -> str:
         """A sentence, or a chapter's text: in this language, as far as that is known."""
         if isinstance(sentence, Sentence):
-            return self.text(sentence.text, **sentence.values)
+            return self.text(sentence.text, **sentence.values) if sentence.values else self.say(sentence.text)
         if self.code == "en":
             return sentence
         known = self.recognise(sentence)
@@ -121,70 +109,59 @@ class Language:
     def _match(self, text: str) -> str | None:
         for pattern, other in self.patterns:
             if found := pattern.fullmatch(text):
-                return other.format(**{name: self._value(name, value) for name, value in found.groupdict().items()})
+                values = found.groupdict()
+                said = {name: self.recognise(value) or value for name, value in values.items() if name not in _NAMES}
+                return other.format(**values | said)
         return None
-
-    def _value(self, name: str, value: str) -> str:
-        return value if name in _NAMES else self.recognise(value) or value
 
     def _number(self, text: str) -> str | None:
         """An English number with its unit."""
-        if not (found := _NUMBER.fullmatch(text)):
+        if not (found := _NUMBER.fullmatch(text)) or len(found[1]) > _LONGEST_NUMBER:
             return None
-        sign, digits, symbol = found.groups()
-        if digits.isdigit() and not symbol:  # 2024 may be the name of a file, 0071234 a commit
-            return text
-        pattern = "#,##0." + "0" * len(digits.partition(".")[2])
-        number = format_decimal(Decimal(digits.replace(",", "")), pattern.rstrip("."), locale=self.code)
+        digits, symbol = found.groups("")
+        return text if digits.isdigit() and not symbol else self._localise(digits, symbol)  # 2024 may be the name of a file
+
+    def _localise(self, digits: str, symbol: str) -> str:
+        """English digits, with their sign, and a unit as this language writes them."""
+        sign = digits[0].strip("0123456789")
+        number = Decimal(digits.removeprefix(sign).replace(",", ""))
+        pattern = "#,##0." + "0" * -number.as_tuple().exponent
+        written = format_decimal(number, pattern.rstrip("."), locale=self.code)
         if symbol == "%":
-            return sign + format_percent(0.01, locale=self.code).replace("1", number)
-        return sign + self._join(number, symbol or "")
+            return sign + format_percent(0.01, locale=self.code).replace("1", written)
+        unit = self.sentences.get(f"unit {symbol.strip()}", symbol.strip())
+        return f"{sign}{written}{'' if unit == 'x' else ' '}{unit}".strip()
 
     def amount(self, value: float, unit: str) -> str:
         """A number with its unit, three significant digits: `1.37 s`, `1,37 sn`; a share as a percentage."""
-        if unit == "share":
-            return format_percent(round(value, 3), locale=self.code, decimal_quantization=False)
         if not abs(value) < _LARGEST:
-            return self._join(f"{value:.3g}", unit)
+            return f"{value:.3g} {unit}".strip()
+        if unit == "share":
+            return self._localise(f"{round(100 * value, 1):.12g}", "%")
         digits, _, symbol = format_value(value, unit).partition(" ")
-        number = Decimal(digits.removesuffix("x").replace(",", ""))
-        symbol = "x" if unit == "x" else symbol
-        return self._join(format_decimal(number, locale=self.code, decimal_quantization=False), symbol)
+        return self._localise(digits.removesuffix("x"), "x" if unit == "x" else symbol)
 
     def band(self, band: Band | Quantity) -> str:
         """`2.1x to 2.4x`, `11 to 12 ms`; one number where both ends read the same, and a measured quantity's median."""
-        if isinstance(band, Quantity):
-            if band.value is not None:
-                return self.amount(band.value, band.unit)
-            band = Band.of(band)
+        if isinstance(band, Quantity) and band.value is not None:
+            return self.amount(band.value, band.unit)
         low, high = (self.amount(end, band.unit) for end in (band.low, band.high))
         number, _, symbol = low.partition(" ")
         if low == high:
             return low
         return self.text("{low} to {high}", low=number if symbol == high.partition(" ")[2] else low, high=high)
 
-    def integer(self, value: int) -> str:
-        return format_decimal(value, locale=self.code) if abs(value) < _LARGEST else str(value)
-
-    def when(self, moment: datetime) -> str:
-        return format_datetime(moment, "medium", locale=self.code)
-
-    def _join(self, number: str, unit: str) -> str:
-        symbol = self.sentences.get(f"unit {unit.strip()}", unit.strip())
-        return f"{number}{symbol}" if symbol == "x" else f"{number} {symbol}".strip()
-
-    def _worded(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {name: self._word(name, value) for name, value in values.items()}
-
-    def _word(self, name: str, value: Any) -> Any:
-        if isinstance(value, Quantity | Band):
-            return self.band(value)
-        if isinstance(value, Sentence | Word):
-            return self.say(value)
-        if isinstance(value, datetime):
-            return self.when(value)
-        if name.endswith("_points") and value is not None:
-            return format_decimal(round(100 * value, 1) + 0.0, "+#,##0.0;-#,##0.0", locale=self.code)
-        if type(value) is int:
-            return self.integer(value)
-        return self.amount(value, "") if isinstance(value, float) else value
+    def write(self, value: Any, name: str = "") -> Any:
+        """A value of a sentence in this language; by its name a difference in points. A text of others stays."""
+        match value:
+            case Quantity() | Band():
+                return self.band(value)
+            case Sentence():
+                return self.say(value)
+            case datetime():
+                return format_datetime(value, "medium", locale=self.code)
+            case int() | float() if name.endswith("_points"):
+                return self._localise(f"{round(100 * value, 1) + 0.0:+.1f}", "")
+            case int() | float() if not isinstance(value, bool):
+                return self.amount(value, "")
+        return value

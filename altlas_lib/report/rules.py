@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..devices import GpuSpec, find_gpu, load_catalogue
+from ..results import first_problem
 
 _Gain = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -44,7 +45,7 @@ class PredictRule(Checked):
 
 
 class Money(Checked):
-    """What running costs; `given` names what the user said, the rest are examples."""
+    """What running costs; `given` names what the user said, the rest are examples; `gpus` are set side by side."""
 
     currency: str
     price_source: str
@@ -54,18 +55,14 @@ class Money(Checked):
     price_per_person_day: _Cost
     price_per_kwh: _Cost
     cpu_power_w: _Cost
-    gpus: list[str]
+    gpus: list[GpuSpec]
     given: frozenset[str] = frozenset()
 
-    @field_validator("gpus")
+    @field_validator("gpus", mode="before")
     @classmethod
-    def _are_known(cls, names: list[str]) -> list[str]:
-        return [find_gpu(name).name for name in names]
-
-    @property
-    def specs(self) -> list[GpuSpec]:
-        """The GPUs to set side by side."""
-        return [gpu for gpu in load_catalogue() if not self.gpus or gpu.name in self.gpus]
+    def _find(cls, names: list[str]) -> list[GpuSpec]:
+        wanted = [find_gpu(name) for name in names]
+        return [gpu for gpu in load_catalogue() if gpu in wanted or not wanted]
 
     @property
     def examples(self) -> list[str]:
@@ -98,27 +95,17 @@ class Rules(Checked):
         try:
             changes = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}) if path else {}
             given = [changes.get("money") or {}, {name: value for name, value in money.items() if value}]
-            prices = {_device(name): price for each in given for name, price in _prices(each.get("price_per_hour", {})).items()}
+            prices = {name: price for each in given for name, price in _prices(each.get("price_per_hour", {})).items()}
             for question, change in changes.items():
                 rules[question] = {**rules.get(question, {}), **change}
-            rules["money"] |= given[1] | {
-                "price_per_hour": examples | prices,
-                "given": given[0].keys() | given[1] | prices.keys(),
-            }
+            rules["money"] |= given[1] | {"price_per_hour": examples | prices}
+            rules["money"]["given"] = given[0].keys() | given[1] | prices.keys()
             return cls.model_validate(rules)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{origin}: {where}: {first['msg']}; see altlas_lib/report/rules.yaml") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"rules {path} cannot be read ({error}); expected lines as in altlas_lib/report/rules.yaml"
-            ) from None
+        except (OSError, UnicodeDecodeError, ValidationError, yaml.YAMLError, AttributeError, TypeError) as error:
+            reason = first_problem(error) if isinstance(error, ValidationError) else f"cannot be read ({error})"
+            raise ValueError(f"{origin}: {reason}; expected lines as in altlas_lib/report/rules.yaml") from None
 
 
 def _prices(given: Any) -> dict[str, Any]:
-    return dict(each.partition("=")[::2] for each in given) if isinstance(given, list) else given
-
-
-def _device(name: str) -> str:
-    return name if name == "CPU" else find_gpu(name).name
+    pairs = [each.partition("=")[::2] for each in given] if isinstance(given, list) else given.items()
+    return {name if name == "CPU" else find_gpu(name).name: price for name, price in pairs}

@@ -2,11 +2,13 @@
 
 import bisect
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
-from ..devices import GpuSpec, find_gpu, load_catalogue
+from ..devices import find_gpu, load_catalogue
 from ..results import Ceilings, MemoryPlan, Quantity, SimilarityResult
+
+_K = 10  # neighbours of each text
 
 
 @dataclass(frozen=True)
@@ -14,103 +16,86 @@ class WhatIf:
     """Answers for one position of the sliders.
 
     Attributes:
-        on_cpu: nearest neighbours of all texts: measured, or projected from what was; None: nothing of this CPU was.
-        break_even_n_texts: from so many texts on the GPU's slow end beats the CPU's fast end; None: not below ten million, or
-            unknown where `on_cpu` is None.
-        plan: of one training step; None: not compiled yet, see `problem`.
+        ceilings: of this machine, as chapter 00 measured them.
+        similarity: chapter 20's result: its CPU times count more than the ceilings, where it has as many dimensions.
+        plan: of one training step of the reference model, from the planner's cache: a slider does not wait for a compiler.
+            Where it has none, why.
+
+    Raises:
+        ValueError: no such GPU, or a number below 1.
     """
 
-    gpu: GpuSpec
+    gpu: str
     n_texts: int
+    n_dimensions: int
     batch_size: int
-    on_cpu: Quantity | None
-    on_gpu: Quantity
-    break_even_n_texts: int | None
-    plan: MemoryPlan | None
-    problem: str | None
+    dtype_policy: str = "float32"
+    ceilings: Ceilings | None = None
+    similarity: SimilarityResult | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.n_texts, self.n_dimensions) < 1:
+            raise ValueError(f"{self.n_texts} texts of {self.n_dimensions} dimensions: expected 1 or more of each")
+        self.plan  # noqa: B018 (what cannot be meant is refused here)
+
+    @cached_property
+    def plan(self) -> MemoryPlan | str:
+        from ..training import PlanError, plan_memory
+
+        how = {"batch_size": self.batch_size, "dtype_policy": self.dtype_policy, "only_cached": True}
+        try:
+            return plan_memory("reference", find_gpu(self.gpu), **how)
+        except PlanError as error:
+            return str(error)
+
+    @cached_property
+    def _measured(self) -> dict[int, Quantity]:
+        """Number of texts -> time of the fastest CPU method, where its runs have a range."""
+        timings = self.similarity.timings if self.similarity and self.similarity.n_dimensions == self.n_dimensions else []
+        ranges = [each for each in timings if not each.on_gpu and each.time.n_runs and 0 < each.time.low < each.time.high]
+        return {each.n_texts: each.time for each in sorted(ranges, key=lambda each: -each.time.high)}  # the fastest comes last
+
+    def times(self, n: int) -> tuple[Quantity | None, Quantity]:
+        """Nearest neighbours of `n` texts on this CPU and on the GPU. The CPU's is the time that was measured at `n`, else
+        that at the nearest size, times the square of their ratio, else projected; None: nothing of this CPU was measured.
+        """
+        from ..similarity import expected_times
+
+        expected = expected_times([n], self.n_dimensions, _K, find_gpu(self.gpu), self.ceilings)
+        by_kind = {each.on_gpu: each.time for each in expected}
+        if not self._measured or n in self._measured:
+            return self._measured.get(n) or by_kind.get(False), by_kind[True]
+        nearest = min(self._measured, key=lambda size: abs(math.log(size / n)))
+        time, times = self._measured[nearest], (n / nearest) ** 2
+        bound_by = f"as the square of {nearest:,} texts, which were measured"
+        return Quantity.projected(times * time.low, times * time.high, "s", time.device, bound_by), by_kind[True]
+
+    @cached_property
+    def break_even_n_texts(self) -> int | None:
+        """The smallest number of texts, two digits and zeros, at which the GPU's slow end beats the CPU's fast end; None: not
+        below ten million, or unknown where nothing of this CPU was measured.
+        """
+
+        def wins(n: int) -> bool:
+            on_cpu, on_gpu = self.times(n)
+            return on_cpu is not None and on_gpu.high < on_cpu.low
+
+        sizes = [digits * 10**power for power in range(6) for digits in range(10, 100)]
+        at = bisect.bisect_left(sizes, True, key=wins)
+        return sizes[at] if at < len(sizes) else None
 
     def rows(self) -> list[tuple[str, str]]:
         """A table's rows: what, and the answer with its basis."""
-        even, plan = self.break_even_n_texts, self.plan
-        wins = f"from {even:,} texts on (projected)" if even else "at no size below ten million (projected)"
-        if self.on_cpu is None:
-            wins = "unknown: nothing of this CPU was measured; run chapter 00 or 20"
-        times = []
-        for name, time in (("this CPU", self.on_cpu), (self.gpu.name, self.on_gpu)):
+        times = dict(zip(("this CPU", find_gpu(self.gpu).name), self.times(self.n_texts), strict=True))
+        even, plan, rows = self.break_even_n_texts, self.plan, []
+        for name, time in times.items():
             said = f"{time} ({', '.join(filter(None, (time.basis, time.bound_by)))})" if time else "unknown"
-            times.append((f"{self.n_texts:,} texts, {name}", said))
-        memory = f"{plan.verdict}: {plan.peak} ({plan.peak.basis} for {plan.gpu})" if plan else self.problem
-        return [*times, ("the GPU surely wins", wins), (f"training in batches of {self.batch_size}", memory)]
-
-
-def what_if(
-    gpu: str,
-    n_texts: int,
-    n_dimensions: int,
-    batch_size: int,
-    *,
-    ceilings: Ceilings | None = None,
-    similarity: SimilarityResult | None = None,
-    preset: str = "reference",
-    dtype_policy: str = "float32",
-    k: int = 10,
-) -> WhatIf:
-    """The answers for these values. Plans come from the planner's cache: a slider does not wait for a compiler.
-
-    Args:
-        ceilings: of this machine, as chapter 00 measured them.
-        similarity: chapter 20's result: its CPU times count more than the ceilings, where it has as many dimensions.
-
-    Raises:
-        ValueError: no such GPU or preset, or a number below 1.
-    """
-    from ..similarity import expected_times
-    from ..training import PlanError, plan_memory
-
-    spec = find_gpu(gpu)
-    if min(n_texts, n_dimensions) < 1:
-        raise ValueError(f"{n_texts} texts of {n_dimensions} dimensions: expected 1 or more of each")
-    measured = _measured(similarity, n_dimensions)
-
-    def times(n: int) -> tuple[Quantity | None, Quantity]:
-        expected = {each.on_gpu: each.time for each in expected_times([n], n_dimensions, k, spec, ceilings)}
-        return _on_cpu(n, measured) if measured else expected.get(False), expected[True]
-
-    try:
-        plan, problem = plan_memory(preset, spec, batch_size=batch_size, dtype_policy=dtype_policy, only_cached=True), None
-    except PlanError as error:
-        plan, problem = None, str(error)
-    return WhatIf(spec, n_texts, batch_size, *times(n_texts), _break_even(times), plan, problem)
-
-
-def _measured(similarity: SimilarityResult | None, n_dimensions: int) -> dict[int, Quantity]:
-    """Number of texts -> time of the fastest CPU method, where its runs have a range."""
-    timings = similarity.timings if similarity and similarity.n_dimensions == n_dimensions else []
-    ranges = [each for each in timings if not each.on_gpu and each.time.n_runs and 0 < each.time.low < each.time.high]
-    slowest_first = sorted(ranges, key=lambda each: each.time.high, reverse=True)
-    return {each.n_texts: each.time for each in slowest_first}
-
-
-def _on_cpu(n: int, measured: dict[int, Quantity]) -> Quantity:
-    """The time that was measured at `n` texts, else that at the nearest size, times the square of their ratio."""
-    nearest = min(measured, key=lambda size: abs(math.log(size / n)))
-    time, times = measured[nearest], (n / nearest) ** 2
-    if nearest == n:
-        return time
-    bound_by = f"as the square of {nearest:,} texts, which were measured"
-    return Quantity.projected(times * time.low, times * time.high, "s", time.device, bound_by)
-
-
-def _break_even(times: Callable[[int], tuple[Quantity | None, Quantity]]) -> int | None:
-    """The smallest number of texts, two digits and zeros, at which the GPU's slow end beats the CPU's fast end."""
-
-    def wins(n: int) -> bool:
-        on_cpu, on_gpu = times(n)
-        return on_cpu is not None and on_gpu.high < on_cpu.low
-
-    sizes = [digits * 10**power for power in range(6) for digits in range(10, 100)]
-    at = bisect.bisect_left(sizes, True, key=wins)
-    return sizes[at] if at < len(sizes) else None
+            rows.append((f"{self.n_texts:,} texts, {name}", said))
+        wins = f"from {even:,} texts on (projected)" if even else "at no size below ten million (projected)"
+        if times["this CPU"] is None:
+            wins = "unknown: nothing of this CPU was measured; run chapter 00 or 20"
+        memory = plan if isinstance(plan, str) else f"{plan.verdict}: {plan.peak} ({plan.peak.basis} for {plan.gpu})"
+        return [*rows, ("the GPU surely wins", wins), (f"training in batches of {self.batch_size}", memory)]
 
 
 def panel(ceilings: Ceilings | None = None, similarity: SimilarityResult | None = None):
@@ -121,11 +106,10 @@ def panel(ceilings: Ceilings | None = None, similarity: SimilarityResult | None 
         return None
     from .. import tables
 
-    names = [gpu.name for gpu in load_catalogue()]
-    texts = widgets.FloatLogSlider(10_000, min=2, max=7, step=0.1, readout_format=",.0f", description="texts")
+    sizes = [digit * 10**power for power in range(2, 7) for digit in (1, 2, 5)]
     controls = {
-        "gpu": widgets.Dropdown(options=names, value="T4", description="GPU"),
-        "n_texts": texts,
+        "gpu": widgets.Dropdown(options=[gpu.name for gpu in load_catalogue()], value="T4", description="GPU"),
+        "n_texts": widgets.SelectionSlider(options=[*sizes, 10**7], value=10_000, description="texts"),
         "n_dimensions": widgets.SelectionSlider(options=(64, 128, 256, 384, 768, 1536), value=384, description="dimensions"),
         "batch_size": widgets.SelectionSlider(options=(8, 16, 32, 64, 128), value=64, description="batch"),
         "dtype_policy": widgets.Dropdown(options=("float32", "mixed_float16"), description="precision"),
@@ -133,8 +117,8 @@ def panel(ceilings: Ceilings | None = None, similarity: SimilarityResult | None 
     answers = widgets.HTML()
 
     def answer(_change=None) -> None:
-        values = {name: control.value for name, control in controls.items()} | {"n_texts": round(texts.value)}
-        rows = what_if(**values, ceilings=ceilings, similarity=similarity).rows()
+        values = {name: control.value for name, control in controls.items()}
+        rows = WhatIf(**values, ceilings=ceilings, similarity=similarity).rows()
         answers.value = tables.show(rows, ["what", "answer"]).to_html()
 
     for control in controls.values():

@@ -6,7 +6,7 @@ from .environment import Ceilings, EnvironmentResult, Finding, Licence
 from .hotspots import Advice, Candidate, HotspotsResult, Projection, ProjectionAccuracy, Route, RouteKind, RouteStanding
 from .profile import Alternative, FunctionTime, LineTime, Origin, Overhead, TimeClass, WorkloadProfile
 from .provenance import LARGEST_OTHER_LOAD, ChapterResult, DataSource, FigureFile, Provenance, ResultError, git_state
-from .quantity import Basis, Model, Quantity, format_value
+from .quantity import Basis, Model, Quantity, first_problem, format_value
 from .serving import Kill, LoadPoint, ServingResult, sustained_per_s
 from .similarity import Expectation, SimilarityResult, SimilarPair, Step, Timing, Validation
 from .training import Epoch, GpuFit, Kept, MemoryPlan, Metric, Quality, Remedy, TrainingResult

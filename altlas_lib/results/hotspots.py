@@ -2,8 +2,9 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 
+from ..devices.efficiencies import Accuracy
 from .profile import WorkloadProfile
 from .provenance import ChapterResult, DataSource
 from .quantity import Model, Quantity, Share
@@ -16,19 +17,14 @@ RouteKind = Literal["algorithm", "drop-in library", "CuPy port", "kernel of your
 RouteStanding = Literal["measured", "projected", "offered", "offered on conditions", "absent", "unknown"]
 
 
-class ProjectionAccuracy(Model):
+class ProjectionAccuracy(Accuracy):
     """How far projections of a class of operations were from published timings that their fit had not seen."""
 
     of: str  # the class that takes longest on the GPU: 'product float32', 'fft'
-    n_points: NonNegativeInt
-    n_sources: NonNegativeInt = 0
-    gpus: tuple[str, ...] = ()
-    median_error: float | None = Field(default=None, ge=1)  # factor; None: no points
-    inside: Share | None = None  # share of them that lay in their bands
 
     def __str__(self) -> str:
         """A sentence for reports."""
-        if not self.n_points or self.median_error is None or self.inside is None:
+        if not self.n_points:
             return f"No published timings of {self.of} were found: its band is wide, and stands on the data sheet alone."
         timings = "1 published timing" if self.n_points == 1 else f"{self.n_points:,} published timings"
         return (

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import re
 import subprocess
 import textwrap
@@ -14,9 +13,9 @@ from pydantic import Field, JsonValue, NonNegativeInt, ValidationError
 
 from ..devices import device_names
 from ..paths import RunFolder, outputs_dir, project_root, write_atomically
-from .quantity import Model
+from .quantity import Model, first_problem
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _DISTRIBUTION = "altlas-cuda-workbook"
 
 # Of the processors. A program that wants them all takes 1 / (1 - 0.2) = 1.25 times as long, less than a projection's own error.
@@ -91,7 +90,7 @@ class ChapterResult(Model):
     chapter: ClassVar[str]
     number: ClassVar[str]
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     provenance: Provenance
     finding: str = Field(min_length=1)  # what was found, in one sentence
     figures: list[FigureFile] = Field(default=[])
@@ -130,17 +129,9 @@ class ChapterResult(Model):
         path = run.results / f"{cls.chapter}.json"
         again = f"run its chapter again: altlas run --run {run.name} --only {cls.number}"
         try:
-            content = json.loads(path.read_bytes())
+            return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise ResultError(f"no {cls.chapter} result in run {run.name!r}; {again}") from None
-        except (OSError, ValueError) as error:
-            raise ResultError(f"{path.name} of run {run.name!r} cannot be read ({error}); {again}") from None
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if version != SCHEMA_VERSION:
-            raise ResultError(f"{path.name} has schema version {version!r}, this library reads {SCHEMA_VERSION}; {again}")
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ResultError(f"{path.name} of run {run.name!r} is not valid at {where!r}: {first['msg']}; {again}") from None
+        except (OSError, ValidationError) as error:
+            reason = first_problem(error) if isinstance(error, ValidationError) else error
+            raise ResultError(f"{path.name} of run {run.name!r} cannot be read ({reason}); {again}") from None

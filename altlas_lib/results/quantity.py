@@ -1,10 +1,11 @@
 """Numbers that say where they come from."""
 
+import reprlib
 import statistics
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 Basis = Literal["measured", "compiled", "projected"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -13,6 +14,12 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Model(BaseModel):
     # NaN and infinity are no JSON: a result that holds one is refused when it is made, not when somebody reads it.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def first_problem(error: ValidationError) -> str:
+    """`place.in.the.data: what is wrong, got ...` of the first place that is not valid."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {reprlib.repr(first['input'])}"
 
 
 class Quantity(Model):

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from .provenance import LARGEST_OTHER_LOAD, ChapterResult, DataSource
 from .quantity import Model, Quantity, Share
@@ -79,7 +79,6 @@ class SimilarityResult(ChapterResult):
     most_similar: list[SimilarPair]
     expectations: list[Expectation] = Field(default=[])
     steps: list[Step] = Field(default=[])  # of the fastest method at the largest size
-    sentences: list[JsonValue] = Field(default=[])  # of earlier versions; not read
 
     @property
     def gpu_was_timed(self) -> bool:

@@ -190,11 +190,11 @@ def test_the_report_shows_its_decisions_on_the_first_screen_without_a_network(br
     page.screenshot(path=SCREENSHOTS / f"report_{language}_{scheme}.png")
     page.screenshot(path=SCREENSHOTS / f"report_{language}_{scheme}_whole.png", full_page=True)
     verdicts = page.locator(".decision .verdict")
-    expected = [report.language.Language.load(language).text(each.verdict) for each in report.decisions(run)]
+    expected = [report.language.Language.load(language).text(each.verdict) for each in report.Report.read(run).decisions]
     assert verdicts.all_inner_texts() == expected
     assert len(expected) == 5
     answer = page.locator(".overall .verdict")
-    assert answer.inner_text() == report.language.Language.load(language).text(report.overall(run).verdict)
+    assert answer.inner_text() == report.language.Language.load(language).text(report.Report.read(run).overall.verdict)
     for verdict in [answer, *verdicts.all()]:
         box = verdict.bounding_box()
         assert box["y"] + box["height"] <= LAPTOP["height"], f"{verdict.inner_text()} is below the first screen"

@@ -125,5 +125,5 @@ def project(
         on_gpu_resident=projected("transfers"),
         by_cause=by_cause,
         coverage=min(1.0, max(0.0, 1 - unseen_s / now_s)),
-        accuracy=slowest and ProjectionAccuracy(of=slowest, **rates.accuracy[slowest].model_dump(exclude={"factor"})),
+        accuracy=slowest and ProjectionAccuracy(of=slowest, **rates.accuracy[slowest].model_dump()),
     )
