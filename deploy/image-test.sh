@@ -17,7 +17,7 @@ debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates boo
 printf 'FROM scratch\nCOPY debian /\n' > "$work/Dockerfile"
 buildah "${store[@]}" bud --isolation chroot -t debian-python "$work"
 printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n' > "$work/pip.conf"  # of this host, which may have its own
-buildah "${store[@]}" bud --isolation chroot --file deploy/Dockerfile --target serve --build-arg CPU_BASE=localhost/debian-python \
+buildah "${store[@]}" bud --isolation chroot --file deploy/Dockerfile --target serve --build-arg BASE=localhost/debian-python \
     --volume /etc/ssl/certs:/etc/ssl/certs:ro --volume "$work/pip.conf:/etc/pip.conf:ro" -t altlas-serve:cpu .
 
 container="$(buildah "${store[@]}" from altlas-serve:cpu)"
