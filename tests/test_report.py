@@ -30,7 +30,9 @@ from altlas_lib.results import (
     FunctionTime,
     HotspotsResult,
     Kept,
+    Kill,
     Licence,
+    LoadPoint,
     MemoryPlan,
     Metric,
     Overhead,
@@ -41,6 +43,7 @@ from altlas_lib.results import (
     Remedy,
     RouteKind,
     RouteStanding,
+    ServingResult,
     SimilarityResult,
     SimilarPair,
     Timing,
@@ -165,6 +168,28 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
             remedies=[Remedy(name=text, plan=plan(text), claimed=text), Remedy(name="b", plan=None, problem=text)],
             qualities=[quality, quality.model_copy(update={"gain_kept": None})],
             notes=[text],
+        ),
+        ServingResult(
+            **shared,
+            source=DataSource(name=text, **SOURCE),
+            n_rows=1000,
+            n_dimensions=8,
+            k=10,
+            rows_per_request=8,
+            latency_limit_s=0.1,
+            wanted_per_s=50,
+            bare=seconds(0.001),
+            loads=[
+                LoadPoint(
+                    batching=batching,
+                    offered_per_s=40,
+                    answered_per_s=Quantity.measured([39, 40], "requests/s", CPU),
+                    **{name: seconds(0.02, 0.03) for name in ("p50", "p95", "p99")},
+                )
+                for batching in (True, False)
+            ],
+            kill=Kill(state="done", tries=2, same_answer=True, restart=seconds(2.0)),
+            gpu_rows_per_s=Quantity.projected(1e5, 1e6, "rows/s", text or "T4", text or "transfers"),
         ),
     ]
 
@@ -435,7 +460,7 @@ def test_rules_that_cannot_be_meant_are_refused_by_name(run, tmp_path, content, 
 
 
 def test_results_of_other_parameters_code_or_order_are_called_stale(run):
-    environment, hotspots, similarity, training = results()
+    environment, hotspots, similarity, training, _ = results()
     for result in (environment, hotspots, similarity, training):
         result.save(run)
     assert report.stale(report.Report.read(run)) == []
@@ -526,7 +551,9 @@ def test_missing_and_damaged_results_are_named_with_the_command_that_makes_them(
     earlier.write_text("of an earlier result")
     (page,) = (path.read_text() for path in report.render_report(run))
     assert page.count("Missing:") == 1
-    assert page.count("<code>altlas run --run test --only 00 --only 20 --only 30 --only 90</code>") == 2  # and as next step
+    assert (
+        page.count("<code>altlas run --run test --only 00 --only 20 --only 30 --only 50 --only 90</code>") == 2
+    )  # and as next step
     assert "schema_version: Input should be 3, got 0" in Page(page).text
     assert re.findall(r'<h2 id="(\w+)">', page) == ["claims", "hotspots", "provenance"]  # no empty sections
     assert {link for name, link in Page(page).attributes if name == "href"} == {"#hotspots"}
@@ -536,7 +563,7 @@ def test_missing_and_damaged_results_are_named_with_the_command_that_makes_them(
 def test_an_empty_run_still_makes_a_report(run):
     (page,) = (path.read_text() for path in report.render_report(run))
     assert page.count("Missing:") == 1
-    assert "altlas run --run test --only 00 --only 10 --only 20 --only 30 --only 90" in page
+    assert "altlas run --run test --only 00 --only 10 --only 20 --only 30 --only 50 --only 90" in page
     assert all("altlas run --run test" in problem for problem in report.Report.read(run).problems.values())
 
 
