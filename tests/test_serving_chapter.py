@@ -79,7 +79,7 @@ def test_the_finding_says_what_held_and_what_did_not():
 def test_figures_say_what_held(run):
     fig, (left, right) = plt.subplots(2)
     plots.latency_by_load(left, [point(10, 0.01), point(20, 0.2), point(10, 0.3, batching=False), point(20, None)], 0.1)
-    assert left.get_title() == "Held within the limit: 10 requests per second batched, 0 one at a time"
+    assert left.get_title() == "Within the limit: 10 requests per second batched, 0 alone"
     metrics = "# TYPE altlas_batch_requests histogram\n" + "".join(
         f'altlas_batch_requests_bucket{{model="m",le="{le}"}} {count}\n' for le, count in (("1.0", 3), ("2.0", 4), ("+Inf", 4))
     )

@@ -194,12 +194,13 @@ def read_answer(body: bytes, headers: Mapping[str, str]) -> dict[str, np.ndarray
 def summarize(loads: list[LoadPoint], kill: Kill, limit_s: float, wanted_per_s: float) -> str:
     """What was found, in a sentence."""
     best = {batching: sustained_per_s(loads, limit_s, batching=batching) or 0 for batching in (True, False)}
-    limit, device = format_value(limit_s, "s"), loads[0].answered_per_s.device
-    found = f"On {device} one server holds {best[True]:g} requests per second within {limit} (95 of 100), "
-    found += f"{best[False]:g} without batching" if best[True] else "not even the lowest rate that was offered"
-    replicas = f"; {wanted_per_s:g} per second take {math.ceil(wanted_per_s / best[True])} of them" if best[True] else ""
-    survived = "was done all the same" if kill.survived else "was lost"
-    return f"{found}{replicas}. A job whose server was killed {survived}."
+    found = f"On {loads[0].answered_per_s.device} one server holds "
+    if best[True]:
+        found += f"{best[True]:g} requests per second within {format_value(limit_s, 's')} (95 of 100), {best[False]:g} without "
+        found += f"batching; {wanted_per_s:g} per second take {math.ceil(wanted_per_s / best[True])} of them"
+    else:
+        found += "not even the lowest rate that was offered"
+    return f"{found}. A job whose server was killed {'was done all the same' if kill.survived else 'was lost'}."
 
 
 def wait_for_job(server: Server, job: str, time_limit_s: float = 300) -> dict[str, Any]:

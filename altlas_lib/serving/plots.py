@@ -24,7 +24,7 @@ def latency_by_load(ax: Axes, loads: list[LoadPoint], limit_s: float) -> Axes:
     ax.set(xscale="log", yscale="log", xlabel="requests offered per second", ylabel="95th percentile of the latency (s)")
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("")
-    ax.set_title(f"Held within the limit: {held[True]:g} requests per second batched, {held[False]:g} one at a time")
+    ax.set_title(f"Within the limit: {held[True]:g} requests per second batched, {held[False]:g} alone")
     ax.legend(fontsize=8)
     return ax
 
