@@ -193,10 +193,12 @@ def test_what_chapter_50_writes_is_said_in_turkish():
         for limit_s in (0.1, 0.001)
     ]
     with figure() as (_, ax):
-        sentences.append(serving_plots.latency_by_load(ax, saved.loads, 0.1).get_title())
+        sentences.append(serving_plots.latency_by_load(ax, saved.loads, 0.1).get_title(loc="left"))
     bucket = 'altlas_batch_requests_bucket{model="m",le="1.0"} 3\n'
     with figure() as (_, ax):
-        sentences.append(serving_plots.batch_sizes(ax, f"# TYPE altlas_batch_requests histogram\n{bucket}").get_title())
+        sentences.append(
+            serving_plots.batch_sizes(ax, f"# TYPE altlas_batch_requests histogram\n{bucket}").get_title(loc="left")
+        )
     for sentence in sentences:
         assert TURKISH.say(sentence) != sentence
         assert not ENGLISH_WORDS.search(TURKISH.say(sentence)), sentence
