@@ -60,8 +60,11 @@ class Dispatcher(threading.Thread):
     def _answer(self, batch: list[Waiting]) -> None:
         try:
             self._compute(batch)
-        except WorkerDied as error:
-            LOG.error(f"the worker of {self._worker.device} ended ({error}) with {len(batch)} requests")
+        except Exception as error:  # whatever it is, nobody waits forever, and the next batch finds a worker
+            LOG.error(
+                f"{len(batch)} requests on {self._worker.device} failed: {error}", exc_info=not isinstance(error, WorkerDied)
+            )
+            self._worker.stop()
             for request in batch:
                 if not request.done.done():
                     request.done.set_exception(HTTPException(503, "the worker ended; try again", {"Retry-After": "2"}))

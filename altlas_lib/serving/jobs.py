@@ -122,7 +122,7 @@ class Store:
 
     def cancel(self, job: str) -> Job:
         """Raises HTTPException: 404, 409 if it has ended."""
-        if not self._settle(job, "cancelled", None, ("queued", "running")):
+        if not self.settle(job, "cancelled", None, ("queued", "running")):
             raise HTTPException(409, f"the job is {self.find(job).state}")
         return self.find(job)
 
@@ -137,10 +137,7 @@ class Store:
     def finish(self, job: str, part: Path) -> None:
         with self._lock:
             _move_durably(part, self.files / f"{job}.npz")
-            self._settle(job, "done", None)
-
-    def fail(self, job: str, error: str) -> None:
-        self._settle(job, "failed", error)
+            self.settle(job, "done", None)
 
     def try_again(self, job: str, error: str) -> None:
         """After a worker's death: queue the job again, or let it fail after `max_tries`."""
@@ -151,7 +148,8 @@ class Store:
         """Queue a job again that did not get to its end through no fault of its own."""
         self._execute("UPDATE jobs SET state = 'queued', tries = tries - 1 WHERE id = ? AND state = 'running'", job)
 
-    def _settle(self, job: str, state: str, error: str | None, before: tuple[str, ...] = ("running",)) -> bool:
+    def settle(self, job: str, state: str, error: str | None, before: tuple[str, ...] = ("running",)) -> bool:
+        """Bring a job that is in one of the states `before` to its end; whether it was."""
         marks = ", ".join("?" * len(before))
         update = f"UPDATE jobs SET state = ?, error = ?, changed_at = ? WHERE id = ? AND state IN ({marks}) RETURNING id"
         changed = self._execute(update, state, error, time.time(), job, *before)
@@ -217,9 +215,11 @@ class Runner(threading.Thread):
                 else:
                     self.stopping.wait(_IDLE_S)
                 held = ""
-            except (OSError, sqlite3.Error) as error:  # the disk is full, say: what is held is done again
-                LOG.error(f"the store of the jobs: {error}")
+            except Exception as error:  # the disk is full, say: what is held is done again
+                LOG.error(f"the store of the jobs: {error}", exc_info=not isinstance(error, OSError | sqlite3.Error))
+                self._worker.stop()  # its answer, if it is still to come, would be taken for the next job's
                 self.stopping.wait(_PAUSE_S)
+                self._worker.restart(self.stopping)
         self._worker.stop()
 
     def _compute(self, job: Job) -> None:
@@ -243,7 +243,7 @@ class Runner(threading.Thread):
                 if message.get("disk_full"):
                     raise OSError(message["error"])
                 if "error" in message:
-                    self._store.fail(name, message["error"])
+                    self._store.settle(name, "failed", message["error"])
                 else:
                     self._store.finish(name, part)
                     JOB_SECONDS.labels(job.request["kind"]).observe(time.monotonic() - started)
