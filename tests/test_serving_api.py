@@ -3,6 +3,7 @@
 import concurrent.futures
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,8 +16,8 @@ import pytest
 from onnx import TensorProto, helper
 from serving_helpers import CORPUS, LIMIT_S, D, as_npy, binary, ended, log_lines, outputs_of, serve, tensor
 
-from altlas_lib import similarity
-from altlas_lib.serving import ServeError, Settings, open_loop, running_server
+from altlas_lib import paths, similarity
+from altlas_lib.serving import ServeError, Settings, measure_load, running_server
 
 INFER = "/v2/models/similarity/infer"
 TOKEN = "a token of 32 characters or more"
@@ -189,17 +190,17 @@ def test_metrics_count_what_happened(client, queries):
     assert value('altlas_worker_resident_bytes{device="cpu",role="infer"}') > 2**20
 
 
-def test_an_open_loop_counts_latency_from_when_a_request_was_due(server):
+def test_an_measure_load_counts_latency_from_when_a_request_was_due(server):
     body, headers = binary({"queries": CORPUS[:1]})
     headers["Authorization"] = f"Bearer {TOKEN}"
-    load = open_loop(server.port, INFER, [body], headers, per_s=20, seconds=1)
-    assert len(load.latencies_s) == 20
+    load = measure_load(server, INFER, [body], headers, per_s=20, seconds=1, n_repeats=2)
     assert load.n_refused == 0
-    assert 0 < load.percentile_s(0.5) <= load.percentile_s(0.99)
-    assert load.answered_per_s > 0
-    refused = open_loop(server.port, INFER, [body], {}, per_s=20, seconds=0.5)
+    assert 0 < load.p50.value <= load.p95.value <= load.p99.value
+    assert load.p95.n_runs == 2
+    assert load.answered_per_s.value > 0
+    refused = measure_load(server, INFER, [body], {}, per_s=20, seconds=0.5)
     assert refused.n_refused == 10
-    assert np.isnan(refused.percentile_s(0.5))
+    assert refused.p95 is None
 
 
 # Jobs through HTTP -----------------------------------------------------------------------------------------------------
@@ -279,3 +280,20 @@ def test_help_names_every_setting():
     said = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
     for name in Settings.__dataclass_fields__:
         assert f"--{'model' if name == 'models' else name.replace('_', '-')}" in said.stdout
+
+
+def test_the_pages_own_python_gets_answers_and_has_jobs_accepted(server):
+    page = (paths.project_root() / "docs/serving.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
+    assert len(blocks) == 2
+    names = {"token": TOKEN, "time": time}
+    assert "http://altlas-serve:8000" in blocks[0]
+    for block in blocks:
+        exec(block.replace("http://altlas-serve:8000", server.url), names)
+    found, expected = names["nearest"](CORPUS[:3], 4), similarity.top_k(CORPUS[:3], 4, Y=CORPUS)
+    np.testing.assert_array_equal(found["indices"], expected.indices)
+    np.testing.assert_array_equal(found["scores"], expected.scores)
+    first, second = (names["accept"](as_npy(CORPUS), "nightly") for _ in range(2))
+    assert first == second
+    assert ended(names["client"], first.removeprefix("/v1/jobs/"))["state"] == "done"
+    names["client"].close()

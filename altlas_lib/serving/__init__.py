@@ -12,8 +12,7 @@ from typing import Any
 
 from .settings import ServeError, Settings
 
-_MEASURE = ("Load", "Server", "measure_load", "open_loop", "read_answer", "running_server", "search_request", "summarize")
-_MEASURE += ("wait_for_job",)
+_MEASURE = ("Server", "measure_load", "read_answer", "running_server", "search_request", "summarize", "wait_for_job")
 __all__ = ["ServeError", "Settings", "command", "serve", *_MEASURE]
 
 

@@ -80,47 +80,40 @@ def _is_ready(port: int) -> bool:
         connection.close()
 
 
-@dataclass(frozen=True)
-class Load:
-    """What requests at random times met.
-
-    Attributes:
-        offered_per_s: the rate at which they were due.
-        answered_per_s: answers of status 200 in the seconds from the first due time to the last answer.
-        latencies_s: of these answers, from the time at which a request was due, float64, ascending.
-        n_refused: answers of another status, and broken connections.
-    """
-
-    offered_per_s: float
-    answered_per_s: float
-    latencies_s: np.ndarray
-    n_refused: int
-
-    def percentile_s(self, share: float) -> float:
-        """NaN without an answer."""
-        return float(np.quantile(self.latencies_s, share)) if len(self.latencies_s) else float("nan")
-
-
-def open_loop(
-    port: int, path: str, bodies: list[bytes], headers: dict[str, str], *, per_s: float, seconds: float, seed: int = 0
-) -> Load:
+def measure_load(
+    server: Server, path: str, bodies: list[bytes], headers: dict[str, str], *, per_s: float, seconds: float,
+    n_repeats: int = 1, seed: int = 0, batching: bool = True,
+) -> LoadPoint:  # fmt: skip
     """Offer requests at the times of a Poisson process, whether or not the server keeps up, and say what they met.
 
-    A closed loop, whose clients wait for an answer before they ask again, offers a slow server less, and so hides that it is
-    slow.
+    A latency counts from when a request was due. A closed loop, whose clients wait for an answer before they ask again, offers
+    less to a slow server, and so hides that it is slow.
 
     Args:
         bodies: sent one after the other, again and again.
-        per_s, seconds: the mean rate, and how long requests are due; about `per_s * seconds` are sent.
+        per_s, seconds: the mean rate, and how long requests are due in each of `n_repeats` runs: `per_s * seconds` requests.
+        batching: what the server was started with, for the record.
+
+    Returns:
+        percentiles of each run, with their median and spread over the runs; None where a run had no answer of status 200. Other
+        statuses and broken connections are refused requests.
     """
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     requests = [f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies]
-    due = np.cumsum(np.random.default_rng(seed).exponential(1 / per_s, size=max(1, round(per_s * seconds))))
-    with ThreadPoolExecutor(1) as pool:  # a notebook's thread has a loop that runs already
-        statuses, answered = pool.submit(asyncio.run, _offer(port, requests, due)).result()
-    good = statuses == 200
-    last = answered[good].max(initial=0)
-    return Load(per_s, good.sum() / last if last else 0.0, np.sort((answered - due)[good]), int((~good).sum()))
+    device, shares, n_refused = str(describe_cpu()), {"p50": 0.5, "p95": 0.95, "p99": 0.99}, 0
+    rates, latencies = [], {name: [] for name in shares}
+    for run in range(n_repeats):
+        due = np.cumsum(np.random.default_rng(seed + run).exponential(1 / per_s, size=max(1, round(per_s * seconds))))
+        with ThreadPoolExecutor(1) as pool:  # a notebook's thread has a loop that runs already
+            statuses, answered = pool.submit(asyncio.run, _offer(server.port, requests, due)).result()
+        good = statuses == 200
+        n_refused += int((~good).sum())
+        rates.append(good.sum() / answered[good].max() if good.any() else 0.0)
+        for name, share in shares.items() if good.any() else ():
+            latencies[name].append(np.quantile((answered - due)[good], share))
+    met = {name: Quantity.measured(of_runs, "s", device) for name, of_runs in latencies.items() if len(of_runs) == n_repeats}
+    answered_per_s = Quantity.measured(rates, "requests/s", device)
+    return LoadPoint(batching=batching, offered_per_s=per_s, answered_per_s=answered_per_s, n_refused=n_refused, **met)
 
 
 async def _offer(port: int, requests: list[bytes], due: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,26 +139,6 @@ async def _offer(port: int, requests: list[bytes], due: np.ndarray) -> tuple[np.
     for _, writer in idle:
         writer.close()
     return statuses, answered
-
-
-def measure_load(
-    server: Server, path: str, bodies: list[bytes], headers: dict[str, str], *, per_s: float, seconds: float, n_repeats: int,
-    seed: int, batching: bool
-) -> LoadPoint:  # fmt: skip
-    """`open_loop`, several times with other random times; the percentiles are those of each run."""
-    runs = [
-        open_loop(server.port, path, bodies, headers, per_s=per_s, seconds=seconds, seed=seed + run) for run in range(n_repeats)
-    ]
-    device = str(describe_cpu())
-    shares = {name: [run.percentile_s(share) for run in runs] for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))}
-    answered = all(len(run.latencies_s) for run in runs)
-    return LoadPoint(
-        **{name: Quantity.measured(values, "s", device) for name, values in shares.items() if answered},
-        batching=batching,
-        offered_per_s=per_s,
-        answered_per_s=Quantity.measured([run.answered_per_s for run in runs], "requests/s", device),
-        n_refused=sum(run.n_refused for run in runs),
-    )
 
 
 def search_request(queries: np.ndarray, k: int) -> tuple[bytes, dict[str, str]]:
