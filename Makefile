@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run lab test lint unit notebooks book e2e example gpu-test bench-similarity serve bench-serving image-test lock clean
+.PHONY: help setup run lab test lint unit notebooks book e2e example gpu-test gpu-session bench-similarity serve bench-serving \
+	image-test lock clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -82,3 +83,6 @@ lock: $(INSTALLED)  ## pin the newest versions that fit together into requiremen
 clean:  ## remove .venv, outputs and caches
 	rm -rf $(VENV) outputs/* outputs/.cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+gpu-session:  ## at most nine minutes on any NVIDIA GPU: tests, similarity, calibration, plans, training; ARGS=--rehearse without one
+	@$(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON),$(BIN)/python) -m benchmarks.gpu_session $(ARGS)

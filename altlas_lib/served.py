@@ -11,7 +11,7 @@ from . import similarity
 from .serving.wire import Arrays
 
 _MAX_K = 1024
-_JOBS = {"top_k": ("k", "device", "method"), "pairs_above": ("threshold", "method")}  # kind -> its arguments
+_JOBS = {"top_k": ("k", "device", "method"), "pairs_above": ("threshold", "device", "method")}  # kind -> its arguments
 
 
 class SimilarityModel:

@@ -145,11 +145,11 @@ def _of_usearch(found: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
     return without_self(found.keys.astype(np.int64), 1 - found.distances, k)
 
 
-def tiled_topk(torch: Any, X: np.ndarray, k: int, device: str, n_rows: int) -> tuple[Any, Any]:
-    """Products of `n_rows` rows with all, and `topk` of each."""
-    unit = torch.nn.functional.normalize(torch.from_numpy(X).to(device))
+def tiled_topk(torch: Any, X: np.ndarray, k: int, device: str, n_rows: int, dtype: str = "float32") -> tuple[Any, Any]:
+    """Products of `n_rows` rows with all, in float32 or float16, and `topk` of each."""
+    unit = torch.nn.functional.normalize(torch.from_numpy(X).to(device)).to(getattr(torch, dtype))
     indices = torch.empty((len(X), k), dtype=torch.int64, device=device)
-    scores = torch.empty((len(X), k), device=device)
+    scores = torch.empty((len(X), k), dtype=unit.dtype, device=device)
     for rows in row_blocks(len(X), n_rows):
         products = unit[rows] @ unit.T
         products.diagonal(rows.start).fill_(-torch.inf)
@@ -166,7 +166,7 @@ def _torch(n_threads: int) -> Run:
 
 def _of_torch(found: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
     indices, scores = found
-    return indices.numpy(), scores.numpy()
+    return indices.numpy(), scores.float().numpy()
 
 
 def _semantic_search(n_threads: int) -> Run:
@@ -245,10 +245,40 @@ def _multiply(X: np.ndarray, tile: int, tiles: Iterable[tuple[slice, slice]]) ->
 # On a GPU: host memory in, host memory out ---------------------------------------------------------------------------
 
 
-def _torch_cuda(n_threads: int) -> Run:
-    import torch
+def _torch_cuda(dtype: str = "float32", *, tf32: bool = False) -> Callable[[int], Run]:
+    """TF32 and float16 are not exact: the record says by how much."""
 
-    return lambda X, k: tiled_topk(torch, X, k, "cuda", n_rows=max(256, _GPU_SCORES // len(X)))
+    def prepare(n_threads: int) -> Run:
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        return lambda X, k: tiled_topk(torch, X, k, "cuda", max(256, _GPU_SCORES // len(X)), dtype)
+
+    return prepare
+
+
+def _faiss_cuda(n_threads: int) -> Run:
+    import faiss
+
+    resources = faiss.StandardGpuResources()
+
+    def run(X: np.ndarray, k: int) -> Any:
+        unit = unit_rows(X)
+        return faiss.knn_gpu(resources, unit, unit, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
+
+    return run
+
+
+def _cuvs(n_threads: int) -> Run:
+    import cupy
+    from cuvs.neighbors import brute_force
+
+    def run(X: np.ndarray, k: int) -> Any:
+        unit = cupy.asarray(unit_rows(X))
+        found = brute_force.search(brute_force.build(unit, metric="inner_product"), unit, k + 1)
+        return tuple(cupy.asnumpy(cupy.asarray(part)) for part in found)
+
+    return run
 
 
 def _torch_peak_bytes() -> int:
@@ -319,6 +349,10 @@ CONTESTANTS = {
         Contestant("whole product, tiles of 512", "product", (), _products(512, half=False), None, openblas=True),
         Contestant("ours, GPU", "ours", ("cupy",), _ours(device="gpu"), _of_neighbors, **_ON_GPU),
         Contestant("CuPy argpartition, GPU", "peer", ("cupy",), _cupy, _as_it_is, **_ON_GPU),
-        Contestant("torch topk, GPU", "peer", ("torch",), _torch_cuda, _of_torch, **_ON_GPU_TORCH),
+        Contestant("torch topk, GPU", "peer", ("torch",), _torch_cuda(), _of_torch, **_ON_GPU_TORCH),
+        Contestant("torch topk TF32, GPU", "peer", ("torch",), _torch_cuda(tf32=True), _of_torch, **_ON_GPU_TORCH),
+        Contestant("torch topk float16, GPU", "peer", ("torch",), _torch_cuda("float16"), _of_torch, **_ON_GPU_TORCH),
+        Contestant("cuVS brute_force, GPU", "peer", ("cuvs", "cupy"), _cuvs, _of_faiss, **_ON_GPU),
+        Contestant("faiss knn_gpu, GPU", "peer", ("faiss",), _faiss_cuda, _of_faiss, on_gpu=True),
     )
 }

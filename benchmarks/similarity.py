@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from altlas_lib.devices import describe_gpus
+from altlas_lib.devices import describe_gpus, has_gpu
 from altlas_lib.paths import write_atomically
 
 from .contest import Contest, new_record
@@ -60,7 +60,7 @@ def select(names: Iterable[str]) -> list[Contestant]:
         if not any(name in known.lower() for known in CONTESTANTS):
             raise ValueError(f"contestant {name!r}: expected a part of one of these names: {'; '.join(CONTESTANTS)}")
     wanted = [c for c in CONTESTANTS.values() if not names or any(name in c.name.lower() for name in names)]
-    return [contestant for contestant in wanted if describe_gpus() or not contestant.on_gpu]
+    return [contestant for contestant in wanted if has_gpu() or describe_gpus() or not contestant.on_gpu]
 
 
 def _positive(text: str) -> int:

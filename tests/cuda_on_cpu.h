@@ -19,6 +19,8 @@
 #include <ucontext.h>
 
 struct dim3 { unsigned int x, y, z; };
+struct alignas(16) ulonglong2 { unsigned long long x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
 
 #define __global__
 #define __device__
@@ -41,7 +43,7 @@ struct Thread {
     State state;
     int line;         // of the barrier
     int n_shuffles;
-    float shuffled[2];  // by turns: who writes the next one may be ahead of who reads
+    unsigned long long shuffled[2];  // by turns: who writes the next one may be ahead of who reads
     dim3 index;
 };
 
@@ -182,6 +184,13 @@ static inline unsigned int __float_as_uint(float value)
     return bits;
 }
 
+static inline double __longlong_as_double(long long bits)
+{
+    double value;
+    std::memcpy(&value, &bits, 8);
+    return value;
+}
+
 static inline unsigned int atomicAdd(unsigned int *address, unsigned int value)
 {
     unsigned int old = *address;
@@ -189,14 +198,51 @@ static inline unsigned int atomicAdd(unsigned int *address, unsigned int value)
     return old;
 }
 
-static inline float __shfl_down_sync(unsigned int mask, float value, unsigned int delta)
+static inline unsigned long long atomicMax(unsigned long long *address, unsigned long long value)
 {
-    using namespace cuda_on_cpu;
+    unsigned long long old = *address;
+    *address = std::max(old, value);
+    return old;
+}
+
+static inline unsigned long long atomicCAS(unsigned long long *address, unsigned long long expected, unsigned long long value)
+{
+    unsigned long long old = *address;
+    if (old == expected)
+        *address = value;
+    return old;
+}
+
+namespace cuda_on_cpu {
+
+// What the thread `lane` of the same warp gives; the value of this one where there is none.
+template <class Value> static Value shuffle(unsigned int mask, Value value, size_t lane)
+{
+    static_assert(sizeof(Value) <= 8);
     const size_t i = current - threads.data();
     if (mask != 0xFFFFFFFFu || threads.size() % 32)
         fail("a shuffle by less than a whole warp");
     const int turn = current->n_shuffles++ % 2;
-    current->shuffled[turn] = value;
+    std::memcpy(&current->shuffled[turn], &value, sizeof value);
     wait(at_warp, __LINE__);
-    return i % 32 + delta < 32 ? threads[i + delta].shuffled[turn] : value;
+    if (lane < 32)
+        std::memcpy(&value, &threads[i / 32 * 32 + lane].shuffled[turn], sizeof value);
+    return value;
+}
+
+}  // namespace cuda_on_cpu
+
+template <class Value> static Value __shfl_down_sync(unsigned int mask, Value value, unsigned int delta)
+{
+    return cuda_on_cpu::shuffle(mask, value, (cuda_on_cpu::current - cuda_on_cpu::threads.data()) % 32 + delta);
+}
+
+template <class Value> static Value __shfl_xor_sync(unsigned int mask, Value value, unsigned int lanes)
+{
+    return cuda_on_cpu::shuffle(mask, value, ((cuda_on_cpu::current - cuda_on_cpu::threads.data()) % 32) ^ lanes);
+}
+
+template <class Value> static Value __shfl_sync(unsigned int mask, Value value, unsigned int lane)
+{
+    return cuda_on_cpu::shuffle(mask, value, lane);
 }

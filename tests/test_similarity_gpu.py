@@ -1,4 +1,4 @@
-"""The GPU paths of the similarity room, twice: on a GPU, and everywhere on a strict stand-in for CuPy.
+"""The GPU paths of the similarity package, twice: on a GPU, and everywhere on a strict stand-in for CuPy.
 
 So the very source that runs on a GPU, Python and CUDA C++, is executed on every machine; that CuPy's results are right is
 what the `gpu` half shows.
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from altlas_lib import devices, similarity
 from altlas_lib.similarity import cluster
+from altlas_lib.similarity.gpu import launch as gpu_launch
 from altlas_lib.similarity.gpu import rows as gpu_rows
 from altlas_lib.similarity.gpu import search as engine
 from altlas_lib.similarity.poc import matrix
@@ -35,16 +36,18 @@ def gpu(request):
 
 
 @contextlib.contextmanager
-def stand_in(free_bytes=2**30, limit_bytes=None):
+def stand_in(free_bytes=2**30, limit_bytes=None, *, pending_is_an_error=True):
     """The stand-in in CuPy's place, with a GPU of this size."""
-    gpu_stand_in.Copy.unfinished.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_stand_in.StandInArray, "memory", gpu_stand_in.Memory(limit_bytes or free_bytes))
         patch.setitem(sys.modules, "cupy", gpu_stand_in.stand_in_cupy(free_bytes))
+        patch.setattr(gpu_launch, "_MOST_BLOCKS", 2)  # on a CPU, blocks without work take time too
+        patch.setattr(gpu_launch, "_BLOCK_THREADS", 64)
         devices.has_gpu.cache_clear()
         yield sys.modules["cupy"]
+        gpu_stand_in.Stream.current.finish()
     devices.has_gpu.cache_clear()
-    assert not gpu_stand_in.Copy.unfinished, "pinned memory is given back while the GPU may read it"
+    assert not (pending_is_an_error and any(stream.number for stream in gpu_stand_in.Machine.pending))
 
 
 def vectors(n, d, seed=0):
@@ -98,9 +101,7 @@ def assert_nearest(found, X, k, Y=None):
 
 
 @pytest.mark.parametrize("working_memory", [1e-9, 0.01, 1e6, None])
-@pytest.mark.parametrize("most_kept", [1024, 5])
-def test_equal_scores_come_in_the_order_of_their_index(monkeypatch, working_memory, most_kept):
-    monkeypatch.setattr(engine, "_MOST_KEPT", most_kept)  # twelve neighbours in one pass, or in three
+def test_equal_scores_come_in_the_order_of_their_index(working_memory):
     X = exact_vectors(150)
     expected = similarity.reference(X, 12)
     found = nearest(X, 12, working_memory=working_memory)
@@ -117,31 +118,28 @@ def test_shapes(n_rows, n_columns, k):
             assert_nearest(nearest(X, k), X, k)
 
 
-def test_more_neighbours_than_a_block_keeps():
+def test_very_many_neighbours():
     X, Y = vectors(2, 5), vectors(1100, 5, seed=1)
     Y[::3] = Y[0]
     assert_nearest(nearest(X, 1050, Y=Y), X, 1050, Y)
 
 
 @pytest.mark.parametrize(
-    ("n", "m", "d", "k", "budget_gib", "whole"),
+    ("n", "m", "d", "k", "budget_gib", "is_resident"),
     [
         *[(10_000, None, 384, 10, 1, True), (100_000, None, 768, 10, 12, True), (10**7, None, 768, 10, 12, False)],
         *[(10**6, 10**5, 4096, 100, 14, False), (5, 10**8, 64, 3, 8, False), (10**6, 5, 64, 3, 8, True)],
     ],
 )
 @only_stand_in
-def test_plans_for_real_gpus(n, m, d, k, budget_gib, whole):
-    X, Y = (np.broadcast_to(np.float32(1), (rows, d)) if rows else None for rows in (n, m))
+def test_plans_for_real_gpus(n, m, d, k, budget_gib, is_resident):
     budget_bytes = budget_gib * 2**30
-    plan = gpu_rows.Plan.for_memory(X, Y, k, budget_bytes, None)
-    row_bytes = (4 + 2) * d
-    panels = (n + (m or 0)) if whole else plan.block_rows + 2 * plan.panel_rows
-    tile_bytes = 2 * plan.tile_rows * plan.panel_rows
-    assert plan.whole == whole
-    assert row_bytes * panels + tile_bytes + 12 * n * k + 8 * plan.block_rows * k <= budget_bytes
-    assert tile_bytes <= 2**28
-    assert plan.block_rows == n or plan.block_rows > 100_000  # else the transfer of all columns for each block would dominate
+    plan = gpu_rows.Plan.for_memory([(n, d)] if m is None else [(n, d), (m, d)], k, budget_bytes)
+    rows = [min(plan.n_panels * plan.panel_rows, side) for side in (n, m) if side]
+    assert (plan.n_panels == 1) == is_resident
+    assert 6 * d * sum(rows) + 12 * plan.tile_side**2 + 20 * n * k <= budget_bytes
+    assert 4096 <= plan.tile_side <= 8192 or min(rows) < 4096
+    assert plan.panel_rows >= min(max(n, m or 0), 50_000)  # else the transfer of all columns for each panel would dominate
 
 
 @st.composite
@@ -158,28 +156,55 @@ def problems(draw):
 @only_stand_in
 @settings(max_examples=20, deadline=None)
 @given(
-    problem=problems(), k=st.integers(1, 40), kept=st.sampled_from([3, 64]), panel=st.sampled_from([8, 24, 64]), data=st.data()
+    problem=problems(),
+    k=st.integers(1, 40),
+    threshold=st.floats(-1, 1),
+    streams=st.frozensets(st.integers(0, 3)),
+    data=st.data(),
 )
-def test_every_division_of_the_work_gives_the_same_answer(problem, k, kept, panel, data):
-    """Everything on the GPU at once; and streamed, in panels, tiles, chunks and passes, with threads in another order."""
+def test_every_division_of_the_work_gives_the_same_answer(problem, k, threshold, streams, data):
+    """Everything on the GPU at once; and streamed, in panels, tiles and chunks, with streams and threads in another order."""
     X, Y = problem
     at_once = nearest(X, k, Y=Y)
     assert_nearest(at_once, X, k, Y)
+    pairs = similarity.pairs_above(X, threshold, Y=Y, device="gpu")
     plan = gpu_rows.Plan(
-        whole=data.draw(st.booleans()),
-        block_rows=data.draw(st.integers(1, len(X))),
-        panel_rows=panel,
-        tile_rows=data.draw(st.integers(1, len(X))),
+        tile_side=data.draw(st.sampled_from([8, 24, 64])),
+        panel_rows=data.draw(st.sampled_from([8, 16, 40, 96])),
         chunk_rows=data.draw(st.integers(1, 20)),
+        n_panels=data.draw(st.integers(3, 5)),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_rows.Plan, "for_memory", lambda *_: plan)
-        patch.setattr(engine, "_MOST_KEPT", kept)
-        patch.setattr(engine, "_BLOCK_THREADS", 32)
+        patch.setattr(gpu_launch, "_BLOCK_THREADS", 32)
         patch.setattr(gpu_stand_in.RawModule, "schedule", data.draw(st.integers(0, 3)))
+        patch.setattr(gpu_stand_in.Machine, "eager", streams)
         divided = nearest(X, k, Y=Y)
+        divided_pairs = similarity.pairs_above(X, threshold, Y=Y, device="gpu")
     np.testing.assert_array_equal(divided.indices, at_once.indices)
     np.testing.assert_array_equal(divided.scores, at_once.scores)
+    for name in ("first", "second", "scores"):
+        np.testing.assert_array_equal(getattr(divided_pairs, name), getattr(pairs, name))
+
+
+@pytest.mark.parametrize("with_other", [False, True])
+@pytest.mark.parametrize("threshold", [-1, -0.2, 0.5, 0.999, 1])
+def test_pairs_above_are_the_cpus(threshold, with_other):
+    X = exact_vectors(90)
+    X[17] = vectors(1, 16)[0]
+    Y = X[40:] if with_other else None
+    found, expected = (similarity.pairs_above(X, threshold, Y=Y, device=device) for device in ("gpu", "cpu"))
+    np.testing.assert_array_equal(found.first, expected.first)
+    np.testing.assert_array_equal(found.second, expected.second)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=TOLERANCE)
+    assert len(found) == 0 or found.scores.min() >= threshold
+
+
+def test_too_many_pairs_are_refused():
+    X = np.ones((40, 3), np.float32)
+    with pytest.raises(MemoryError, match="more than max_pairs=700 pairs reach it"):
+        similarity.pairs_above(X, 0.5, device="gpu", max_pairs=700)
+    assert len(similarity.pairs_above(X, 0.5, device="gpu", max_pairs=780)) == 780
 
 
 @only_stand_in
@@ -189,7 +214,7 @@ def test_every_division_of_the_work_gives_the_same_answer(problem, k, kept, pane
     m=st.integers(0, 300),
     d=st.integers(1, 100),
     k=st.integers(1, 20),
-    free_bytes=st.integers(10_000, 10**6),
+    free_bytes=st.integers(30_000, 10**6),
 )
 def test_what_is_taken_stays_within_what_is_free(n, m, d, k, free_bytes):
     X, Y = vectors(n, d), vectors(m, d, seed=1) if m else None
@@ -203,7 +228,7 @@ def test_what_is_taken_stays_within_what_is_free(n, m, d, k, free_bytes):
         assert_nearest(found, X, k, Y)
     else:
         assert "do not fit into the" in refusal
-        assert 12 * n * min(k, m or n - 1) + 300 * d > free_bytes / 4  # a refusal is not for little
+        assert 28 * n * min(k, m or n - 1) + 800 * d > free_bytes / 4  # a refusal is not for little
 
 
 @only_stand_in
@@ -217,9 +242,7 @@ def test_a_small_gpu_streams_what_a_large_one_holds(tmp_path):
     with stand_in(free_bytes=120_000), pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_rows.Plan, "for_memory", lambda *arguments: plans.append(for_memory(*arguments)) or plans[-1])
         streamed = nearest(mapped, 5)
-    assert not plans[0].whole
-    assert plans[0].block_rows < len(X)
-    assert plans[0].panel_rows < len(X)
+    assert plans[0].panel_rows * plans[0].n_panels < len(X)
     np.testing.assert_array_equal(streamed.indices, at_once.indices)
     np.testing.assert_array_equal(streamed.scores, at_once.scores)
 
@@ -240,12 +263,15 @@ def test_out_of_memory_halves_what_is_taken_and_says_so():
 
 @only_stand_in
 def test_a_gpu_without_room_for_one_row_is_refused_in_numbers():
-    with stand_in(free_bytes=30_000), pytest.raises(MemoryError, match=r"one row of 5,000 numbers .* 24,000 bytes that top_k"):
+    with (
+        stand_in(free_bytes=30_000),
+        pytest.raises(MemoryError, match=r"eight rows of 5,000 numbers .* 24,000 bytes that may be taken"),
+    ):
         nearest(vectors(20, 5_000), 3)
     with (
         stand_in(free_bytes=2**20, limit_bytes=2_000),
         warnings.catch_warnings(action="ignore"),
-        pytest.raises(MemoryError, match="one row of 40 numbers"),
+        pytest.raises(MemoryError, match="eight rows of 40 numbers"),
     ):
         nearest(vectors(300, 40), 5)
 
@@ -262,13 +288,13 @@ def test_the_clock_tells_the_steps_apart():
     clock = {}
     started = time.perf_counter()
     found = nearest(vectors(200, 8), 3, working_memory=0.01, clock=clock)
-    assert list(clock) == ["transfer", "products", "selection"]
+    assert list(clock) == ["transfer", "products", "selection", "verification"]
     assert min(clock.values()) > 0
     assert sum(clock.values()) < time.perf_counter() - started
     assert_nearest(found, vectors(200, 8), 3)
 
 
-@pytest.mark.parametrize("free_bytes", [2**30, 40_000])
+@pytest.mark.parametrize("free_bytes", [2**30, 60_000])
 @only_stand_in
 def test_skipped_rows_have_no_neighbours_and_are_nobodys(free_bytes):
     X, Y = vectors(40, 6), vectors(50, 6, seed=1)
@@ -435,21 +461,37 @@ def test_tile_sizes_passes_and_streaming_give_one_answer(gpu, monkeypatch):
     expected = nearest(X, 70)
     assert_nearest(expected, X, 70)
     for plan in [
-        gpu_rows.Plan(whole=True, block_rows=6_000, panel_rows=1_000, tile_rows=77, chunk_rows=500),
-        gpu_rows.Plan(whole=False, block_rows=2_500, panel_rows=1_600, tile_rows=900, chunk_rows=300),
+        gpu_rows.Plan(tile_side=808, panel_rows=6_000, chunk_rows=500, n_panels=1),
+        gpu_rows.Plan(tile_side=504, panel_rows=1_600, chunk_rows=300, n_panels=3),
     ]:
-        for most_kept in (1024, 32):
-            monkeypatch.setattr(gpu_rows.Plan, "for_memory", lambda *_, plan=plan: plan)
-            monkeypatch.setattr(engine, "_MOST_KEPT", most_kept)
-            found = nearest(X, 70)
-            np.testing.assert_array_equal(found.indices, expected.indices)
-            np.testing.assert_array_equal(found.scores, expected.scores)
+        monkeypatch.setattr(gpu_rows.Plan, "for_memory", lambda *_, plan=plan: plan)
+        found = nearest(X, 70)
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+@only_gpu
+def test_a_thousand_calls_give_the_memory_back(gpu):
+    X = vectors(2_000, 64)
+    pool = gpu.get_default_memory_pool()
+    nearest(X, 5)
+    pool.free_all_blocks()
+    before = pool.used_bytes(), gpu.cuda.runtime.memGetInfo()[0]
+    for _ in range(1000):
+        nearest(X, 5)
+    pool.free_all_blocks()
+    assert pool.used_bytes() == before[0]
+    assert gpu.cuda.runtime.memGetInfo()[0] >= before[1] - 2**24
 
 
 @only_gpu
 @pytest.mark.parametrize(("n", "d"), [(5_000, 384), (300, 8_192), (3, 20_000), (2_000, 7)])
 def test_tensor_cores_stay_within_the_slack(gpu, n, d):
-    rows = gpu_rows.RowsOnGpu(vectors(n, d), gpu_rows.Plan(True, n, n + 8, n, 1000)).buffer
-    products = engine._half_products(rows, rows, gpu.empty(n * len(rows.half), dtype=gpu.float16))
-    exact = rows.unit.astype(gpu.float64) @ rows.unit.astype(gpu.float64).T
-    assert float(abs(products[:, :n].astype(gpu.float64) - exact).max()) <= engine.score_slack(d) - d * 2**-24
+    plan = gpu_rows.Plan(tile_side=gpu_launch.padded(n), panel_rows=n, chunk_rows=1000, n_panels=1)
+    with engine._streams() as streams:
+        search = engine._Search(vectors(n, d), None, plan, streams, "raise", None)
+        (panel,) = search.rows.panels(0)
+        search._collect(panel, slice(0, n), panel, slice(0, n), (search.closed, search.closed))
+    products = search.tiles[0].reshape(gpu_launch.padded(n), -1)[:n, :n]
+    exact = panel.unit[:n].astype(gpu.float64) @ panel.unit[:n].astype(gpu.float64).T
+    assert float(abs(products.astype(gpu.float64) - exact).max()) <= engine.score_slack(d) - d * 2**-24

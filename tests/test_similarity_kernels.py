@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpu_stand_in import RawModule, StandInArray
+from gpu_stand_in import Owner, RawModule, StandInArray, Stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from altlas_lib.similarity import gpu
+from altlas_lib.similarity import gpu, scheme
 
 KERNELS = Path(gpu.__file__).parent / "kernels"
 SOURCES = sorted(path.name for path in KERNELS.glob("*.cu"))
@@ -58,11 +58,11 @@ def test_every_kernel_compiles_for_gpus(file, architecture):
 
 
 def test_a_broken_kernel_is_refused():
-    code_bytes, log = compile_for_gpu(TOP_K.replace("unsigned int lane", "unsigned int"), "sm_80")
+    code_bytes, log = compile_for_gpu(TOP_K.replace("const int lane = ", "const int "), "sm_80")
     assert code_bytes == 0
     assert 'identifier "lane" is undefined' in log
     with pytest.raises(RuntimeError, match="lane"):
-        RawModule(code=TOP_K.replace("unsigned int lane", "unsigned int")).get_function("update_best")
+        RawModule(code=TOP_K.replace("const int lane = ", "const int ")).get_function("update_best")
 
 
 # ---- The CPU in the GPU's place ----
@@ -72,8 +72,9 @@ def launch(source, name, grid, block, *arguments, schedule=0, shared_mem=0):
     """Run a kernel; NumPy arrays among the arguments are what it reads and writes."""
     module = RawModule(code=source)
     module.schedule = schedule
-    arguments = tuple(StandInArray(x) if isinstance(x, np.ndarray) else x for x in arguments)
+    arguments = tuple(StandInArray(x, Owner()) if isinstance(x, np.ndarray) else x for x in arguments)
     module.get_function(name)(grid, block, arguments, shared_mem=shared_mem)
+    Stream.current.finish()
 
 
 REVERSE = """
@@ -129,13 +130,21 @@ def test_arguments_that_do_not_fit_the_parameters_are_an_error(arguments):
 
 # ---- The kernels ----
 
+ADMIT_ALL, ADMIT_NONE = 0x3FFFFFFF << 32, 2**64 - 1  # the key of score -2, and one above all
 PROBE = """
-extern "C" __global__ void probe(const unsigned int *halves, float *floats, Key *keys, float *scores)
+extern "C" __global__ void probe(const unsigned int *halves, float *floats, Key *keys, float *scores, unsigned short *back)
 {
     unsigned int i = blockIdx.x * blockDim.x + threadIdx.x;
     floats[i] = half_to_float(halves[i]);
     keys[i] = to_key(floats[i], i);
     scores[i] = score_of(keys[i]);
+    back[i] = float_to_half(floats[i]);
+}
+
+extern "C" __global__ void to_half(const float *floats, unsigned short *halves)
+{
+    unsigned int i = blockIdx.x * blockDim.x + threadIdx.x;
+    halves[i] = float_to_half(floats[i]);
 }
 """
 
@@ -143,11 +152,13 @@ extern "C" __global__ void probe(const unsigned int *halves, float *floats, Key 
 def test_float16_and_keys():
     halves = np.arange(2**16, dtype=np.uint32)
     floats, keys, scores = np.empty(2**16, np.float32), np.empty(2**16, np.uint64), np.empty(2**16, np.float32)
-    launch(TOP_K + PROBE, "probe", (2**16 // 64,), (64,), halves, floats, keys, scores)
+    back = np.empty(2**16, np.float16)
+    launch(TOP_K + PROBE, "probe", (2**16 // 64,), (64,), halves, floats, keys, scores, back)
     expected = halves.astype(np.uint16).view(np.float16).astype(np.float32)
     finite = np.isfinite(expected)
     assert_array_equal(floats[finite].view(np.uint32), expected[finite].view(np.uint32))
     assert (abs(floats[~finite]) >= 2**16).all()
+    assert_array_equal(back[finite].view(np.uint16), halves[finite])
     assert_array_equal(scores, floats)
     signed_zero = np.flatnonzero(expected == 0)[1]  # -0 < +0 as keys, which is why no score is -0
     order = np.delete(np.lexsort((halves, -floats)), 0)
@@ -156,155 +167,261 @@ def test_float16_and_keys():
     assert len(set(keys[order].tolist())) == len(order)
 
 
-def test_keys_unpack():
-    keys = np.array([0, 0xBF800000 << 32 | 0xFFFFFFFF, 0x80000000 << 32 | 0xFFFFFFFD], np.uint64)
-    columns, scores = np.zeros(4, np.int64), np.zeros(4, np.float32)
-    launch(TOP_K, "unpack_keys", (1,), (32,), keys, np.int64(3), columns, scores)
-    assert_array_equal(columns, [-1, 0, 2, 0])  # the fourth is beyond the end and untouched
-    assert_array_equal(scores, [np.nan, 1, 0, 0])
+def test_rounding_to_float16_is_numpys():
+    rng = np.random.default_rng(0)
+    halves = np.arange(2**15 - 2**10, dtype=np.uint16).view(np.float16)  # all from 0 to the largest
+    middles = (halves[1:].astype(np.float32) + halves[:-1].astype(np.float32)) / 2  # ties, exact in float32
+    floats = np.concatenate(
+        [
+            *(np.nextafter(middles, np.float32(side)) for side in (-1, 1e9)),
+            middles,
+            rng.standard_normal(2**16).astype(np.float32) * np.exp(rng.uniform(-20, 5, 2**16)).astype(np.float32),
+            np.float32([0, -0.0, 1e-45, 65519, -1, 2**-24, 2**-25, 3 * 2**-25]),
+        ]
+    )
+    floats = np.resize(np.concatenate([floats, -floats]), -(-2 * len(floats) // 64) * 64)
+    found = np.empty(len(floats), np.float16)
+    launch(TOP_K + PROBE, "to_half", (len(floats) // 64,), (64,), floats, found)
+    assert_array_equal(found.view(np.uint16), floats.astype(np.float16).view(np.uint16))
+
+
+def scale_rows(X, schedule=0):
+    """What the kernel makes of X: unit, half, valid, digests; what surrounds them must stay as it is."""
+    (n, d), padded_d = X.shape, -(-X.shape[1] // 8) * 8
+    out = [np.full((n + 2, padded_d), 7, np.float32), np.full((n + 2, padded_d), 7, np.float16)]
+    out += [np.full(n + 2, 7, np.uint8), np.full(n + 2, 7, np.uint64)]
+    name = "scale_float_rows" if X.dtype == np.float32 else "scale_double_rows"
+    numbers = np.int64(n), np.int32(d), np.int32(padded_d)
+    launch(TOP_K, name, (-(-n // 2),), (64,), X, *numbers, *(values[1:-1] for values in out), schedule=schedule)
+    assert all((values[[0, -1]] == 7).all() for values in out)
+    return [values[1:-1] for values in out]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (3, 8), (5, 33), (4, 100)])
+def test_rows_are_scaled(n, d, dtype, schedule):
+    rng = np.random.default_rng(n)
+    X = (rng.standard_normal((n, d)) * 10.0 ** rng.integers(-30, 30, (n, 1))).astype(dtype)
+    if n > 3:
+        X[1], X[2] = 0, np.finfo(dtype).max
+        X[3] = 0
+        X[3, -1] = np.finfo(dtype).smallest_subnormal
+    unit, half, valid, _ = scale_rows(X, schedule)
+    exact = X.astype(np.longdouble)
+    norms = np.sqrt((exact**2).sum(axis=1, keepdims=True))
+    expected = np.divide(exact, norms, out=np.zeros_like(exact), where=norms > 0)
+    assert valid.all()
+    assert_allclose(unit[:, :d], expected.astype(np.float64), rtol=2**-23, atol=0)
+    assert_array_equal(half, unit.astype(np.float16))
+    assert (unit[:, d:] == 0).all()
+
+
+@pytest.mark.parametrize("place", [0, 31, 32, 39])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_invalid_rows_are_told_and_become_zero(bad, place):
+    X = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32)
+    X[1, place] = bad
+    unit, half, valid, _ = scale_rows(X)
+    assert valid.tolist() == [1, 0, 1]
+    assert not unit[1].any()
+    assert not half[1].any()
+
+
+def test_rows_of_one_direction_share_a_hash():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((100, 48)).astype(np.float32)
+    multiples = (rows * rng.uniform(0.1, 10, (100, 1))).astype(np.float32)
+    of_rows, of_multiples = scale_rows(rows)[3], scale_rows(multiples)[3]
+    assert (of_rows == of_multiples).sum() >= 98  # one element near the border between two steps is enough to miss
+    assert len(set(of_rows.tolist())) == 100
+    assert (scale_rows(-rows)[3] != of_rows).all()
+    assert_array_equal(of_rows, scale_rows(rows.astype(np.float64))[3])
 
 
 def unit(rng, n, d, n_distinct):
-    """Rows of length 1 in float32 with duplicates and zero rows."""
+    """Rows of length 1 in float32, zero from d to the next multiple of 8, with duplicates and zero rows."""
     distinct = rng.standard_normal((n_distinct, d))
     distinct[0] = 0
     distinct /= np.maximum(np.linalg.norm(distinct, axis=1, keepdims=True), 1e-300)
-    return distinct[rng.integers(0, n_distinct, n)].astype(np.float32)
+    return np.pad(distinct[rng.integers(0, n_distinct, n)].astype(np.float32), ((0, 0), (0, -d % 8)))
 
 
 def half_products(rows, columns):
     return (rows.astype(np.float16).astype(np.float32) @ columns.astype(np.float16).astype(np.float32).T).astype(np.float16)
 
 
-def update_best(
-    rows, columns, best, *, own_column=-(2**40), first=0, n_best=None, n_threads=64, panel=40, schedule=0, tile=None
-):
-    """All columns, `panel` at a time, by the kernel; what surrounds `best` must stay as it is."""
-    k = best.shape[1]
-    n_best = k - first if n_best is None else n_best
-    guarded = np.full((len(best) + 2, k), 7, np.uint64)
-    guarded[1:-1] = best
-    tile = half_products(rows, columns) if tile is None else tile
-    for start in range(0, len(columns), panel):
-        part = columns[start : start + panel].copy()
-        scores = np.full((len(rows), -(-len(part) // 8) * 8), np.nan, np.float16)
-        scores[:, : len(part)] = tile[:, start : start + panel]
-        launch(
-            *(TOP_K, "update_best", (len(rows),), (n_threads,), scores, np.int32(scores.shape[1] // 4), rows, part),
-            *(np.int32(rows.shape[1]), np.uint32(start), np.int64(own_column), np.float32(gpu.score_slack(rows.shape[1]))),
-            *(guarded[1:-1], np.int32(k), np.int32(first), np.int32(n_best)),
-            schedule=schedule,
-            shared_mem=8 * (2 * n_best + 4 * n_threads) + 16 * n_threads,
-        )
-    assert (guarded[[0, -1]] == 7).all()
-    best[...] = guarded[1:-1]
+def keys_of(scores, columns):
+    return scheme.join_keys(np.asarray(columns), np.asarray(scores, np.float32))
 
 
-def unpack(best):
-    columns, scores = np.empty(best.shape, np.int64), np.empty(best.shape, np.float32)
-    launch(TOP_K, "unpack_keys", (-(-best.size // 32),), (32,), best, np.int64(best.size), columns, scores)
-    return columns, scores
+def collect(tile, row_floors, column_floors, slack, diagonal=-(2**40), schedule=0):
+    """The pairs that the kernel finds, as (row, column), in ascending order; the counter goes on from 3."""
+    n_rows, n_columns = tile.shape
+    stride = -(-n_columns // 8) * 8
+    # What fills up the rows is above every floor, and must not be found.
+    padded = np.pad(tile, ((0, 0), (0, stride - n_columns)), constant_values=60000)
+    pairs, counter = np.full(n_rows * stride + 3, 2**32 - 1, np.uint32), np.uint32([3])
+    n_warps = -(-stride // 256) * -(-n_rows // 16)
+    launch(
+        *(TOP_K, "collect_pairs", (-(-n_warps // 2),), (64,), padded, np.uint32(n_rows), np.uint32(n_columns)),
+        *(np.uint32(stride), np.int64(diagonal), row_floors, column_floors, np.float32(slack), pairs, counter),
+        schedule=schedule,
+    )
+    found = pairs[3 : counter[0]]
+    assert (np.delete(pairs, np.arange(3, counter[0])) == 2**32 - 1).all()
+    return sorted((int(pair) // stride, int(pair) % stride) for pair in found)
 
 
-def assert_best(best, rows, columns, *, of_itself=False):
-    """Up to differences of 1e-6, and equal scores in the order of the columns."""
-    indices, scores = unpack(best)
-    exact = rows.astype(np.float64) @ columns.astype(np.float64).T
-    if of_itself:
-        np.fill_diagonal(exact, -np.inf)
-    n = min(best.shape[1], len(columns) - of_itself)
-    assert_allclose(scores[:, :n], -np.sort(-exact, axis=1)[:, :n], rtol=0, atol=1e-6)
-    assert_allclose(scores[:, :n], np.take_along_axis(exact, indices[:, :n], axis=1), rtol=0, atol=1e-6)
-    step = np.diff(scores[:, :n], axis=1)
-    assert (step <= 0).all()
-    assert (np.diff(indices[:, :n], axis=1)[step == 0] > 0).all()
-    assert all(len(set(row)) == n for row in indices[:, :n])
-    assert (best[:, n:] == 0).all()
-    assert not np.signbit(scores[scores == 0]).any()
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n_rows=st.integers(1, 40),
+    n_columns=st.sampled_from([1, 7, 8, 30, 255, 256, 257, 300]),
+    diagonal=st.sampled_from([-(2**40), -5, 0, 3]),
+    schedule=st.sampled_from(SCHEDULES),
+)
+def test_pairs_at_the_floors_of_their_rows_or_columns(seed, n_rows, n_columns, diagonal, schedule):
+    rng = np.random.default_rng(seed)
+    tile = rng.uniform(-1, 1, (n_rows, n_columns)).astype(np.float16)
+    bars = [rng.choice(np.float16([-0.5, 0.25, 0.9, tile[0, 0]]), n).astype(np.float32) for n in tile.shape]
+    floors = [keys_of(values, np.full(len(values), 2**32 - 1)) for values in bars]
+    for values, keys in zip(bars, floors, strict=True):
+        nobody = rng.random(len(values)) < 0.2
+        values[nobody], keys[nobody] = np.inf, ADMIT_NONE
+        everybody = rng.random(len(values)) < 0.05
+        values[everybody], keys[everybody] = -np.inf, ADMIT_ALL
+    scores = tile.astype(np.float32) + np.float32(2**-6)
+    admitted = (scores >= bars[0][:, None]) | (scores >= bars[1])
+    admitted &= np.arange(n_columns) > np.arange(n_rows)[:, None] + diagonal
+    assert collect(tile, *floors, 2**-6, diagonal, schedule) == [tuple(map(int, pair)) for pair in np.argwhere(admitted)]
+
+
+def update_best(pairs, rows, columns, best, floors, ids, *, of_itself=False, n_threads=64, schedule=0):
+    """Both sides of `best`, `floors` and `ids` by the kernel; what surrounds them must stay as it is."""
+    guarded = [np.pad(values, [(1, 1), *[(0, 0)] * (values.ndim - 1)], constant_values=7) for values in (*best, *floors)]
+    best_of_rows, best_of_columns, *floors_of = (values[1:-1] for values in guarded)
+    codes = np.uint32([row * len(columns) + column for row, column in pairs] or [0])
+    launch(
+        *(TOP_K, "update_best", (3,), (n_threads,), codes, np.uint32([len(pairs)]), np.uint32(len(columns)), rows, columns),
+        *(np.int32(rows.shape[1]), *(values.astype(np.uint32) for values in ids), np.int32(of_itself)),
+        *(np.int32(best[0].shape[1]), best_of_rows, floors_of[0], best_of_columns, floors_of[1]),
+        schedule=schedule,
+    )
+    assert all((values[[0, -1]] == 7).all() for values in guarded)
+    for values, found in zip((*best, *floors), guarded, strict=True):
+        values[...] = found[1:-1]
+
+
+def score(rows, columns):
+    """Float32 scores in the kernel's order of summation."""
+    n = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 128))), np.pad(columns, ((0, 0), (0, -columns.shape[1] % 128)))
+    a, b = (values.reshape(len(values), -1, 32, 4).astype(np.longdouble) for values in n)
+    sums = np.zeros((len(rows), len(columns), 32), np.float32)
+    for part in range(a.shape[1]):
+        for i in range(4):  # a fused multiplication and addition rounds once
+            sums = (a[:, None, part, :, i] * b[None, :, part, :, i] + sums).astype(np.float32)
+    for step in (16, 8, 4, 2, 1):
+        sums = sums + sums[:, :, np.arange(32) ^ step]
+    return np.clip(sums[:, :, 0], -1, 1) + np.float32(0)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("n_threads", [32, 128])
 @pytest.mark.parametrize(
-    ("n", "m", "d", "k"),
-    [(3, 1, 1, 1), (5, 7, 3, 1), (9, 130, 33, 4), (4, 300, 7, 13), (6, 20, 64, 30), (7, 700, 5, 1), (3, 260, 40, 100)],
+    ("n", "m", "d", "k"), [(1, 1, 1, 1), (9, 13, 33, 4), (4, 60, 7, 13), (6, 20, 64, 31), (3, 50, 140, 40)]
 )
-def test_the_best_columns(n, m, d, k, n_threads, schedule):
+def test_the_best_of_rows_and_columns(n, m, d, k, n_threads, schedule):
     rng = np.random.default_rng(n + m)
     rows, columns = unit(rng, n, d, n + 1), unit(rng, m, d, 2 + m // 2)
-    best = np.zeros((n, k), np.uint64)
-    update_best(rows, columns, best, n_threads=n_threads, panel=200, schedule=schedule)
-    assert_best(best, rows, columns)
+    ids = np.arange(n) + 1000, np.arange(m)[::-1].copy()
+    best = np.zeros((n, k), np.uint64), np.zeros((m, k), np.uint64)
+    floors = np.full(n, ADMIT_ALL, np.uint64), np.full(m, ADMIT_ALL, np.uint64)
+    floors[1][0] = ADMIT_NONE
+    pairs = [(i, j) for i in range(n) for j in range(m)]
+    for some in (pairs[::3], pairs[1::3], [], pairs[2::3]):
+        update_best(some, rows, columns, best, floors, ids, n_threads=n_threads, schedule=schedule)
+    scores = score(rows, columns)
+    assert_allclose(scores, rows.astype(np.float64) @ columns.T.astype(np.float64), rtol=0, atol=1e-6)
+    for side, values, others in ((0, scores, ids[1]), (1, scores.T, ids[0])):
+        keys = -np.sort(-np.stack([keys_of(row, others) for row in values]).astype(object), axis=1)
+        for i in range(len(keys)):
+            if (side, i) == (1, 0):  # admits none
+                assert not best[1][0].any()
+                continue
+            expected = [*keys[i, :k], *[0] * (k - keys.shape[1])]
+            assert sorted(best[side][i].tolist(), reverse=True) == expected
+            assert floors[side][i] == (expected[-1] or ADMIT_ALL)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.integers(1, 60),
-    st.integers(1, 9),
-    st.integers(1, 20),
-    st.integers(1, 8),
-    st.sampled_from(SCHEDULES),
-)
-def test_the_best_rows_of_themselves_do_not_depend_on_panels_or_threads(seed, n, d, k, panel, schedule):
-    rows = unit(np.random.default_rng(seed), n, d, max(2, n // 2))
-    at_once, in_panels = np.zeros((n, k), np.uint64), np.zeros((n, k), np.uint64)
-    update_best(rows, rows, at_once, own_column=0, panel=n)
-    update_best(rows, rows, in_panels, own_column=0, panel=8 * panel, n_threads=32, schedule=schedule)
-    assert_array_equal(at_once, in_panels)
-    assert_best(at_once, rows, rows, of_itself=True)
-
-
-def test_later_passes_find_what_follows():
+def test_a_row_is_not_its_own_neighbour_and_a_floor_holds():
     rng = np.random.default_rng(0)
-    rows, columns = unit(rng, 5, 6, 6), unit(rng, 300, 6, 60)  # five of a kind: passes end within equal scores
-    at_once, in_passes = np.zeros((5, 50), np.uint64), np.zeros((5, 50), np.uint64)
-    update_best(rows, columns, at_once, panel=128)
-    for first in range(0, 50, 8):
-        update_best(rows, columns, in_passes, first=first, n_best=min(8, 50 - first), panel=128, n_threads=32)
-    assert_array_equal(in_passes, at_once)
-    assert_best(at_once, rows, columns)
-
-
-def test_no_column_is_lost_where_the_float16_scores_are_off_by_what_they_may():
-    rng = np.random.default_rng(1)
-    rows, columns = unit(rng, 20, 48, 21), unit(rng, 400, 48, 400)
-    columns[100:200] = columns[:100] + 1e-3 * rng.standard_normal((100, 48)).astype(np.float32)  # many near the k-th
-    columns /= np.linalg.norm(columns, axis=1, keepdims=True).clip(1e-30)
-    exact = rows.astype(np.float64) @ columns.astype(np.float64).T
-    for signs in (1, -1, rng.choice([-1, 1], exact.shape)):
-        best = np.zeros((20, 9), np.uint64)
-        off = (exact + signs * (gpu.score_slack(48) - 2**-11)).astype(np.float16)  # rounding adds up to 2^-11
-        update_best(rows, columns, best, tile=off, panel=400)
-        assert_best(best, rows, columns)
+    rows = unit(rng, 10, 16, 40)
+    pairs = [(i, j) for i in range(10) for j in range(10)]
+    ids = np.arange(10) + 5
+    scores = score(rows, rows)
+    guess = keys_of([0.2], [2**32 - 1])[0]
+    for of_itself in (True, False):
+        best, closed = np.zeros((10, 30), np.uint64), np.full(10, ADMIT_NONE, np.uint64)
+        floors = np.full(10, guess, np.uint64)
+        update_best(pairs, rows, rows, (best, best.copy()), (floors, closed), (ids, ids), of_itself=of_itself)
+        for i in range(10):
+            reached = [j for j in range(10) if scores[i, j] >= np.float32(0.2) and not (of_itself and i == j)]
+            indices, _ = scheme.split_keys(best[i][best[i] != 0])
+            assert sorted(indices.tolist()) == [j + 5 for j in reached]
+        assert (floors == guess).all()
 
 
 def test_a_score_is_never_minus_zero():
     """Not even where every product of two elements is negative and vanishes."""
     large, vanishing = np.full((1, 32), 32**-0.5, np.float32), np.full((1, 32), -1e-45, np.float32)
-    best = np.zeros((1, 1), np.uint64)
-    update_best(np.hstack([large, vanishing]), np.hstack([vanishing, large]), best)
-    _, scores = unpack(best)
-    assert scores == 0
-    assert not np.signbit(scores).any()
+    a, b = np.hstack([large, vanishing]), np.hstack([vanishing, large])
+    scores = np.full(2, np.nan, np.float32)
+    launch(TOP_K, "score_pairs", (2,), (32,), np.uint32([0, 0]), np.uint32([1]), np.uint32(1), a, b, np.int32(64), scores)
+    assert scores[0] == 0
+    assert not np.signbit(scores[0])
+    assert np.isnan(scores[1])
 
 
-def test_a_nan_is_no_candidate():
-    rng = np.random.default_rng(2)
-    rows, columns = unit(rng, 6, 5, 7), unit(rng, 50, 5, 50)
-    tile = half_products(rows, columns)
-    tile[2] = np.nan
-    tile[:, [0, 7, 49]] = -np.array(np.nan, np.float16)
-    best = np.zeros((6, 4), np.uint64)
-    update_best(rows, columns, best, tile=tile, panel=24)
-    assert (best[2] == 0).all()
-    others, kept = np.delete(np.arange(6), 2), np.delete(np.arange(50), [0, 7, 49])
-    expected = np.zeros((5, 4), np.uint64)
-    update_best(rows[others], columns[kept], expected, panel=24)
-    indices, scores = unpack(expected)
-    found_indices, found_scores = unpack(best[others])
-    assert_array_equal(found_indices, kept[indices])
-    assert_array_equal(found_scores, scores)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_scores_of_pairs(schedule):
+    rng = np.random.default_rng(1)
+    rows, columns = unit(rng, 7, 50, 8), unit(rng, 12, 50, 13)
+    pairs = rng.permutation(7 * 12).astype(np.uint32)
+    scores = np.full(len(pairs), np.nan, np.float32)
+    numbers = np.uint32([len(pairs)]), np.uint32(12)
+    launch(TOP_K, "score_pairs", (3,), (64,), pairs, *numbers, rows, columns, np.int32(56), scores, schedule=schedule)
+    assert_array_equal(scores, score(rows, columns)[pairs // 12, pairs % 12])
+
+
+@pytest.mark.parametrize("k", [1, 5, 32, 70])
+def test_the_answer_is_in_order_at_the_place_of_its_row(k):
+    rng = np.random.default_rng(k)
+    keys = keys_of(rng.choice(np.float32([-1, 0, 0.5, 1]), (4, k)), rng.permutation(4 * k).reshape(4, k))
+    keys[2, : k // 2 + 1] = 0
+    indices, scores = np.full((9, k), -7), np.full((9, k), 7, np.float32)
+    ids = np.uint32([8, 0, 3, 5])
+    launch(TOP_K, "write_answer", (2,), (64,), keys, np.int64(4), np.int32(k), ids, indices, scores)
+    for row, place in zip(keys, ids, strict=True):
+        found = row[row != 0]
+        expected, values = scheme.split_keys(np.sort(found)[::-1])
+        assert_array_equal(indices[place], [*expected, *[-1] * (k - len(found))])
+        assert_array_equal(scores[place], [*values, *[np.nan] * (k - len(found))])
+    untouched = np.delete(np.arange(9), ids)
+    assert (indices[untouched] == -7).all()
+    assert (scores[untouched] == 7).all()
+
+
+def test_no_pair_is_lost_where_the_float16_scores_are_off_by_what_they_may():
+    rng = np.random.default_rng(1)
+    rows, columns = unit(rng, 20, 48, 21), unit(rng, 400, 48, 400)
+    exact = rows.astype(np.float64) @ columns.astype(np.float64).T
+    bars = np.sort(exact, axis=1)[:, -9].astype(np.float32)
+    floors, closed = keys_of(bars, np.full(20, 2**32 - 1)), np.full(400, ADMIT_NONE, np.uint64)
+    reached = {tuple(map(int, pair)) for pair in np.argwhere(exact >= bars[:, None])}
+    for signs in (1, -1, rng.choice([-1, 1], exact.shape)):
+        off = (exact + signs * (gpu.score_slack(48) - 2**-11)).astype(np.float16)  # rounding adds up to 2^-11
+        assert reached <= set(collect(off, floors, closed, gpu.score_slack(48)))
 
 
 @settings(max_examples=200, deadline=None)

@@ -59,7 +59,7 @@ def synchronize() -> None:
 
 @dataclass(frozen=True)
 class MemoryStats:
-    """Bytes of one device's memory; what other programs use is not available."""
+    """Bytes of one device's memory; what other programs use is not available, what CuPy's pool keeps for arrays to come is."""
 
     device: str
     total_bytes: int
@@ -76,6 +76,7 @@ def memory_stats(device: str = "cpu") -> MemoryStats:
     if device == "cpu":
         return MemoryStats("cpu", memory_limit_bytes(), memory_available_bytes())
     if device == "gpu":
-        free, total = _cupy().cuda.runtime.memGetInfo()
-        return MemoryStats("gpu", total, free)
+        cupy = _cupy()
+        free, total = cupy.cuda.runtime.memGetInfo()
+        return MemoryStats("gpu", total, free + cupy.get_default_memory_pool().free_bytes())
     raise ValueError(f"device {device!r}: expected 'cpu' or 'gpu'")

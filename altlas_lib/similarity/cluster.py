@@ -7,8 +7,9 @@ import numpy as np
 
 from ..devices import to_cpu
 from .cpu.preparation import UnitRows
-from .cpu.search import Settings, join_keys, search, split_keys
+from .cpu.search import Settings, search
 from .cpu.threads import blocks_of
+from .scheme import join_keys, split_keys
 
 _LEAST_PANEL_ROWS = 2048
 

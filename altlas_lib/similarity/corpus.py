@@ -16,7 +16,8 @@ class Corpus:
         corpus.top_k(queries, k=10)  # as similarity.top_k(queries, 10, Y=vectors), without what that prepares
 
     Beside the rows themselves, which are used where they are if they are C-contiguous float32, it holds their int8 codes: a
-    quarter of their size. Calls may come from several threads at once.
+    quarter of their size. Calls may come from several threads at once. Rows that are multiples of each other, equal ones
+    excepted, are in the order of their rounded scores, in which `top_k` takes them for equal.
 
     Args:
         Y: (m, d), dense, as `top_k`. Do not change it afterwards.

@@ -74,7 +74,8 @@ def top_k(
     Exact: a score is the dot product, in float32, of the two rows scaled to length 1 (2e-7 or less from float64 for rows of
     some hundred values). Pairs are left uncomputed only where a bound shows that they cannot be among the nearest. Equal
     scores are ordered by index, the lower first, so the answer is the same in every run, with every method, number of
-    threads and tile size. A zero row has similarity 0 with all.
+    threads and tile size. Of rows that are multiples of each other, up to rounding, more than k + 1 take part as one. A zero
+    row has similarity 0 with all.
 
     Args:
         X: (n, d): float16, float32, float64, integers or booleans; NumPy, memory map, CuPy, what NumPy converts, or a SciPy
@@ -127,6 +128,7 @@ def pairs_above(
     threshold: float,
     *,
     Y: Any = None,
+    device: Device = "auto",
     method: Method = "auto",
     working_memory: float | None = None,
     n_jobs: int | None = None,
@@ -136,26 +138,35 @@ def pairs_above(
 ) -> Pairs:
     """All pairs of rows whose cosine similarity is `threshold` or more (near-duplicates), the most similar first.
 
-    Exact as `top_k`, computed on the CPU.
+    Exact as `top_k`.
 
     Args:
         X: (n, d), and `Y` (m, d) or None, as `top_k`; without `Y` each pair of rows of `X` once, no row with itself.
         threshold: the least score, from -1 to 1.
-        method, working_memory, n_jobs, on_invalid, progress: as `top_k`.
+        device, method, working_memory, n_jobs, on_invalid, progress: as `top_k`.
         max_pairs: what the answer may hold; a pair takes 20 bytes, and up to 60 while it is sorted.
 
     Raises:
         MemoryError: more than `max_pairs` pairs reach the threshold.
         TypeError, ValueError, RuntimeError: as `top_k`.
     """
-    X, others, _ = _check(X, Y, "cpu", method, working_memory, on_invalid)
+    X, others, device = _check(X, Y, device, method, working_memory, on_invalid)
     if not isinstance(threshold, numbers.Real) or not -1 <= threshold <= 1:
         raise ValueError(f"threshold={threshold!r}: expected a cosine similarity from -1 to 1")
-    from . import cpu
-
     with progress_bar(progress) as report:
-        settings = cpu.Settings.choose(method, _shape(X, others), n_jobs, working_memory, report)
-        return Pairs(*cpu.pairs_above(X, others, float(threshold), settings, on_invalid, max_pairs))
+        if device == "gpu":
+            from . import gpu
+
+            options = {"max_pairs": max_pairs, "working_memory": working_memory, "on_invalid": on_invalid}
+            found = gpu.pairs_above(X, others, threshold, progress=report, **options)
+        else:
+            from . import cpu
+
+            settings = cpu.Settings.choose(method, _shape(X, others), n_jobs, working_memory, report)
+            found = cpu.pairs_above(X, others, float(threshold), settings, on_invalid, max_pairs)
+    first, second, scores, *skipped = found
+    order = np.lexsort((second, first, -scores))
+    return Pairs(first[order], second[order], scores[order], *skipped)
 
 
 @contextlib.contextmanager

@@ -259,18 +259,23 @@ class Scratch(NamedTuple):
 
 @compiled_sums
 def measure_rows(rows, norms, digests):
-    """The norm of each row, in float64 because no square overflows there, and a hash of its bits."""
+    """The norm of each row, in float64 because no square overflows there, and a hash that rows of one direction share.
+
+    Of the unit row in steps of 2^-10, so that rounding changes it for one multiple of a row in a thousand or so.
+    """
     for i in range(len(rows)):
         row = rows[i]
-        bits = row.view(np.uint32)
         total = 0.0
-        digest = np.uint64(0)
         for j in range(len(row)):
             total += np.float64(row[j]) * np.float64(row[j])
-            # SplitMix64's constants (Steele, Lea and Flood 2014); the shift keeps it from being linear in the bits.
-            mixed = (np.uint64(bits[j]) + np.uint64(j + 1) * np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
-            digest += (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0x94D049BB133111EB)
         norms[i] = np.sqrt(total)
+        scale = 1024 / norms[i] if 0 < norms[i] < np.inf else 0.0
+        digest = np.uint64(0)
+        for j in range(len(row)):
+            # SplitMix64's constants (Steele, Lea and Flood 2014); the shift keeps it from being linear in the values.
+            value = np.uint64(np.int64(np.rint(np.float64(row[j]) * scale)))
+            mixed = (value + np.uint64(j + 1) * np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
+            digest += (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0x94D049BB133111EB)
         digests[i] = digest
 
 
@@ -282,12 +287,13 @@ def centre(rows, inverse_norms, mean, centred):
 
 
 @compiled_sums
-def quantise(centred, mean, half_square_of_mean, codes, codes_transposed, scale, length, residual, offset):
+def quantise(centred, mean, half_square_of_mean, growth, codes, codes_transposed, scale, length, residual, offset):
     """One int8 scale per row, and what is needed to bound the products: see `Bounds`.
 
     Args:
         centred: (m, d) float32, unit rows less `mean`, perhaps rotated.
         mean: (d,) float32, rotated alike.
+        growth: by which lengths are taken to be longer, for rounding.
         codes: (m, d) uint8, int8 values plus 128.
         codes_transposed: (d, m) int8.
     """
@@ -307,9 +313,9 @@ def quantise(centred, mean, half_square_of_mean, codes, codes_transposed, scale,
             lost += (row[j] - code * step) ** 2
         scale[i] = step
         offset[i] = along_mean + half_square_of_mean
-        # |u.v - û.v̂| <= |u - û||v| + |û||v - v̂|, and neither |û| nor |v| is above its length here.
-        residual[i] = np.sqrt(lost) * np.float32(1.0001)
-        length[i] = np.sqrt(square) + residual[i]
+        # Neither the row nor what its codes stand for is longer than its length here.
+        residual[i] = np.sqrt(lost) * growth
+        length[i] = np.sqrt(square) * growth + residual[i]
     for j in range(centred.shape[1]):
         for i in range(len(centred)):
             codes_transposed[j, i] = np.int8(np.int32(codes[i, j]) - 128)

@@ -1,4 +1,4 @@
-"""What takes part in a comparison on the CPU: valid rows with their norms, without duplicates that change no answer."""
+"""What takes part in a comparison on the CPU: valid rows with their norms, without redundant ones."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 
 from ...devices import to_cpu
 from ..inputs import OnInvalid, is_sparse, refuse_invalid, unit_rows
+from ..scheme import redundant_rows
 from .compiled import measure_rows
 from .sparse import SparseUnitRows, sparse_unit_rows
 from .threads import blocks_of, for_each
@@ -42,7 +43,7 @@ class UnitRows:
 def unit_rows_of(
     X: np.ndarray, on_invalid: OnInvalid, n_threads: int, name: str = "X"
 ) -> tuple[UnitRows, np.ndarray, np.ndarray]:
-    """The rows of `X` (n, d) that are valid, with a hash of each, and the indices of those that are not.
+    """The rows of `X` (n, d) that are valid, with a hash of the direction of each, and the indices of those that are not.
 
     float32 rows are used where they are, in a memory map too; others are copied.
     """
@@ -71,25 +72,6 @@ def _measure(rows: np.ndarray, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
     return norms, digests
 
 
-def surplus_duplicates(digests: np.ndarray, rows: np.ndarray, n_kept: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to which `n_kept` lower ones are equal, bit by bit, and for each of them the last one that is kept.
-
-    Ties being ordered by index, they are nobody's neighbours. Left in, data that are one row many times over would have
-    every pair verified.
-    """
-    order = np.argsort(digests, kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(digests[order]) != 0))
-    counts = np.diff(starts, append=len(order))
-    surplus, instead = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for start, count in zip(starts[counts > n_kept], counts[counts > n_kept], strict=True):
-        group = order[start : start + count]
-        equal = [(rows[group[some]] == rows[group[0]]).all(axis=1) for some in blocks_of(count, 4096)]
-        group = group[np.concatenate(equal)]
-        surplus.append(group[n_kept:])
-        instead.append(np.full(len(surplus[-1]), group[min(n_kept, len(group)) - 1]))
-    return np.concatenate(surplus), np.concatenate(instead)
-
-
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """What takes part in the comparison of the n rows of one side."""
@@ -98,20 +80,20 @@ class Prepared:
     n: int
     indices: np.ndarray  # (n_kept,) int64, where the rows of `unit` stand among the n
     skipped: np.ndarray  # invalid ones
-    surplus: np.ndarray  # duplicates that are left out, and
+    redundant: np.ndarray  # rows that are left out, and
     instead: np.ndarray  # for each the one whose answer is also theirs
 
     @classmethod
     def of(cls, X: Any, on_invalid: OnInvalid, n_threads: int, name: str = "X", n_duplicates: int | None = None) -> "Prepared":
-        """Of `X` (n, d), with at most `n_duplicates` rows that are equal (None: with all)."""
+        """Of `X` (n, d), with at most `n_duplicates` rows of one direction (None: with all)."""
         n, nothing = X.shape[0], np.empty(0, np.int64)
         if is_sparse(X):
             unit, skipped = sparse_unit_rows(X, on_invalid, name)
             return cls(unit, n, np.delete(np.arange(n), skipped), skipped, nothing, nothing)
         unit, digests, skipped = unit_rows_of(to_cpu(X), on_invalid, n_threads, name)
         indices = np.delete(np.arange(n), skipped)
-        surplus, instead = surplus_duplicates(digests, unit.rows, n_duplicates) if n_duplicates else (nothing, nothing)
-        if len(surplus):
-            kept = np.delete(np.arange(len(unit)), surplus)
-            return cls(unit[kept], n, indices[kept], skipped, indices[surplus], indices[instead])
+        redundant, instead = redundant_rows(digests, lambda some: unit.rows[some], n_duplicates)
+        if len(redundant):
+            kept = np.delete(np.arange(len(unit)), redundant)
+            return cls(unit[kept], n, indices[kept], skipped, indices[redundant], indices[instead])
         return cls(unit, n, indices, skipped, nothing, nothing)

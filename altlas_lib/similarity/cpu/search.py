@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..inputs import OnInvalid, check_n_jobs, refuse_more_than
+from ..scheme import pilot_rows, split_keys
 from .compiled import LANES, Scratch, Side, find, score_of, select
 from .preparation import Prepared, UnitRows
 from .products import Float32, Int8, int8_problem
@@ -209,9 +209,7 @@ def search(
 
     With `B is A` the rows are compared with each other and not with themselves.
 
-    Most of what is verified would only serve to raise the thresholds, so they are guessed: sqrt(n) rows drawn at random are
-    compared first, and the lowest of their k-th best scores is the threshold of all. It is too high for one row in sqrt(n),
-    however the data are distributed, and those, which fewer than k reach, are compared again.
+    Most of what is verified would only serve to raise the thresholds, so they are guessed from some rows (`pilot_rows`).
 
     Args:
         first: the index of the first row of each in the answer.
@@ -224,8 +222,7 @@ def search(
     tiles = Tiles(A, columns or Columns(B, settings), settings)
     if both_ways or thresholds[0] is not None or len(A) < _PILOTS_FROM:
         return _compare(tiles, k, both_ways, first, thresholds)
-    pilots = np.random.default_rng(0).choice(len(A), math.isqrt(len(A)), replace=False)
-    guess = score_of(_compare_some(tiles, pilots, k, first)[:, -1].min())
+    guess = score_of(_compare_some(tiles, pilot_rows(len(A)), k, first)[:, -1].min())
     of_a, of_b = _compare(tiles, k, False, first, (np.full(len(A), guess, np.float32), None))
     missed = np.flatnonzero(of_a[:, -1] == 0)
     if len(missed):
@@ -307,21 +304,6 @@ def search_above(A: UnitRows, B: UnitRows, threshold: float, settings: Settings,
     return pairs[:, 0], pairs[:, 1], scores
 
 
-def split_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (int64) and scores (float32) of full `keys`."""
-    indices = (np.uint64(0xFFFFFFFF) - (keys & np.uint64(0xFFFFFFFF))).astype(np.int64)
-    ordered = (keys >> np.uint64(32)).astype(np.uint32)
-    positive = ordered >> np.uint32(31) == 1
-    return indices, np.where(positive, ordered & np.uint32(0x7FFFFFFF), ~ordered).view(np.float32)
-
-
-def join_keys(indices: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The keys of indices and float32 scores: the inverse of `split_keys`."""
-    bits = scores.view(np.uint32)
-    ordered = np.where(bits >> np.uint32(31) == 1, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
-    return (ordered << np.uint64(32)) | (np.uint64(0xFFFFFFFF) - indices.astype(np.uint64))
-
-
 def top_k(
     X: Any, Y: Any, k: int, settings: Settings, on_invalid: OnInvalid, search: Callable = search
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -346,14 +328,14 @@ def top_k(
         return places, scores_kept, a.skipped, b.skipped
     indices, scores = np.full((a.n, k), -1), np.full((a.n, k), np.nan, np.float32)
     indices[a.indices], scores[a.indices] = b.indices[places], scores_kept
-    indices[a.surplus], scores[a.surplus] = indices[a.instead], scores[a.instead]
+    indices[a.redundant], scores[a.redundant] = indices[a.instead], scores[a.instead]
     return indices, scores, a.skipped, b.skipped
 
 
 def pairs_above(
     X: Any, Y: Any, threshold: float, settings: Settings, on_invalid: OnInvalid, max_pairs: int
 ) -> tuple[np.ndarray, ...]:
-    """First, second, scores and skipped rows of both, as in `Pairs`."""
+    """First, second, scores and skipped rows of both, as in `Pairs`, in no order."""
     a = Prepared.of(X, on_invalid, settings.n_threads)
     b = a if Y is None else Prepared.of(Y, on_invalid, settings.n_threads, "Y")
     if len(a.unit) == 0 or len(b.unit) == 0:
@@ -362,6 +344,4 @@ def pairs_above(
         found = search_sparse_above(a.unit, b.unit, threshold, settings.n_threads, max_pairs, settings.progress)
     else:
         found = search_above(a.unit, b.unit, threshold, settings, max_pairs)
-    first, second, scores = a.indices[found[0]], b.indices[found[1]], found[2]
-    order = np.lexsort((second, first, -scores))
-    return first[order], second[order], scores[order], a.skipped, b.skipped
+    return a.indices[found[0]], b.indices[found[1]], found[2], a.skipped, b.skipped

@@ -1,35 +1,45 @@
-"""The GPU engine: float16 products on tensor cores discard columns, float32 verifies the others, kernels of ours select.
+"""The GPU engine: half-precision products on tensor cores bound, float32 products verify, CUDA C++ kernels select.
 
-A tile of scores is one `cupy.matmul` in float16. It is off by no more than `score_slack`, so a column whose float16 score
-plus that is below the k-th best of a row cannot be among the k best. `kernels/top_k.cu` scans the tile once, computes
-the others in float32, and merges them into the row's best. Never the n x n matrix: a tile of it, and k keys per row.
-
-The whole square is computed, though half would do without `Y`. Per pair, the product takes 2 d floating-point operations
-and the scan 4 bytes of memory, written and read: with d = 384 on a T4 (40 TFLOP/s, 300 GB/s) 19 and 13 ps. Half the
-products, each scanned along its row and its column, take 10 and 13 ps: 1.4 times faster at best, for a second kernel that
-merges into rows which other tiles update at the same time.
+As on the CPU: some rows, drawn at random, are compared with all, which gives a score that nearly every row's k nearest
+reach; then the upper triangle is worked through tile by tile, each of which serves its rows and its columns; the rows for
+which the guess was too high are compared again. A tile is one `cupy.matmul` in half precision, off by no more than
+`score_slack`. One kernel collects the pairs that may count, another computes them in float32 and updates the k best of both
+rows (`kernels/top_k.cu`). Products go on in a stream of their own while the tile before is looked through.
 """
 
-import functools
+import contextlib
 import math
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from ...devices import get_namespace, memory_stats, to_gpu
+from ...devices import get_namespace, memory_stats, to_cpu, to_gpu
 from ...results import format_value
-from ..inputs import OnInvalid, refuse_invalid
-from .rows import Panel, Plan, RowsOnGpu, timed
+from ..inputs import OnInvalid, refuse_more_than
+from ..scheme import join_keys, pilot_rows
+from .launch import launch, padded
+from .rows import N_COUNTERS, Matrix, Panel, Plan, Streams
 
-_KERNELS = Path(__file__).parent / "kernels"
-_BLOCK_THREADS = 256  # of `update_best`; a segment of a row is four times that
-_MOST_KEPT = 1024  # keys that a block keeps in shared memory: 28 KiB
 _SHARE_OF_FREE = 0.8  # the rest is for cuBLAS and for CuPy's pool, which rounds up
-_NO_COLUMN = -(2**40)  # the number of row 0 among the columns, where rows are no columns
-_DISALLOW_REDUCED_PRECISION_REDUCTION = 16  # cublasMath_t; else cuBLAS may add partial sums in float16
+_FEW_COLUMNS = 64  # of the first tile of rows of which nothing is known, or four times k; all of them are verified
+_DISALLOW_REDUCED_PRECISION_REDUCTION = 16  # cublasMath_t; else cuBLAS may add partial sums in half precision
+_ADMIT_ALL, _ADMIT_NONE = join_keys(np.int64([2**32 - 1]), np.float32([-2]))[0], np.uint64(2**64 - 1)
+_NO_DIAGONAL = np.int64(-(2**40))
+# Of CuPy, the CUDA runtime and driver, cuBLAS (which says so when it cannot have its work space), and NumPy.
+_OUT_OF_MEMORY = ("out of memory", "out_of_memory", "memoryallocation", "alloc_failed", "cublas_status_not_initialized")
+
+
+def score_slack(d: int) -> float:
+    """How far a half-precision score of two (d,) rows may be from the float32 one, at most.
+
+    With u = 2^-11, the unit roundoff of float16: rounding both rows costs 2 u, and sqrt(d) 2^-25 each for elements below
+    float16's normal range; rounding the result costs u. Tensor cores add d products in float32 without rounding each sum
+    to nearest (Fasi, Higham, Mikaitis and Pranesh 2021, "Numerical behavior of NVIDIA tensor cores"): less than d 2^-22.
+    The float32 product is off by less than d 2^-24. Lengths are 1 up to 2^-22, whence the last term and the 3.01.
+    """
+    return 3.01 * 2**-11 + 2.01 * math.sqrt(d) * 2**-25 + d * 2**-21 + 2**-20
 
 
 def top_k(
@@ -44,13 +54,13 @@ def top_k(
 ) -> tuple[Any, Any, np.ndarray, np.ndarray]:
     """The `k` rows of `Y` nearest to each row of `X` by cosine; of `X` itself, the row left out, where `Y` is None.
 
-    What does not fit on the GPU is streamed there in chunks, each copied while the former is computed with.
+    What does not fit on the GPU is streamed there, each part copied while those before are computed with.
 
     Args:
         X: (n, d) as `check_pair` gives it: NumPy, memory map or CuPy. Y: (m, d), likewise, or None.
-        k: reduced to what is there to choose from: valid rows, without the row itself. Each 1,024 take a pass over all.
-        working_memory: MiB for a tile of float16 scores, of one row at least; half of the free memory at most. Default: a
-            quarter of it, 256 at most.
+        k: reduced to what is there to choose from: valid rows, without the row itself.
+        working_memory: MiB for tiles of scores; half of the free memory at most. Default: a quarter of it, or what 8,192
+            rows and columns take.
         progress: called with the share of the work that is done.
         clock: the seconds of "transfer" (scaling included), "products" and "selection" on the GPU are added to it. Each step
             then waits for the one before, so that what overlaps otherwise counts in full.
@@ -61,112 +71,260 @@ def top_k(
 
     Raises:
         ValueError: rows hold NaN or infinity, and `on_invalid` is `"raise"`.
-        MemoryError: the GPU has not enough memory for one row and its neighbours.
+        MemoryError: the GPU has not enough memory for eight rows and their neighbours.
     """
     k = max(0, min(k, len(X) - 1 if Y is None else len(Y)))
+
+    def search(plan: Plan) -> tuple[Any, Any, np.ndarray, np.ndarray]:
+        with _streams(clock) as streams:
+            found = _Search(X, Y, plan, streams, on_invalid, progress, k or None)
+            return *found.top_k(k), found.rows.skipped, found.columns.skipped
+
+    return _within_memory(search, X, Y, k, working_memory)
+
+
+def pairs_above(
+    X: Any,
+    Y: Any,
+    threshold: float,
+    *,
+    max_pairs: int,
+    working_memory: float | None = None,
+    on_invalid: OnInvalid = "raise",
+    progress: Callable[[float], None] | None = None,
+) -> tuple[np.ndarray, ...]:
+    """All pairs that score `threshold` or more, in no order; arguments and errors as of `top_k` and `similarity.pairs_above`.
+
+    Returns:
+        rows of `X` and of `Y` (n_pairs,) int64, scores (n_pairs,) float32, skipped rows of both; NumPy arrays.
+    """
+
+    def search(plan: Plan) -> tuple[np.ndarray, ...]:
+        with _streams() as streams:
+            found = _Search(X, Y, plan, streams, on_invalid, progress)
+            return *found.pairs_above(threshold, max_pairs), found.rows.skipped, found.columns.skipped
+
+    return _within_memory(search, X, Y, 0, working_memory)
+
+
+def _within_memory(search: Callable[[Plan], Any], X: Any, Y: Any, k: int, working_memory: float | None) -> Any:
+    """`search` by a plan that fits into the memory that is free; by a smaller one where it does not after all."""
+    shapes = [rows.shape for rows in (X, Y) if rows is not None]
     budget_bytes = int(_SHARE_OF_FREE * memory_stats("gpu").available_bytes)
-    out_of_memory = get_namespace(to_gpu(np.empty(0))).cuda.memory.OutOfMemoryError
     while True:
-        plan = Plan.for_memory(X, Y, k, budget_bytes, working_memory)
+        plan = Plan.for_memory(shapes, k, budget_bytes, working_memory)
         try:
-            return _top_k(X, Y, k, plan, on_invalid, progress, clock)
-        except out_of_memory as error:
-            budget_bytes //= 2
-            reason = str(error)  # not the error, whose traceback holds the arrays
+            return search(plan)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"  # not the error, whose traceback holds the arrays
+            if not any(sign in reason.lower() for sign in _OUT_OF_MEMORY):
+                raise
+        budget_bytes //= 2
         warnings.warn(
-            f"the GPU ran out of memory ({reason}); top_k starts again with half of what it took: "
+            f"the GPU ran out of memory ({reason}); the search starts again with half of what it took: "
             f"{format_value(budget_bytes, 'bytes')}. Free memory on the GPU to avoid this",
-            stacklevel=2,
+            stacklevel=3,
         )
 
 
-def score_slack(d: int) -> float:
-    """How far a float16 score of two (d,) rows may be from the float32 one, at most.
-
-    With u = 2^-11, the unit roundoff of float16: rounding both rows costs 2 u, and sqrt(d) 2^-25 each for elements below
-    float16's normal range; rounding the result costs u. Tensor cores add d products in float32 without rounding each sum
-    to nearest (Fasi, Higham, Mikaitis and Pranesh 2021, "Numerical behavior of NVIDIA tensor cores"): less than d 2^-22.
-    The float32 product is off by less than d 2^-24. Lengths are 1 up to 2^-22, whence the last term and the 3.01.
-    """
-    return 3.01 * 2**-11 + 2.01 * math.sqrt(d) * 2**-25 + d * 2**-21 + 2**-20
-
-
-def _top_k(
-    X: Any,
-    Y: Any,
-    k: int,
-    plan: Plan,
-    on_invalid: OnInvalid,
-    progress: Callable[[float], None] | None,
-    clock: dict[str, float] | None,
-) -> tuple[Any, Any, np.ndarray, np.ndarray]:
-    rows = RowsOnGpu(X, plan, clock)
-    columns = rows if Y is None else RowsOnGpu(Y, plan, clock)
-    for side, name in [(rows, "X"), (columns, "Y")]:
-        refuse_invalid(name, side.invalid, side.n, on_invalid)
-    k = max(0, min(k, columns.n - len(columns.invalid) - (Y is None)))
-    xp = rows.xp
-    indices, scores = xp.empty((rows.n, k), dtype=xp.int64), xp.empty((rows.n, k), dtype=xp.float32)
-    best_of_block = xp.empty((min(plan.block_rows, rows.n), k), dtype=xp.uint64)
-    tile = xp.empty(plan.tile_rows * plan.panel_rows, dtype=xp.float16)
-    n_pairs, n_done = rows.n * columns.n * -(-k // _MOST_KEPT), 0
-    for start in range(0, rows.n if k else 0, plan.block_rows):
-        block = rows.block(start, min(start + plan.block_rows, rows.n))
-        best = best_of_block[: block.stop - start]
-        best[...] = 0
-        for first in range(0, k, _MOST_KEPT):
-            for panel in columns.panels():
-                for top in range(start, block.stop, plan.tile_rows):
-                    part = block.part(top, min(top + plan.tile_rows, block.stop))
-                    best_of_part = best[top - start : part.stop - start]
-                    with timed(xp, clock, "products"):
-                        products = _half_products(part, panel, tile)
-                    with timed(xp, clock, "selection"):
-                        _update_best(best_of_part, first, products, part, panel, leave_out_self=Y is None)
-                    n_done += (part.stop - part.start) * (panel.stop - panel.start)
-                    if progress:
-                        xp.cuda.get_current_stream().synchronize()
-                        progress(n_done / n_pairs)
-        arguments = best, np.int64(best.size), indices[start : block.stop], scores[start : block.stop]
-        _launch(load_kernel(xp, "top_k.cu", "unpack_keys"), arguments, n_blocks=-(-best.size // _BLOCK_THREADS))
-    return indices, scores, rows.invalid, columns.invalid
-
-
-def _update_best(best: Any, first: int, products: Any, rows: Panel, columns: Panel, *, leave_out_self: bool) -> None:
-    """Bring places `first` onwards of `best` (b, k) up to date for the b `rows` and these `columns`."""
-    xp, (n_rows, n_columns) = get_namespace(best), products.shape
-    k, d = best.shape[1], rows.unit.shape[1]
-    n_best = min(_MOST_KEPT, k - first)
-    own_column = rows.start if leave_out_self else _NO_COLUMN
-    arguments = (
-        *(products, np.int32(n_columns // 4), rows.unit, columns.unit, np.int32(d), np.uint32(columns.start)),
-        *(np.int64(own_column), np.float32(score_slack(d)), best, np.int32(k), np.int32(first), np.int32(n_best)),
-    )
-    shared_bytes = 8 * (2 * n_best + 4 * _BLOCK_THREADS) + 4 * 4 * _BLOCK_THREADS
-    _launch(load_kernel(xp, "top_k.cu", "update_best"), arguments, n_blocks=n_rows, shared_bytes=shared_bytes)
-
-
-def _half_products(rows: Panel, columns: Panel, tile: Any) -> Any:
-    """Float16 scores of `rows` with `columns`, added up in float32, in the memory of the flat `tile`.
-
-    (rows, aligned columns), NaN for what is invalid and for what fills up the columns.
-    """
-    xp, n_rows, n_columns = get_namespace(tile), len(rows.unit), len(columns.half)
-    out = tile[: n_rows * n_columns].reshape(n_rows, n_columns)
-    cublas, handle = xp.cuda.cublas, xp.cuda.device.get_cublas_handle()
+@contextlib.contextmanager
+def _streams(clock: dict[str, float] | None = None) -> Iterator[Streams]:
+    """The GPU's streams, until all is done, with products that are added up in float32."""
+    xp = get_namespace(to_gpu(np.empty(0)))
+    streams, cublas, handle = Streams(xp, clock), xp.cuda.cublas, xp.cuda.device.get_cublas_handle()
     mode = cublas.getMathMode(handle)
     cublas.setMathMode(handle, _DISALLOW_REDUCED_PRECISION_REDUCTION)
     try:
-        return xp.matmul(rows.half[:n_rows], columns.half.T, out=out)
+        yield streams
     finally:
+        streams.finish()
         cublas.setMathMode(handle, mode)
 
 
-@functools.cache
-def load_kernel(xp: Any, file: str, name: str) -> Any:
-    """A function of one of the CUDA C++ files, compiled by NVRTC for the current GPU."""
-    return xp.RawModule(code=(_KERNELS / file).read_text()).get_function(name)
+class _Best:
+    """The k best of n rows so far, (n, k) keys in no order, and a floor for each: a key that k reach, or are guessed to."""
+
+    def __init__(self, xp: Any, n: int, k: int, floor: np.uint64 = _ADMIT_ALL) -> None:
+        self.keys, self.floors = xp.zeros((n, k), dtype=xp.uint64), xp.full(n, floor, dtype=xp.uint64)
+
+    def of(self, some: slice) -> tuple[Any, Any]:
+        return self.keys[some], self.floors[some]
 
 
-def _launch(kernel: Any, arguments: tuple, *, n_blocks: int, shared_bytes: int = 0) -> None:
-    kernel((n_blocks,), (_BLOCK_THREADS,), arguments, shared_mem=shared_bytes)
+class _Search:
+    """The comparison of the rows of `X` with those of `Y` or, where that is None, with each other.
+
+    `n_duplicates`: how many rows of one direction a row needs among its neighbours; None: all.
+    """
+
+    def __init__(
+        self,
+        X: Any,
+        Y: Any,
+        plan: Plan,
+        streams: Streams,
+        on_invalid: OnInvalid,
+        progress: Callable[[float], None] | None,
+        n_duplicates: int | None = None,
+    ) -> None:
+        self.xp, self.streams, self.progress, self.of_itself = streams.xp, streams, progress, Y is None
+        self.side, self.d, self.slack = plan.tile_side, padded(X.shape[1]), np.float32(score_slack(X.shape[1]))
+        # Before rows are loaded, for which products wait: so they wait for what is still done with this memory too.
+        self.tiles = [self.xp.empty(self.side**2, dtype=np.float16) for _ in range(2)]
+        self.scanned: list[Any] = [None, None]  # events: what was in the tile is needed no more
+        self.pairs = self.xp.empty(self.side**2, dtype=np.uint32)
+        self.counters, self.n_tiles = self.xp.empty(N_COUNTERS, dtype=np.uint32), 0
+        self.closed = self.xp.full(self.side, _ADMIT_NONE, dtype=np.uint64)
+        at_most = n_duplicates and n_duplicates + self.of_itself
+        self.rows = self.columns = Matrix(X, plan, streams, on_invalid, "X", at_most if self.of_itself else None)
+        if not self.of_itself:
+            self.columns = Matrix(Y, plan, streams, on_invalid, "Y", at_most)
+
+    def top_k(self, k: int) -> tuple[Any, Any]:
+        """Indices and scores as of the function."""
+        xp, rows, n = self.xp, self.rows, len(self.rows.loader.X)
+        k = max(0, min(k, self.columns.n_valid - self.of_itself))
+        answer = xp.full((n, k), -1, dtype=xp.int64), xp.full((n, k), xp.nan, dtype=xp.float32)
+        if k and len(rows) and not self.of_itself:
+            for number in range(rows.n_panels):
+                (panel,) = rows.panels(number)
+                self._write(self._one_way(panel, k, rows.start(number)), panel.ids, answer)
+        elif k and len(rows):
+            pilots = self._load(pilot_rows(len(rows)))
+            # A guess is a score, whatever the column.
+            guess = to_cpu(self._one_way(pilots, k).floors).min() & np.uint64(0xFFFFFFFF << 32)
+            best = self._both_ways(k, guess)
+            self._write(best, xp.asarray(rows.ids.astype(np.uint32)), answer)
+            missed = to_cpu(xp.flatnonzero((best.keys == 0).any(axis=1)))
+            del pilots, best
+            for start in range(0, len(missed), rows.plan.panel_rows):
+                some = self._load(missed[start : start + rows.plan.panel_rows])
+                self._write(self._one_way(some, k), some.ids, answer)
+            for values in answer if len(rows.redundant) else ():
+                values[xp.asarray(rows.redundant)] = values[xp.asarray(rows.instead)]
+        if self.progress:
+            self.progress(1.0)
+        return answer
+
+    def _load(self, some: np.ndarray) -> Panel:
+        """Some of the rows that take part, in a panel of their own."""
+        return self.rows.loader.load(self.rows.ids[some], self.rows.new_panel(len(some)))
+
+    def _write(self, best: _Best, ids: Any, answer: tuple[Any, Any]) -> None:
+        n, k = best.keys.shape
+        launch(self.xp, "write_answer", (best.keys, np.int64(n), np.int32(k), ids, *answer), n_warps=n)
+
+    def _one_way(self, panel: Panel, k: int, start: int | None = None) -> _Best:
+        """The best of the rows of a panel among all columns; `start`: rows before, where this counts as progress."""
+        best, nobody = _Best(self.xp, panel.n, k), (self.closed[:1], self.closed)
+        # Floors rise as more and more columns are seen.
+        for rows, others, columns, _ in self._tiles(panel, start, least_width=max(padded(4 * k), _FEW_COLUMNS)):
+            self._update_best(panel, rows, others, columns, best.of(rows), nobody)
+        return best
+
+    def _both_ways(self, k: int, guess: np.uint64) -> _Best:
+        """The best of all rows among each other that reach a guessed floor: the upper triangle serves rows and columns."""
+        best = _Best(self.xp, len(self.rows), k, guess)
+        for number in range(self.rows.n_panels):
+            (panel,), start = self.rows.panels(number), self.rows.start(number)
+            for rows, others, columns, first in self._tiles(panel, start, upper=True):
+                of_rows = best.of(slice(start + rows.start, start + rows.stop))
+                of_columns = best.of(slice(first, first + columns.stop - columns.start))
+                diagonal = np.int64(start + rows.start - first)
+                self._update_best(panel, rows, others, columns, of_rows, of_columns, diagonal)
+        return best
+
+    def _tiles(
+        self, panel: Panel, start: int | None = None, *, upper: bool = False, least_width: int | None = None
+    ) -> Iterator[tuple[slice, Panel, slice, int]]:
+        """Blocks of the rows of a panel, each with blocks of all columns: rows, panel and columns of it, the first of all.
+
+        Args:
+            start: which of the rows that take part is the panel's first, where this counts as progress.
+            upper: only pairs whose column is not below the row.
+            least_width: of the first blocks of columns; those that follow are as wide as all before. Default: all are wide.
+        """
+        n_pairs = len(self.rows) * (len(self.columns) + upper * self.side)
+        n_done = 0 if start is None else start * (2 * len(self.columns) - start if upper else len(self.columns))
+        for number in range(panel.number if upper else 0, self.columns.n_panels):
+            others = self.columns.panels(*([panel.number] if upper else []), number)[-1]
+            first = self.columns.start(number)
+            for top in range(0, panel.n, self.side):
+                rows = slice(top, min(top + self.side, panel.n))
+                left = max(first, start + top) if upper else first
+                while left < first + others.n:
+                    width = self.side if least_width is None else min(self.side, max(least_width, left // 8 * 8))
+                    columns = slice(left - first, min(left - first + width, others.n))
+                    yield rows, others, columns, left
+                    left = first + columns.stop
+                    n_done += (rows.stop - rows.start) * (columns.stop - columns.start) * (1 + upper)
+                    if self.progress and start is not None and n_done < n_pairs:
+                        self.streams.selecting.synchronize()  # what was asked for is not done yet
+                        self.progress(n_done / n_pairs)
+
+    def _collect(
+        self, A: Panel, rows: slice, B: Panel, columns: slice, floors: tuple[Any, Any], diagonal: np.int64 = _NO_DIAGONAL
+    ) -> tuple[Any, Any, np.uint32]:
+        """The pairs of a tile that may reach a floor of their row or column: which, how many, and the tile's row length."""
+        streams, buffer, counter = self.streams, self.n_tiles % 2, self.n_tiles % N_COUNTERS
+        n_rows, n_columns = rows.stop - rows.start, columns.stop - columns.start
+        stride = padded(n_columns)
+        tile = self.tiles[buffer][: n_rows * stride].reshape(n_rows, stride)
+        with streams.step(streams.products, "products"):
+            if self.scanned[buffer] is not None:
+                streams.products.wait_event(self.scanned[buffer])
+            self.xp.matmul(A.half[rows], B.half[columns.start : columns.start + stride].T, out=tile)
+            computed = streams.products.record()
+        with streams.step(streams.selecting, "selection"):
+            streams.selecting.wait_event(computed)
+            if counter == 0:
+                self.counters[...] = 0
+            pairs = self.pairs, self.counters[counter : counter + 1]
+            numbers = np.uint32(n_rows), np.uint32(n_columns), np.uint32(stride), diagonal
+            n_warps = -(-stride // 256) * -(-n_rows // 16)
+            launch(self.xp, "collect_pairs", (tile, *numbers, *floors, self.slack, *pairs), n_warps=n_warps)
+            self.scanned[buffer] = streams.selecting.record()
+        self.n_tiles += 1
+        return *pairs, np.uint32(stride)
+
+    def _update_best(
+        self,
+        A: Panel,
+        rows: slice,
+        B: Panel,
+        columns: slice,
+        of_rows: tuple[Any, Any],
+        of_columns: tuple[Any, Any],
+        diagonal: np.int64 = _NO_DIAGONAL,
+    ) -> None:
+        """Bring keys and floors of a tile's rows and columns up to date."""
+        pairs = self._collect(A, rows, B, columns, (of_rows[1], of_columns[1]), diagonal)
+        with self.streams.step(self.streams.selecting, "verification"):
+            vectors = A.unit[rows], B.unit[columns], np.int32(self.d), A.ids[rows], B.ids[columns]
+            numbers = np.int32(self.of_itself), np.int32(of_rows[0].shape[1])
+            launch(self.xp, "update_best", (*pairs, *vectors, *numbers, *of_rows, *of_columns))
+
+    def pairs_above(self, threshold: float, max_pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, columns and scores of all pairs at or above a threshold, in no order."""
+        xp, threshold = self.xp, np.float32(threshold)
+        floors = xp.full(self.side, join_keys(np.int64([2**32 - 1]), np.float32([threshold]))[0], dtype=xp.uint64)
+        scores = xp.empty(self.side**2, dtype=xp.float32)
+        found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+        n_found = 0
+        for number in range(self.rows.n_panels):
+            (A,), start = self.rows.panels(number), self.rows.start(number)
+            for rows, B, columns, left in self._tiles(A, start, upper=self.of_itself):
+                diagonal = np.int64(start + rows.start - left) if self.of_itself else _NO_DIAGONAL
+                pairs, counter, stride = self._collect(A, rows, B, columns, (floors, self.closed), diagonal)
+                with self.streams.step(self.streams.selecting, "verification"):
+                    vectors = A.unit[rows], B.unit[columns], np.int32(self.d)
+                    launch(xp, "score_pairs", (pairs, counter, stride, *vectors, scores))
+                    n = int(counter[0])
+                    places = xp.flatnonzero(scores[:n] >= threshold)
+                    kept = pairs[places]
+                    ids = A.ids[rows][kept // stride], B.ids[columns][kept % stride]
+                    found.append((*(to_cpu(of).astype(np.int64) for of in ids), to_cpu(scores[places])))
+                n_found += len(found[-1][0])
+                refuse_more_than(max_pairs, n_found, threshold)
+        first, second, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return first, second, scores
