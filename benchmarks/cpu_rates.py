@@ -16,8 +16,9 @@ from scipy.spatial import distance
 
 from altlas_lib.devices import describe_cpu
 from altlas_lib.profiling.project.gpu import Band, dtype_class
-from altlas_lib.profiling.project.operations import Cost, price
+from altlas_lib.profiling.project.operations import price
 from altlas_lib.profiling.record.calls import Array, Call
+from altlas_lib.results import ArrayOperation
 
 _MICRO_KERNEL_S = 3e-3  # of each of the runs that the fastest is taken of
 _N_RUNS = 7
@@ -49,7 +50,7 @@ class CpuRates:
     start_s: Mapping[str, Band]
     item_s: Mapping[str, Band] = field(default_factory=dict)
 
-    def seconds(self, cost: Cost, n_items: float) -> Band:
+    def seconds(self, cost: ArrayOperation, n_items: float) -> Band:
         """Of one call of known cost: in the fast end the longer of work and bytes hides the other, in the slow end neither."""
         of = operation_class(cost)
         work, moved_bytes = cost.flops or 0.0, cost.moved_bytes or 0.0
@@ -69,7 +70,7 @@ def _interpolated(curve: Curve, size: float) -> Band:
     return float(slow), float(fast)
 
 
-def operation_class(cost: Cost) -> OperationClass:
+def operation_class(cost: ArrayOperation) -> OperationClass:
     """`cholesky` is a class of its own on GPUs only."""
     name = "factorisation" if cost.rate == "cholesky" else cost.rate
     return OperationClass(name, dtype_class(cost.dtype, of_product=cost.rate == "product"))

@@ -47,7 +47,7 @@ class KernelRecord(Model):
     @property
     def ratio(self) -> float:
         """Geometric mean of the band / measured median."""
-        return geometric_mean(self.modelled) / self.measured.value
+        return geometric_mean((self.modelled.low, self.modelled.high)) / self.measured.value
 
     @property
     def inside(self) -> bool:
@@ -260,7 +260,7 @@ def figure(found: ProjectionRecord, path: Path) -> None:
     characters = list(dict.fromkeys(kernel.character for kernel in found.kernels))
     for i, character in enumerate(characters):
         kernels = [kernel for kernel in found.kernels if kernel.character == character]
-        means = np.array([geometric_mean(kernel.modelled) for kernel in kernels])
+        means = np.array([geometric_mean((kernel.modelled.low, kernel.modelled.high)) for kernel in kernels])
         ends = np.array([(kernel.modelled.low, kernel.modelled.high) for kernel in kernels]).T
         ax.errorbar(
             *([kernel.measured.value for kernel in kernels], means, np.abs(ends - means)),

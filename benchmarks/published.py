@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 
 from altlas_lib.devices import GpuSpec, find_gpu
 from altlas_lib.profiling.project.gpu import Rates, call_bands, call_seconds, gpu_rates
-from altlas_lib.profiling.project.operations import Cost, array_bytes, price
+from altlas_lib.profiling.project.operations import array_bytes, price
 from altlas_lib.profiling.project.projection import TRANSFER_START_S, total
 from altlas_lib.profiling.record.calls import Array, Call, ModelWork
-from altlas_lib.results import format_value
+from altlas_lib.results import ArrayOperation, format_value
 
 FILE = Path(__file__).parent / "published" / "gpu_timings.csv"
 _MOST_ROWS, _LONGEST_LINE = 200_000, 2**16
@@ -43,7 +43,7 @@ class Point(NamedTuple):
     id: str
     op: str
     gpu: GpuSpec
-    cost: Cost
+    cost: ArrayOperation
     transferred_bytes: tuple[float, float]  # in and out; 0 where the timing is without
     time_s: float
     source: str

@@ -36,8 +36,9 @@ from typing import Any, NamedTuple
 
 from packaging import tags, utils
 
-from altlas_lib.profiling.project.gpu_libraries import TABLE
+from altlas_lib.profiling.project import gpu_libraries
 
+TABLE = Path(gpu_libraries.__file__).with_name("gpu_libraries.toml")
 Names = dict[str, Iterable[str]]  # module or class of the host library -> what a GPU library has of it
 
 

@@ -24,7 +24,7 @@ SIMPLE = CpuRates(
 
 def cost(flops=0.0, moved_bytes=0.0, rate="product"):
     one = Call(name="numpy.matmul", args=(Array("float32", (2, 2)),) * 2, results=(Array("float32", (2, 2)),))
-    return price(one)._replace(flops=flops, moved_bytes=moved_bytes, rate=rate)
+    return price(one).model_copy(update={"flops": flops, "moved_bytes": moved_bytes, "rate": rate})
 
 
 def test_a_call_by_hand():

@@ -250,7 +250,6 @@ def test_processors_of_one_marketing_name_are_told_apart(monkeypatch):
         cpuinfo = (
             f"processor\t: 0\ncpu family\t: 25\nmodel\t\t: {model}\nmodel name\t: AMD EPYC\nstepping\t: 1\n\nprocessor\t: 1\n"
         )
-        monkeypatch.setattr(host.Path, "exists", lambda path: True)
         monkeypatch.setattr(host.Path, "read_text", lambda path, **options: cpuinfo)
         return str(host.describe_cpu.__wrapped__())
 

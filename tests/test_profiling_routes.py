@@ -15,7 +15,7 @@ from packaging.version import Version
 from altlas_lib import profiling
 from altlas_lib.devices import find_gpu
 from altlas_lib.profiling.project import routes as routes_module
-from altlas_lib.profiling.project.gpu_libraries import TABLE, cupy_coverage, gpu_libraries, public_parts
+from altlas_lib.profiling.project.gpu_libraries import cupy_coverage, gpu_libraries, public_parts
 from altlas_lib.profiling.project.routes import LEAST_SHARE, Found, routes_of
 from altlas_lib.results import Advice, ArrayOperation, ArrayTrace, FunctionTime, LineTime, Quantity, Route, WorkloadProfile
 from benchmarks import read_gpu_libraries
@@ -65,7 +65,7 @@ def route(routes: list[Found], name: str) -> Route | None:
 
 
 def test_the_table_says_what_it_was_read_from():
-    content = tomllib.loads(TABLE.read_text("utf-8"))
+    content = tomllib.loads(read_gpu_libraries.TABLE.read_text("utf-8"))
     assert content["read_on"].year >= 2025
     assert len(gpu_libraries()) == len(content["library"])
     for library in gpu_libraries().values():
@@ -663,7 +663,7 @@ def test_only_a_measured_alternative_that_is_faster_and_gives_the_same_answer_is
     ]  # fmt: skip
     timed = FunctionTime(name="f", file="work.py", line=1, own=TIME, own_by_class={"regex": 1.0})
     profile = WorkloadProfile(workload="work", target="work:f", total=TIME, functions=[timed])
-    routes = routes_of(timed, None, profile, alternatives=given_)
+    routes = routes_of(timed, None, profile.model_copy(update={"alternatives": given_}))
     assert [each.route.name for each in routes][:3] == ["best", "good", "slow"]
     assert names(routes)[-1] == "a simpler pattern, or none", "what is measured comes before what is offered"
     assert {each.route.name for each in routes if each.advice} == {"best", "good", "a simpler pattern, or none"}

@@ -261,6 +261,49 @@ def test_out_of_memory_halves_what_is_taken_and_says_so():
     np.testing.assert_array_equal(found.scores, expected.scores)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"),
+        RuntimeError("cudaErrorMemoryAllocation: out of memory"),
+        RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED"),
+        MemoryError("Unable to allocate 3 MiB: out of memory"),
+    ],
+)
+@only_stand_in
+def test_whoever_runs_out_of_memory_is_heard(gpu, monkeypatch, error):
+    """Not CuPy's pool alone: the runtime, cuBLAS for its work space, pinned memory."""
+    allocate, failed = gpu.cuda.alloc_pinned_memory, []
+
+    def fail_once(n_bytes):
+        if not failed:
+            failed.append(n_bytes)
+            raise error
+        return allocate(n_bytes)
+
+    monkeypatch.setattr(gpu.cuda, "alloc_pinned_memory", fail_once)
+    with pytest.warns(UserWarning, match="ran out of memory"):
+        assert_nearest(nearest(vectors(50, 4), 3), vectors(50, 4), 3)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("libcublas.so.12: cannot open shared object file"),
+        RuntimeError("CuPy failed to load libnvrtc.so.12: OSError"),
+        OSError("libnvrtc.so.12: cannot open shared object file: No such file or directory"),
+    ],
+)
+@only_stand_in
+def test_a_library_that_is_missing_is_said_in_words(gpu, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(gpu, "matmul", fail)
+    with pytest.raises(RuntimeError, match=r"CUDA's libraries cannot be used here .* use device='cpu'"):
+        similarity.top_k(vectors(50, 4), 3, device="gpu")
+
+
 @only_stand_in
 def test_a_gpu_without_room_for_one_row_is_refused_in_numbers():
     with (

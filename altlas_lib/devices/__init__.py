@@ -1,5 +1,6 @@
 """The machine: where arrays live, which processors there are, and the catalogue of GPUs that it does not have."""
 
+# ruff: noqa: F401 (these names are the package's face)
 from .arrays import MemoryStats, get_namespace, has_gpu, memory_stats, synchronize, to_cpu, to_gpu
 from .catalogue import GpuSpec, find_gpu, find_multiprocessor, load_catalogue
 from .host import (
@@ -13,26 +14,3 @@ from .host import (
     memory_available_bytes,
     memory_limit_bytes,
 )
-
-__all__ = [
-    "Cpu",
-    "Gpu",
-    "GpuSpec",
-    "MemoryStats",
-    "OtherLoad",
-    "describe_cpu",
-    "describe_gpus",
-    "device_names",
-    "find_gpu",
-    "find_multiprocessor",
-    "get_namespace",
-    "has_gpu",
-    "last_level_cache_bytes",
-    "load_catalogue",
-    "memory_available_bytes",
-    "memory_limit_bytes",
-    "memory_stats",
-    "synchronize",
-    "to_cpu",
-    "to_gpu",
-]

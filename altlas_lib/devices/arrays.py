@@ -23,9 +23,8 @@ def has_gpu() -> bool:
 
 def _cupy() -> ModuleType:
     if not has_gpu():
-        raise RuntimeError(
-            "device 'gpu': CuPy sees no CUDA GPU here; use device='cpu', or run `altlas check` to learn what is missing"
-        )
+        problem = "device 'gpu': CuPy sees no CUDA GPU here"
+        raise RuntimeError(f"{problem}; use device='cpu', or run `altlas check` to learn what is missing")
     import cupy
 
     return cupy

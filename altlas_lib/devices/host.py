@@ -44,17 +44,16 @@ class Gpu:
     name: str
     memory_bytes: int
     compute_capability: str
-    pcie_generation: int | None
-    pcie_lanes: int | None
+    pcie_generation: int | None = None  # a virtual GPU does not tell its bus
+    pcie_lanes: int | None = None
 
 
 @functools.cache
 def describe_cpu() -> Cpu:
     """This machine's CPU. Instruction sets and revision are known on Linux only and empty elsewhere."""
     fields: dict[str, str] = {}
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        first = cpuinfo.read_text(errors="replace").split("\n\n")[0]
+    with contextlib.suppress(OSError):  # not Linux
+        first = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0]
         fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
     revision = ("cpu family", "model", "stepping", "CPU part", "CPU revision")
     flags = set(fields.get("flags", fields.get("Features", "")).split())
@@ -71,23 +70,14 @@ def describe_gpus() -> tuple[Gpu, ...]:
     """The CUDA GPUs of this machine, asked of NVIDIA's driver without making a CUDA context; empty where there is none."""
     import pynvml as nvml
 
-    def optional(ask, handle) -> int | None:
-        try:
-            return ask(handle)
-        except nvml.NVMLError:  # a virtual GPU does not tell its bus
-            return None
-
     def described(index: int) -> Gpu:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-        return Gpu(
-            index=index,
-            name=nvml.nvmlDeviceGetName(handle),
-            memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
-            compute_capability=f"{major}.{minor}",
-            pcie_generation=optional(nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
-            pcie_lanes=optional(nvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
-        )
+        handle, bus = nvml.nvmlDeviceGetHandleByIndex(index), {}
+        with contextlib.suppress(nvml.NVMLError):
+            bus["pcie_generation"] = nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle)
+            bus["pcie_lanes"] = nvml.nvmlDeviceGetMaxPcieLinkWidth(handle)
+        name, memory = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetMemoryInfo(handle)
+        capability = "{}.{}".format(*nvml.nvmlDeviceGetCudaComputeCapability(handle))
+        return Gpu(index, name, memory.total, capability, **bus)
 
     try:
         nvml.nvmlInit()
@@ -148,8 +138,7 @@ class OtherLoad:
         own_s = 0.0
         for process in (this, *this.children(recursive=True)):
             with contextlib.suppress(psutil.Error):  # it has ended; its parent's times hold what it took
-                used = process.cpu_times()
-                own_s += used.user + used.system + getattr(used, "children_user", 0) + getattr(used, "children_system", 0)
+                own_s += sum(process.cpu_times()[:4])  # user, system, and those of children that have ended
         return all_s - idle_s, own_s, all_s
 
 
@@ -158,11 +147,9 @@ def last_level_cache_bytes() -> int | None:
     caches: dict[str, tuple[int, int]] = {}  # the CPUs that share it -> level, size
     for cpu in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ():
         for index in Path(f"/sys/devices/system/cpu/cpu{cpu}/cache").glob("index*"):
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 level, shared_by, size = ((index / name).read_text().strip() for name in ("level", "shared_cpu_list", "size"))
                 caches[shared_by] = max(caches.get(shared_by, (0, 0)), (int(level), int(size.removesuffix("K")) * 1024))
-            except (OSError, ValueError):
-                continue
     last = max((level for level, _ in caches.values()), default=0)
     return sum(size for level, size in caches.values() if level == last) or None
 

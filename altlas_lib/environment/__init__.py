@@ -4,24 +4,13 @@ findings = check_environment()       # what is there, what is missing, and the c
 ceilings = measure_ceilings()        # the rates that later chapters compare with
 """
 
+# ruff: noqa: F401 (these names are the package's face)
 from ..results import Finding
 from .ceilings import measure_ceilings
 from .checks import findings_from, is_ready
-from .facts import collect_facts
+from .facts import Facts
 from .licensing import licences
 from .tables import ceilings_table, findings_table, format_findings, licence_table, summarize
-
-__all__ = [
-    "ceilings_table",
-    "check_environment",
-    "findings_table",
-    "format_findings",
-    "is_ready",
-    "licence_table",
-    "licences",
-    "measure_ceilings",
-    "summarize",
-]
 
 
 def check_environment() -> list[Finding]:
@@ -30,4 +19,4 @@ def check_environment() -> list[Finding]:
     Each library is loaded and made to compute in a process of its own, which gets at most a minute: a crash, a hang or
     chatter of one is a finding about it and nothing more. Takes some ten seconds.
     """
-    return findings_from(collect_facts())
+    return findings_from(Facts())

@@ -1,6 +1,6 @@
 """The best rates that this machine reaches, measured: what later chapters' times are held against."""
 
-import time
+import timeit
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,11 +14,7 @@ _MIB = 2**20
 
 
 def measure_ceilings(
-    *,
-    matrix_size: int = 2048,
-    copy_mib: int | None = None,
-    gpu_matrix_size: int = 8192,
-    n_runs: int = 10,
+    *, matrix_size: int = 2048, copy_mib: int | None = None, gpu_matrix_size: int = 8192, n_runs: int = 10
 ) -> Ceilings:
     """Measure matrix product and copy rates of the CPU and, where CuPy sees a GPU, of the GPU and of the way to it.
 
@@ -58,12 +54,7 @@ def _beyond_the_caches() -> int:
 
 
 def _cpu_seconds(work: Callable[[], object], n_runs: int) -> list[float]:
-    seconds = []
-    for _ in range(_WARM_UPS + n_runs):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return seconds[_WARM_UPS:]
+    return timeit.repeat(work, number=1, repeat=_WARM_UPS + n_runs)[_WARM_UPS:]
 
 
 def _cpu_matmul_rates(n: int, n_runs: int) -> list[float]:

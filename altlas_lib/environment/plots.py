@@ -10,37 +10,25 @@ from matplotlib.axes import Axes
 
 from ..devices import GpuSpec
 from ..figures import COLOURS, draw_roofs, short_number
-from ..results import Ceilings, Quantity, format_value
+from ..results import Ceilings, format_value
+from .tables import CEILINGS
 
 
 def matrix_rates(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
     """Matrix product rates: as measured on this machine, beside the peak that the target GPU's data sheet states."""
-    measured = {
-        "this CPU\nfloat32": ceilings.cpu_matmul_float32,
-        "this GPU\nfloat32": ceilings.gpu_matmul_float32,
-        "this GPU\nfloat16 tensor cores": ceilings.gpu_matmul_float16,
-    }
-    peaks = {
-        f"{target_gpu.name}\nfloat32": 1000 * target_gpu.float32_tflops,
-        f"{target_gpu.name}\nfloat16 tensor cores": 1000 * target_gpu.float16_tensor_tflops,
-    }
-    _measured_beside_peaks(ax, "matrix product rate", measured, peaks)
-    ratio = 1000 * target_gpu.float32_tflops / ceilings.cpu_matmul_float32.value
-    ax.set_title(f"{target_gpu.name} on paper: {_times(ratio)} this CPU's float32 rate")
+    tflops = {"float32": target_gpu.float32_tflops, "float16 (tensor cores)": target_gpu.float16_tensor_tflops}
+    peaks = {f"{target_gpu.name}, {dtype}": 1000 * peak for dtype, peak in tflops.items()}
+    _measured_beside_peaks(ax, "matrix product", ceilings, peaks)
+    ratio = short_number(1000 * target_gpu.float32_tflops / ceilings.cpu_matmul_float32.value)
+    ax.set_title(f"{target_gpu.name} on paper: {ratio}x this CPU's float32 rate")
     return ax
 
 
 def copy_bandwidths(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
     """Memory bandwidths, bytes read and written: as measured on this machine, beside the target GPU's data-sheet peak."""
-    measured = {
-        "this CPU\nmemory": ceilings.cpu_copy_bandwidth,
-        "this GPU\nmemory": ceilings.gpu_copy_bandwidth,
-        "host to GPU\npageable": ceilings.host_to_device_pageable,
-        "host to GPU\npinned": ceilings.host_to_device_pinned,
-    }
-    _measured_beside_peaks(ax, "bandwidth", measured, {f"{target_gpu.name}\nmemory": target_gpu.memory_bandwidth_gb_per_s})
-    ratio = target_gpu.memory_bandwidth_gb_per_s / ceilings.cpu_copy_bandwidth.value
-    ax.set_title(f"{target_gpu.name} on paper: {_times(ratio)} this CPU's memory bandwidth")
+    _measured_beside_peaks(ax, "copy", ceilings, {f"{target_gpu.name}, memory": target_gpu.memory_bandwidth_gb_per_s})
+    ratio = short_number(target_gpu.memory_bandwidth_gb_per_s / ceilings.cpu_copy_bandwidth.value)
+    ax.set_title(f"{target_gpu.name} on paper: {ratio}x this CPU's memory bandwidth")
     return ax
 
 
@@ -56,11 +44,10 @@ def roofline(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> Axes:
     return ax
 
 
-def _measured_beside_peaks(
-    ax: Axes, quantity: str, measured: Mapping[str, Quantity | None], peaks: Mapping[str, float]
-) -> None:
+def _measured_beside_peaks(ax: Axes, kind: str, ceilings: Ceilings, peaks: Mapping[str, float]) -> None:
     """One row per rate, on a logarithmic axis: a dot with its spread for a measurement, a hollow diamond for a data sheet."""
-    rates = {label: rate for label, rate in measured.items() if rate is not None}
+    named = {CEILINGS[field]: rate for field, rate in ceilings if rate}
+    rates = {f"{where}, {what}": rate for (of, where, what), rate in named.items() if of == kind}
     values, lows, highs = ([getattr(rate, name) for rate in rates.values()] for name in ("value", "low", "high"))
     unit = next(iter(rates.values())).unit
     rows = range(len(rates) + len(peaks))
@@ -77,9 +64,5 @@ def _measured_beside_peaks(
     ax.set_xlim(10 ** np.floor(np.log10(least)), 10 ** (np.ceil(np.log10(most)) + 1))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     where = " and ".join(dict.fromkeys(rate.device for rate in rates.values()))
-    ax.set_xlabel(f"{quantity} ({unit})\ndots: measured on {where}")
+    ax.set_xlabel(f"{kind} ({unit})\ndots: measured on {where}")
     ax.legend(loc="upper right", fontsize=9, ncols=2)
-
-
-def _times(ratio: float) -> str:
-    return f"{short_number(ratio)}x"

@@ -4,6 +4,7 @@ A library that crashes, hangs or prints while it loads does so here, in a proces
 Every probe fills `report` step by step: what was found before an error is kept beside it.
 """
 
+import argparse
 import contextlib
 import ctypes
 import dataclasses
@@ -11,11 +12,13 @@ import importlib
 import json
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Sequence
+import timeit
+from collections.abc import Callable
 from importlib import util
 from typing import Any
+
+import numpy as np
 
 Report = dict[str, Any]
 
@@ -32,40 +35,27 @@ def _driver(report: Report) -> None:
 
 
 def _numpy(report: Report) -> None:
-    np = _load(report, "numpy")
+    _load(report, "numpy")
     from threadpoolctl import threadpool_info, threadpool_limits
 
     for library in threadpool_info():
         if library["user_api"] == "blas":
             report["blas"], report["blas_kernels"] = library["internal_api"], library.get("architecture")
     _check_product(report, "CPU", np.matmul)
-
     a, b = np.random.default_rng(0).standard_normal((2, 1024, 1024), dtype=np.float32)
-    times = []
     with threadpool_limits(1):  # one thread and its CPU time: what other programs do then hardly matters
-        for _ in range(8):
-            start = time.process_time()
-            a @ b
-            times.append(time.process_time() - start)
-    report["gflops_per_thread"] = 2 * 1024**3 / min(times) / 1e9
+        seconds = timeit.repeat(lambda: a @ b, timer=time.process_time, number=1, repeat=8)
+    report["gflops_per_thread"] = 2 * 1024**3 / min(seconds) / 1e9
 
 
 def _keras(report: Report) -> None:
     keras = _load(report, "keras")
-    import numpy as np
-
     report["backend"] = keras.backend.backend()
-    ones = keras.layers.Dense(2, kernel_initializer="ones")
-    answer = keras.ops.convert_to_numpy(ones(np.ones((3, 4), np.float32)))
-    if not np.array_equal(answer, np.full((3, 2), 4)):
-        raise ArithmeticError(f"a dense layer of ones on ones gave {answer.tolist()}, expected 4 everywhere")
-    report["computed_on"] = [keras.backend.backend()]
+    _check_product(report, report["backend"], lambda a, b: keras.ops.convert_to_numpy(keras.ops.matmul(a, b)))
 
 
 def _tensorflow(report: Report) -> None:
     tf = _load(report, "tensorflow")
-    import numpy as np
-
     build = tf.sysconfig.get_build_info()
     if build.get("is_cuda_build"):
         report["cuda"] = {"runtime": build["cuda_version"], "cuDNN": build["cudnn_version"]}
@@ -73,9 +63,9 @@ def _tensorflow(report: Report) -> None:
     report["gpus"] = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     for device, name in [("/CPU:0", "CPU"), *((f"/GPU:{i}", name) for i, name in enumerate(report["gpus"]))]:
         with tf.device(device):
-            _check_product(report, name, lambda a, b: tf.linalg.matmul(a, b).numpy())
+            _check_product(report, name, tf.linalg.matmul)
             # cuDNN is not asked for before the first convolution, and that is where a wrong version of it fails.
-            tf.nn.conv1d(np.ones((1, 8, 4), np.float32), np.ones((3, 4, 4), np.float32), stride=1, padding="SAME").numpy()
+            tf.nn.conv1d(tf.ones((1, 8, 4)), tf.ones((3, 4, 4)), stride=1, padding="SAME").numpy()
 
 
 def _cupy(report: Report) -> None:
@@ -84,14 +74,11 @@ def _cupy(report: Report) -> None:
     report["cuda"] = {"runtime": _dotted(runtime.runtimeGetVersion())}
     with contextlib.suppress(Exception):  # CuPy without the [ctk] extra finds no NVRTC; with a GPU the computation tells
         report["cuda"]["NVRTC"] = "{}.{}".format(*cupy.cuda.nvrtc.getVersion())
-    if not cupy.cuda.is_available():
-        try:
-            runtime.getDeviceCount()
-        except runtime.CUDARuntimeError as error:
-            report["no_gpu_because"] = str(error)
-        return
-    report["gpus"] = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
-    for i, name in enumerate(report["gpus"]):
+    try:
+        report["gpus"] = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
+    except runtime.CUDARuntimeError as error:
+        report["no_gpu_because"] = str(error)
+    for i, name in enumerate(report.get("gpus", ())):
         with cupy.cuda.Device(i):
             # cuBLAS multiplies; the element-wise part is compiled here and now by NVRTC.
             _check_product(report, name, lambda a, b: cupy.asnumpy(cupy.asarray(a) @ cupy.asarray(b) + 0 * cupy.asarray(a)))
@@ -105,14 +92,12 @@ def _torch(report: Report) -> None:
     report["gpus"] = [torch.cuda.get_device_name(i) for i in range(n_gpus)]
     for device, name in [("cpu", "CPU"), *((f"cuda:{i}", name) for i, name in enumerate(report["gpus"]))]:
         with torch.device(device):
-            _check_product(report, name, lambda a, b: (torch.tensor(a) @ torch.tensor(b)).cpu().numpy())
+            _check_product(report, name, lambda a, b: (torch.tensor(a) @ torch.tensor(b)).cpu())
             torch.nn.functional.conv1d(torch.ones(1, 4, 8), torch.ones(4, 4, 3)).cpu()
 
 
 def _jax(report: Report) -> None:
     jax = _load(report, "jax")
-    import numpy as np
-
     for major in (13, 12):  # which plug-in is installed: JAX itself tells its CUDA version only where a GPU is
         if util.find_spec("jax_plugins") and util.find_spec(f"jax_plugins.xla_cuda{major}"):
             report["cuda"] = {"runtime": str(major)}
@@ -120,7 +105,7 @@ def _jax(report: Report) -> None:
     for device in jax.devices():
         name = device.device_kind if device.platform == "gpu" else device.platform.upper()
         with jax.default_device(device):
-            _check_product(report, name, lambda a, b: np.asarray(jax.numpy.matmul(a, b)))
+            _check_product(report, name, jax.numpy.matmul)
             jax.lax.conv(np.ones((1, 4, 8), np.float32), np.ones((4, 4, 3), np.float32), (1,), "SAME").block_until_ready()
 
 
@@ -134,8 +119,6 @@ def _load(report: Report, name: str) -> Any:
 
 
 def _check_product(report: Report, device: str, matmul: Callable) -> None:
-    import numpy as np
-
     a = np.arange(64 * 64, dtype=np.float32).reshape(64, 64) % 7
     b = np.ascontiguousarray(a.T)
     expected = a.astype(np.float64) @ b.astype(np.float64)  # whole numbers below 2^11: exact in float32, and in TF32
@@ -148,52 +131,40 @@ def _dotted(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def _loaded_libraries() -> dict[str, str]:
-    """Versions of the CUDA libraries that this process has loaded, as the libraries themselves state them."""
-
-    def loaded(name: str) -> ctypes.CDLL | None:
-        for major in range(8, 20):
-            with contextlib.suppress(OSError):  # not in this process
-                return ctypes.CDLL(f"lib{name}.so.{major}", mode=os.RTLD_NOLOAD)
-        return None
-
-    versions = {}
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    if (cudart := loaded("cudart")) and cudart.cudaRuntimeGetVersion(ctypes.byref(major)) == 0:
-        versions["runtime"] = _dotted(major.value)
-    if cudnn := loaded("cudnn"):
-        cudnn.cudnnGetVersion.restype = ctypes.c_size_t
-        number = cudnn.cudnnGetVersion()  # 8905 is 8.9.5, 91002 is 9.10.2
-        thousands, rest = divmod(number, 10000 if number >= 90000 else 1000)
-        versions["cuDNN"] = f"{thousands}.{rest // 100}.{rest % 100}"
-    if (nvrtc := loaded("nvrtc")) and nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)) == 0:
-        versions["NVRTC"] = f"{major.value}.{minor.value}"
+def _loaded_versions() -> dict[str, str]:
+    """Versions of the CUDA runtime and of cuDNN, where this process has loaded them, as they themselves state them."""
+    versions, number = {}, ctypes.c_int()
+    for major in range(8, 20):
+        with contextlib.suppress(OSError):  # not in this process
+            if ctypes.CDLL(f"libcudart.so.{major}", mode=os.RTLD_NOLOAD).cudaRuntimeGetVersion(ctypes.byref(number)) == 0:
+                versions["runtime"] = _dotted(number.value)
+        with contextlib.suppress(OSError):
+            cudnn = ctypes.CDLL(f"libcudnn.so.{major}", mode=os.RTLD_NOLOAD).cudnnGetVersion()
+            thousands, rest = divmod(cudnn, 10000 if cudnn >= 90000 else 1000)  # 8905 is 8.9.5, 91002 is 9.10.2
+            versions["cuDNN"] = f"{thousands}.{rest // 100}.{rest % 100}"
     return versions
 
 
-def main(arguments: Sequence[str]) -> int:
-    if len(arguments) != 1 or arguments[0] not in PROBES:
-        print(f"usage: python -m altlas_lib.environment.probe {'|'.join(PROBES)}", file=sys.stderr)
-        return 2
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Load a library, compute with it, and print what was found as JSON.")
+    parser.add_argument("library", choices=PROBES)
+    name = parser.parse_args().library
     # Whatever a library prints goes to stderr: stdout, as whoever started us sees it, carries the one line alone.
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends us even where a library hangs outside of Python
-    (name,) = arguments
     report: Report = {}
     try:
-        if name == "driver" or util.find_spec(name):
+        report["installed"] = name == "driver" or util.find_spec(name) is not None
+        if report["installed"]:
             PROBES[name](report)
-        else:
-            report["installed"] = False
     except Exception as error:
         report["error"] = f"{type(error).__name__}: {error}"
     if report.get("cuda"):
-        report["cuda"] |= _loaded_libraries()
+        report["cuda"] |= _loaded_versions()
     print(json.dumps(report), file=answer, flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.stdout.flush()
-    os._exit(main(sys.argv[1:]))  # without the libraries' clean-up at exit, which can crash or hang after a good answer
+    main()
+    os._exit(0)  # without the libraries' clean-up at exit, which can crash or hang after a good answer

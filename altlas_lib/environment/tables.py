@@ -3,28 +3,23 @@
 import shutil
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from .. import tables
 from ..devices import GpuSpec
 from ..results import Ceilings, Finding, Licence, format_value
 from .checks import is_ready
 
-if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler
-
 _SYMBOLS = {"ok": "✓", "warning": "!", "failure": "✗"}
-_COLOURS = {"ok": "color: #00704f", "warning": "color: #9a5b00", "failure": "color: #b00020; font-weight: bold"}
-_CEILING_NAMES = {
-    "cpu_matmul_float32": "matrix product, float32",
-    "cpu_copy_bandwidth": "copy within memory, read + written",
-    "gpu_matmul_float32": "matrix product, float32",
-    "gpu_matmul_float16": "matrix product, float16 (tensor cores)",
-    "gpu_copy_bandwidth": "copy within memory, read + written",
-    "host_to_device_pageable": "host to device, pageable memory",
-    "host_to_device_pinned": "host to device, pinned memory",
-    "device_to_host_pageable": "device to host, pageable memory",
-    "device_to_host_pinned": "device to host, pinned memory",
+CEILINGS = {  # kind of rate, where, and of what
+    "cpu_matmul_float32": ("matrix product", "this CPU", "float32"),
+    "cpu_copy_bandwidth": ("copy", "this CPU", "memory, read + written"),
+    "gpu_matmul_float32": ("matrix product", "this GPU", "float32"),
+    "gpu_matmul_float16": ("matrix product", "this GPU", "float16 (tensor cores)"),
+    "gpu_copy_bandwidth": ("copy", "this GPU", "memory, read + written"),
+    "host_to_device_pageable": ("copy", "host to GPU", "pageable memory"),
+    "host_to_device_pinned": ("copy", "host to GPU", "pinned memory"),
+    "device_to_host_pageable": ("copy", "GPU to host", "pageable memory"),
+    "device_to_host_pinned": ("copy", "GPU to host", "pinned memory"),
 }
 
 
@@ -49,25 +44,23 @@ def _verdict(findings: list[Finding]) -> str:
     return f"{verdict} ({problems})" if problems else verdict
 
 
-def findings_table(findings: list[Finding]) -> "Styler":
+def findings_table(findings: list[Finding]) -> tables.Table:
     """The findings for a notebook: status with its symbol, check, what was found, and the fix."""
     rows = [(f"{_SYMBOLS[f.status]} {f.status}", f.check, f.found, f.fix or "") for f in findings]
-    colours = [_COLOURS[f.status] for f in findings]
-    table = tables.show(rows, ["status", "check", "found", "fix"]).styler().apply(lambda _: colours, subset=["status"])
-    return table.set_properties(subset=["status", "check"], **{"white-space": "nowrap"})
+    return tables.show(rows, ["status", "check", "found", "fix"])
 
 
 def ceilings_table(ceilings: Ceilings) -> tables.Table:
     """The rates for a notebook: device, median, slowest and fastest run, and basis; what was not measured says so."""
     rows = []
-    for field, name in _CEILING_NAMES.items():
-        rate = getattr(ceilings, field)
-        if rate is None:
-            rows.append(("GPU", name, "not measured", "", "", ""))
-            continue
-        median, slowest, fastest = (format_value(value, rate.unit) for value in (rate.value, rate.low, rate.high))
-        rows.append((rate.device, name, median, slowest, fastest, f"{rate.basis}, {rate.n_runs} runs"))
-    return tables.show(rows, ["device", "ceiling", "median", "slowest run", "fastest run", "basis"])
+    for field, (kind, where, what) in CEILINGS.items():
+        row = {"where": where, "ceiling": f"{kind}, {what}"}
+        if rate := getattr(ceilings, field):
+            figures = {"median": rate.value, "slowest run": rate.low, "fastest run": rate.high}
+            row |= {name: format_value(value, rate.unit) for name, value in figures.items()}
+            row |= {"basis": f"{rate.basis}, {rate.n_runs} runs", "device": rate.device}
+        rows.append(row)
+    return tables.show(rows, missing="not measured")
 
 
 def licence_table(found: Sequence[Licence]) -> tables.Table:

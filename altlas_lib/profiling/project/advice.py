@@ -4,10 +4,10 @@ What decides, and the sentences that say why, stand in `advice.toml`.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, Template
+from jinja2 import Environment
 
 from ...devices import GpuSpec, find_gpu
 from ...paths import shipped_toml
@@ -21,7 +21,6 @@ _PAYS_THOUGH_IDLE = 3  # times as fast, where starting kernels bounds it, and th
 _PAYS = 1.5  # times as fast in the slow end: below, a port costs more than it brings
 _ENOUGH_SEEN = 0.6  # coverage from which a projection is a basis to decide on
 _MOST = 0.5  # share of the time that makes a way out the way out
-_BATCHES = tuple(2**k for k in range(17))
 
 
 def _shares(shares: Mapping[str, float], n: int = 5) -> str:
@@ -33,6 +32,8 @@ def _shares(shares: Mapping[str, float], n: int = 5) -> str:
 JINJA = Environment(autoescape=False)
 JINJA.filters |= {unit: functools.partial(format_value, unit=unit) for unit in ("s", "bytes")}
 JINJA.filters |= {"shares": _shares, "percent": "{:.0%}".format, "count": "{:,.0f}".format}
+evaluate = functools.cache(JINJA.compile_expression)  # of what TOML files hold: compiled once
+_template = functools.cache(JINJA.from_string)
 
 
 def rank_candidates(
@@ -67,24 +68,13 @@ def rank_candidates(
     return [_candidate(profile, function, rates, least_saving_s) for profile, function in functions]
 
 
-@functools.cache
-def _rules() -> tuple[list[dict], Template]:
-    """In order, with what each says; and what every reason ends with."""
-    content = shipped_toml(__package__, "advice.toml")
-    rules = content["rule"]
-    sentences = [{key: JINJA.from_string(rule[key]) for key in ("advice", "reason")} for rule in rules]
-    rules = [{"holds": JINJA.compile_expression(rule["when"]), **each} for rule, each in zip(rules, sentences, strict=True)]
-    return rules, JINJA.from_string(content["evidence"])
-
-
 def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | None, least_saving_s: float) -> Candidate:
     share, quiet_s, key = profile.share(function), profile.quiet_s, (function.name, function.file, function.line)
     trace = next((trace for trace in profile.traces if (trace.function, trace.file, trace.line) == key), None)
-    # An alternative takes the place of the whole workload: it stands with the function that owns most of that.
-    alternatives = profile.alternatives if function == profile.functions[0] else ()
-    found = routes_of(function, trace, profile, alternatives=alternatives, gpu=rates and rates.gpu)
+    found = routes_of(function, trace, profile, gpu=rates and rates.gpu)
     python = {name: function.own_by_class[name] for name in PYTHON_CLASSES if function.own_by_class.get(name)}
-    projection = project(function, profile, trace, rates) if rates else None
+    projected = functools.partial(project, function, profile, trace, rates)
+    projection = projected() if rates else None
     known = {
         **{"profile": profile, "function": function, "share": share},
         **{"trace": trace, "rates": rates, "projection": projection, "least_saving_s": least_saving_s},
@@ -96,12 +86,13 @@ def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | 
         **{"PAYS": _PAYS, "ENOUGH_SEEN": _ENOUGH_SEEN},
     }
     if projection:
-        known |= _known_on_gpu(projection, trace) | {"batch": _paying_batch(function, profile, trace, rates, least_saving_s)}
-    rules, evidence = _rules()
-    rule = next(rule for rule in rules if rule["holds"](known))
+        known |= _known_on_gpu(projection, trace) | {"batch": _paying_batch(projected, least_saving_s)}
+    rules = shipped_toml(__package__, "advice.toml")
+    rule = next(rule for rule in rules["rule"] if evaluate(rule["when"])(known))
+    advice, reason, evidence = (_template(text).render(known) for text in (rule["advice"], rule["reason"], rules["evidence"]))
     is_priced = projection and not profile.is_too_busy
     workload_gain = _gain(projection, projection.on_gpu, share) if is_priced else None
-    projected = {"standing": "projected", "gain": workload_gain}
+    priced = {"standing": "projected", "gain": workload_gain}
     return Candidate(
         workload=profile.workload,
         function=function.name,
@@ -111,9 +102,9 @@ def _candidate(profile: WorkloadProfile, function: FunctionTime, rates: Rates | 
         projection=projection,
         gain=known["moved"] if is_priced else None,
         workload_gain=workload_gain,
-        advice=rule["advice"].render(known),
-        reason=f"{rule['reason'].render(known)} {evidence.render(known)}".strip(),
-        routes=[each.route.model_copy(update=projected if each.advice == "port it" and is_priced else {}) for each in found],
+        advice=advice,
+        reason=f"{reason} {evidence}".strip(),
+        routes=[each.route.model_copy(update=priced if each.advice == "port it" and is_priced else {}) for each in found],
     )
 
 
@@ -138,12 +129,10 @@ def _gain(projection: Projection, on_gpu: Quantity, share: float = 1.0) -> Quant
     return Quantity.projected(low, high, "x", projection.gpu, on_gpu.bound_by)
 
 
-def _paying_batch(
-    function: FunctionTime, profile: WorkloadProfile, trace: ArrayTrace, rates: Rates, least_saving_s: float
-) -> int | None:
+def _paying_batch(projected: Callable[..., Projection], least_saving_s: float) -> int | None:
     """So many calls made as one pay, 1 if they do as they are: in the slow end of the band, and by enough seconds."""
-    for batch in _BATCHES:
-        projection = project(function, profile, trace, rates, batch=batch)
+    for batch in (2**k for k in range(17)):
+        projection = projected(batch=batch)
         now_s, on_gpu_s = projection.now.value, projection.on_gpu.high
         least = _PAYS_THOUGH_IDLE if projection.bound_by == "launches" else _PAYS
         if now_s / on_gpu_s >= least and now_s - on_gpu_s >= least_saving_s:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from ... import devices
 from ...paths import outputs_dir, shipped_toml, write_atomically
@@ -25,9 +25,8 @@ class Calibration(Model):
 
     gpu: str = Field(description="as the catalogue calls it")
     measured_at: datetime
-    classes: dict[str, tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=1)]]] = Field(
-        description="class -> measured / projected, and the factor within which all runs lay; `gpu_rates` takes it"
-    )
+    # class -> measured / projected, and the factor within which all runs lay; `gpu_rates` takes it
+    classes: dict[str, tuple[PositiveFloat, Annotated[float, Field(gt=1)]]]
     left_out: list[str] = Field(default=[], description="calls that CuPy refused, with its words")
 
     @classmethod
@@ -72,8 +71,7 @@ def calibrate(*, n_runs: int = 7, scale: float = 1.0) -> Calibration:
 
     gpu = devices.find_gpu(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
     rates, logs, left_out = gpu_rates(gpu), {}, []
-    kernels = shipped_toml(__package__, "calibration.toml")["kernels"]
-    for name, *operands in kernels:
+    for name, *operands in shipped_toml(__package__, "calibration.toml")["kernels"]:
         try:
             call, seconds = _measured(name, [_operand(text, scale) for text in operands], n_runs)
         except Exception as error:  # an old CuPy lacks it, or this GPU's memory is too small

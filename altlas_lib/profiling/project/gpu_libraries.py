@@ -8,16 +8,13 @@ module or a class that was read does not list.
 
 import functools
 import re
-import tomllib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import Field
 
+from ...paths import shipped_toml
 from ...results import Model, RouteKind, RouteStanding
-
-TABLE = Path(__file__).with_name("gpu_libraries.toml")
 
 _PUBLIC_NAMES = (  # pattern -> what the table calls it
     (r"^numpy\.add\.reduce$", "numpy.sum"),
@@ -115,7 +112,7 @@ class GpuLibrary(Model):
 @functools.cache
 def gpu_libraries() -> dict[str, GpuLibrary]:
     """By name, in the order of the table."""
-    entries = map(GpuLibrary.model_validate, tomllib.loads(TABLE.read_text("utf-8"))["library"])
+    entries = map(GpuLibrary.model_validate, shipped_toml(__package__, "gpu_libraries.toml")["library"])
     return {library.name: library for library in entries}
 
 

@@ -6,9 +6,7 @@ count, for GPUs reduce in parallel.
 """
 
 import ast
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+import linecache
 
 Place = tuple[str, ...]  # ('total',), ('state[0]',); ('result', 'i'): an array, and what of its index changes with the step
 
@@ -19,24 +17,21 @@ def has_parallel_loops(file: str, name: str) -> bool | None:
     Args:
         file: of Python, as seen from here or from where modules are imported.
     """
-    paths = (Path(folder, file) for folder in ("", *sys.path))
     try:
-        tree = ast.parse(next(path for path in paths if path.is_file()).read_bytes())
-    except (StopIteration, OSError, ValueError, SyntaxError, RecursionError):  # of another machine, or no longer the same
+        tree = ast.parse("".join(linecache.getlines(file)))  # empty where there is no such file
+    except (ValueError, SyntaxError, RecursionError):  # no longer the same
         return None
     functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name)
-    nests = [loops for statement in next(functions, ast.Module([], [])).body if (loops := _loops(statement))]
-    return all(any(map(_is_independent, loops)) for loops in nests) if nests else None
-
-
-def _loops(statement: ast.stmt) -> list[ast.For | ast.While]:
-    return [each for each in ast.walk(statement) if isinstance(each, ast.For | ast.While)]
+    body = next(functions, ast.Module([], [])).body
+    nests = [[each for each in ast.walk(statement) if isinstance(each, ast.For | ast.While)] for statement in body]
+    return all(any(map(_is_independent, loops)) for loops in nests if loops) if any(nests) else None
 
 
 def _is_independent(loop: ast.For | ast.While) -> bool:
-    steps = {node.id for node in ast.walk(loop.target) if isinstance(node, ast.Name)} if isinstance(loop, ast.For) else set()
+    steps = _names_in(loop.target) if isinstance(loop, ast.For) else set()
     written, carried, read = set(), set(), set()
-    for statement in _in_order(loop):
+    statements = (node for node in ast.walk(loop) if isinstance(node, ast.stmt))
+    for statement in sorted(statements, key=lambda each: (each.lineno, each.col_offset)):
         places = [(node, _place(node, steps)) for node in _variables(statement)]
         reads = {place for node, place in places if isinstance(node.ctx, ast.Load)}
         updated = {_place(statement.target, steps)} if isinstance(statement, ast.AugAssign) else set()
@@ -47,10 +42,8 @@ def _is_independent(loop: ast.For | ast.While) -> bool:
     return not reaches_over and all(len(place) > 1 for place in carried & written & read)
 
 
-def _in_order(statement: ast.stmt) -> Iterator[ast.stmt]:
-    yield statement
-    for inner in (*getattr(statement, "body", ()), *getattr(statement, "orelse", ())):
-        yield from _in_order(inner)
+def _names_in(node: ast.expr) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
 
 
 def _variables(statement: ast.stmt) -> list[ast.Name | ast.Subscript]:
@@ -67,7 +60,5 @@ def _place(node: ast.expr, steps: set[str]) -> Place:
     while isinstance(array, ast.Subscript):
         index += array.slice.elts if isinstance(array.slice, ast.Tuple) else [array.slice]
         array = array.value
-    changing = [
-        ast.unparse(part) for part in index if steps & {each.id for each in ast.walk(part) if isinstance(each, ast.Name)}
-    ]
+    changing = [ast.unparse(part) for part in index if steps & _names_in(part)]
     return (ast.unparse(array if changing else node), *changing)

@@ -16,38 +16,17 @@ import math
 import re
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ...paths import shipped_toml
-from ...results import ArrayOperation, ArrayTrace, OperationKind
+from ...results import ArrayOperation, ArrayTrace
 from ..record.calls import Array, Call, RecordedFunction
 
 RateClass = str  # a `class` of operations.toml: processors treat one kind of operation in several ways
 _CACHE_LINE_BYTES = 64  # rows at least as long stream when they are gathered
-_OWNERS = {"numpy", "scipy", "cupy", "cupyx", "ndarray", "Series", "DataFrame", "Index", "Generator", "RandomState", "builtins"}
-
-
-class Cost(NamedTuple):
-    """Of one call.
-
-    Attributes:
-        rate: its class of rate.
-        flops: comparisons for sorts; None: not known.
-        sizes: what a rate depends on besides. product: stack, m, n, k; factorisations: stack, m, n; fft: passes over the array
-            by what they meet (see `_fft`); sorts: n keys of `key_bytes` with `payload_bytes` each; convolution: m, n, k of the
-            product that it amounts to, and channels.
-    """
-
-    kind: OperationKind
-    rate: RateClass
-    flops: float | None
-    moved_bytes: float | None
-    working_set_bytes: float
-    n_kernels: int
-    dtype: str
-    sizes: dict[str, float] = {}  # noqa: RUF012, never changed
+_OWNERS = {"numpy", "scipy", "ndarray", "Series", "DataFrame", "Index", "Generator", "RandomState", "builtins"}
 
 
 @functools.lru_cache(256)
@@ -65,51 +44,41 @@ def _total_bytes(arrays: Iterable[Array]) -> float:
     return sum(map(array_bytes, arrays))
 
 
-def price(call: Call) -> Cost:
-    """What a call costs; of kind "unknown" where no formula fits, never an error.
+def price(call: Call, n_calls: int = 1, time_s: float = 0.0) -> ArrayOperation:
+    """So many equal calls with what they cost; of kind "unknown" where no formula fits, never an error.
 
     Names are NumPy's and SciPy's ('numpy.matmul', 'ndarray.argsort'; CuPy's count as theirs) and scikit-learn's; a framework's
-    call brings its own count as `model_work`.
+    call brings its own count as `model_work`. Of sorts `flops` are comparisons. `sizes` are what a rate depends on besides:
+    product: stack, m, n, k; factorisations: stack, m, n; fft: passes over the array by what they meet (see `_fft`); sorts: n
+    keys of `key_bytes` with `payload_bytes` each; convolution: m, n, k of the product that it amounts to, and channels.
     """
-    working_set_bytes = 0.0
+    about = {"name": call.name, "operands": list(map(str, call.operands)), "n_calls": n_calls, "time_s": time_s}
+    about |= {"dtype": _dtype(call), "working_set_bytes": 0.0}
     try:
-        working_set_bytes = float(_total_bytes([*call.operands, *call.results]))
+        about["working_set_bytes"] = min(max(0.0, float(_total_bytes([*call.operands, *call.results]))), 2.0**62)
         of = _Operands(call)
         row = of.row()
-        about = _table()["classes"].get(row["class"], {})
-        flops = of.value(row.get("flops", "0")) * math.prod(of.quantities[each] for each in about.get("times", "").split())
-        sizes = {name: of.quantities[name] for name in about.get("sizes", "").split() if name in of.quantities}
-        moved_bytes = of.value(row.get("moved", "read + written"))
-        if not all(0 <= float(each) < math.inf for each in (flops, moved_bytes, working_set_bytes, *sizes.values())):
-            raise ValueError("a negative or endless size")
-        kind, n_kernels = about.get("kind", row["class"]), int(of.value(row.get("kernels", "1")))
-        return Cost(kind, row["class"], float(flops), float(moved_bytes), working_set_bytes, n_kernels, _dtype(call), sizes)
-    except Exception:  # arguments that nobody foresaw; the time is known, the work is not
-        known_bytes = working_set_bytes if 0 <= working_set_bytes < math.inf else 0.0
-        return Cost("unknown", "unknown", None, None, known_bytes, 1, _dtype(call))
+        rate = _table()["classes"].get(row["class"], {})
+        flops = of.value(row.get("flops", "0")) * math.prod(of.quantities[each] for each in rate.get("times", "").split())
+        amounts = {"flops": n_calls * flops, "moved_bytes": n_calls * of.value(row.get("moved", "read + written"))}
+        amounts["sizes"] = {name: of.quantities[name] for name in rate.get("sizes", "").split() if name in of.quantities}
+        amounts["n_kernels"] = int(of.value(row.get("kernels", "1")))
+        return ArrayOperation(kind=rate.get("kind", row["class"]), rate=row["class"], **amounts, **about)
+    except Exception:  # arguments that nobody foresaw, a negative or endless size; the time is known, the work is not
+        return ArrayOperation(kind="unknown", rate="unknown", **about)
 
 
 def price_trace(recorded: RecordedFunction) -> ArrayTrace:
     """What the tracer recorded of one function, with what each of its calls costs."""
-    return ArrayTrace(
-        **recorded.model_dump(include=set(ArrayTrace.model_fields) - {"operations"}),
-        operations=[_operation(each.call, each.n_calls, each.time_s) for each in recorded.calls],
-    )
-
-
-def _operation(call: Call, n_calls: int, time_s: float) -> ArrayOperation:
-    priced = price(call)._asdict()
-    for amount in ("flops", "moved_bytes"):
-        priced[amount] = priced[amount] and priced[amount] * n_calls
-    return ArrayOperation(name=call.name, operands=list(map(str, call.operands)), n_calls=n_calls, time_s=time_s, **priced)
+    operations = [price(each.call, each.n_calls, each.time_s) for each in recorded.calls]
+    return ArrayTrace(**recorded.model_dump(include=set(ArrayTrace.model_fields)), operations=operations)
 
 
 def _dtype(call: Call) -> str:
     """That it computes in: the result's if that is inexact, else the operands', for what compares and counts."""
-    results = [array.dtype for array in call.results]
-    names = [array.dtype for array in call.operands] or results
-    inexact = [name for name in [*results, *names] if name.startswith(("float", "complex", "bfloat"))]
-    return (inexact or names or ["float64"])[0]
+    results, operands = ([array.dtype for array in arrays] for arrays in (call.results, call.operands))
+    inexact = [name for name in results + operands if name.startswith(("float", "complex", "bfloat"))]
+    return (inexact or operands or results or ["float64"])[0]
 
 
 # The table ---------------------------------------------------------------------------------------------------------------
@@ -128,21 +97,12 @@ def grows(rate: RateClass) -> set[str]:
     return set(_table()["classes"].get(rate, {}).get("grow", "").split())
 
 
-def _rows_of(name: str) -> dict[str, dict]:
-    """Of a call's module; of none for a module that nobody knows."""
-    *owner, _ = name.split(".")
-    module = ".".join(owner).replace("cupyx.scipy", "scipy").replace("cupy", "numpy")
-    group = _table()["modules"].get(module, "any" if owner and owner[0] in _OWNERS else "none")
-    rows = _table().get(group, {})
-    return _table()["any"] | rows if module == "numpy.linalg" else rows  # it has NumPy's products besides
-
-
 class _Operands:
     """One call, and the quantities that the formulas of operations.toml are written in. A method's array comes first."""
 
     def __init__(self, call: Call):
         self.call, self.name, self.kwargs = call, call.name, call.kwargs
-        self.operands, self.results = call.operands, list(call.results)
+        self.operands, self.results = call.operands, call.results
         read = [array for array in self.operands if array is not self.kwargs.get("out")]  # `out=` is only written
         written = self.results or self.operands[:1]  # `x.sort()` returns nothing
         elements = max((array.n for array in self.operands), default=0)
@@ -167,22 +127,25 @@ class _Operands:
 
     def value(self, formula: str) -> float:
         """Of '2/3 n n n + 2 n n k'."""
-        known = self.quantities
-        factors = (
-            [known[each] if each in known else float(Fraction(each)) for each in term.split()] for term in formula.split(" + ")
-        )
-        return sum(map(math.prod, factors))
+
+        def factor(text: str) -> float:
+            return self.quantities[text] if text in self.quantities else float(Fraction(text))
+
+        return sum(math.prod(map(factor, term.split())) for term in formula.split(" + "))
 
     def row(self) -> dict:
         """That the call belongs to, with its quantities found; KeyError: nobody knows what it does."""
-        *_, last = self.name.split(".")
+        table = _table()
         if self.call.is_view:
-            return _table()["any"]["empty"]
+            return table["any"]["empty"]
         if self.call.model_work:
-            return self.follow(_table()["own"], "model")
+            return self.follow(table["own"], "model")
         if any(array.n_stored is not None and array.dtype != "bool" for array in self.operands):
             raise KeyError("a sparse matrix")
-        return self.follow(_rows_of(self.name), last)
+        module, _, last = self.name.replace("cupyx.scipy", "scipy").replace("cupy", "numpy").rpartition(".")
+        group = table["modules"].get(module, "any" if module.split(".")[0] in _OWNERS else "none")
+        besides = table["any"] if module == "numpy.linalg" else {}  # it has NumPy's products
+        return self.follow(besides | table.get(group, {}), last)
 
     def follow(self, rows: dict[str, dict], name: str) -> dict:
         """The row of that name, or the one that its hook sends to."""
@@ -287,18 +250,16 @@ def _fft(of: _Operands, n_dimensions: int = 1) -> None:
     """
     source, result = of.operands[0], of.results[0]
     longest = [max(pair) for pair in zip(source.shape, result.shape, strict=True)]
-    axes = of.argument(2, "axes") or range(-(n_dimensions or len(longest)), 0)
-    if n_dimensions == 1 and isinstance(axis := of.argument(2, "axis", -1), int):
-        axes = [axis]
+    several = of.argument(2, "axes") or range(-(n_dimensions or len(longest)), 0)
+    axes = [of.argument(2, "axis", -1)] if n_dimensions == 1 else several
     axes, moved = [axis % len(longest) for axis in axes], of.quantities["read"] + of.quantities["written"]
-    lengths = [longest[axis] for axis in axes]
-    primes = list(map(_largest_prime, lengths))
-    passes = [4 * _passes(2 * n) + 4 if prime > 127 else _passes(n) for n, prime in zip(lengths, primes, strict=True)]
-    slow = [n if 13 < prime <= 127 else 0 for n, prime in zip(passes, primes, strict=True)]
+    lengths, passes = [longest[axis] for axis in axes], {"smooth": 0, "prime": 0}
+    for n in lengths:
+        prime = _largest_prime(n)
+        passes["prime" if 13 < prime <= 127 else "smooth"] += 4 * _passes(2 * n) + 4 if prime > 127 else _passes(n)
     is_inverse = source.dtype.startswith("complex") and result.dtype.startswith("float")
     of.quantities |= {
-        "smooth_bytes": moved * (sum(passes) - sum(slow)),
-        "prime_bytes": moved * sum(slow),
+        **{f"{kind}_bytes": moved * n for kind, n in passes.items()},
         "short_bytes": sum(moved / max(n, 1) for n in lengths),
         "strided_bytes": 0.0 if len(longest) - 1 in axes or axes == [0] else moved,
         "inverse_bytes": moved if is_inverse else 0.0,
@@ -330,10 +291,8 @@ def _gaussian(of: _Operands) -> None:
 def _window(of: _Operands) -> None:
     """Each element of a window is ranked."""
     size, footprint = of.argument(1, "size"), of.argument(2, "footprint")
-    if isinstance(footprint, Array):
-        of.quantities["taps"] = footprint.n_stored or footprint.n
-    else:
-        of.quantities["taps"] = math.prod(size) if isinstance(size, list) else size ** of.quantities["axes"]
+    sizes = size if isinstance(size, list) else [size] * of.quantities["axes"]
+    of.quantities["taps"] = (footprint.n_stored or footprint.n) if isinstance(footprint, Array) else math.prod(sizes)
 
 
 def _pairwise(of: _Operands) -> str | None:

@@ -24,10 +24,9 @@ _MORE_THAN_TRACED = 1.5
 _UNSEEN_AT_BEST = 0.1
 _CALL_S = 0.05e-6  # of the function itself, whatever it does
 TRANSFER_START_S = (10e-6, 30e-6)  # the call, the driver, and waiting for the end
-# Below the clock of any CPU that TensorFlow and PyTorch run on, one operation a cycle on the eight float32 numbers of AVX, that
-# their wheels ask for, and one load of 8 bytes: slower than that, a framework's call is not busy with its kernels.
-_LOWEST_CLOCK_HZ = 1e9
-_LEAST_FLOPS_PER_S = _LEAST_BYTES_PER_S = 8 * _LOWEST_CLOCK_HZ
+# At 1 GHz, below the clock of any CPU that TensorFlow and PyTorch run on, one operation a cycle on the eight float32 numbers of
+# AVX, that their wheels ask for, and one load of 8 bytes: slower than that, a framework's call is not busy with its kernels.
+_LEAST_PER_S = 8e9  # operations, and bytes
 _PYTHON_SPREAD = 1.05  # from one run of the same code to the next; never faster than now
 
 
@@ -36,22 +35,17 @@ def total(bands: Iterable[Band]) -> Band:
     return sum(lows), sum(highs)
 
 
-def geometric_mean(band: Band | Quantity) -> float:
+def geometric_mean(band: Band) -> float:
     """Of a band's ends: as far from one end as from the other, in times."""
-    low, high = (band.low, band.high) if isinstance(band, Quantity) else band
-    return math.sqrt(low * high)
+    return math.sqrt(band[0] * band[1])
 
 
 def transfer_seconds(trace: ArrayTrace, rates: Rates, batch: int = 1) -> Band:
     """A function's arrays brought in and its results back, in each of its calls; pageable memory in the slow end, pinned in
     the fast one. Other arrays that it reads, such as weights, count once in a run."""
-    n_times = trace.n_calls / batch
+    least_s, most_s = (trace.n_calls / batch * start_s for start_s in TRANSFER_START_S)
     ways = ((trace.input_bytes, rates.to_device), (trace.output_bytes, rates.to_host))
-    return total(
-        (n_bytes / fast + n_times * TRANSFER_START_S[0], n_bytes / slow + n_times * TRANSFER_START_S[1])
-        for n_bytes, (slow, fast) in ways
-        if n_bytes
-    )
+    return total((n_bytes / fast + least_s, n_bytes / slow + most_s) for n_bytes, (slow, fast) in ways if n_bytes)
 
 
 def split(function: FunctionTime, trace: ArrayTrace, now_s: float) -> tuple[float, float, float]:
@@ -70,8 +64,7 @@ def split(function: FunctionTime, trace: ArrayTrace, now_s: float) -> tuple[floa
     if function.own_by_class:
         sampled_s = now_s * sum(function.own_by_class.get(name, 0.0) for name in PYTHON_CLASSES)
         inside_s = sum(min(operation.time_s, operation.n_calls * _PYTHON_OF_A_CALL_S) for operation in trace.operations)
-        python_s = min(rest_s, sampled_s + trace.n_element_accesses * ELEMENT_ACCESS_S)
-        python_s = max(python_s, sampled_s - inside_s)
+        python_s = max(min(rest_s, sampled_s + trace.n_element_accesses * ELEMENT_ACCESS_S), sampled_s - inside_s)
         arrays_s = now_s * function.own_by_class.get("arrays", 0.0)
         of_known = known_s / operations_s if operations_s else 0.0
         known_s = max(known_s, min(arrays_s * of_known, _MORE_THAN_TRACED * known_s))
@@ -82,11 +75,8 @@ def split(function: FunctionTime, trace: ArrayTrace, now_s: float) -> tuple[floa
 
 def set_up_seconds(trace: ArrayTrace) -> float:
     """What calls of a framework spent on their own set-up, at least: their time without the most that the kernels can take."""
-    return sum(
-        max(0.0, o.time_s - (o.flops or 0) / _LEAST_FLOPS_PER_S - (o.moved_bytes or 0) / _LEAST_BYTES_PER_S)
-        for o in trace.operations
-        if o.kind == "model" and o.flops is not None
-    )
+    stated = (operation for operation in trace.operations if operation.kind == "model" and operation.flops is not None)
+    return sum(max(0.0, each.time_s - (each.flops + (each.moved_bytes or 0)) / _LEAST_PER_S) for each in stated)
 
 
 def project(

@@ -5,13 +5,14 @@
 What runs on this CPU comes from `cheaper_calls.toml`: each entry stands for a predicate below over what was seen.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ...devices import GpuSpec
 from ...paths import shipped_toml
-from ...results import Advice, ArrayOperation, ArrayTrace, FunctionTime, Route, WorkloadProfile
+from ...results import Advice, Alternative, ArrayOperation, ArrayTrace, FunctionTime, Route, RouteStanding, WorkloadProfile
 from ..record.calls import Array
 from .gpu_libraries import GpuLibrary, Offer, gpu_libraries, public_parts
 from .loops import has_parallel_loops
@@ -19,11 +20,7 @@ from .operations import array_bytes
 
 _CHEAPER_PAYS = 1.2  # times as fast, measured, in the slow end: a change of a few lines on the same machine
 LEAST_SHARE = 0.1  # of a function's time, below which a way out is not worth a line
-_ON_GPU: dict[str, Advice] = {
-    "drop-in library": "try the drop-in",
-    "CuPy port": "port it",
-    "kernel of your own": "write a kernel",
-}
+_ON_GPU = {"drop-in library": "try the drop-in", "CuPy port": "port it", "kernel of your own": "write a kernel"}
 
 
 class Found(NamedTuple):
@@ -36,32 +33,26 @@ class Found(NamedTuple):
 
 
 def routes_of(
-    function: FunctionTime,
-    trace: ArrayTrace | None,
-    profile: WorkloadProfile,
-    *,
-    alternatives: Iterable[Any] = (),
-    gpu: GpuSpec | None = None,
+    function: FunctionTime, trace: ArrayTrace | None, profile: WorkloadProfile, *, gpu: GpuSpec | None = None
 ) -> list[Found]:
     """Every way out of a function that is worth a line, the cheapest kind first.
 
     Within a kind: what was measured, the fastest first, then the order of the tables. Of a CuPy port nothing is projected here.
+    An alternative was timed in place of the whole workload: it stands with the function that owns most of that. One whose
+    answer differs, or was not compared, is listed and never advised.
 
     Args:
         trace: None: its arrays were not seen; then its libraries say what it calls.
-        alternatives: timed in place of the whole workload, each with `name`, `gain` (measured) and `same_answer`; one whose
-            answer differs, or was not compared, is listed and never advised.
         gpu: a library that needs a newer one is absent.
     """
-    evidence = _Evidence.of(function, trace, profile)
-    found = [*_measured(alternatives), *_cheaper_calls(evidence)]
-    for kind in _ON_GPU:
-        of_kind = (library for library in gpu_libraries().values() if library.kind == kind)
-        found += filter(None, (_on_gpu(evidence, library, gpu) for library in of_kind))
-    return found
+    evidence = _Evidence(function, trace, profile)
+    alternatives = profile.alternatives if function == profile.functions[0] else ()
+    by_kind = sorted(gpu_libraries().values(), key=lambda library: [*_ON_GPU].index(library.kind))
+    on_gpu = (_on_gpu(evidence, library, gpu) for library in by_kind)
+    return [*_measured(alternatives), *_cheaper_calls(evidence), *filter(None, on_gpu)]
 
 
-def _measured(alternatives: Iterable[Any]) -> Iterator[Found]:
+def _measured(alternatives: Iterable[Alternative]) -> Iterator[Found]:
     says = {True: "the same answer", False: "another answer: not to be taken", None: "its answer was not compared"}
     for each in sorted(alternatives, key=lambda each: (not each.same_answer, -each.gain.value)):
         why = f"timed in place of the workload, on the same input: {says[each.same_answer]}"
@@ -73,20 +64,16 @@ def _measured(alternatives: Iterable[Any]) -> Iterator[Found]:
 # What was seen of a function ---------------------------------------------------------------------------------------------
 
 
-class _Seen(NamedTuple):
-    """An operation, the last part of its name, and its operands."""
+class _Seen:
+    """An operation, the first and the last part of its name, and its operands."""
 
-    operation: ArrayOperation
-    last: str
-    shapes: list[tuple[int, ...]]
-    operand_bytes: float
-
-    @classmethod
-    def of(cls, operation: ArrayOperation) -> "_Seen":
+    def __init__(self, operation: ArrayOperation):
         found = (re.fullmatch(r"(.*)\[([0-9, ]*)\]", text, re.DOTALL) for text in operation.operands)  # 'float32[4000, 384]'
         arrays = [Array(each[1], tuple(map(int, re.findall("[0-9]{1,18}", each[2])))) for each in found if each]
-        operand_bytes = min(sum(map(array_bytes, arrays)), 2**62)
-        return cls(operation, public_parts(operation.name)[-1].strip("_"), [array.shape for array in arrays], operand_bytes)
+        parts = public_parts(operation.name)
+        self.operation, self.library, self.last = operation, parts[0], parts[-1].strip("_")
+        self.shapes = [array.shape for array in arrays]
+        self.operand_bytes = min(sum(map(array_bytes, arrays)), 2**62)
 
     @property
     def is_long(self) -> bool:
@@ -100,38 +87,32 @@ class _Seen(NamedTuple):
         return max(0.0, self.operation.working_set_bytes - self.operand_bytes)
 
 
-class _Evidence(NamedTuple):
-    function: FunctionTime
-    seen: list[_Seen]
-    of_workload: list[_Seen]  # by all of its functions: a matrix may be made in one and searched in another
-    n_calls: int
-    n_elements: int
-    now_s: float
+class _Evidence:
+    """What was seen of a function; `of_workload`: of all functions, for a matrix may be made in one and searched in another."""
 
-    @classmethod
-    def of(cls, function: FunctionTime, trace: ArrayTrace | None, profile: WorkloadProfile) -> "_Evidence":
-        seen = [_Seen.of(each) for each in trace.operations] if trace else []
-        others = [_Seen.of(each) for other in profile.traces if other != trace for each in other.operations]
-        counts = (trace.n_calls, trace.n_element_accesses) if trace else (1, 0)
+    def __init__(self, function: FunctionTime, trace: ArrayTrace | None, profile: WorkloadProfile):
+        self.function, self.seen = function, list(map(_Seen, trace.operations)) if trace else []
+        self.of_workload = self.seen + [_Seen(each) for other in profile.traces if other != trace for each in other.operations]
+        self.n_calls, self.n_elements = (trace.n_calls, trace.n_element_accesses) if trace else (1, 0)
         now_s = profile.share(function) * profile.quiet_s if profile.total else function.own.value if function.own else 0.0
-        now_s = max(now_s, sum(each.operation.time_s for each in seen))  # the traced run may have been the slower one
-        return cls(function, seen, [*seen, *others], *counts, now_s)
+        self.now_s = max(now_s, sum(each.operation.time_s for each in self.seen))  # the traced run may have been the slower one
 
     def share(self, seen: Iterable[_Seen]) -> float:
         """Of the function's own time."""
         return min(1.0, sum(each.operation.time_s for each in seen) / self.now_s) if self.now_s else 0.0
 
-    def is_parallel(self, seen: _Seen) -> bool | None:
-        """Whether a function that Numba has compiled has loops of independent steps; None: another call, or not known."""
+    def kernel_of(self, seen: _Seen) -> RouteStanding:
+        """Of a function that Numba has compiled: one is offered where its loops have independent steps."""
         numba, _, name = seen.operation.name.partition(":")
-        return has_parallel_loops(self.function.file, name) if numba == "numba" else None
+        is_parallel = has_parallel_loops(self.function.file, name) if numba == "numba" else None
+        return {True: "offered", False: "absent", None: "unknown"}[is_parallel]
 
     def named(self, names: str) -> list[_Seen]:
         return [each for each in self.seen if each.last in names.split()]
 
     def library(self, *names: str) -> float:
         """Share of the function's time in libraries, by what says more: cProfile or the trace."""
-        traced = (each for each in self.seen if public_parts(each.operation.name)[0] in names)
+        traced = (each for each in self.seen if each.library in names)
         return max(sum(self.function.own_by_library.get(name, 0.0) for name in names), self.share(traced))
 
 
@@ -159,19 +140,18 @@ def _cheaper_calls(evidence: _Evidence) -> Iterator[Found]:
 
 
 def _all_with_all(each: _Seen) -> tuple[int, int] | None:
-    """The shape of (n, d) times (d, n), or of a measure of all pairs of n rows, where that is a large matrix."""
+    """The shape of (n, d) times (d, n), or of a measure of all pairs of n rows."""
     match each.shapes:
         case [(n, d), (e, m)] if each.last in ("matmul", "dot") and (n, d) == (m, e) and n != d:
-            pass
+            return n, n
         case [(n, _), *rest] if _PAIRWISE.fullmatch(each.last) and rest in ([], each.shapes[:1]):
-            pass
-        case _:
-            return None
-    return (n, n) if 8 * n * n >= _LEAST_MATRIX_BYTES else None
+            return n, n
+    return None
 
 
 def _searched_matrix(evidence: _Evidence, searches: str) -> float:
-    made = {square for each in evidence.of_workload if (square := _all_with_all(each))}
+    squares = filter(None, map(_all_with_all, evidence.of_workload))
+    made = {square for square in squares if 8 * math.prod(square) >= _LEAST_MATRIX_BYTES}
     made &= {shape for each in evidence.of_workload if each.last in searches.split() for shape in each.shapes}
     return evidence.share(each for each in evidence.seen if made & {_all_with_all(each), *each.shapes})
 
@@ -182,22 +162,23 @@ def _sort_for_a_few(evidence: _Evidence) -> float:
     return evidence.share(each for each in evidence.named("sort argsort sort_values") if few & {*each.shapes[:1]})
 
 
+def _all_differences(each: _Seen) -> tuple[int, int, int] | None:
+    """The shape of (n, 1, d) with (m, d) or (1, m, d)."""
+    match each.shapes:
+        case [(n, 1, d), (*one, m, e)] | [(*one, m, e), (n, 1, d)] if d == e and min(n, m) > 1 and one in ([], [1]):
+            return n, m, d
+    return None
+
+
 def _distances_by_broadcasting(evidence: _Evidence) -> float:
-    """(n, 1, d) with (m, d) or (1, m, d), and a sum of the (n, m, d) that comes out."""
-    makes, made = [], set()
-    for each in evidence.seen:
-        match each.shapes:
-            case [(n, 1, d), (*one, m, e)] | [(*one, m, e), (n, 1, d)] if d == e and min(n, m) > 1 and one in ([], [1]):
-                makes.append(each)
-                made.add((n, m, d))
     sums = [e for e in evidence.seen if e.operation.kind == "reduction" or e.last in ("norm", "einsum")]
-    made &= {shape for each in sums for shape in each.shapes}
-    return evidence.share([*makes, *(each for each in evidence.seen if made & {*each.shapes})]) if made else 0.0
+    made = {shape for each in sums for shape in each.shapes} & {*map(_all_differences, evidence.seen)}
+    return evidence.share(each for each in evidence.seen if made & {_all_differences(each), *each.shapes})
 
 
 def _rows_of_a_table(evidence: _Evidence) -> float:
     by_row = evidence.named("apply applymap iterrows itertuples map_elements map_rows iter_rows")
-    rows = [each for each in by_row if public_parts(each.operation.name)[0] in ("pandas", "polars")]
+    rows = [each for each in by_row if each.library in ("pandas", "polars")]
     lines = [line.share for line in evidence.function.lines if re.search(r"\.(apply(map)?|iter(rows|tuples))\(", line.source)]
     in_pandas = evidence.library("pandas")
     values = min(in_pandas, evidence.n_elements * _TABLE_VALUE_S / evidence.now_s) if evidence.now_s else 0.0
@@ -227,7 +208,7 @@ def _small_calls(evidence: _Evidence, names: str, most_bytes: float, least_bytes
 
 
 def _serial_loop(evidence: _Evidence) -> float:
-    return evidence.share(each for each in evidence.seen if evidence.is_parallel(each) is False)
+    return evidence.share(each for each in evidence.seen if evidence.kernel_of(each) == "absent")
 
 
 def _regular_expression(evidence: _Evidence) -> float:
@@ -254,10 +235,9 @@ def _on_gpu(evidence: _Evidence, library: GpuLibrary, gpu: GpuSpec | None) -> Fo
         standing = "offered on conditions"
     if gpu and float(gpu.compute_capability) < float(library.least_compute_capability):
         standing, conditions = "absent", [f"not on {gpu.name}, of compute capability {gpu.compute_capability}"]
-    names = {kind: _some(offer.name for offer, _ in some) for kind, some in of.items()}
-    seen = f"for {names['offered']} ({shares['offered']:.0%} of its own time)" if names["offered"] else ""
-    missing = (f"{kind}: {names[kind]}" for kind in ("absent", "unknown") if names[kind])
-    why = "; ".join(filter(None, (seen, *missing, _some(conditions), library.describe())))
+    says = {"offered": f"for {{}} ({shares['offered']:.0%} of its own time)", "absent": "absent: {}", "unknown": "unknown: {}"}
+    seen = [says[kind].format(_some(offer.name for offer, _ in some)) for kind, some in of.items() if some]
+    why = "; ".join(filter(None, (*seen, _some(conditions), library.describe())))
     route = Route(kind=library.kind, name=library.name, standing=standing, why=why)
     return Found(route, _ON_GPU[library.kind] if "offered" in standing else None, shares["offered"], library.kind)
 
@@ -265,10 +245,8 @@ def _on_gpu(evidence: _Evidence, library: GpuLibrary, gpu: GpuSpec | None) -> Fo
 def _offers(evidence: _Evidence, library: GpuLibrary) -> list[tuple[Offer, float]]:
     """What it has of a function's calls, and their shares: by the trace, else by the libraries called."""
     if library.kind == "kernel of your own":
-        standing = {True: "offered", False: "absent", None: "unknown"}
         loops = [each for each in evidence.seen if library.offer(each.operation.name)]
-        offers = [Offer(standing[evidence.is_parallel(each)], f"numba.{each.last}") for each in loops]
-        compiled = [(offer, evidence.share([each])) for offer, each in zip(offers, loops, strict=True)]
+        compiled = [(Offer(evidence.kernel_of(loop), f"numba.{loop.last}"), evidence.share([loop])) for loop in loops]
         return compiled or [(Offer("offered", "a loop over elements"), _loop_over_arrays(evidence))]
     tables = [library, gpu_libraries()["cupyx.scipy"]] if library.kind == "CuPy port" else [library]
     computed = (each for each in evidence.seen if each.operation.kind != "view")

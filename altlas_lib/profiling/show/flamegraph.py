@@ -51,10 +51,8 @@ class FlameGraph:
 
     def _repr_html_(self) -> str:
         # Without allow-same-origin the page cannot touch the notebook around it, whatever a function is named.
-        return (
-            f'<iframe title="flame graph" sandbox="allow-scripts" srcdoc="{escape(self.html)}" '
-            f'style="width: 100%; height: {self.height_px}px; border: 0"></iframe>'
-        )
+        style = f"width: 100%; height: {self.height_px}px; border: 0"
+        return f'<iframe title="flame graph" sandbox="allow-scripts" style="{style}" srcdoc="{escape(self.html)}"></iframe>'
 
 
 def flame_graph(profile: WorkloadProfile) -> FlameGraph:

@@ -43,8 +43,7 @@ def time_classes(ax: Axes, profiles: Sequence[WorkloadProfile], *, n_functions: 
         ax.set_title("py-spy saw no native frames")
         return ax
     rows = [{name: 100 * f.sampled_own_share * part for name, part in f.own_by_class.items()} for _, f in first]
-    shares = pd.DataFrame(rows).fillna(0.0)
-    shares = shares[[name for name in _CLASS_COLOURS if name in shares]]
+    shares = pd.DataFrame(rows, columns=list(_CLASS_COLOURS)).dropna(axis=1, how="all")
     shares.plot.barh(ax=ax, stacked=True, width=0.7, color=[COLOURS[_CLASS_COLOURS[name]] for name in shares])
     name_rows(ax, range(len(first)), [f"{workload}: {function.name}" for workload, function in first])
     ax.set_xlabel("share of the workload's time (%), by py-spy's native frames")
@@ -73,8 +72,7 @@ def candidate_roofline(
         label = f"{name} ({format_value(seconds, 's')})"
         ax.plot(intensity, gflops, marker, color="black", markersize=8, markerfacecolor="white", label=label)
     ax.set_title("No array operations of known cost were seen")
-    if points:
-        _, name, intensity, gflops = points[0]
+    for _, name, intensity, gflops in points[:1]:
         ax.set_title(f"{name}: {short_number(intensity)} operations per byte, {short_number(gflops)} GFLOP/s here")
     ax.set_ylabel("rate (GFLOP/s)")
     ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2, fontsize=8)
@@ -92,10 +90,9 @@ def projected_gains(ax: Axes, candidates: Sequence[Candidate], target_gpu: GpuSp
         ax.annotate(candidate.advice, (max(ends[0][1], ends[1][1]), row), (6, 0), textcoords="offset points", va="center")
     name_rows(ax, range(len(rows)), [f"{candidate.workload}: {candidate.function}" for candidate in rows])
     ax.axvline(1, color=COLOURS["grey"], linewidth=1)
-    ax.set_xscale("log")
+    ax.set(xscale="log", xlabel=f"projected gain of the function on {target_gpu.name}, not run\npale: data already on the GPU")
     ax.xaxis.set_major_formatter("{x:g}x")
     ax.margins(x=0.3)
-    ax.set_xlabel(f"projected gain of the function on {target_gpu.name}, not run\npale: data already on the GPU")
     best = max(rows, key=lambda candidate: candidate.gain.low, default=None)
     ax.set_title(f"No candidate is sure to gain on {target_gpu.name}")
     if best and best.gain.low > 1:

@@ -10,7 +10,7 @@ from typing import Any
 from ... import tables
 from ...paths import shipped_toml
 from ...results import Candidate, WorkloadProfile, format_value
-from ..project.advice import JINJA
+from ..project.advice import evaluate
 from ..project.gpu_libraries import cupy_coverage
 
 ON_GPU = ("port it", "keep the data on the GPU", "batch first")  # beside other advice a projected gain would mislead
@@ -19,8 +19,7 @@ ON_GPU = ("port it", "keep the data on the GPU", "batch first")  # beside other 
 def _table(name: str, rows: Iterable[Mapping[str, Any]]) -> tables.Table:
     """Laid out as tables.toml has it, of rows that are parts by name; numbers stay numbers."""
     layout = shipped_toml(__package__, "tables.toml")[name]
-    columns = {title: JINJA.compile_expression(shown) for title, shown in layout["columns"].items()}
-    cells = [{title: _cell(shown(row)) for title, shown in columns.items()} for row in rows]
+    cells = [{title: _cell(evaluate(shown)(row)) for title, shown in layout["columns"].items()} for row in rows]
     return tables.show(cells, formats=layout.get("formats"), missing=layout.get("missing", ""))
 
 

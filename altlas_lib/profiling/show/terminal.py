@@ -14,7 +14,6 @@ from ..project.advice import JINJA
 from . import tables
 
 _WIDEST = 120
-_N_FUNCTIONS = 12
 
 
 def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = (), *, check_port: bool = False) -> str:
@@ -24,10 +23,7 @@ def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = (
     def wrapped(text: Any, indent: str = "  ") -> str:
         return textwrap.fill(plain(str(text)), width, initial_indent=indent, subsequent_indent=indent)
 
-    share = "own, py-spy" if profile.n_samples else "own"
-    columns = ("function", "where", "calls", "own (ms)", "cumulative (ms)", share, "what ran")
-    functions = tables.function_table(profile, n_rows=_N_FUNCTIONS).text(width, title="where the time goes", columns=columns)
     page = JINJA.overlay(loader=PackageLoader(__package__), trim_blocks=True, lstrip_blocks=True).get_template("profile.txt.j2")
-    parts = {"profile": profile, "candidates": candidates, "check_port": check_port, "functions": functions}
-    text = page.render(parts, tables=tables, wrapped=wrapped, width=width, n_functions=_N_FUNCTIONS)
+    shown = {"profile": profile, "candidates": candidates, "check_port": check_port, "n_functions": 12}
+    text = page.render(shown, tables=tables, wrapped=wrapped, width=width)
     return re.sub("\n{3,}", "\n\n", text).strip("\n")  # sections that are empty leave no gap

@@ -29,6 +29,8 @@ _ADMIT_ALL, _ADMIT_NONE = join_keys(np.int64([2**32 - 1]), np.float32([-2]))[0],
 _NO_DIAGONAL = np.int64(-(2**40))
 # Of CuPy, the CUDA runtime and driver, cuBLAS (which says so when it cannot have its work space), and NumPy.
 _OUT_OF_MEMORY = ("out of memory", "out_of_memory", "memoryallocation", "alloc_failed", "cublas_status_not_initialized")
+# Of CuPy and the dynamic linker, which load cuBLAS and NVRTC when they are needed, and of a driver older than they are.
+_NOT_LOADED = ("failed to load", "cannot open shared object", "no kernel image", "insufficient", "unsupported ptx")
 
 
 def score_slack(d: int) -> float:
@@ -72,6 +74,7 @@ def top_k(
     Raises:
         ValueError: rows hold NaN or infinity, and `on_invalid` is `"raise"`.
         MemoryError: the GPU has not enough memory for eight rows and their neighbours.
+        RuntimeError: CUDA's libraries cannot be loaded.
     """
     k = max(0, min(k, len(X) - 1 if Y is None else len(Y)))
 
@@ -117,6 +120,11 @@ def _within_memory(search: Callable[[Plan], Any], X: Any, Y: Any, k: int, workin
             return search(plan)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"  # not the error, whose traceback holds the arrays
+            if isinstance(error, ImportError) or any(sign in reason.lower() for sign in _NOT_LOADED):
+                raise RuntimeError(
+                    f"CUDA's libraries cannot be used here ({reason}); use device='cpu', and let `altlas check` say what is "
+                    "missing: a CuPy that fits the driver brings them (pip install 'cupy-cuda12x[ctk]')"
+                ) from None
             if not any(sign in reason.lower() for sign in _OUT_OF_MEMORY):
                 raise
         budget_bytes //= 2
