@@ -33,6 +33,7 @@ buildah "${store[@]}" run --isolation chroot --volume "$work/data:/data:ro" "$co
 server=$!
 for _ in $(seq 120); do
     if curl --silent --fail "http://127.0.0.1:$port/v2/health/ready" > /dev/null; then break; fi
+    kill -0 "$server"  # it says itself why it ended
     sleep 1
 done
 deploy/smoke.sh "http://127.0.0.1:$port"
