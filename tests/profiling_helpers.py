@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from altlas_lib.profiling.session import BUSY_NOTE
+from altlas_lib.profiling.profiler import BUSY_NOTE
 from altlas_lib.results import FunctionTime, WorkloadProfile
 
 QUICK = {"n_repeats": 1, "sampling_s": 0.3, "time_limit_s": 60, "n_line_functions": 0, "trace_arrays": False}

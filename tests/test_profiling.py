@@ -21,8 +21,7 @@ from threadpoolctl import threadpool_limits
 from altlas_lib import profiling
 from altlas_lib.profiling.record import sampling
 from altlas_lib.profiling.record.folding import OWN_LINES, CallGraph, Project, Time, fold
-from altlas_lib.profiling.run.runnable import FunctionKey
-from altlas_lib.profiling.run.targets import prepare
+from altlas_lib.profiling.run.targets import FunctionKey, prepare
 from altlas_lib.workloads import segmentation
 
 
@@ -200,7 +199,7 @@ def is_user(function: FunctionKey) -> bool:
 def folded(tree: Tree) -> dict[FunctionKey, float]:
     graph = CallGraph(functions=[*tree.functions.items()], calls=[(*pair, time) for pair, time in tree.calls.items()])
     own = fold(graph, lambda function: None if is_user(function) else function.name, tree.root)
-    return {function: sum(by_library.values()) for function, by_library in own.items()}
+    return {function: sum(by_library.values()) for function, (_, by_library) in own.items()}
 
 
 @given(st.integers(0, 2**32))
@@ -227,8 +226,8 @@ def test_folding_loses_no_time_of_recursive_libraries():
     root = FunctionKey.of(encode.__code__)
     own = fold(graph, Project(__file__).library, root)
     assert set(own) == {root}
-    assert sum(own[root].values()) == pytest.approx(sum(time.own_s for _, time in graph.functions))
-    assert {"copy", "json", OWN_LINES} <= set(own[root])
+    assert sum(own[root][1].values()) == pytest.approx(sum(time.own_s for _, time in graph.functions))
+    assert {"copy", "json", OWN_LINES} <= set(own[root][1])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from profiling_helpers import QUICK, alive, by_name, notes
 
 from altlas_lib import profiling
-from altlas_lib.profiling.run import guardian, process
+from altlas_lib.profiling.run import process
 from altlas_lib.profiling.run.process import Child, ChildEnded
 
 ALL = {**QUICK, "n_line_functions": 2, "trace_arrays": True}
@@ -129,7 +129,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_target_neither_breaks_the_connection_nor_outlives_the_profile(write, monkeypatch, capfd, what):
-    monkeypatch.setattr(process, "_TO_END_S", 0.5)
+    monkeypatch.setattr(process, "TO_END_S", 0.5)
     user = write(
         BURN
         + f"""
@@ -157,7 +157,7 @@ def test_a_hostile_target_neither_breaks_the_connection_nor_outlives_the_profile
 
 
 def test_threads_and_exit_functions_that_never_end_do_not_hold_up_the_profile(write, monkeypatch):
-    monkeypatch.setattr(process, "_TO_END_S", 0.5)
+    monkeypatch.setattr(process, "TO_END_S", 0.5)
     user = write("""
         import atexit, threading, time
 
@@ -208,7 +208,7 @@ def test_kill_9_of_the_command_ends_the_target_and_what_it_started(write, folder
         assert all(psutil.pid_exists(pid) for pid in pids)
         command_process.send_signal(signal.SIGKILL)
     assert not any(alive(pid) for pid in pids)  # within five seconds each, far below the time limit
-    guards = [each for each in psutil.process_iter() if guardian.__file__ in _command_line(each)]
+    guards = [each for each in psutil.process_iter() if process.__file__ in _command_line(each)]
     assert not any(alive(each.pid) for each in guards if each.ppid() == 1)
 
 
@@ -220,7 +220,7 @@ def _command_line(process: psutil.Process) -> list[str]:
 
 
 def test_a_process_that_cannot_be_killed_is_named_and_holds_up_nothing(write, monkeypatch):
-    monkeypatch.setattr(guardian, "TO_DIE_S", 0.3)
+    monkeypatch.setattr(process, "TO_DIE_S", 0.3)
     monkeypatch.setattr(psutil.Process, "kill", lambda self: (_ for _ in ()).throw(psutil.AccessDenied(self.pid)))
     user = write("""
         import pathlib, subprocess, sys
@@ -252,7 +252,7 @@ def test_processes_that_come_and_go_while_they_are_looked_for(monkeypatch):
             raise psutil.AccessDenied(self.pid)
 
     monkeypatch.setattr(psutil, "process_iter", lambda: [Gone(), Forbidden()])
-    assert guardian.end_marked("no such mark") == []
+    assert process.end_marked("no such mark") == []
 
 
 # The connection -------------------------------------------------------------------------------------------------------------
@@ -319,7 +319,10 @@ def test_long_messages_and_the_last_one(echo):
     for _ in range(2):
         echo.send(text)
         assert echo.receive(30) == text
-    assert list(echo.finish()) == ["last words"]
+    echo.send(None)
+    assert echo.receive(30) == "last words"
+    with pytest.raises(ChildEnded, match="with status 0"):
+        echo.receive(30)
 
 
 def test_a_deadline_and_an_end_are_told_apart(echo):
@@ -331,4 +334,3 @@ def test_a_deadline_and_an_end_are_told_apart(echo):
     with pytest.raises(ChildEnded, match=r"with status 7 .*last on stderr: nothing"):
         echo.receive(30)
     echo.send("too late")  # no error: `receive` says that it has ended
-    assert list(echo.finish()) == []

@@ -19,9 +19,8 @@ from profiling_helpers import QUICK, by_name
 from scipy import sparse
 
 from altlas_lib import devices, profiling
-from altlas_lib.profiling.record.measure import measure, timed_run
-from altlas_lib.profiling.run.answers import compare_answers
-from altlas_lib.profiling.run.runnable import FunctionKey, Runnable
+from altlas_lib.profiling.record.measure import compare_answers, measure, timed_run
+from altlas_lib.profiling.run.targets import FunctionKey, Runnable
 from altlas_lib.results import LARGEST_OTHER_LOAD, Quantity, WorkloadProfile
 
 BURN = """

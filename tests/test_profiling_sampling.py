@@ -14,11 +14,11 @@ import pytest
 from profiling_helpers import QUICK, by_name, notes
 
 from altlas_lib import profiling
-from altlas_lib.profiling.functions import function_times
+from altlas_lib.profiling.profiler import Session
 from altlas_lib.profiling.record import sampling
 from altlas_lib.profiling.record.folding import Project
-from altlas_lib.profiling.record.native import NativeFrame, is_native, name_kernel_calls, time_class
-from altlas_lib.profiling.run.runnable import FunctionKey
+from altlas_lib.profiling.record.sampling import NativeFrame, is_native, name_kernel_calls, time_class
+from altlas_lib.profiling.run.targets import FunctionKey
 
 # Stacks ---------------------------------------------------------------------------------------------------------------------
 
@@ -46,8 +46,8 @@ def counted(recording: dict, native: bool) -> Counter[sampling.Stack]:
 
 def shares(recording: dict, native: bool = False) -> dict[str, tuple[int, int]]:
     project = Project("/app.py")
-    by_function = sampling.by_function(counted(recording, native), project, ROOT)
-    return {function.name: (each.own.total(), each.n_on_stack) for function, each in by_function.items()}
+    own, holding = sampling.by_function(counted(recording, native), project, ROOT)
+    return {function.name: (own[function].total(), each.total()) for function, each in holding.items()}
 
 
 def test_only_stacks_below_the_call_of_the_target_count():
@@ -110,7 +110,7 @@ class FakePySpy:
 
 
 def test_a_process_that_is_too_large_gets_its_classes_from_fewer_samples(monkeypatch):
-    finished, notes, project = [], [], Project("/app.py")
+    finished, notes = [], []
 
     def repeat():
         yield from [None] * 3
@@ -122,8 +122,10 @@ def test_a_process_that_is_too_large_gets_its_classes_from_fewer_samples(monkeyp
     assert FakePySpy.attempts == [(200, True), (200, False), (20, True)]
     assert finished == [True] * 3  # what the sampler leaves goes on to its end: the child is ready for the next job
     assert "from 10 samples of their own" in notes[0]
-    functions = function_times(project, FunctionKey("/app.py", 1, "main"), stacks, classified, [], [])
-    (function,) = functions.values()
+    session = Session("app:main", b"", 60)
+    session.keep(FunctionKey("/app.py", 1, "main"))
+    session.stacks, session.classified = stacks, classified
+    (function,) = session.functions().values()
     assert (function.sampled_own_share, function.own_by_class) == (1, {"arrays": 1})
 
 

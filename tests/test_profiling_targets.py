@@ -20,8 +20,7 @@ from typer.testing import CliRunner
 from altlas_lib import cli, profiling
 from altlas_lib.profiling.record.measure import time_lines, timed_run
 from altlas_lib.profiling.run.asgi import application, load_requests
-from altlas_lib.profiling.run.runnable import FunctionKey, Runnable
-from altlas_lib.profiling.run.targets import prepare, target_kind
+from altlas_lib.profiling.run.targets import FunctionKey, Runnable, prepare, target_kind
 from altlas_lib.profiling.show import terminal
 from altlas_lib.results import FunctionTime, LineTime, Quantity, WorkloadProfile
 
@@ -296,6 +295,30 @@ def test_an_application_without_lifespan_and_a_callable_one(write, monkeypatch, 
 
 
 @pytest.mark.parametrize(
+    ("ending", "message"),
+    [
+        ("raise OSError('disk full')", "OSError: disk full at "),
+        ("await send({'type': 'lifespan.shutdown.failed', 'message': 'disk full'})", "disk full"),
+    ],
+)
+def test_an_error_at_the_end_of_an_application_is_noted(write, folder, ending, message):
+    user = write(f"""
+        async def app(scope, receive, send):
+            await receive()
+            if scope["type"] == "lifespan":
+                await send({{"type": "lifespan.startup.complete"}})
+                await receive()
+                {ending}
+                return
+            await send({{"type": "http.response.start", "status": 200, "headers": []}})
+            await send({{"type": "http.response.body", "body": b"done"}})
+    """)
+    profile = profiling.profile(f"{user}:app", requests=[{"path": "/"}], **QUICK)
+    (note,) = (note for note in profile.notes if "shutdown failed" in note)
+    assert note.startswith(f"the application's shutdown failed: {message}")
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("", "there is none in it"),
@@ -307,6 +330,7 @@ def test_an_application_without_lifespan_and_a_callable_one(write, monkeypatch, 
         ("[]", r'line 1: .*expected \{"method": "POST"'),
         ('{"path": "/a"}\n{"path": "/b", "headers": {"x-name": "Zoë"}}', r"line 2: .*header 'x-name': 'Zoë' is not ASCII"),
         ('{"path": "//[::1/a"}', r"line 1: .*path '//\[::1/a' is no path .*; a path begins with one slash"),
+        (r'{"path": "/a\nb"}', r"line 1: .*path '/a\\nb': .*non-printable.*; percent-encode it"),
         (b"\xff\xfe", "cannot be read"),
     ],
 )
@@ -358,12 +382,12 @@ def test_lines_of_nested_decorated_and_recursive_functions_and_the_code_afterwar
     codes = [cached.__wrapped__.__code__, inner, Shape.area.fget.__code__]
     before = [each.__code__ for each in (outer, cached.__wrapped__, Shape.area.fget, main)]
     runnable = Runnable("main", main, FunctionKey.of(main.__code__))
-    _, lines = time_lines(runnable, [FunctionKey.of(code) for code in codes])
+    lines = time_lines(runnable, [FunctionKey.of(code) for code in codes]).lines
     assert [each.__code__ for each in (outer, cached.__wrapped__, Shape.area.fget, main)] == before
     assert all(now is then for now, then in zip((outer.__code__, main.__code__), (before[0], before[-1]), strict=True))
-    hits = {of.key.name.rpartition(".")[2]: [each["n_hits"] for each in sorted(of.lines, key=str)] for of in lines}
+    hits = {key.name.rpartition(".")[2]: [each["n_hits"] for each in sorted(own, key=str)] for key, own in lines}
     assert hits == {"cached": [1], "inner": [6, 1, 5], "area": [1]}
-    assert all(sum(each["share"] for each in of.lines) == pytest.approx(1) for of in lines)
+    assert all(sum(each["share"] for each in own) == pytest.approx(1) for _, own in lines)
 
 
 # The terminal -----------------------------------------------------------------------------------------------------------------

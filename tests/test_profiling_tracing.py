@@ -30,8 +30,7 @@ from altlas_lib.profiling.record import tracing
 from altlas_lib.profiling.record.calls import Array, Call
 from altlas_lib.profiling.record.describing import describe
 from altlas_lib.profiling.record.folding import Project
-from altlas_lib.profiling.run.runnable import FunctionKey
-from altlas_lib.profiling.run.targets import prepare
+from altlas_lib.profiling.run.targets import FunctionKey, prepare
 
 RNG = np.random.default_rng(0)
 X = Array("float64", (5, 6))

@@ -5,6 +5,7 @@ import functools
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from ..paths import shipped_toml
+from .catalogue import GpuSpec, find_multiprocessor
 
 
 class _Row(BaseModel):
@@ -50,3 +51,13 @@ class Efficiencies(_Row):
 def load_efficiencies() -> Efficiencies:
     """The shipped table; `python -m benchmarks.fit_efficiencies` writes it."""
     return Efficiencies.model_validate(shipped_toml(__package__, "gpu_efficiencies.toml"))
+
+
+def sustained_flops(gpu: GpuSpec, peak: float, pj_per_nm: float) -> float:
+    """Operations per second of large products, of a `peak` that the multiprocessors reach: the board's power bounds them too.
+
+    Args:
+        pj_per_nm: energy of an operation, in picojoules per nanometre of the process.
+    """
+    by_power = gpu.power_w / (pj_per_nm * 1e-12 * find_multiprocessor(gpu.compute_capability).process_nm)
+    return (peak**-4 + by_power**-4) ** -0.25

@@ -9,7 +9,7 @@ import importlib
 _NAMES_OF = {
     ".profiler": ("profile",),
     ".project.advice": ("rank_candidates",),
-    ".run.runnable": ("ProfilingError",),
+    ".run.targets": ("ProfilingError",),
     ".show.flamegraph": ("FlameGraph", "flame_graph"),
     ".show.tables": (
         *("answers", "baseline_table", "candidate_table", "finding", "function_table", "line_table", "operation_table"),

@@ -21,10 +21,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from .record.calls import RecordedFunction
-from .record.measure import Comparison, FunctionLines, Run, blas_threads, measure, race, time_lines, timed_run
-from .run.asgi import AsgiRequest, application
-from .run.runnable import FunctionKey, ProfilingError, Runnable, call_user_code, describe
-from .run.targets import Target, prepare, resolve
+from .record.measure import Run, blas_threads, measure, race, time_lines, timed_run
+from .run.targets import FunctionKey, ProfilingError, Runnable, Target, call_user_code, describe, prepare, resolve
 
 _ON_TIME_S, _N_ON_TIME, _NEVER_ON_TIME_S = 0.05, 20, 3.0
 _PR_SET_PTRACER, _ANY_PROCESS = 0x59616D61, -1
@@ -38,7 +36,7 @@ class TargetSpec:
     setup: Target | None = None
     arguments: Mapping[str, Any] | None = None
     argv: Sequence[str] = ()
-    requests: Sequence[AsgiRequest] | None = None
+    requests: Sequence[Any] | None = None  # `asgi.AsgiRequest`
     concurrency: int = 1
     alternatives: Sequence[Target] = ()
     same_answer: Target | None = None
@@ -46,9 +44,9 @@ class TargetSpec:
 
 
 class ChildResult(BaseModel, ser_json_inf_nan="constants"):
-    """Something that was found: the target's root function, a run, lines of a function, ..., or a note. Or the end of a job."""
+    """Something that was found: the target's root function, a run, what it recorded, or a note. Or the end of a job."""
 
-    found: FunctionKey | Run | FunctionLines | RecordedFunction | Comparison | str | None = None
+    found: FunctionKey | Run | RecordedFunction | str | None = None
     error: str | None = None
     is_last: bool = False
 
@@ -59,11 +57,11 @@ def sampled_call(call: Callable[[], Any]) -> None:
 
 
 class Jobs(contextlib.ExitStack):
-    """The jobs; each yields what it finds. Leaving the `with` block ends an application."""
+    """The jobs; each yields what it finds."""
 
     def __init__(self, pickled_spec: bytes):
         super().__init__()
-        self._pickled_spec, self.notes = pickled_spec, []
+        self._pickled_spec, self._runnable = pickled_spec, None
 
     def do(self, job: str, time_limit_s: float, n_threads: int | None = None, **options: Any) -> Iterator[Any]:
         """One of the methods below, which takes `options`.
@@ -73,24 +71,33 @@ class Jobs(contextlib.ExitStack):
             n_threads: of BLAS and OpenMP: 1, or as the program has them.
         """
         self._time_limit_s = time_limit_s
+        yield from self.warm_up()
         with blas_threads(n_threads):
             yield from getattr(self, job)(**options)
-        yield from self.notes
+        yield from self._runnable.notes
 
     def warm_up(self) -> Iterator[FunctionKey | Run]:
+        """Import, set up and run the target, unless that has been done."""
+        if self._runnable:
+            return
         self._spec = self._read_spec()
         for file, lines in self._spec.sources.items():
             linecache.cache[file] = len(lines), None, lines, file
-        self._runnable = self._prepare(self._spec)
-        self.notes = self._runnable.notes
-        yield self._runnable.root
-        self._first = timed_run(self._runnable, "warm-up")
+        runnable = self._prepare(self._spec)
+        yield runnable.root
+        self._first = timed_run(runnable, "warm-up")
         yield self._first
+        self._runnable = runnable
+
+    def stop(self) -> Iterator[Run]:
+        """End an application."""
+        self.close()
+        return iter(())
 
     def measure(self, n_repeats: int) -> Iterator[Run | str]:
         return measure(self._runnable, self._first.wall_s, n_repeats, self._time_limit_s)
 
-    def race(self, number: int, n_repeats: int) -> Iterator[Run | Comparison]:
+    def race(self, number: int, n_repeats: int) -> Iterator[Run]:
         """The target and one of the alternatives, with an input of its own each."""
         target, alternative = self._read_spec(), self._read_spec()
         alternative.target = alternative.alternatives[number]
@@ -105,9 +112,8 @@ class Jobs(contextlib.ExitStack):
         while perf_counter() - start < for_s:
             yield timed_run(self._runnable, "py-spy", under=sampled_call)
 
-    def lines(self, functions: list[FunctionKey]) -> Iterator[Run | FunctionLines]:
-        run, lines = time_lines(self._runnable, functions)
-        yield from [run, *lines]
+    def lines(self, functions: list[FunctionKey]) -> Iterator[Run]:
+        yield time_lines(self._runnable, functions)
 
     def trace(self, functions: list[FunctionKey], check_port: bool) -> Iterator[Run | RecordedFunction | str]:
         from .record.folding import Project
@@ -123,6 +129,8 @@ class Jobs(contextlib.ExitStack):
 
     def _prepare(self, spec: TargetSpec) -> Runnable:
         if spec.requests is not None:
+            from .run.asgi import application  # httpx
+
             return self.enter_context(application(spec.target, spec.requests, spec.concurrency))
         return prepare(spec.target, spec.setup, spec.arguments, spec.argv)
 
@@ -150,16 +158,14 @@ def main(descriptor: int) -> None:
     def tell(**result: Any) -> None:
         connection.send_bytes(ChildResult(**result).model_dump_json().encode())
 
-    with Jobs(connection.recv()) as jobs:
-        while job := connection.recv():
-            error = None
-            try:
-                for found in jobs.do(**job):
-                    tell(found=found)
-            except ProfilingError as failure:
-                error = str(failure)
-            except Exception as failure:  # the profiler's own, among objects that the target has changed
-                error = f"the profiler itself raised {describe(failure)}"
-            tell(error=error, is_last=True)
-    for note in jobs.notes:  # of an application's end
-        tell(found=note)
+    jobs = Jobs(connection.recv())
+    while job := connection.recv():
+        error = None
+        try:
+            for found in jobs.do(**job):
+                tell(found=found)
+        except ProfilingError as failure:
+            error = str(failure)
+        except Exception as failure:  # the profiler's own, among objects that the target has changed
+            error = f"the profiler itself raised {describe(failure)}"
+        tell(error=error, is_last=True)

@@ -1,19 +1,39 @@
 """One profile out of the tools: a baseline without any of them, then what each adds, all within one time limit."""
 
+import contextlib
 import linecache
 import os
+import platform
 import shlex
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..results import WorkloadProfile
-from .child import TargetSpec
+from .. import __version__
+from ..devices import OtherLoad, describe_cpu
+from ..results import LARGEST_OTHER_LOAD, Alternative, FunctionTime, Overhead, Quantity, WorkloadProfile
+from . import child
+from .project.operations import price_trace
+from .record.calls import RecordedFunction
+from .record.folding import Project, Time, fold
+from .record.measure import Run
+from .record.sampling import Stack, by_function, counted, display_name, flame_stacks, note_failure, sample
+from .run import process
 from .run.asgi import load_requests
-from .run.runnable import ProfilingError
-from .run.targets import Target, target_key, target_kind, target_name
-from .session import Session
+from .run.targets import FunctionKey, ProfilingError, Target, target_key, target_kind, target_name
 
+BUSY_NOTE = "other programs took"
+_GAVE = {
+    "cProfile": "own and cumulative time, calls",
+    "py-spy": "shares, stacks, classes of time",
+    "line_profiler": "lines of the hottest functions",
+    "array trace": "operations on arrays",
+}
+_PROCESSES_WORTH_A_NOTE = 0.1  # of the processor time
 _TRACED_SHARE = 0.05  # of the time: what a function below it does with arrays changes no decision
 _TAKES = {
     "function": {"setup", "arguments", "alternatives"},
@@ -84,7 +104,7 @@ def profile(
         hint = "; in a terminal, options go before the target" if "argv" in refused else ""
         raise ProfilingError(f"target {name!r} is a {kind}, {nothing}{hint}")
     options |= {"argv": [*map(str, argv)], "requests": load_requests(requests) if requests is not None else None}
-    spec = TargetSpec(target, concurrency=concurrency, same_answer=same_answer, **options)
+    spec = child.TargetSpec(target, concurrency=concurrency, same_answer=same_answer, **options)
     with Session(name, _pickle(name, spec), time_limit_s) as session:
         session.measure(n_repeats)
         session.sample(sampling_s, sampling_rate_hz)
@@ -103,7 +123,7 @@ def profile(
     return session.profile(name, workload or short_name)
 
 
-def _pickle(name: str, spec: TargetSpec) -> bytes:
+def _pickle(name: str, spec: child.TargetSpec) -> bytes:
     """With the source of what stands in no file, such as a notebook's cells."""
     import cloudpickle
 
@@ -116,3 +136,220 @@ def _pickle(name: str, spec: TargetSpec) -> bytes:
     except Exception as error:  # whatever the object raises
         what = f"target {name!r}, its set-up or its arguments cannot reach the child process that runs it"
         raise ProfilingError(f"{what} ({error}); make them in setup, or name functions as 'module:function'") from error
+
+
+class Session(contextlib.AbstractContextManager):
+    """One use of each tool, in one child process, or another one after a crash; and the profile that comes of it."""
+
+    def __init__(self, name: str, pickled_spec: bytes, time_limit_s: float):
+        self._name, self._pickled_spec, self._time_limit_s = name, pickled_spec, time_limit_s
+        self._stop = time.monotonic() + time_limit_s
+        self._child: process.Child | None = None
+        self._found: dict[type, list] = defaultdict(list)
+        self._runs: list[Run] = self._found[Run]
+        self.notes: list[str] = self._found[str]
+        self.stacks: Counter[Stack] = Counter()
+        self.classified: Counter[Stack] = Counter()
+        self._alternatives: list[Alternative] = []
+        self._load, self._cpu = OtherLoad(), str(describe_cpu())
+
+    def __exit__(self, error_type: type | None, *_: object) -> None:
+        if self._child and error_type is None:
+            self.use("not ended", "stop")
+        self._end_child(0.0 if error_type else process.TO_END_S)
+
+    def _end_child(self, grace_s: float = 0.0) -> None:
+        if self._child and (left := self._child.end(grace_s)):
+            self.notes.append(f"these processes of the target would not end: {', '.join(left)}")
+        self._child = None
+
+    def keep(self, found: Any) -> None:
+        if isinstance(found, FunctionKey):  # the target's, again from each process
+            self._root, self._project = found, Project(found.file)
+        elif not isinstance(found, str) or found not in self.notes:
+            self._found[type(found)].append(found)
+
+    # Jobs.
+
+    def _do(self, job: str, **options: Any) -> Iterator[None]:
+        """Let the child do a job, with a warm target, and keep what it finds; yields each time that it is looked at.
+
+        Measuring and sampling may take all the time that is left, the other tools half of it each.
+
+        Raises:
+            ProfilingError: the job failed, its time was over, or the target's process ended.
+        """
+        left_s = self._stop - time.monotonic()
+        if left_s < min((run.wall_s for run in self._runs[1:]), default=0) and job != "stop":
+            raise ProfilingError(f"time_limit_s={self._time_limit_s:g} is over; raise it")
+        limit_s = {"stop": process.TO_END_S, "warm_up": left_s, "measure": left_s, "sample": left_s}.get(job, left_s / 2)
+        start, result = time.monotonic(), child.ChildResult()
+        if self._child is None:
+            self._child = process.Child(child.__name__)
+            self._child.send(self._pickled_spec)
+        try:
+            self._child.send({"job": job, "time_limit_s": limit_s, "n_threads": self._n_threads, **options})
+            while not result.is_last:
+                text = self._child.receive(process.TICK_S)
+                if text is None and time.monotonic() > start + limit_s:
+                    raise process.ChildEnded(
+                        f"did not finish within time_limit_s={self._time_limit_s:g}; give it a smaller input by its arguments, "
+                        "or more time (time_limit_s, --time-limit)"
+                    )
+                result = child.ChildResult.model_validate_json(text or "{}")
+                if result.found is not None:
+                    self.keep(result.found)
+                yield
+        except process.ChildEnded as error:
+            self._end_child()
+            raise ProfilingError(f"target {self._name!r} {error}") from None
+        if result.error:
+            raise ProfilingError(result.error)
+
+    def use(self, failure: str, job: str, **options: Any) -> None:
+        """One of the tools; `failure` begins the note where it cannot be used."""
+        with note_failure(failure, self.notes):
+            list(self._do(job, **options))
+
+    def measure(self, n_repeats: int) -> None:
+        """The target warm and cold, without a profiler and under cProfile."""
+        list(self._do("warm_up"))
+        try:
+            with self._load:
+                list(self._do("measure", n_repeats=n_repeats))
+        except ProfilingError as error:
+            if self._child and not self._under("none"):  # it raised where it should have run again
+                raise
+            self.notes.append(f"not finished: {error}")
+
+    def sample(self, for_s: float, rate_hz: int) -> None:
+        """The target under py-spy, which is attached to its process."""
+        with note_failure("py-spy gave no shares", self.notes):
+            list(self._do("warm_up"))  # in another process, if there is none
+            found = sample(self._child.pid, lambda: self._do("sample", for_s=for_s), self.notes, rate_hz)
+            self.stacks, self.classified = (counted(stacks, self._project) for stacks in found)
+
+    def race(self, number: int, name: str, n_repeats: int) -> None:
+        """The target and one of its alternatives."""
+        before = len(self._runs)
+        self.use(f"alternative {name!r}", "race", number=number, n_repeats=n_repeats)
+        runs = [run for run in self._runs[before:] if run.tool != "warm-up"]
+        now_s, then_s = (
+            [run.quiet_s or run.wall_s for run in runs if run.tool == tool] for tool in ("comparison", "alternative")
+        )
+        if then_s:
+            gains = min(now_s) / max(then_s), statistics.median(now_s) / statistics.median(then_s), max(now_s) / min(then_s)
+            gain = self._measured(gains, "x").model_copy(update={"n_runs": len(then_s)})
+            time_s, same_answer = self._measured(then_s), runs[1].same_answer
+            self._alternatives.append(Alternative(name=name, time=time_s, gain=gain, same_answer=same_answer))
+
+    # What was found.
+
+    def hottest(self, least_share: float = 0.0) -> list[FunctionKey]:
+        """The Python functions of the calling thread with more than `least_share` of the time, the greatest own share first."""
+        own = {
+            key: row.sampled_own_share if self.stacks else row.own.value
+            for key, row in self.functions().items()
+            if key.line and row.ran_in == "the calling thread"
+        }
+        return [key for key, of_key in own.items() if of_key > least_share * sum(own.values())]
+
+    def functions(self) -> dict[FunctionKey, FunctionTime]:
+        """Every user's function, greatest share first; times are medians over the runs, 0 where it was not called."""
+        project, root, n_samples = self._project, self._root, self.stacks.total()
+        sampled, holding = by_function(self.stacks, project, root)
+        with_classes, _ = by_function(self.classified, project, root)
+        runs = [fold(run.recording, project.library, root) for run in self._runs if run.recording]
+        lines_of = {key: lines for run in self._runs for key, lines in run.lines}
+        functions = {}
+        for key in dict.fromkeys([*(key for run in runs for key in run), *holding]):
+            rows = [run.get(key, (Time(), {})) for run in runs]
+            times, own = [time for time, _ in rows], [sum(own.values()) for _, own in rows]
+            seen = any(time.n_calls for time in times)  # else it ran in another thread, of which cProfile knows nothing
+            by_library, classes = sum((Counter(own) for _, own in rows), Counter()), with_classes[key]
+            functions[key] = FunctionTime(
+                name=display_name(key),
+                file=project.relative(key.file),
+                line=key.line,
+                n_calls=statistics.median_high(time.n_calls for time in times) if seen else None,
+                own=self._measured(own) if seen else None,
+                cumulative=self._measured(time.cumulative_s for time in times) if seen else None,
+                own_by_library={name: s / by_library.total() for name, s in by_library.most_common()},
+                sampled_own_share=sampled[key].total() / n_samples if n_samples else None,
+                sampled_share=holding[key].total() / n_samples if n_samples else None,
+                own_by_class={kind: n / classes.total() for kind, n in classes.most_common() if kind},
+                lines=lines_of.get(key, []),
+                ran_in="the calling thread" if seen else holding[key].most_common(1)[0][0],
+            )
+        own_s = {key: row.own.value if row.own else 0 for key, row in functions.items()}
+        return dict(sorted(functions.items(), key=lambda item: (-(item[1].sampled_own_share or 0), -own_s[item[0]])))
+
+    def _under(self, tool: str) -> list[Run]:
+        return [run for run in self._runs if run.tool == tool]
+
+    @property
+    def _baseline(self) -> list[Run]:
+        """The runs without a profiler, with the thread count that suits the target best."""
+        plain = self._under("none")
+        best = min(plain, key=lambda run: run.wall_s, default=None)
+        return [run for run in plain if run.n_threads == best.n_threads]
+
+    @property
+    def _n_threads(self) -> int | None:
+        return self._baseline[0].n_threads if self._baseline else None
+
+    def profile(self, target: str, workload: str) -> WorkloadProfile:
+        """All of it."""
+        plain = self._under("none")
+        baseline = self._baseline or self._under("py-spy") or self._runs[:1]
+        if not plain:
+            what = "runs under py-spy" if baseline[0].tool == "py-spy" else "the first run, nothing warm"
+            self.notes.append(f"the total is that of {what}: there was no time for another")
+        if not self._under("cProfile"):
+            self.notes.append("cProfile gave no times: there was no time for a run under it")
+        self._note_others(baseline)
+        slowest_first = sorted(plain, key=lambda run: (run.n_threads, -run.wall_s))
+        return WorkloadProfile(
+            workload=workload,
+            target=target,
+            total=self._measured(run.wall_s for run in baseline),
+            cpu=self._measured(run.cpu_s for run in baseline),
+            quiet=self._measured(run.quiet_s for run in baseline),
+            other_load=self._load.share,
+            is_parallel=any(run.is_parallel for run in plain or baseline),
+            n_runs=sum(not run.tool.startswith("alternative") for run in self._runs),
+            seconds_by_n_threads={run.n_threads: run.wall_s for run in slowest_first},  # so the fastest of each stays
+            functions=[*self.functions().values()],
+            tools=[*self._tools(plain)],
+            n_samples=self.stacks.total(),
+            stacks=flame_stacks(self.stacks, self._project, self._root),
+            traces=list(map(price_trace, self._found[RecordedFunction])),
+            alternatives=self._alternatives,
+            notes=self.notes,
+        )
+
+    def _measured(self, values: Iterable[float | None], unit: str = "s") -> Quantity | None:
+        values = list(values)
+        return None if None in values else Quantity.measured(values, unit, self._cpu)
+
+    def _tools(self, plain: Sequence[Run]) -> Iterator[Overhead]:
+        """Factors are of fastest runs: what else the machine does only ever adds time."""
+        own_versions = {"cProfile": platform.python_version(), "array trace": __version__}
+        for tool, gave in _GAVE.items():
+            seconds = [run.wall_s for run in self._under(tool)]
+            if self.stacks if tool == "py-spy" else seconds:  # a run that never ended was sampled too
+                factor = min(seconds) / min(run.wall_s for run in plain) if seconds and plain else None
+                version = own_versions.get(tool) or metadata.version(tool)
+                yield Overhead(tool=tool, version=version, gave=gave, factor=factor)
+
+    def _note_others(self, baseline: Sequence[Run]) -> None:
+        """Processes that the target started, and other programs."""
+        share = sum(run.processes_s for run in baseline) / (sum(run.cpu_s for run in baseline) or 1)
+        if share > _PROCESSES_WORTH_A_NOTE:
+            n_samples = sum(n for stack, n in self.stacks.items() if stack.origin == "another process")
+            looks = f"py-spy took {n_samples} samples in them" if n_samples else "py-spy found no Python function in them"
+            whose = "processor time went to processes that the target started"
+            self.notes.append(f"{share:.0%} of the {whose}: {looks}, the other tools do not look into them")
+        if (self._load.share or 0) > LARGEST_OTHER_LOAD:
+            rough = "times and shares are rough; profile again when it is quiet"
+            self.notes.append(f"{BUSY_NOTE} {self._load.share:.0%} of the processors while it was measured: {rough}")

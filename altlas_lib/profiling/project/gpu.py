@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from ...devices import GpuSpec, find_multiprocessor
-from ...devices.efficiencies import Accuracy, load_efficiencies
+from ...devices.efficiencies import Accuracy, load_efficiencies, sustained_flops
 from ...results import ArrayOperation, Ceilings
 from .operations import grows, item_bytes
 
@@ -86,8 +86,7 @@ class Rates:
         of_sheet = 1e12 * self.gpu.float16_tensor_tflops if dtype == "float16" else self.flops(dtype)
         by_tensor_cores, bits = (cores.float64_tensor_factor, 2) if dtype == "float64" else (1, 1)
         peak = self.values[f"{law}.{share}"] * of_sheet * by_tensor_cores
-        by_power = self.gpu.power_w / (self.values[f"{law}.pj_per_nm"] * bits * 1e-12 * cores.process_nm)
-        return (peak**-4 + by_power**-4) ** -0.25
+        return sustained_flops(self.gpu, peak, self.values[f"{law}.pj_per_nm"] * bits)
 
 
 def dtype_class(name: str, *, of_product: bool = False) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel
 
-from ..run.runnable import FunctionKey
+from ..run.targets import FunctionKey
 
 OWN_LINES = "own lines"  # in `own_by_library`: not in a library; `@` and NumPy's ufuncs are in here, cProfile does not see them
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # functions in Python 3.11, mere lines in 3.12
@@ -101,50 +101,53 @@ class Project:
         return file.removeprefix(os.path.join(self._top.parent, ""))
 
 
-def fold(graph: CallGraph, library: Callable[[FunctionKey], str | None], root: FunctionKey) -> Mapping[FunctionKey, Mapping]:
-    """Own time of each of the user's functions in seconds, by the library that it was spent in.
+def fold(
+    graph: CallGraph, library: Callable[[FunctionKey], str | None], root: FunctionKey
+) -> dict[FunctionKey, tuple[Time, dict[str, float]]]:
+    """Times of each of the user's functions, and its own time in seconds by the library that it was spent in.
 
     Args:
         library: the name that a function's time is folded under, None for a user's function (`Project.library`).
         root: gets the time of library code that no user's function called.
 
     Returns:
-        user's function -> {`OWN_LINES` or library: seconds}; all seconds together are all own time in `graph`.
+        user's function -> its calls, {`OWN_LINES` or library: seconds}; all seconds together are all own time in `graph`.
     """
     import numpy as np
     from scipy import sparse
     from scipy.sparse.linalg import splu
 
     times = dict(graph.functions)
-    folded = {function: name for function in times if (name := library(function)) is not None}
-    users = list(dict.fromkeys([*(function for function in times if function not in folded), root]))
-    row = {function: i for i, function in enumerate([*folded, *users])}
-    column = {name: j for j, name in enumerate(dict.fromkeys([OWN_LINES, *folded.values()]))}
+    # Without Python code it is a built-in, which cProfile has by another name, or an application.
+    times.setdefault(root, Time(1, 0.0, sum(time.own_s for time in times.values())))
+    folded = {function: library(function) if function != root else None for function in times}
+    users = [function for function, name in folded.items() if name is None]
+    row = {function: i for i, function in enumerate(folded)}
+    column = {name: j for j, name in enumerate(dict.fromkeys([OWN_LINES, *filter(None, folded.values())]))}
 
     # received[i, j]: own time of library j in the functions that function i called; passed on to i's callers by their shares
-    received = np.zeros((len(row), len(column)))
-    shares = sparse.lil_array((len(row), len(folded)))  # [caller, callee]
+    received, shares = np.zeros((len(row), len(column))), sparse.lil_array((len(row), len(row)))  # [caller, callee]
     for user in users:
-        received[row[user], column[OWN_LINES]] = times.get(user, Time()).own_s
-    for callee, calls in _calls_of(graph, folded, root).items():
+        received[row[user], column[OWN_LINES]] = times[user].own_s
+    for callee, calls in _calls_of(graph, times, folded.keys() - users, root).items():
         # A nanosecond per call, so that no call weighs nothing and every share adds up to one.
         weights = {caller: max(time.cumulative_s - time.own_s, 0) + 1e-9 * time.n_calls for caller, time in calls.items()}
         for caller, time in calls.items():
             received[row[caller], column[folded[callee]]] += time.own_s
             shares[row[caller], row[callee]] = weights[caller] / sum(weights.values())
-    if n := len(folded):  # what passes through each library function, also in cycles: passed = received + shares @ passed
-        passed = splu(sparse.csc_array(sparse.eye_array(n) - shares[:n])).solve(received[:n])
-        received[n:] += shares[n:] @ passed
-    return {user: dict(zip(column, received[row[user]].tolist(), strict=True)) for user in users}
+    # What a function has and what passes through it, also in cycles: passed = received + shares @ passed
+    passed = splu(sparse.csc_array(sparse.eye_array(len(row)) - shares)).solve(received)
+    return {user: (times[user], dict(zip(column, passed[row[user]].tolist(), strict=True))) for user in users}
 
 
-def _calls_of(graph: CallGraph, folded: Iterable[FunctionKey], root: FunctionKey) -> dict[FunctionKey, dict[FunctionKey, Time]]:
+def _calls_of(
+    graph: CallGraph, times: Mapping[FunctionKey, Time], folded: Iterable[FunctionKey], root: FunctionKey
+) -> dict[FunctionKey, dict[FunctionKey, Time]]:
     """The calls of each folded function by caller; those from outside are the root's."""
     calls: dict[FunctionKey, dict[FunctionKey, Time]] = {function: {} for function in folded}
     for caller, callee, time in graph.calls:
         if callee in calls:
             calls[callee][caller] = time
-    times = dict(graph.functions)
     for callee, by_caller in calls.items():
         inside = sum(by_caller.values(), Time())
         n_calls, own_s, cumulative_s = (whole - part for whole, part in zip(times[callee], inside, strict=True))

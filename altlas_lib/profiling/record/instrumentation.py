@@ -9,15 +9,14 @@ kept, and every expression is evaluated once.
 """
 
 import ast
-import functools
 import linecache
 import operator
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from types import CodeType
 
-from ..run.runnable import FunctionKey
+from ..run.targets import FunctionKey
 
 _MARK = "\0recorder "  # begins the constants that the recorder's functions take the place of
 _OPERATORS = {  # those whose method is not called as the syntax tree calls them
@@ -41,6 +40,24 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> ast.AST:
         return super().visit(node) if self._is_recorded or isinstance(node, _SCOPES) else self.generic_visit(node)
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """Its parts; and where Python asks a value for its truth, a port would move that to the host."""
+        super().generic_visit(node)
+        if self._check_port and self._is_recorded:
+            match node:
+                case ast.If() | ast.While() | ast.IfExp() | ast.Assert():
+                    node.test = self._truth(node.test)
+                case ast.UnaryOp(ast.Not()):
+                    node.operand = self._truth(node.operand)
+                case ast.BoolOp():
+                    node.values[:-1] = map(self._truth, node.values[:-1])
+                case ast.comprehension():
+                    node.ifs[:] = map(self._truth, node.ifs)
+        return node
+
+    def _truth(self, test: ast.expr) -> ast.expr:
+        return self.ask("take_value", ast.Constant("truth of an array"), test, at=test)
 
     # Functions.
 
@@ -89,12 +106,9 @@ class _Rewriter(ast.NodeTransformer):
     def visit_BinOp(self, node: ast.BinOp | ast.UnaryOp | ast.Compare) -> ast.AST:
         self.generic_visit(node)
         match node:
-            case ast.UnaryOp(ast.Not(), operand):
-                node.operand = self._truth(operand)
-                return node
             case ast.BinOp(left, op, right) | ast.Compare(left, [op], [right]):
                 operands = [left, right]
-            case ast.UnaryOp(op, operand):
+            case ast.UnaryOp(op, operand) if not isinstance(op, ast.Not):
                 operands = [operand]
             case _:  # chains of comparisons take the truth of each: no arrays there
                 return node
@@ -123,28 +137,10 @@ class _Rewriter(ast.NodeTransformer):
     def visit_For(self, node: ast.For | ast.comprehension) -> ast.AST:
         self.generic_visit(node)
         if not getattr(node, "is_async", False):
-            node.iter = self.ask("iterate", node.iter, at=node.iter)
-        if isinstance(node, ast.comprehension):
-            node.ifs = [self._truth(test) for test in node.ifs]
+            node.iter = self.ask("operate", _mark("iter"), node.iter, at=node.iter)
         return node
 
     visit_comprehension = visit_For
-
-    def _truth(self, test: ast.expr) -> ast.expr:
-        """Where a port would move a value to the host."""
-        return self.ask("take_value", ast.Constant("truth of an array"), test, at=test) if self._check_port else test
-
-    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
-        self.generic_visit(node)
-        node.values[:-1] = [self._truth(value) for value in node.values[:-1]]
-        return node
-
-    def visit_If(self, node: ast.If | ast.While | ast.IfExp | ast.Assert) -> ast.AST:
-        self.generic_visit(node)
-        node.test = self._truth(node.test)
-        return node
-
-    visit_While = visit_IfExp = visit_Assert = visit_If
 
 
 def _mark(name: str) -> ast.Constant:
@@ -164,10 +160,10 @@ def code_with_recorders(
     Args:
         functions: None: all.
         check_port: also where a value's truth is taken.
-        recorder: makes that of a function by its key; comprehensions share it. `function(mark)` gives what stands for a mark.
+        recorder: gives that of a function by its key; comprehensions share it. `function(mark)` gives what stands for a mark.
         notes: get the files that could not be rewritten.
     """
-    recorder_for, twins = functools.cache(recorder), {}
+    twins: dict[tuple[str, CodeType], CodeType] = {}  # by file too: equal code may stand in two of them
     for file in files:
         linecache.checkcache(file)
         source = "".join(linecache.getlines(file))
@@ -177,29 +173,22 @@ def code_with_recorders(
                 warnings.simplefilter("ignore")  # calls of constants; and what the plain compilation has warned of already
                 marked = compile(ast.fix_missing_locations(module), file, "exec", dont_inherit=True)
             plain = compile(source, file, "exec", dont_inherit=True)
-            recorded = _replaced(marked, FunctionKey.of(marked), recorder_for)
-            twins |= {(file, code): twin for code, twin in _pairs(plain, recorded)}  # equal code may stand in two files
+            _add_twins(twins, plain, marked, FunctionKey.of(marked), recorder)
         except Exception as error:  # deeper than the parser goes: the functions run as they are
             notes.append(f"calls in {file} were not seen: {type(error).__name__}: {error}")
     return twins
 
 
-def _replaced(code: CodeType, key: FunctionKey, recorder_for: Callable) -> CodeType:
-    if not code.co_name.startswith("<") or code.co_name == "<lambda>":
-        key = FunctionKey.of(code)
-    consts = []
-    for const in code.co_consts:
+def _add_twins(twins: dict, plain: CodeType, marked: CodeType, key: FunctionKey, recorder: Callable) -> CodeType:
+    """Code and all that is defined in it, as compiled and with marks: what the marks stand for takes their place."""
+    if not marked.co_name.startswith("<") or marked.co_name == "<lambda>":
+        key = FunctionKey.of(marked)
+    consts, inner = [], (each for each in plain.co_consts if isinstance(each, CodeType))
+    for const in marked.co_consts:
         if isinstance(const, CodeType):
-            const = _replaced(const, key, recorder_for)
+            const = _add_twins(twins, next(inner), const, key, recorder)
         elif isinstance(const, str) and const.startswith(_MARK):
-            const = recorder_for(key).function(const.removeprefix(_MARK))
+            const = recorder(key).function(const.removeprefix(_MARK))
         consts.append(const)
-    return code.replace(co_consts=tuple(consts))
-
-
-def _pairs(plain: CodeType, marked: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
-    """Every code object of a module and the one with recorders."""
-    yield plain, marked
-    inner = ([each for each in code.co_consts if isinstance(each, CodeType)] for code in (plain, marked))
-    for pair in zip(*inner, strict=True):
-        yield from _pairs(*pair)
+    twins[plain.co_filename, plain] = marked.replace(co_consts=tuple(consts))
+    return twins[plain.co_filename, plain]

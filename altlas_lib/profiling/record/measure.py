@@ -2,6 +2,7 @@
 
 import contextlib
 import cProfile
+import dataclasses
 import functools
 import linecache
 import math
@@ -9,7 +10,7 @@ import operator
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter  # as it was before the target ran, which may put another clock there
 from types import CellType, CodeType, FunctionType
@@ -19,8 +20,7 @@ import psutil
 import threadpoolctl
 from pydantic import BaseModel
 
-from ..run.answers import compare_answers
-from ..run.runnable import FunctionKey, Runnable, call_user_code, code_replaced
+from ..run.targets import FunctionKey, Runnable, call_user_code, code_replaced
 from .folding import CallGraph
 
 _MONITORING = getattr(sys, "monitoring", None)  # of Python 3.12
@@ -40,6 +40,8 @@ class Run(BaseModel, ser_json_inf_nan="constants"):
         own_s, calling_s: processor time of all threads of this process, and of that the calling thread's.
         processes_s: processor time of the processes that it started.
         delayed_s: for which the calling thread was ready to run while others had the processors; NaN: not known.
+        lines: the most expensive ones of each function, as `results.LineTime`.
+        same_answer: of an alternative's first run, whether it agrees with the target's: see `compare_answers`.
     """
 
     tool: str
@@ -50,6 +52,8 @@ class Run(BaseModel, ser_json_inf_nan="constants"):
     processes_s: float
     delayed_s: float
     recording: CallGraph | None = None
+    lines: list[tuple[FunctionKey, list[dict[str, Any]]]] = []
+    same_answer: bool | None = None
 
     @property
     def cpu_s(self) -> float:
@@ -64,19 +68,6 @@ class Run(BaseModel, ser_json_inf_nan="constants"):
     @property
     def is_parallel(self) -> bool:
         return self.cpu_s - self.calling_s > _PARALLEL * (self.quiet_s or self.wall_s)
-
-
-class FunctionLines(BaseModel):
-    """The most expensive lines of a function."""
-
-    key: FunctionKey
-    lines: list[dict[str, Any]]  # as `results.LineTime`
-
-
-class Comparison(BaseModel):
-    """See `compare_answers`."""
-
-    same_answer: bool | None
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------------
@@ -210,8 +201,8 @@ def _hear_only_this_thread() -> None:
 # Under line_profiler --------------------------------------------------------------------------------------------------------
 
 
-def time_lines(runnable: Runnable, functions: Sequence[FunctionKey]) -> tuple[Run, list[FunctionLines]]:
-    """One run of the target under line_profiler, and the lines of those of `functions` that ran in it.
+def time_lines(runnable: Runnable, functions: Sequence[FunctionKey]) -> Run:
+    """One run of the target under line_profiler, with the lines of those of `functions` that ran in it.
 
     line_profiler knows a function by its bytecode and marks the bytecode of those that it watches. Functions that are made
     anew in each run (nested ones, those of a script) get theirs from the code around them, so that is marked all the way out.
@@ -237,7 +228,8 @@ def time_lines(runnable: Runnable, functions: Sequence[FunctionKey]) -> tuple[Ru
         run = timed_run(runnable, "line_profiler", under=profiler.runcall)
     statistics = profiler.get_stats()
     timed = {wanted.get((file, line)): timings for (file, line, _), timings in statistics.timings.items() if timings}
-    return run, [FunctionLines(key=key, lines=_most_expensive(key.file, timings)) for key, timings in timed.items() if key]
+    run.lines = [(key, _most_expensive(key.file, timings)) for key, timings in timed.items() if key]
+    return run
 
 
 def _most_expensive(file: str, timings: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
@@ -254,7 +246,7 @@ def _most_expensive(file: str, timings: list[tuple[int, int, int]]) -> list[dict
 
 def race(
     target: Runnable, alternative: Runnable, n_repeats: int, time_limit_s: float, same_answer: Callable | None = None
-) -> Iterator[Run | Comparison]:
+) -> Iterator[Run]:
     """The answers of their first runs compared, then runs in turns.
 
     Runs have the tool "comparison" or "alternative", the first ones with ", warm-up". Each function has an input of its own;
@@ -264,15 +256,70 @@ def race(
     start, answers = perf_counter(), []
     contestants = {"comparison": target, "alternative": alternative}
     for tool, runnable in contestants.items():
-        yield timed_run(runnable, f"{tool}, warm-up", under=lambda call: answers.append(call()))
-    if answers == [None, None]:
-        answers = [target.inputs, alternative.inputs]
-    agree = compare_answers(*answers)
-    if same_answer:
-        agree = call_user_code(lambda: bool(same_answer(*answers)), "same_answer")
-    yield Comparison(same_answer=agree)
+        run = timed_run(runnable, f"{tool}, warm-up", under=lambda call: answers.append(call()))
+        if runnable is alternative:
+            pair = [target.inputs, alternative.inputs] if answers == [None, None] else answers
+            agree = call_user_code(functools.partial(same_answer or compare_answers, *pair), "same_answer")
+            run.same_answer = agree if agree is None else bool(agree)
+        yield run
     answers.clear()
     for repeat in range(n_repeats):
         if not repeat or perf_counter() - start < time_limit_s / 2:
             for tool, runnable in contestants.items():
                 yield timed_run(runnable, tool)
+
+
+def compare_answers(expected: Any, given: Any) -> bool | None:
+    """Whether two answers agree.
+
+    Floating-point numbers agree within half the digits of the coarser dtype, relative to the largest of their array; all else
+    has to be equal, lists, tuples and arrays alike. None where a part cannot be compared: an iterator, an object without
+    equality.
+    """
+    try:
+        return _agree(expected, given)
+    except Exception:  # of an object's own comparison, or too deep
+        return None
+
+
+def _agree(a: Any, b: Any) -> bool:
+    a, b = _simplify(a), _simplify(b)
+    if any(hasattr(each, "dtype") for each in (a, b)):
+        return hasattr(a, "dtype") and hasattr(b, "dtype") and a.shape == b.shape and _agree_in_numbers(a, b)
+    if all(isinstance(each, list | tuple) for each in (a, b)):
+        return len(a) == len(b) and all(map(_agree, a, b))
+    if all(isinstance(each, Mapping) for each in (a, b)):
+        return a.keys() == b.keys() and all(_agree(a[key], b[key]) for key in a)
+    if type(a).__eq__ is object.__eq__ and a is not b and None not in (a, b):
+        raise TypeError("an object without equality")
+    return bool(a == b)
+
+
+def _simplify(value: Any) -> Any:
+    """An array of numbers for numbers and lists of them, a list for any other array, a dictionary for a dataclass."""
+    import numpy as np
+
+    if dataclasses.is_dataclass(value):
+        return vars(value)
+    if hasattr(value, "tocoo"):  # sparse
+        value = value.toarray()
+    if not hasattr(value, "__array__") and not isinstance(value, int | float | complex | list | tuple):
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of unequal length
+        return value
+    if array.dtype.kind in "biufc":
+        return array
+    return array.tolist() if hasattr(value, "__array__") else value
+
+
+def _agree_in_numbers(a: Any, b: Any) -> bool:
+    import numpy as np
+
+    digits = max((np.finfo(each.dtype).eps for each in (a, b) if each.dtype.kind in "fc"), default=None)
+    if digits is None:  # whole numbers
+        return np.array_equal(a, b)
+    wide_a, wide_b = (each.astype(np.result_type(a, b, np.float64)) for each in (a, b))
+    largest = np.max(np.abs(wide_a), where=np.isfinite(wide_a), initial=0.0)
+    return np.allclose(wide_a, wide_b, rtol=0, atol=digits**0.5 * largest + digits, equal_nan=True)

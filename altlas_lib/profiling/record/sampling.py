@@ -1,7 +1,16 @@
-"""What py-spy saw of the target, attached from outside: the functions on its stacks, and in what kind of code they were."""
+"""What py-spy saw of the target, attached from outside: the functions on its stacks, and in what kind of code they were.
+
+A class of time is what a stack's innermost native frames do. From the leaf outwards, the first frame that says something
+decides. The C library and CPython's own object code say nothing: they allocate, copy and count references for whoever called
+them. So a dict that the JSON scanner fills is parsing, and one that the user's line fills, without a native frame that says
+more, is the interpreter. A wait is remembered on the way: it is waiting, unless an array library or a framework waits for its
+own threads. Code without a file was compiled at run time: it is a kernel of the library that called it, natively or from
+Python, else what a compiler of array code (Numba) made of a function.
+"""
 
 import contextlib
 import json
+import platform
 import re
 import shutil
 import signal
@@ -9,19 +18,19 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import takewhile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import dropwhile, takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
+from ...paths import shipped_toml
 from ...results import Origin, TimeClass
-from ..run.runnable import FunctionKey, ProfilingError
+from ..run.targets import FunctionKey, ProfilingError
 from .folding import OWN_LINES, Project
-from .native import NativeFrame, is_native, name_kernel_calls, time_class, waits_for_threads, waits_in_python
 
 _TO_ATTACH_S = _TO_WRITE_S = 30.0
 _TOO_FAR_BEHIND_S = 2.0
@@ -42,6 +51,89 @@ def note_failure(what: str, notes: list[str]) -> Iterator[None]:
         yield
     except ProfilingError as error:
         notes.append(f"{what}: {error}")
+
+
+# Classes of time: what a stack's innermost native frames do ------------------------------------------------------------------
+
+
+class NativeFrame(NamedTuple):
+    function: str
+    file: str  # shared library or, with debugging information, source; may be empty, as of code compiled at run time
+
+
+_TABLE = shipped_toml(__package__, "sampling.toml")
+_PATTERNS = {name: re.compile(pattern, re.VERBOSE) for name, pattern in _TABLE.items() if isinstance(pattern, str)}
+_SYSCALLS = {"x86_64": b"\x0f\x05", "aarch64": b"\x01\x00\x00\xd4"}  # the instruction that enters the kernel
+
+
+def _compile_rule(entry: dict[str, str]) -> tuple[TimeClass, re.Pattern[str], re.Pattern[str]]:
+    files = entry.get("files", _TABLE["cpython"])
+    if "packages" in entry:
+        files += rf"| /(?:{'|'.join(entry['packages'].split())})(?:\.libs)?[/.]"
+    return entry["class"], re.compile(files, re.VERBOSE), re.compile(entry.get("functions", ""), re.VERBOSE)
+
+
+_RULES = [*map(_compile_rule, _TABLE["rule"])]
+
+
+def _is(what: str, text: str) -> bool:
+    return bool(_PATTERNS[what].search(text))
+
+
+def name_kernel_calls(frame: NativeFrame, pids: Collection[int]) -> NativeFrame:
+    """Call it 'syscall' where the C library has no symbols and its code, in one of these processes, calls the kernel.
+
+    A thread that sleeps does so in the kernel, so its innermost address is that after the instruction which enters it. Linux.
+    """
+    instruction = _SYSCALLS.get(platform.machine(), b"")
+    if frame.function.startswith("0x") and _is("system", frame.file) and "vdso" not in frame.file:  # which reads clocks
+        for pid in pids:  # those of a pool are forked, with the same addresses, and may have ended
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/mem", "rb") as memory:
+                memory.seek(int(frame.function, 16) - len(instruction))
+                if memory.read(len(instruction)) == instruction:
+                    return frame._replace(function="syscall")
+    return frame
+
+
+def is_native(file: str) -> bool:
+    """Whether a frame's file is that of compiled code: a script may have any other name."""
+    return not file or _is("compiled", file) or _is("cpython", file)
+
+
+def time_class(frames: Iterable[NativeFrame], python_file: str = "") -> TimeClass:
+    """Of the native frames within the innermost Python frame, leaf first; without any it is the interpreter."""
+    waits = is_unknown = is_compiled_at_run_time = False
+    for frame in frames:
+        if _is("system", frame.file):
+            waits = waits or _is("wait", frame.function)
+        elif found := _class_of(frame):
+            return "waiting" if waits and found not in ("arrays", "framework") else found
+        elif _is("cpython", frame.file):
+            waits = waits or _is("locks_and_loops", frame.function)
+        elif frame.file:
+            is_unknown = True
+        else:
+            is_compiled_at_run_time = True
+    if waits:
+        return "waiting"
+    if is_compiled_at_run_time and not is_unknown:
+        return _class_of(NativeFrame("", python_file)) or "arrays"
+    return "other native" if is_unknown else "interpreter"
+
+
+def _class_of(frame: NativeFrame) -> TimeClass | None:
+    holding = (kind for kind, files, functions in _RULES if files.search(frame.file) and functions.search(frame.function))
+    return next(holding, None)
+
+
+def waits_in_python(function: FunctionKey) -> bool:
+    """Whether a function of the standard library, the innermost on a stack, waits."""
+    return function.name.rpartition(".")[2] in _TABLE["waits_in_python"].get(Path(function.file).name, ())
+
+
+def waits_for_threads(frames: Sequence[NativeFrame]) -> bool:
+    """Whether a thread waits until another one does something: for a lock, for the interpreter, in an event loop."""
+    return any(_is("locks_and_loops", frame.function) for frame in frames)
 
 
 # py-spy ---------------------------------------------------------------------------------------------------------------------
@@ -199,6 +291,7 @@ def counted(stacks: Counter[Stack], project: Project) -> Counter[Stack]:
     the calling thread count, except that of its own waits for other threads (at a lock, in an event loop without work) as many
     are left out as the others' stacks are: while it waited for them, the time was theirs.
     """
+
     calling = Counter({stack: n for stack, n in stacks.items() if stack.origin == "the calling thread"})
     others = Counter()
     for stack in stacks.keys() - calling.keys():
@@ -211,49 +304,36 @@ def counted(stacks: Counter[Stack], project: Project) -> Counter[Stack]:
     return +(calling + others)
 
 
-@dataclass
-class FunctionSamples:
-    """The stacks that a user's function is on; and those where it is the innermost of the user's, by class: its own."""
+def by_function(
+    stacks: Counter[Stack], project: Project, root: FunctionKey
+) -> tuple[dict[FunctionKey, Counter[TimeClass | None]], dict[FunctionKey, Counter[Origin]]]:
+    """Samples of each of the user's functions, library code folded into it: its own by class, and those that hold it by origin.
 
-    own: Counter[TimeClass | None] = field(default_factory=Counter)
-    n_on_stack: int = 0
-    origins: Counter[Origin] = field(default_factory=Counter)
-
-
-def by_function(stacks: Counter[Stack], project: Project, root: FunctionKey) -> dict[FunctionKey, FunctionSamples]:
-    """Samples of each of the user's functions, library code folded into it. A stack without any is the root's."""
-    samples: dict[FunctionKey, FunctionSamples] = {}
+    Its own are those where it is the innermost of the user's. A stack without any is the root's.
+    """
+    own, holding = defaultdict(Counter), defaultdict(Counter)
     for stack, n in stacks.items():
         users = [function for function in stack.functions if project.library(function) is None] or [root]
+        own[users[-1]][stack.time_class] += n
         for function in dict.fromkeys(users):  # once per stack, also in recursion
-            of_function = samples.setdefault(function, FunctionSamples())
-            of_function.n_on_stack += n
-            of_function.origins[stack.origin] += n
-        samples[users[-1]].own[stack.time_class] += n
-    return samples
+            holding[function][stack.origin] += n
+    return own, holding
 
 
 def flame_stacks(stacks: Counter[Stack], project: Project, root: FunctionKey) -> dict[str, int]:
     """The most frequent stacks, 'outer;inner;[class]' -> samples: the user's functions, and the libraries that they enter."""
     named = Counter()
     for stack, n in stacks.items():
-        named[";".join(name.replace(";", ",") for name in _names(stack, project, root))] += n
+        frames = [(project.library(function), display_name(function)) for function in stack.functions]
+        frames = [(library, name) for library, name in frames if library not in (OWN_LINES, "altlas")]
+        frames = list(dropwhile(itemgetter(0), frames)) or frames[-1:]  # what called the user's code is the root's
+        names = [display_name(root)] if frames[:1] != [(None, display_name(root))] else []
+        for (library, name), (outer, _) in zip(frames, [(None, ""), *frames], strict=False):
+            if not (library and outer):  # of a library the function that enters it, by the library's name
+                names.append(library or name)
+        names += [f"[{stack.time_class}]"] if stack.time_class else []
+        named[";".join(name.replace(";", ",") for name in names)] += n
     return dict(named.most_common(_LARGEST_N_STACKS))
-
-
-def _names(stack: Stack, project: Project, root: FunctionKey) -> Iterator[str]:
-    frames = [(project.library(function), function) for function in stack.functions]
-    frames = [(library, function) for library, function in frames if library not in (OWN_LINES, "altlas")]
-    of_users = [depth for depth, (library, _) in enumerate(frames) if library is None]
-    frames = frames[of_users[0] :] if of_users else frames[-1:]
-    yield display_name(root)
-    if frames and frames[0][1] == root:
-        del frames[0]
-    for (library, function), (outer, _) in zip(frames, [(None, root), *frames], strict=False):
-        if library is None or outer is None:  # of a library the function that enters it, by name
-            yield library or display_name(function)
-    if stack.time_class:
-        yield f"[{stack.time_class}]"
 
 
 def display_name(function: FunctionKey) -> str:

@@ -12,6 +12,7 @@ file. Where a framework returns before its work is done (JAX, a GPU), so does it
 frames.
 """
 
+import contextlib
 import functools
 import gc
 import math
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from ..run.runnable import FunctionKey, code_replaced
+from ..run.targets import FunctionKey, code_replaced
 from .calls import Call, HiddenTransfer, RecordedCall, RecordedFunction
 from .describing import array_bytes, arrays_in, bound_to, describe_call, home_of, is_array_type, name_of, public_name
 from .folding import Project, compiled_by_numba
@@ -50,9 +51,6 @@ _LOOK_AT_CALLER = frozenset({"query", "eval", "sql", "sql_expr"})  # pandas, Pol
 _UNRECORDED = {None, *sys.stdlib_module_names}  # much of it asks who its caller is, as `logging` and `namedtuple` do
 
 project: Project | None = None  # of the program that is traced, one at a time; None elsewhere, as in another process
-called: dict[int, "Recorder"] = {}  # recorders of functions that were called
-to_ask: list[tuple] = []  # calls of frameworks: entry, function, args, kwargs
-held: list[Any] = []  # objects of frameworks, so that no other can have the id of one
 standings: dict[str | int, tuple[str | None, Any]] = {}  # with the type, so that no other can have its id
 
 
@@ -68,15 +66,13 @@ _thread = _Thread()
 def _standing(home: str | type) -> str | None:
     """Of a type, or of a function's module: "array" or "library"; None if it is the user's or never recorded."""
     key = home if type(home) is str else id(home)
-    if (found := standings.get(key)) is None:
-        if project is None:  # also in a thread of a program that outlives its trace
-            return None
-        try:
+    found = standings.get(key)
+    if found is None and project:  # there is none in a thread of a program that outlives its trace
+        found = None, home
+        with contextlib.suppress(Exception):  # a metaclass that answers nothing
             found = _find_standing(home), home
-        except Exception:  # a metaclass that answers nothing
-            found = None, home
         standings[key] = found
-    return found[0]
+    return found and found[0]
 
 
 def _find_standing(home: str | type) -> str | None:
@@ -97,8 +93,8 @@ def _library(home: str | type) -> str | None:
 
 def _begin(of: Project | None) -> None:
     """A trace of a project; None: no more."""
-    global project, called, standings, to_ask, held
-    project, called, standings, to_ask, held = of, {}, {}, [], []
+    global project, standings
+    project, standings = of, {}
 
 
 def _is_plain(value: Any) -> bool:
@@ -125,11 +121,11 @@ class Recorder:
     """
 
     def __init__(self, key: FunctionKey):
-        self.key = key
-        self.n_calls = self.n_element_accesses = self.n_failures = 0
-        self.input_bytes = self.output_bytes = 0
+        self.key, self.n_failures = key, 0
+        self.counted = SimpleNamespace(n_calls=0, n_element_accesses=0, input_bytes=0, output_bytes=0)
         self.entries: dict[tuple, SimpleNamespace] = {}
         self.transfers: Counter[tuple[int, str]] = Counter()
+        self._to_ask: list[tuple] = []  # calls of frameworks: entry, function, args, kwargs
         self._known: set[int] = set()  # ids of arrays that have come in, or were made here
 
     def __reduce__(self) -> tuple:
@@ -143,11 +139,8 @@ class Recorder:
 
     def enter(self, arguments: tuple) -> None:
         """A function begins. Its time is of interest where a library called it: the library's own time is without it."""
-        if project is None:
-            return
-        called[id(self)] = self
-        self.n_calls += 1
-        self.input_bytes = self._passing_bytes(arguments, is_argument=True) + self.input_bytes
+        self.counted.n_calls += 1
+        self.counted.input_bytes = self._passing_bytes(arguments, is_argument=True) + self.counted.input_bytes
         if _thread.callback is None:
             _thread.callback = id(sys._getframe(1)), perf_counter(), _thread.recorded_s
 
@@ -156,7 +149,7 @@ class Recorder:
         if (callback := _thread.callback) and callback[0] == id(sys._getframe(1)):
             _thread.recorded_s = callback[2] + perf_counter() - callback[1]
             _thread.callback = None
-        self.output_bytes = self._passing_bytes((value,)) + self.output_bytes
+        self.counted.output_bytes = self._passing_bytes((value,)) + self.counted.output_bytes
         return value
 
     def wrap_call(self, function: Any) -> Any:
@@ -176,9 +169,6 @@ class Recorder:
     def index(self, container: Any) -> Any:
         """To be read or written at an index: a call where the container is a library's."""
         return container if _is_plain(container) else _Indexed(self, container)
-
-    def iterate(self, container: Any) -> Any:
-        return container if _is_plain(container) else self.call(iter, container)
 
     def call_builtin(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """max, zip and their like, mostly of Python's own values."""
@@ -229,7 +219,7 @@ class Recorder:
             return False
         owners = {id(owner): each for each in operands for owner in [_owner(each)]}
         for owner in owners.keys() - self._known:
-            self.input_bytes = array_bytes(owners[owner]) + self.input_bytes
+            self.counted.input_bytes = array_bytes(owners[owner]) + self.counted.input_bytes
         fresh = {id(_owner(each)) for each in results} - owners.keys()
         self._known |= owners.keys() | fresh
         name = public_name(function, [*operands, *args], _library)
@@ -241,10 +231,10 @@ class Recorder:
                 key, asked = (name, False, id(None), (), (), ()), None
             name, is_view, _, args_, kwargs_, results_ = key
             call = Call(name=name, args=args_, kwargs=dict(kwargs_), results=results_, is_view=is_view)
-            self.entries.setdefault(key, SimpleNamespace(call=call, n_calls=0, time_s=0.0))
-            held.append(asked)
-            if asked is not None and len(to_ask) < _MOST_ASKED:
-                to_ask.append((self.entries[key], function, args, kwargs))
+            # It holds what was asked for, so that no other object can have its id.
+            self.entries.setdefault(key, SimpleNamespace(call=call, n_calls=0, time_s=0.0, held=asked))
+            if asked is not None and len(self._to_ask) < _MOST_ASKED:
+                self._to_ask.append((self.entries[key], function, args, kwargs))
         self.entries[key].n_calls += 1
         self.entries[key].time_s += own_s
         return True
@@ -268,7 +258,7 @@ class Recorder:
             n = math.prod(owner.shape) if _is_array(type(owner)) else 0
         else:
             return False
-        self.n_element_accesses += n
+        self.counted.n_element_accesses += n
         return is_all
 
     def _passing_bytes(self, values: tuple, *, is_argument: bool = False) -> int:
@@ -284,6 +274,8 @@ class Recorder:
         return n_bytes
 
     def recorded(self, *, check_port: bool) -> RecordedFunction:
+        for entry, *of_call in self._to_ask:
+            entry.call = entry.call.model_copy(update={"model_work": model_work(*of_call)})
         places = sorted(self.transfers.items()) if check_port else []
         entries = sorted(self.entries.values(), key=lambda entry: -entry.time_s)
         return RecordedFunction(
@@ -292,10 +284,7 @@ class Recorder:
             line=self.key.line,
             calls=[RecordedCall(**vars(entry)) for entry in entries],
             hidden_transfers=[HiddenTransfer(line=line, what=what, n_times=n) for (line, what), n in places],
-            n_calls=self.n_calls,
-            n_element_accesses=self.n_element_accesses,
-            input_bytes=self.input_bytes,
-            output_bytes=self.output_bytes,
+            **vars(self.counted),
         )
 
 
@@ -313,10 +302,8 @@ class _Indexed:
 
 
 # What marks stand for, besides the recorder's methods.
-_FUNCTIONS = {
-    **{name: each for name, each in vars(operator).items() if name.startswith("__")},
-    "is_plain": _is_plain,
-}
+_FUNCTIONS = {name: each for name, each in vars(operator).items() if name.startswith("__")}
+_FUNCTIONS |= {"iter": iter, "is_plain": _is_plain}
 
 
 def trace(
@@ -344,7 +331,8 @@ def trace(
         if functions is None:
             files = {each.__code__.co_filename for each in gc.get_objects() if type(each) is FunctionType}
         files = {file for file in files if project.library(FunctionKey(file, 0, "")) is None}
-        twins = code_with_recorders(files, functions, check_port, Recorder, notes)
+        recorders: dict[FunctionKey, Recorder] = {}
+        twins = code_with_recorders(files, functions, check_port, lambda key: recorders.setdefault(key, Recorder(key)), notes)
         compiled = {each.__code__ for each in compiled_by_numba(gc.get_objects())}  # from its bytecode
 
         def with_recorder(code: CodeType) -> CodeType:
@@ -353,16 +341,14 @@ def trace(
 
         with code_replaced(with_recorder):
             result = call()
-        recorders = [*called.values()]
-        for entry, *of_call in to_ask:
-            entry.call = entry.call.model_copy(update={"model_work": model_work(*of_call)})
-        if missing := ({root} if functions is None else {*functions}) - {each.key for each in recorders}:
+        called = {key: each for key, each in recorders.items() if each.counted.n_calls}
+        if missing := ({root} if functions is None else {*functions}) - called.keys():
             names = ", ".join(sorted(key.name for key in missing)[:3])
             reason = "not called in this run, or not what stands in its file (no Python source, edited since, made by a tool)"
             notes.append(f"what {names} calls was not seen: {reason}")
-        if n_failures := sum(each.n_failures for each in recorders):
+        recorded = [each.recorded(check_port=check_port) for each in called.values()]
+        if n_failures := sum(each.n_failures for each in called.values()):
             notes.append(f"{n_failures} calls on arrays could not be described and are left out")
-        recorded = [each.recorded(check_port=check_port) for each in recorders]
         return result, sorted(recorded, key=lambda each: -sum(call.time_s for call in each.calls)), notes
     finally:
         _begin(None)

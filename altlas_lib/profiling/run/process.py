@@ -1,6 +1,10 @@
 """A child process that answers jobs: started, spoken to through one pipe, and ended with all that it started.
 
 It gets pickled objects and answers with text: what the user's program has written is never unpickled here.
+
+As a program this file guards a child: it waits for the end of the process that started both, however that came about, so that
+`kill -9` of a profiler leaves neither the target nor its processes behind. A thread in the target's own process could not
+promise that: a C function that keeps the interpreter's lock would hold it up, and `os.fork` would warn of it.
 """
 
 import contextlib
@@ -15,11 +19,11 @@ from collections.abc import Iterator
 from multiprocessing import Pipe
 from typing import Any
 
-from . import guardian
-
-_TO_END_S = 5.0  # for a target's own atexit functions and threads, once it has nothing left to do
+TO_END_S = 5.0  # for a target's own atexit functions and threads, once it has nothing left to do
 TICK_S = 0.05  # after which a process is looked at again: what it started may hold the pipe open
+TO_DIE_S = 5.0  # a killed process goes at once, unless it waits for a device that does not answer
 _TO_TELL_S = 0.5  # for a process that ends, to say how and why
+_MARK = "ALTLAS_PROFILING"  # in the environment of all that a child starts, by which what left its process group is found
 _BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from {module} import main; main({descriptor})"
 
 
@@ -34,7 +38,7 @@ class Child:
         self._connection, other_end = Pipe()
         self._mark, self._stderr = uuid.uuid4().hex, tempfile.TemporaryFile()  # noqa: SIM115
         apart = {"start_new_session": True}  # a process group of its own: Ctrl-C reaches this process only, which ends it
-        guard = [sys.executable, "-P", guardian.__file__, self._mark]
+        guard = [sys.executable, "-P", __file__, self._mark]
         self._guardian = subprocess.Popen(guard, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, **apart)
         path = [os.getcwd(), *sys.path]  # as `python -m` has it; the child imports what this process can
         self._process = subprocess.Popen(
@@ -42,7 +46,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
-            env={**os.environ, guardian.MARK: self._mark},
+            env={**os.environ, _MARK: self._mark},
             pass_fds=[other_end.fileno()],
             **apart,
         )
@@ -86,24 +90,47 @@ class Child:
             "make it return without ending the interpreter"
         )
 
-    def finish(self) -> Iterator[str]:
-        """Let it end as Python ends, within bounds; what it still says meanwhile."""
-        stop = time.monotonic() + _TO_END_S
+    def end(self, grace_s: float = 0.0) -> list[str]:
+        """Let it end as Python ends, for so long, then kill it and all that it started; who would not end."""
         self.send(None)
-        with contextlib.suppress(ChildEnded):
-            while time.monotonic() < stop:
-                if text := self.receive(TICK_S):
-                    yield text
-
-    def end(self) -> list[str]:
-        """Kill it and all that it started; the names of processes that would not end."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace_s)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
-        left = guardian.end_marked(self._mark)
+        left = end_marked(self._mark)
         for process in (self._guardian, self._process):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.kill()
-                process.wait(guardian.TO_DIE_S)
+                process.wait(TO_DIE_S)
         for each in (self._guardian.stdin, self._connection, self._stderr):
             each.close()
         return left
+
+
+def end_marked(mark: str) -> list[str]:
+    """Kill every process that carries `mark`, and all that they started; the names of those that would not end."""
+    stop = time.monotonic() + TO_DIE_S
+    while left := dict(_find_marked(mark)):  # until none is found: one may have started another meanwhile
+        if time.monotonic() > stop:
+            return list(left.values())
+        for process in left:
+            with contextlib.suppress(Exception):  # psutil's, of one that has ended meanwhile or belongs to somebody else
+                process.kill()
+        time.sleep(0.01)
+    return []
+
+
+def _find_marked(mark: str) -> Iterator[tuple]:
+    import psutil
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(_MARK) == mark:
+                for each in (process, *process.children(recursive=True)):
+                    if each.status() != psutil.STATUS_ZOMBIE:
+                        yield each, f"{each.pid} ({each.name()})"
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()
+    end_marked(sys.argv[1])

@@ -1,23 +1,126 @@
-"""What is profiled, found and checked: a function or a script; `asgi` knows of applications."""
+"""What is profiled, found, checked and ready to run: a function or a script; `asgi` knows of applications.
+
+A runnable runs as often as the tools ask, each time from the same state of the process.
+"""
 
 import asyncio
+import contextlib
 import functools
+import gc
 import importlib.util
 import inspect
 import operator
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FunctionType
-from typing import Any, Literal, NoReturn
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from ...names import nearest
-from .runnable import FunctionKey, ProfilingError, Runnable, Script, call_user_code, describe
 
 Target = Callable[..., Any] | str | os.PathLike
 
 _NAME = re.compile(r"(\w+(?:\.\w+)*):(\w+(?:\.\w+)*)(\(\))?")
+
+
+class ProfilingError(Exception):
+    """A target that cannot be profiled: what was given, why not, and what to do."""
+
+
+class FunctionKey(NamedTuple):
+    """What cProfile and py-spy both call a function by: source file, line of its definition, qualified name."""
+
+    file: str
+    line: int
+    name: str
+
+    @classmethod
+    def of(cls, code: CodeType | str) -> "FunctionKey":
+        """Of a code object; or of a built-in function, which cProfile knows by its description only."""
+        if isinstance(code, str):
+            return cls("~", 0, code)
+        return cls(code.co_filename, code.co_firstlineno, code.co_qualname)
+
+
+@dataclass
+class Runnable:
+    """A target with all that it needs to be called."""
+
+    name: str
+    call: Callable[[], Any]
+    root: FunctionKey  # gets the time of library code that no function of the user called
+    inputs: tuple = ()  # values and named arguments that `call` passes on
+    notes: list[str] = field(default_factory=list)
+    n_finished: int = 0
+
+    def run(self, under: Callable[[Callable[[], Any]], Any] = operator.call) -> None:
+        """Run it once; `under` calls the target, in its own way.
+
+        Raises:
+            ProfilingError: the target raised, or called `sys.exit` with a status other than 0.
+        """
+        process = os.getpid()
+        with contextlib.chdir(os.getcwd()):  # the next run begins where this one began
+            try:
+                call_user_code(functools.partial(under, self.call), f"target {self.name!r}", after=self.n_finished)
+            finally:
+                if os.getpid() != process:  # the target forked, and its child came to this point too: it ends here
+                    _end_fork(sys.exception())
+        self.n_finished += 1
+
+
+def _end_fork(error: BaseException | None) -> None:
+    """End this process with the status that Python would have given it."""
+    status = getattr(error.__cause__, "code", 1) if error else 0
+    os._exit(status if isinstance(status, int) else status is not None)
+
+
+def call_user_code(function: Callable[[], Any], what: str, *, after: int = 0) -> Any:
+    """What `function` returns; a `ProfilingError` if it fails. `after`: earlier runs that ended well."""
+    when = f" in run {after + 1}" if after else ""
+    what_next = (
+        "it must be safe to run repeatedly"
+        if after
+        else "make it run without the profiler first, with arguments (--arg) or a set-up"
+    )
+    try:
+        return function()
+    except ProfilingError:
+        raise
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise ProfilingError(f"{what} ended{when} by sys.exit({end.code!r}): expected an end without a failure") from end
+    except Exception as error:
+        raise ProfilingError(f"{what} raised {describe(error)}{when}; {what_next}") from error
+
+
+def describe(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    hint = " (its standard input is empty here)" if isinstance(error, EOFError) else ""
+    return f"{type(error).__name__}: {str(error)[:500]}{place}{hint}"
+
+
+@contextlib.contextmanager
+def code_replaced(replace: Callable[[CodeType], CodeType]) -> Iterator[None]:
+    """With other code in every function of the process; afterwards each has its own again."""
+    originals = []
+    try:
+        for function in gc.get_objects():
+            if type(function) is FunctionType and (new := replace(code := function.__code__)) is not code:
+                originals.append((function, code))
+                function.__code__ = new
+        yield
+    finally:
+        for function, code in originals:
+            function.__code__ = code
+
+
+# Found by its name, or as it is ----------------------------------------------------------------------------------------------
 
 
 def target_name(target: Target) -> str:
@@ -64,13 +167,24 @@ def target_kind(target: Target) -> Literal["function", "script"]:
     _fail(name, ": expected 'module:function', as in 'package.module:main', or 'path/to/script.py'")
 
 
-def _read_script(path: str, argv: Sequence[str]) -> Script:
-    path = os.path.abspath(path)
+def _prepare_script(name: str, argv: Sequence[str]) -> Runnable:
+    """It runs as `__main__`, each time in a module of its own."""
+    path = os.path.abspath(name)
     try:
         code = compile(importlib.util.decode_source(Path(path).read_bytes()), path, "exec", dont_inherit=True)
-        return Script(path, argv, FunctionType(code, {}))
     except (OSError, SyntaxError, ValueError) as error:  # also a folder, NUL bytes, or no text in its encoding
         _fail(path, f" is no Python source ({error}); correct it, or name another file")
+    holder = FunctionType(code, {})  # of the code, which is found and replaced like any other function's
+
+    def run_as_main() -> None:
+        module = ModuleType("__main__")
+        module.__dict__.update(__file__=path, __builtins__=__builtins__)
+        sys.modules["__main__"] = module
+        sys.argv = [path, *argv]
+        sys.path[0] = os.path.dirname(path)
+        exec(holder.__code__, module.__dict__)
+
+    return Runnable(name, run_as_main, FunctionKey.of(code))
 
 
 def prepare(
@@ -82,8 +196,7 @@ def prepare(
     """
     name, values, named = target_name(target), (), dict(arguments or {})
     if target_kind(target) == "script":
-        script = _read_script(name, argv)
-        return Runnable(name, script, FunctionKey.of(script.holder.__code__))
+        return _prepare_script(name, argv)
     function = resolve(target)  # before the set-up, which may take long
     inner = unwrap(function)
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):

@@ -3,15 +3,13 @@
 from collections.abc import Iterable
 
 from ...devices import GpuSpec
+from ...devices.efficiencies import load_efficiencies, sustained_flops
 from ...results import Ceilings, Expectation, Quantity
 
-# Shares of a data sheet's peak that programs reach, worst and best: cuBLAS half-precision products of this shape, streams
-# through the memory, copies from pageable and from pinned host memory. A T4 throttles to the low end.
-_PRODUCT_SHARE = 0.3, 0.8
-_MEMORY_SHARE = 0.5, 0.9
-_PCIE_SHARE = 0.3, 0.85
 _PCIE_GB_PER_S = {3: 15.75, 4: 31.5, 5: 63.0}  # 16 lanes, one direction
-_LAUNCHES_S = 1e-3, 1e-4  # kernels to start, memory to allocate, before the first product and after the last
+_PCIE_SHARE = 0.5, 0.85  # that copies from pinned memory reach, beside other traffic and alone
+_TILE_SIDE, _KERNELS_OF_A_TILE, _OTHER_KERNELS = 8192, 3, 40
+_LAUNCH = 1.6  # factor: the error of the fitted time to start a kernel
 
 
 def expected_times(sizes: Iterable[int], d: int, k: int, gpu: GpuSpec, ceilings: Ceilings | None = None) -> list[Expectation]:
@@ -19,14 +17,19 @@ def expected_times(sizes: Iterable[int], d: int, k: int, gpu: GpuSpec, ceilings:
 
     - On this CPU, if its `ceilings` are known: n² d operations, for a tile serves its rows and its columns, at the measured
       float32 rate. int8 products can go below it.
-    - On `gpu`, for the engine of this package: 2 n² d operations at the tensor cores' rate, 4 n² bytes of half-precision
-      products written and read, the vectors in and the neighbours out; the sum of these where nothing overlaps, the longest
-      where all does.
+    - On `gpu`, for the engine of this package, with the rates that were fitted on published timings and their errors
+      (`devices.efficiencies`): n² d operations of half-precision products, 2 n² bytes of them written and read, the vectors
+      in and the neighbours out, kernels to start; the sum of these where nothing overlaps, the longest where all does.
 
     Args:
         d: dimensions of a vector, float32.
     """
-    expectations = []
+    fitted, expectations = load_efficiencies(), []
+    values, accuracy = fitted.values, fitted.accuracy
+    flops = sustained_flops(
+        gpu, values["product float16.share"] * gpu.float16_tensor_tflops * 1e12, values["product float16.pj_per_nm"]
+    )
+    bytes_per_s = values["stream.memory_share"] * gpu.memory_bandwidth_gb_per_s * 1e9
     for n in sizes:
         if ceilings is not None:
             rate = ceilings.cpu_matmul_float32
@@ -35,12 +38,15 @@ def expected_times(sizes: Iterable[int], d: int, k: int, gpu: GpuSpec, ceilings:
                 bound_by = "float32 products, half the matrix, at the rate that chapter 00 measured"
                 time = Quantity.projected(*seconds, "s", rate.device, bound_by)
                 expectations.append(Expectation(n_texts=n, on_gpu=False, time=time))
-        steps = {
-            "products": [2 * n**2 * d / (gpu.float16_tensor_tflops * 1e12 * share) for share in _PRODUCT_SHARE],
-            "memory": [4 * n**2 / (gpu.memory_bandwidth_gb_per_s * 1e9 * share) for share in _MEMORY_SHARE],
-            "transfers": [(4 * n * d + 12 * n * k) / (_PCIE_GB_PER_S[gpu.pcie_generation] * 1e9 * s) for s in _PCIE_SHARE],
-            "launches": list(_LAUNCHES_S),
+        launches_s = (_OTHER_KERNELS + _KERNELS_OF_A_TILE * (n / _TILE_SIDE) ** 2 / 2) * values["launch.start_us"] * 1e-6
+        centres = {
+            "products": (n**2 * d / flops, accuracy["product float16"].factor),
+            "memory": (2 * n**2 / bytes_per_s, accuracy["stream"].factor),
+            "launches": (launches_s, _LAUNCH),
         }
+        steps = {step: (seconds * factor, seconds / factor) for step, (seconds, factor) in centres.items()}
+        transferred = (4 * n * d + 12 * n * k) / (_PCIE_GB_PER_S[gpu.pcie_generation] * 1e9)
+        steps["transfers"] = tuple(transferred / share for share in _PCIE_SHARE)
         longest = max(steps, key=lambda step: steps[step][0])
         slow, fast = sum(step[0] for step in steps.values()), max(step[1] for step in steps.values())
         time = Quantity.projected(fast, slow, "s", gpu.name, longest)
