@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 
 from altlas_lib.serving import ServeError, Settings
 from altlas_lib.serving.jobs import Store
-from benchmarks import serving_kills
 
 SMALL = CORPUS[:50]
 LONG = np.random.default_rng(5).standard_normal((60_000, 96), dtype=np.float32)  # some seconds of computing
@@ -50,16 +49,6 @@ def jobs_worker(server) -> psutil.Process:
 
 
 # Kills -----------------------------------------------------------------------------------------------------------------
-
-
-def test_no_kill_loses_an_accepted_job_or_changes_an_answer(tmp_path):
-    """The same with a hundred kills: python -m benchmarks.serving_kills."""
-    found = serving_kills.drill(4, 1, tmp_path)
-    assert found.is_clean(), found
-    assert found.n_server_kills > 0
-    assert found.n_worker_kills > 0
-    assert found.n_accepted > 5
-    assert found.n_searches > 5
 
 
 def test_a_job_that_kills_its_worker_fails_after_three_tries_and_the_others_go_on(tmp_path):
