@@ -284,8 +284,7 @@ def test_help_names_every_setting():
 
 def test_the_pages_own_python_gets_answers_and_has_jobs_accepted(server):
     page = (paths.project_root() / "docs/serving.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
-    assert len(blocks) == 2
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)[:2]  # a third is run by test_training_textfile.py
     names = {"token": TOKEN, "time": time}
     assert "http://altlas-serve:8000" in blocks[0]
     for block in blocks:
