@@ -225,7 +225,7 @@ def plan(
 
     with _said_plainly(training.PlanError, ValueError, interrupted="interrupted; what was compiled is kept for the next time"):
         shapes = dict(map(_shape, input_shapes or ()))
-        how = {"input_shapes": shapes, "time_limit_s": time_limit_s, "loaded": lambda: tell(f"compiling {model} for {gpu}")}
+        how = {"input_shapes": shapes, "time_limit_s": time_limit_s}
         is_preset = ":" not in model and not model.endswith(".keras")
         if is_preset and gpu == "all":
             found = training.gpu_table(model)
@@ -236,7 +236,7 @@ def plan(
                 found = training.mitigation_table(model, gpu, search=search, time_limit_s=time_limit_s, tell=tell)
             else:
                 plan = training.plan_memory(model, gpu, batch_size=batch_size, **how) if batch_size else None
-                plan = plan or training.largest_batch(model, gpu, **how)
+                plan = plan or training.largest_batch(model, gpu, tell=tell, **how)
                 if plan is None:
                     raise training.PlanError(f"not even one sample of {model} fits {gpu}; what it needs: --batch-size 1")
                 largest = None if batch_size else plan.configuration["batch_size"]

@@ -175,7 +175,7 @@ def work(contestant: str, preset: str, n_samples: int, n_epochs: int) -> dict[st
         parts = positions, np.r_[samples.split.validation]
         cuts = [accumulation.MicroBatching(len(part), size, size) for part in parts]
         train, validation = (
-            MicroBatches(open_dataset(windows.Part(samples, part, config.window), size).open(None), cut)
+            MicroBatches(open_dataset(windows.Part(samples, part, config.window), size), cut)
             for part, cut in zip(parts, cuts, strict=True)
         )
         model.fit(train, validation_data=validation, epochs=n_epochs, shuffle=False, verbose=0)

@@ -29,7 +29,7 @@ from altlas_lib.training.fit.dataset import MicroBatches, open_dataset
 from altlas_lib.training.model import losses
 from altlas_lib.training.model.accumulation import MicroBatching
 from altlas_lib.training.model.windows import Part, Split
-from altlas_lib.training.score import metrics, quality
+from altlas_lib.training.score import metrics
 
 MULTIPLIERS = st.one_of(st.floats(1, 20), st.sampled_from([1.0, 1.49, 1.5, 9.99, 10.0, 1e6])).map(lambda x: round(x, 2))
 TINY = ModelConfig(nbeats=(NBeatsConfig(window=20, units=8, n_blocks=2),), fusion=(16,))
@@ -185,8 +185,8 @@ def test_an_epoch_is_every_sample_once_in_an_order_of_its_own(samples):
     every = np.log(samples.values[samples.split.train]).astype("float32")
 
     def batches(epoch, cut, start=0):
-        read = open_dataset(Part(samples, positions, 50), cut.batch_size).open(np.random.default_rng([5, epoch]))
-        return MicroBatches(read, cut, start)
+        data = open_dataset(Part(samples, positions, 50), cut.batch_size)
+        return MicroBatches(data, cut, np.random.default_rng([5, epoch]), start)
 
     epochs = [targets_of(batches(i, MicroBatching(700, 24, 8))) for i in (0, 1)]
     for seen in epochs:
@@ -198,8 +198,7 @@ def test_an_epoch_is_every_sample_once_in_an_order_of_its_own(samples):
 
 
 def test_without_a_seed_all_samples_come_in_time_order(samples):
-    read = open_dataset(Part(samples, np.r_[samples.split.test], 50), 64).open(None)
-    batches = MicroBatches(read, MicroBatching(200, 64, 64))
+    batches = MicroBatches(open_dataset(Part(samples, np.r_[samples.split.test], 50), 64), MicroBatching(200, 64, 64))
     np.testing.assert_array_equal(targets_of(batches), np.log(samples.values[1800:]).astype("float32"))
 
 
@@ -638,7 +637,7 @@ def test_a_reference_whose_few_wins_are_luck_has_no_gain_to_keep():
     above[wrong] = ~above[wrong]
     lucky = Predictions(above, base.classes, base.logs)
     assert training.evaluate(lucky, samples, series)[0].gain_low <= 0
-    assert quality.kept([base], [lucky], samples)[1] is None
+    assert metrics.kept([base], [lucky], samples)[1] is None
 
 
 def test_what_an_option_keeps_is_judged_by_its_interval():
@@ -657,15 +656,15 @@ def test_what_an_option_keeps_is_judged_by_its_interval():
         (0.5, (0.30, 0.70), "as claimed"),
         (0.93, (0.93, 0.931), "not decided: the interval holds more than the claim"),
     ):
-        score, gain = quality.kept([mixed(share)], [best], samples)
+        score, gain = metrics.kept([mixed(share)], [best], samples)
         assert gain.low <= share + 0.05
         assert gain.high >= share - 0.05
         assert gain.value <= score.value <= 1
-        assert quality.claim_verdict(gain, claimed) == verdict
-    score, gain = quality.kept([best], [base], samples)  # a reference that knows nothing
+        assert metrics.claim_verdict(gain, claimed) == verdict
+    score, gain = metrics.kept([best], [base], samples)  # a reference that knows nothing
     assert gain is None
     assert score.value > 1
-    assert quality.claim_verdict(gain, (0.9, 0.95)) == "nothing to keep: the reference predicts no better than the base rate"
+    assert metrics.claim_verdict(gain, (0.9, 0.95)) == "nothing to keep: the reference predicts no better than the base rate"
 
 
 def test_the_options_are_trained_with_every_seed_on_the_same_values(series):
@@ -902,7 +901,7 @@ def test_the_gpu_is_the_one_that_the_backend_computes_on(monkeypatch, name):
     monkeypatch.setattr(keras.backend, "backend", lambda: name)
     monkeypatch.setitem(sys.modules, name, fake_framework(name))
     assert backend.device_name() == "Tesla T4"
-    assert backend.memory_use() == backend.MemoryUse("Tesla T4", 2**20, 2**30)
+    assert backend.memory_use(reset=True) == backend.MemoryUse("Tesla T4", 2**20, 2**30)
 
 
 def test_out_of_memory_is_told_from_other_errors():

@@ -54,7 +54,7 @@ def every_sample(data, batch_size, size, seed=None):
     opened = open_dataset(data, batch_size)
     micro_batching = MicroBatching(opened.n_samples, opened.batch_size, size)
     order = None if seed is None else np.random.default_rng(seed)
-    batches = MicroBatches(opened.open(order), micro_batching)
+    batches = MicroBatches(opened, micro_batching, order)
     return np.concatenate([batches[i][0] for i in range(len(batches))])
 
 
@@ -75,9 +75,8 @@ def test_an_epoch_of_a_stream_is_continued_at_its_place():
 
     x, y = rows(21)
     opened = open_dataset(tf.data.Dataset.from_tensor_slices((x, y)).batch(8), None)
-    read = opened.open(None)
     for at in (0, 8, 16, 8, 19):  # Keras looks at the first batches before it begins
-        np.testing.assert_array_equal(read(slice(at, min(at + 3, 21)))[0], x[at : at + 3])
+        np.testing.assert_array_equal(opened.gather(np.arange(at, min(at + 3, 21)))[0], x[at : at + 3])
 
 
 @pytest.mark.parametrize("kind", ["arrays", "batches", "stream"])
@@ -127,9 +126,6 @@ def test_early_stopping_keeps_the_best_weights_also_when_continued(tmp_path):
     np.testing.assert_array_equal(weights_of(run.model), weights_of(best))
     again = training.fit(small_model(), (x, y), (x, y), resume=True, **how)
     np.testing.assert_array_equal(weights_of(again.model), weights_of(best))
-    (tmp_path / "best.npz").write_bytes(b"")
-    with pytest.warns(RuntimeWarning, match="the weights of the best epoch so far are lost"):
-        training.fit(small_model(), (x, y), (x, y), resume=True, **how)
 
 
 def test_without_early_stopping_the_last_weights_stay():
@@ -224,7 +220,9 @@ def test_a_layer_that_does_more_than_return_a_value_is_not_recomputed(layer):
     inner = layers.BatchNormalization() if layer == "statistics" else layers.Dense(2, activity_regularizer="l2")
     model = keras.Sequential([keras.Input((5,)), keras.Sequential([inner], name="block"), layers.Dense(1)])
     model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match=r"'block', whose layer .* updates variables or adds a loss .*name layers without it"):
+    with pytest.raises(
+        ValueError, match=r"\['block'\], whose layer .* updates variables or adds a loss .*name layers without it"
+    ):
         training.fit(model, rows(8), n_epochs=1, recompute=["block"])
 
 
@@ -351,7 +349,7 @@ def test_changed_data_model_or_rate_is_refused_when_continued(tmp_path):
         (small_model(), (changed, y), "data is "),
         (wider, (x, y), "layers is .*weights is "),
         (small_model(keras.optimizers.SGD(schedule, momentum=0.9)), (x, y), "optimizer is .*ExponentialDecay"),
-        (small_model(loss="mae"), (x, y), "losses is "),
+        (small_model(loss="mae"), (x, y), "loss is mse there, mae here"),
     ):
         with pytest.raises(CheckpointError, match=named):
             training.fit(model, data, resume=True, **how)

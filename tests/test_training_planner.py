@@ -25,8 +25,7 @@ from altlas_lib.training.backend import keras
 from altlas_lib.training.model.recompute import ChunkedAttention
 from altlas_lib.training.plan import __main__ as shipping
 from altlas_lib.training.plan import answers, mitigations, planner
-from altlas_lib.training.plan.compile import compile_steps, has_compiler
-from altlas_lib.training.plan.request import PlanError, StepCost, StepRequest, describe_gpu
+from altlas_lib.training.plan.request import PlanError, StepCost, StepRequest, compile_steps, describe_gpu, has_compiler
 from altlas_lib.training.score import finding
 
 T4 = devices.find_gpu("T4")
@@ -258,8 +257,8 @@ def test_a_model_that_cannot_be_planned_is_refused_with_the_next_step(costs, nam
 @needs_compiler
 def test_what_ships_is_what_the_compiler_says_here(requests, costs):
     """One answer made again; where the versions differ it may, and the plan says so."""
-    found, note = answers.find_answer(requests["as it ships"])
-    if found is None or note:
+    found, notes = answers.find_answer(requests["as it ships"])
+    if found is None or notes:
         pytest.skip("not among the answers that ship, or of other versions")
     cost = costs["as it ships"]
     assert cost.peak_bytes == pytest.approx(found.peak_bytes, rel=0.01)
@@ -271,14 +270,11 @@ def test_what_ships_is_what_the_compiler_says_here(requests, costs):
 MEASURED = """
     import jax, sys
     import numpy as np
-    from altlas_lib.training import private
     from altlas_lib.training.plan.request import StepRequest
-    from altlas_lib.training.plan.step import _build_step, lower_step
-    request = StepRequest.model_validate_json(sys.argv[1])
-    model, _, batch = _build_step(request)
-    state = tuple([np.zeros(v.shape, v.dtype) for v in part] for part in private.training_state(model))
-    data = jax.tree.map(lambda t: np.zeros(t.shape, t.dtype), batch)
-    compiled = lower_step(model, batch, None, request.recompute)[0].compile()
+    from altlas_lib.training.plan.step import lower_step
+    _, lowered, state, batch = lower_step(StepRequest.model_validate_json(sys.argv[1]))
+    state, data = jax.tree.map(lambda t: np.zeros(t.shape, t.dtype), (tuple(state), batch))
+    compiled = lowered.compile()
     state, data = jax.block_until_ready(jax.device_put((state, data)))
     def status(name):
         return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
@@ -404,20 +400,18 @@ def made_up_plan(batch_size, peak_bytes, usable_bytes=15 * GIB):
     )
 
 
-@given(low=st.integers(0, 2**20), gap=st.integers(1, 2**20))
-def test_the_next_candidate_lies_between(low, gap):
-    candidate = planner.next_candidate(low, low + gap)
-    if candidate is None:
-        assert gap <= max(1, low // 8, 8)
-    else:
-        assert low < candidate < low + gap
-        assert candidate % 8 == 0 or candidate - low < 8
-    assert planner.next_candidate(low + 1, None) in (2 * low + 2, None)
+def test_the_candidates_are_close_to_each_other_and_what_tensor_cores_like():
+    steps = np.diff(planner.CANDIDATES) / planner.CANDIDATES[:-1]
+    assert planner.CANDIDATES[0] == 1
+    assert planner.CANDIDATES[-1] == 2**16
+    assert all(size % 8 == 0 for size in planner.CANDIDATES[3:])
+    assert (steps > 0).all()
+    assert max(steps[11:]) <= 0.16  # from 72 on
 
 
 @settings(deadline=None)
-@given(per_sample=st.floats(1e5, 8e9), exponent=st.floats(0.7, 1.3), first=st.integers(1, 512))
-def test_the_largest_batch_was_compiled_and_fits(per_sample, exponent, first):
+@given(per_sample=st.floats(1e5, 8e9), exponent=st.floats(0.7, 1.3))
+def test_the_largest_batch_was_compiled_and_fits(per_sample, exponent):
     compiled = {}
 
     def plan(model, gpu, *, batch_size, **options):
@@ -427,8 +421,8 @@ def test_the_largest_batch_was_compiled_and_fits(per_sample, exponent, first):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planner, "plan_memory", plan)
-        largest = planner.largest_batch("quick", "T4", start=first)
-    assert len(compiled) <= 30
+        largest = planner.largest_batch("quick", "T4")
+    assert len(compiled) <= 7
     fitting = [size for size, plan in compiled.items() if plan.verdict == "fits"]
     assert largest is (compiled[max(fitting)] if fitting else None)
     room = (15 * GIB - GIB / 2) / planner.SAFETY_FACTOR - GIB / 10
@@ -444,10 +438,9 @@ def compiles(monkeypatch):
     """The requests that reach the compiler, which answers at once."""
     requests = []
 
-    def answer(asked, *, time_limit_s, loaded):
+    def answer(asked, *, time_limit_s):
         requests.extend(asked)
-        loaded()
-        return (StepCost(temporaries_bytes=GIB, n_parameters=5) for _ in asked)
+        return [StepCost(temporaries_bytes=GIB, n_parameters=5) for _ in asked]
 
     monkeypatch.setattr(planner, "compile_steps", answer)
     return requests
@@ -511,10 +504,9 @@ def test_a_full_disk_costs_the_cache_only(compiles, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(answers, "write_atomically", full)
-    plan = planner.plan_memory(TINY, batch_size=8)
-    assert plan.peak.value == GIB
-    assert "could not be kept for the next time" in plan.notes[0]
-    assert "No space left" in plan.notes[0]
+    plans = [planner.plan_memory(TINY, batch_size=8) for _ in range(2)]
+    assert [plan.peak.value for plan in plans] == [GIB, GIB]
+    assert len(compiles) == 2
 
 
 @pytest.mark.parametrize(
@@ -523,7 +515,7 @@ def test_a_full_disk_costs_the_cache_only(compiles, monkeypatch):
         ({"gpu": "GTX 9090"}, ValueError, "not in the catalogue"),
         ({"gpu": "A100"}, ValueError, "ambiguous"),
         ({"model": "refrence"}, ValueError, "did you mean 'reference'"),
-        ({"batch_size": 0}, ValueError, "batch_size is 0: expected 1 or more"),
+        ({"batch_size": 0}, ValueError, r"batch_size is 0 \(a int\): expected a whole number of 1 or more"),
         ({"batch_size": "64"}, ValueError, r"batch_size is '64' \(a str\): expected a whole number of 1 or more"),
         ({"batch_size": 8.0}, ValueError, r"batch_size is 8\.0 \(a float\)"),
         ({"gradient_accumulation_steps": 0}, ValueError, "gradient_accumulation_steps is 0"),
@@ -539,11 +531,9 @@ def test_a_full_disk_costs_the_cache_only(compiles, monkeypatch):
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_compiled(compiles, options, error, message):
-    began = []
     with pytest.raises(error, match=message):
-        planner.plan_memory(**{"model": TINY, "batch_size": 8, "loaded": lambda: began.append(True), **options})
+        planner.plan_memory(**{"model": TINY, "batch_size": 8, **options})
     assert not compiles
-    assert not began
 
 
 def test_a_keras_file_that_would_unpack_to_gigabytes_is_refused(compiles, tmp_path, monkeypatch):
@@ -607,10 +597,10 @@ def made(shipping_file, monkeypatch):
     requests = []
 
     def answer(asked, *, time_limit_s):
-        for request in asked:
-            requests.append(request)
-            half = 2 if request.dtype_policy == "mixed_float16" else 1
-            yield StepCost(temporaries_bytes=int(0.39 * GIB * request.batch_size / half), n_flops=1e12, moved_bytes=1e9)
+        (request,) = asked
+        requests.append(request)
+        half = 2 if request.dtype_policy == "mixed_float16" else 1
+        return [StepCost(temporaries_bytes=int(0.39 * GIB * request.batch_size / half), n_flops=1e12, moved_bytes=1e9)]
 
     monkeypatch.setattr(shipping, "compile_steps", answer)
     return requests
@@ -685,7 +675,7 @@ def test_a_configuration_of_ones_own_is_compiled_until_the_time_limit(compiles):
     told = []
     rows = mitigations.mitigation_table(TINY, "T4", search=True, tell=told.append)
     assert [row.plan.verdict for row in rows] == ["fits"] * len(rows)
-    assert told[0] == "compiling as it is for T4"
+    assert told[-1] == "batch 65536 on T4: 1 GiB, fits"
     assert all(row.largest_batch == 2**16 for row in rows if row.plan.configuration["gradient_accumulation_steps"] == 1)
     n_compiled = len(compiles)
     late = mitigations.mitigation_table(TINY.model_copy(update={"dropout": 0.1}), "T4", time_limit_s=0)
@@ -723,7 +713,8 @@ def test_the_command_prints_the_table_of_a_preset(made, command):
     assert "CUDA offers 14.56 GiB" in text
     code, text, _ = command("--json")
     answer = [Remedy.model_validate(each) for each in json.loads(text)]
-    assert [row.name for row in answer] == [row.name for row in mitigations._MITIGATIONS]
+    rows = mitigations.find_mitigations(training.find_preset("reference"))
+    assert [row.name for row in answer] == [row.name for row in rows]
     code, text, _ = command("--gpu", "all")
     assert code == 0
     assert re.search(r"^T4 +out of memory +mixed_float16", text, re.M)
@@ -732,11 +723,12 @@ def test_the_command_prints_the_table_of_a_preset(made, command):
 
 def test_the_command_plans_a_model_of_the_users_own(compiles, command, my_models, monkeypatch):
     code, text, errors = command("my_models:dense", "--batch-size", "16")
-    assert (code, errors) == (0, ["compiling my_models:dense for T4"])
+    assert (code, errors) == (0, [])
     assert compiles[-1].builder == "my_models:dense"
     assert re.search(r"^my_models:dense +16 +1 GiB +fits +- ", text, re.M)
-    code, text, _ = command("my_models:dense", "--json")
+    code, text, errors = command("my_models:dense", "--json")
     assert json.loads(text)[0]["largest_batch"] == 2**16
+    assert errors[-1] == "batch 65536 on T4: 1 GiB, fits"
     small = devices.find_gpu("T4").model_copy(update={"usable_memory_gib": 0.6})
     monkeypatch.setattr(planner, "find_gpu", lambda name: small)
     code, _, errors = command("my_models:dense")
@@ -801,7 +793,8 @@ def test_the_switches_change_no_weight_and_no_name():
 @given(length=st.integers(1, 20), n_chunks=st.integers(1, 9), masked=st.booleans())
 def test_chunked_attention_is_kerass(length, n_chunks, masked):
     keras.utils.set_random_seed(1)
-    chunked = ChunkedAttention(2, 4, n_chunks=n_chunks)
+    chunked = ChunkedAttention(2, 4)
+    chunked.n_chunks = n_chunks
     x = keras.random.normal((2, length, 8))
     y = keras.random.normal((2, 5, 8))
     mask = np.broadcast_to(np.tri(length, 5, dtype=bool), (2, length, 5)) if masked else None

@@ -12,8 +12,7 @@ import pytest
 from altlas_lib import devices
 from altlas_lib.training import private
 from altlas_lib.training.backend import keras
-from altlas_lib.training.plan.compile import has_compiler, xla_flags
-from altlas_lib.training.plan.request import describe_gpu
+from altlas_lib.training.plan.request import describe_gpu, has_compiler, xla_flags
 
 
 def small_model():

@@ -76,7 +76,7 @@ def encoder():
     tokens = keras.Input((10,), dtype="int32", name="tokens")
     x = layers.Embedding(20, 8)(tokens)
     block_input = keras.Input((10, 8))
-    attended = training.ChunkedAttention(2, 4, n_chunks=2)(block_input, block_input)
+    attended = training.ChunkedAttention(2, 4)(block_input, block_input)
     y = layers.Dropout(0.2)(layers.LayerNormalization()(block_input + attended))
     x = layers.GlobalAveragePooling1D()(keras.Model(block_input, y, name="block")(x))
     model = keras.Model({"tokens": tokens}, layers.Dense(3, activation="softmax")(x))
@@ -128,16 +128,16 @@ def attempt(name, folder, kill_after):
     """Train in a fork, killed after so many micro-batches; its hash, None where it was killed."""
 
     def work():
-        n_seen, on_train_batch_end = 0, loop.UpdateCallback.on_train_batch_end
+        n_seen, end_micro_batch = 0, loop.Loop.end_micro_batch
 
         def count(self, batch, logs=None):
             nonlocal n_seen
-            on_train_batch_end(self, batch, logs)
+            end_micro_batch(self, batch, logs)
             n_seen += 1
             if n_seen == kill_after:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        loop.UpdateCallback.on_train_batch_end = count
+        loop.Loop.end_micro_batch = count
         return sha256_of(TRAININGS[name](checkpoint_folder=folder, checkpoint_every=1, resume=True))
 
     text, status = fork(work)
@@ -182,7 +182,7 @@ def train_on_two_devices():
 
 def hold_folder(folder):
     """Keep a checkpoint folder open until the process is killed."""
-    held = CheckpointFolder(folder, resume=True)
+    held = CheckpointFolder(folder, {}, resume=True)
     signal.pause()
     held.close()
 

@@ -32,8 +32,8 @@ _FACE = {
     "plan.planner": "largest_batch plan_memory",
     "plan.request": "PlanError",
     "score.finding": "finding verdict",
-    "score.metrics": "base_rate_predictions best_possible_predictions compare constant_answer evaluate",
-    "score.quality": "compare_options forecasts quality_rows",
+    "score.metrics": "base_rate_predictions best_possible_predictions compare compare_options constant_answer evaluate "
+    "forecasts quality_rows",
 }
 _MODULE_OF = {name: module for module, names in _FACE.items() for name in names.split()}
 __all__ = ["fit", *_MODULE_OF]

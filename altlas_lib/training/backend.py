@@ -16,9 +16,7 @@ import psutil
 from ..devices import describe_cpu
 
 if not util.find_spec("tensorflow"):
-    for other in ("jax", "torch"):
-        if util.find_spec(other):
-            os.environ.setdefault("KERAS_BACKEND", other)
+    os.environ.setdefault("KERAS_BACKEND", "jax" if util.find_spec("jax") else "torch")
 
 import keras
 
@@ -26,68 +24,62 @@ import keras
 serializable = keras.saving.register_keras_serializable("altlas_lib")
 
 
-def gpu_name() -> str | None:
-    """The CUDA GPU that the backend computes on, which need not be the machine's first; None: it computes on a CPU."""
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes held now and at most; of the GPU's allocator where the backend computes on a GPU, else of this process (resident).
+
+    The peak is since it was last reset; JAX's and a process's since their start. Not counted on a GPU: the CUDA context, and
+    what libraries allocate past the allocator.
+
+    Attributes:
+        memory_device: the CUDA GPU that the backend computes on, which need not be the machine's first, or "host".
+    """
+
+    memory_device: str
+    memory_bytes: int
+    peak_memory_bytes: int
+
+
+def memory_use(*, reset: bool = False) -> MemoryUse:
     match keras.backend.backend():
         case "tensorflow":
             import tensorflow as tf
 
-            gpus = tf.config.list_physical_devices("GPU")
-            return tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else None
+            if gpus := tf.config.list_physical_devices("GPU"):
+                stats = tf.config.experimental.get_memory_info("GPU:0")
+                if reset:
+                    tf.config.experimental.reset_memory_stats("GPU:0")
+                name = tf.config.experimental.get_device_details(gpus[0])["device_name"]
+                return MemoryUse(name, stats["current"], stats["peak"])
         case "jax":
             import jax
 
             device = jax.devices()[0]
-            return device.device_kind if device.platform == "gpu" else None
+            if device.platform == "gpu":
+                stats = device.memory_stats()
+                return MemoryUse(device.device_kind, stats["bytes_in_use"], stats["peak_bytes_in_use"])
         case "torch":
-            import torch
+            from torch import cuda
 
-            return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return None
+            if cuda.is_available():
+                use = MemoryUse(cuda.get_device_name(), cuda.memory_allocated(), cuda.max_memory_allocated())
+                if reset:
+                    cuda.reset_peak_memory_stats()
+                return use
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    current_bytes = psutil.Process().memory_info().rss
+    return MemoryUse("host", current_bytes, max(current_bytes, peak_bytes))
+
+
+def gpu_name() -> str | None:
+    """The CUDA GPU that the backend computes on; None: it computes on a CPU."""
+    name = memory_use().memory_device
+    return None if name == "host" else name
 
 
 def device_name() -> str:
     """The device that the backend computes on, in words, as results name it."""
     return gpu_name() or str(describe_cpu())
-
-
-@dataclass(frozen=True)
-class MemoryUse:
-    """Bytes held now and at most; of the GPU's allocator where the backend computes on a GPU, else of this process (resident).
-
-    The peak is since the last call; JAX's and a process's since their start. Not counted on a GPU: the CUDA context and what
-    libraries allocate past the allocator.
-    """
-
-    device: str
-    current_bytes: int
-    peak_bytes: int
-
-
-def memory_use() -> MemoryUse:
-    gpu = gpu_name()
-    if gpu is None:
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        current_bytes = psutil.Process().memory_info().rss
-        return MemoryUse("host", current_bytes, max(current_bytes, peak_bytes))
-    match keras.backend.backend():
-        case "tensorflow":
-            import tensorflow as tf
-
-            stats = tf.config.experimental.get_memory_info("GPU:0")
-            tf.config.experimental.reset_memory_stats("GPU:0")
-            return MemoryUse(gpu, stats["current"], stats["peak"])
-        case "jax":
-            import jax
-
-            stats = jax.devices()[0].memory_stats()
-            return MemoryUse(gpu, stats["bytes_in_use"], stats["peak_bytes_in_use"])
-        case _:
-            import torch
-
-            use = MemoryUse(gpu, torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated())
-            torch.cuda.reset_peak_memory_stats()
-            return use
 
 
 def is_out_of_memory(error: Exception) -> bool:

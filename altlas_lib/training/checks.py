@@ -1,7 +1,8 @@
 """What several parts of training say about a value that cannot be meant."""
 
-import operator
 from typing import Any
+
+import numpy as np
 
 EXPECTED_MODEL = "expected a keras.Model, built by Keras 3 (`import keras`)"
 
@@ -18,10 +19,6 @@ def check_count(name: str, number: Any) -> int:
     Raises:
         ValueError: it is none.
     """
-    try:
-        count = operator.index(number)
-    except TypeError:
-        raise ValueError(f"{name} is {number!r} ({describe_class(number)}): expected a whole number of 1 or more") from None
-    if count < 1:
-        raise ValueError(f"{name} is {count}: expected 1 or more")
-    return count
+    if not isinstance(number, int | np.integer) or number < 1:
+        raise ValueError(f"{name} is {number!r} ({describe_class(number)}): expected a whole number of 1 or more")
+    return int(number)

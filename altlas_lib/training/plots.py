@@ -6,6 +6,7 @@ Each function draws into an Axes and returns it; the title states the message, t
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
 from ..figures import COLOURS
@@ -33,70 +34,57 @@ def multiplier_survival(ax: Axes, values: np.ndarray, *, return_to_player: float
 
 def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:
     """What a training step holds on the GPU under each mitigation, part by part, beside what the GPU has."""
-    plans = [(remedy.name, remedy.plan) for remedy in remedies if remedy.plan]
-    rows, left = np.arange(len(plans)), np.zeros(len(plans))
-    parts = ("weights", "optimizer", "accumulators", "inputs", "temporaries", "beside the step")
-    for part, colour in zip(parts, COLOURS.values(), strict=False):
-        sizes = [plan.overhead_bytes if part == parts[-1] else plan.bytes_by_part.get(part, 0) for _, plan in plans]
-        widths = np.array(sizes) / 2**30
-        ax.barh(rows, widths, left=left, color=COLOURS["grey"] if part == parts[-1] else colour, label=part)
-        left += widths
-    for row, (end, (_, plan)) in enumerate(zip(left, plans, strict=True)):
-        ax.annotate(f" {plan.verdict}", (end, row), va="center", fontsize=9)
-    first = plans[0][1]
+    plans = {remedy.name: remedy.plan for remedy in remedies if remedy.plan}
+    parts = {name: plan.bytes_by_part | {"beside the step": plan.overhead_bytes} for name, plan in plans.items()}
+    sizes_gib = pd.DataFrame.from_dict(parts, orient="index") / 2**30
+    colours = [*list(COLOURS.values())[: sizes_gib.shape[1] - 1], COLOURS["grey"]]
+    sizes_gib.plot.barh(ax=ax, stacked=True, width=0.8, color=colours, legend=False)
+    ends = sizes_gib.sum(axis=1)
+    for row, plan in enumerate(plans.values()):
+        ax.annotate(f" {plan.verdict}", (ends.iloc[row], row), va="center", fontsize=9)
+    name, first = next(iter(plans.items()))
     usable_gib = first.usable_bytes / 2**30
-    ax.axvline(
-        usable_gib, color=COLOURS["red"], linestyle="--", label=f"what CUDA offers on a {first.gpu}: {usable_gib:.1f} GiB"
-    )
-    ax.set_yticks(rows, [name for name, _ in plans])
+    offered = f"what CUDA offers on a {first.gpu}: {usable_gib:.1f} GiB"
+    ax.axvline(usable_gib, color=COLOURS["red"], linestyle="--", label=offered)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.set(xlabel=f"memory of one training step, {first.peak.basis} (GiB)", xlim=(0, 1.2 * max(*left, usable_gib)))
-    n_fit = sum(plan.verdict == "fits" for _, plan in plans)
-    ax.set_title(f"{n_fit} of {len(plans)} fit a {first.gpu}; the {plans[0][0]} {_fits(first.verdict)}")
+    ax.set(xlabel=f"memory of one training step, {first.peak.basis} (GiB)", xlim=(0, 1.2 * max(*ends, usable_gib)))
+    n_fit = sum(plan.verdict == "fits" for plan in plans.values())
+    fits = {"fits": "does", "tight": "barely does"}.get(first.verdict, "does not")
+    ax.set_title(f"{n_fit} of {len(plans)} fit a {first.gpu}; the {name} {fits}")
     ax.figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     return ax
 
 
-def _fits(verdict: str) -> str:
-    return {"fits": "does", "tight": "barely does"}.get(verdict, "does not")
-
-
 def training_curves(ax: Axes, history: Sequence[dict[str, float]]) -> Axes:
     """Training loss after each epoch, and validation loss where it was measured; from the metrics of each."""
-    epochs = range(1, len(history) + 1)
-    for name, label, colour in (("loss", "training, with dropout", "blue"), ("val_loss", "validation", "orange")):
-        if name in history[0]:
-            ax.plot(epochs, [metrics[name] for metrics in history], "o-", color=COLOURS[colour], label=label)
-            losses, title = [metrics[name] for metrics in history], label.partition(",")[0].capitalize()
-    ax.set_xticks(epochs)
-    ax.set(xlabel="epoch", ylabel="loss")
-    best = f"at best {min(losses):.3f} (epoch {losses.index(min(losses)) + 1})"
-    ax.set_title(f"{title} loss {losses[0]:.3f} after the first epoch, {best}")
-    ax.legend()
+    labels = {"loss": "training, with dropout", "val_loss": "validation"}
+    losses = pd.DataFrame(history, index=range(1, len(history) + 1)).filter(labels).rename(columns=labels)
+    losses.plot(ax=ax, style="o-", xticks=losses.index, xlabel="epoch", ylabel="loss")
+    last = losses.iloc[:, -1]
+    best = f"at best {last.min():.3f} (epoch {last.idxmin()})"
+    ax.set_title(f"{last.name.partition(',')[0].capitalize()} loss {last.iloc[0]:.3f} after the first epoch, {best}")
     return ax
 
 
 def scores_beside_base_rate(ax: Axes, metrics: Sequence[Metric]) -> Axes:
     """One row per score that is a share: the model, the base rate and, where it is known, the best possible."""
     shares = [metric for metric in metrics if metric.unit == "share"]
-    rows = range(len(shares))
-    for row, metric in enumerate(shares):
-        if metric.gain_low is not None:
-            sign = 1 if metric.higher_is_better else -1
-            ends = [100 * (metric.base_rate + sign * gain) for gain in (metric.gain_low, metric.gain_high)]
-            ax.plot(ends, [row, row], color=COLOURS["blue"], linewidth=5, alpha=0.3, solid_capstyle="butt")
+    columns = ("model", "base_rate", "best_possible", "gain_low", "gain_high")
+    percent = 100 * pd.DataFrame([metric.model_dump(include=set(columns)) for metric in shares]).astype("float64")
+    sign = np.array([1 if metric.higher_is_better else -1 for metric in shares])
+    ends = (percent.base_rate + sign * percent[gain] for gain in ("gain_low", "gain_high"))
+    ax.hlines(percent.index, *ends, color=COLOURS["blue"], linewidth=5, alpha=0.3)
     for score, label, marker, size, colour in (
         ("base_rate", "base rate", "s", 11, "grey"),
         ("best_possible", "best possible", "D", 9, "orange"),
         ("model", "model, with the 95 % interval of its gain", "o", 6, "blue"),
     ):
-        known = [(100 * getattr(metric, score), row) for row, metric in enumerate(shares) if getattr(metric, score) is not None]
-        if known:
-            fill = "full" if score == "model" else "none"
-            ax.plot(*zip(*known, strict=True), marker, markersize=size, color=COLOURS[colour], fillstyle=fill, label=label)
+        if percent[score].notna().any():
+            how = {"color": COLOURS[colour], "fillstyle": "full" if score == "model" else "none", "label": label}
+            ax.plot(percent[score], percent.index, marker, markersize=size, **how)
     arrows = {True: "more is better", False: "less is better"}
-    ax.set_yticks(rows, [f"{m.name}\n{arrows[m.higher_is_better]}, n = {m.n_samples:,}" for m in shares])
+    ax.set_yticks(percent.index, [f"{m.name}\n{arrows[m.higher_is_better]}, n = {m.n_samples:,}" for m in shares])
     ax.set(xlim=(-3, 103), ylim=(len(shares) - 0.5, -0.5), xlabel="share of n unseen values (%)")
     first = shares[0]
     ax.set_title(f"{first.name.capitalize()}: model {first.model:.1%}, base rate {first.base_rate:.1%}")

@@ -5,7 +5,7 @@
 
 - Keras: `MultiHeadAttention._compute_attention` (overridden by `ChunkedAttention`); `SeedGenerator.next`, which a recomputed
   block replaces for a while; `Layer.call`, looked up on the layer itself, where `recompute_layers` puts another one for a
-  while; that `fit` takes a `CallbackList` as it is (`fit.callbacks.OneTraining`); the order of the state that the JAX
+  while; that `fit` takes a `CallbackList` as it is (`fit.loop.OneTraining`); the order of the state that the JAX
   trainer's `train_step` takes; `Optimizer.stateless_apply`'s order of variables; `Trainer.jax_state_sync`; that `compile`
   keeps `optimizer`, `loss` and `steps_per_execution` under these names, and that a new `optimizer` takes effect with the
   next `make_train_function`.

@@ -39,9 +39,10 @@ def fit(model: "keras.Model", data: Any, validation_data: Any = None, *, n_epoch
             backward pass but computed again: less memory, more time, the same weights.
         callbacks: Keras callbacks. They see one training, however often it retreats; what they know is not in a checkpoint.
         verbose: Keras' progress bar, 0 (none), 1 or 2.
-        checkpoint_folder: gets a checkpoint at the start and after each epoch, that of the best epoch, and `log.jsonl`.
+        checkpoint_folder: gets a checkpoint at the start and after each epoch, of which the newest two are kept, and
+            `log.jsonl`. With `patience` they hold the best weights, too.
         checkpoint_every: a checkpoint also after so many updates.
-        resume: continue from the newest good checkpoint of the folder, where there is one, bit for bit as if never killed
+        resume: continue from the newest checkpoint of the folder, where there is one, bit for bit as if never killed
             (on TensorFlow and JAX, on the same kind of device; on a GPU as far as its operations are deterministic).
 
     Returns:
@@ -51,7 +52,8 @@ def fit(model: "keras.Model", data: Any, validation_data: Any = None, *, n_epoch
         ValueError: it is no compiled Keras model, a number is too small, the data is none of these, there is less than one
             update of it, or a layer to recompute does not exist or updates variables.
         FloatingPointError: the loss became NaN or infinite.
-        CheckpointError: the folder's checkpoints are damaged or of another training, or another process trains in it.
+        CheckpointError: the folder's newest checkpoint is damaged (the one before is there, too) or of another training, or
+            another process trains in the folder.
         FileExistsError: the folder holds checkpoints that are not to be continued.
         TypeError: no such setting.
     """

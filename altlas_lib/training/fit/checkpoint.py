@@ -1,8 +1,8 @@
 """Checkpoints from which a training continues bit for bit, whenever it was killed.
 
-A file holds every variable of model, optimizer, metrics and seed generators, and how far the training is. It is taken between
-two updates of the weights: gradient accumulators are empty then, and not in it. It is what `numpy.savez` writes, a zip file in
-which each array has a checksum, with a header in JSON. Nothing is unpickled.
+A file holds every variable of model, optimizer, metrics and seed generators, the best weights so far, and how far the training
+is. It is taken between two updates of the weights: gradient accumulators are empty then, and not in it. It is what
+`numpy.savez` writes, a zip file in which each array has a checksum, with a header in JSON. Nothing is unpickled.
 
 Files are written whole and then renamed, so that neither a kill nor a full disk harms an older one.
 """
@@ -12,120 +12,177 @@ import hashlib
 import io
 import json
 import os
-import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from ...paths import write_atomically
+from ...results import Epoch
 from ..backend import keras
 from ..model.accumulation import AccumulatingOptimizer
 from ..private import sublayers
 
-_HEADER = "header"
-_N_KEPT = 2
+Arrays = dict[str, np.ndarray]
+_HEADER, _BEST, _N_KEPT = "header", "best/", 2
 
 
 class CheckpointError(Exception):
     """A checkpoint that is damaged, of another training, or in a folder that another process trains in."""
 
 
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """A moment of a training.
+class Progress(BaseModel):
+    """How far a training is, as a checkpoint keeps it.
 
     Attributes:
-        fingerprint: all that decides the training's result, in JSON's types.
-        progress: how far it is, in JSON's types.
-        arrays: the variables' values, as `capture` names them.
+        epoch: epochs that are done; `update`: updates done of the next one.
+        n_updates: of all epochs, those included that the loss scale made skip.
+        n_applied: updates that the optimizer had made when the epoch at hand began, those before this training included.
+        is_stopped: by a callback.
+        micro_batch_size: what was asked for, or what the device's memory was found to allow.
+        best_loss: smallest validation loss, after `best_epoch` epochs.
+        epoch_s: time spent on the epoch at hand.
+        step_times_s: the latest, per micro-batch.
     """
 
-    fingerprint: dict[str, Any]
-    progress: dict[str, Any]
-    arrays: dict[str, np.ndarray]
+    model_config = ConfigDict(extra="forbid")
 
-    def save(self, path: Path) -> None:
-        """Write the file atomically.
+    micro_batch_size: int
+    epoch: int = 0
+    update: int = 0
+    n_updates: int = 0
+    n_applied: int = 0
+    is_stopped: bool = False
+    best_loss: float | None = None
+    best_epoch: int = 0
+    history: list[Epoch] = []
+    notes: list[str] = []
+    epoch_s: float = 0.0
+    step_times_s: list[float] = []
 
-        Raises:
-            OSError: the disk is full, or the folder cannot be written to.
-        """
-        header = json.dumps({"fingerprint": self.fingerprint, "progress": self.progress}).encode()
-        content = io.BytesIO()
-        np.savez(content, **{_HEADER: np.frombuffer(header, "uint8")}, **self.arrays)
-        write_atomically(path, content.getvalue())
 
-    @classmethod
-    def load(cls, path: Path, expected: dict[str, Any], check: Callable[[dict[str, Any]], Any] = dict) -> Self:
-        """Read a file.
+class CheckpointFolder:
+    """The newest two checkpoints of one training, `update-000000120.npz` by updates, and its log, `log.jsonl`.
+
+    While it is open no other process trains in the folder.
+
+    Args:
+        fingerprint: all that decides the training's result, in JSON's types.
+
+    Raises:
+        FileExistsError: it holds checkpoints, and they are not to be continued.
+        CheckpointError: another process trains in it.
+        NotADirectoryError, PermissionError: the folder cannot be made.
+    """
+
+    def __init__(self, path: str | Path, fingerprint: dict[str, Any], *, resume: bool):
+        self.path, self.fingerprint = Path(path), fingerprint
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115, closed by `close`; the system lets go after a kill
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            problem = f"process {self._lock.read(20) or 'unknown'} trains in {self.path} already"
+            self.close()
+            raise CheckpointError(f"{problem}: wait for it, end it, or name another folder") from None
+        self._lock.truncate(0)
+        print(os.getpid(), end="", file=self._lock, flush=True)
+        if self.files and not resume:
+            self.close()
+            problem = f"{self.path} holds {self.files[-1].name} of an earlier training"
+            raise FileExistsError(f"{problem}: continue that one with resume=True, or name another folder")
+        for unfinished in self.path.glob(".*.tmp"):  # its writer was killed
+            unfinished.unlink()
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted(self.path.glob("update-*.npz"))
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def save(self, progress: Progress, arrays: Arrays, best: Arrays) -> None:
+        """Write a checkpoint, then remove all but the newest two.
 
         Args:
-            expected: the fingerprint.
-            check: raises a ValueError where it cannot read a checkpoint's progress.
+            arrays: of the moment; `best`: those of the best epoch, where they are to be kept.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written to; the older ones are as they were.
+        """
+        arrays = arrays | {_BEST + name: array for name, array in best.items()}
+        said = {"fingerprint": self.fingerprint, "progress": progress.model_dump(mode="json"), "names": [*arrays]}
+        content = io.BytesIO()
+        np.savez(content, **{_HEADER: np.frombuffer(json.dumps(said).encode(), "uint8")}, **arrays)
+        write_atomically(self.path / f"update-{progress.n_updates:09}.npz", content.getvalue())
+        for old in self.files[:-_N_KEPT]:
+            old.unlink()
+        write_atomically(self.path / "log.jsonl", "".join(f"{epoch.model_dump_json()}\n" for epoch in progress.history))
+
+    def load(self) -> tuple[Progress, Arrays, Arrays] | None:
+        """What was saved in the newest checkpoint; None where there is none.
 
         Raises:
             CheckpointError: it is damaged, no checkpoint, or of another training; names what differs.
         """
+        if not self.files:
+            return None
+        path = self.files[-1]
         try:
             with zipfile.ZipFile(path) as archive:  # as written: nothing is compressed, so nothing can unpack to more
                 if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
                     raise ValueError("its arrays are larger than the file")
             with np.load(path, allow_pickle=False) as found:
-                arrays = {name: found[name] for name in found.files}
+                arrays = dict(found)
             header = json.loads(arrays.pop(_HEADER).tobytes())
-            there = dict(header["fingerprint"])
-            check(header["progress"])
+            there, progress = dict(header["fingerprint"]), Progress.model_validate(header["progress"])
+            if header["names"] != [*arrays]:  # what a damaged directory of a zip file does not list is not missed by its reader
+                raise ValueError(f"of {len(header['names'])} arrays {len(arrays)} are there")
         except Exception as error:  # whatever damage makes of a zip file
-            problem = f"{path.name} is damaged, or no checkpoint of this format ({type(error).__name__}: {error})"
-            raise CheckpointError(problem) from None
-        differing = [name for name in sorted(there | expected) if there.get(name) != expected.get(name)]
-        listed = (f"{name} is {str(there.get(name))[:300]} there, {str(expected.get(name))[:300]} here" for name in differing)
+            problem = f"{path} is damaged, or no checkpoint of this format ({type(error).__name__}: {error})"
+            raise CheckpointError(f"{problem}: remove it, and training goes on from the one before, or anew") from None
+        here = self.fingerprint
+        differing = [name for name in sorted(there | here) if there.get(name) != here.get(name)]
+        listed = (f"{name} is {str(there.get(name))[:300]} there, {str(here.get(name))[:300]} here" for name in differing)
         if differing:
-            raise CheckpointError(f"{path.name} is of another training: {'; '.join(listed)}")
-        return cls(there, header["progress"], arrays)
-
-
-def fingerprint(model: keras.Model, **settings: Any) -> dict[str, Any]:
-    """All that decides the weights after so many updates: model, optimizer, losses, settings, packages that compute.
-
-    The device is not among it: on another one training goes on, no longer bit for bit. Nor are names, which Keras numbers
-    through, differently in each process.
-    """
-    try:
-        loss_weights = model.get_compile_config()["loss_weights"]
-    except Exception:  # a loss of the user's own may have no configuration
-        loss_weights = None
-    backend = keras.backend.backend()
-    described = {
-        "layers": [_describe(layer) for layer in sublayers(model)],
-        "weights": [[*variable.shape, variable.dtype] for variable in model.variables],
-        "optimizer": _describe(users_optimizer(model)),
-        "losses": [_describe(loss) for loss in keras.tree.flatten([getattr(model, "loss", None)])],
-        "loss_weights": loss_weights,
-    }
-    packages = {module: import_module(module).__version__ for module in ("altlas_lib", "keras", backend)}
-    return json.loads(json.dumps({**described, "backend": backend, **packages, **settings}, default=repr))
+            advice = "Train with the settings that it was made with, or name another folder"
+            raise CheckpointError(f"{path} is of another training: {'; '.join(listed)}. {advice}")
+        best = {name.removeprefix(_BEST): arrays.pop(name) for name in [*arrays] if name.startswith(_BEST)}
+        return progress, arrays, best
 
 
 # What differs between processes, and what says of layers within a layer, which are described by themselves.
 _LEFT_OUT = {"name", "shared_object_id", "build_config", "layers", "input_layers", "output_layers"}
 
 
-def _describe(part: Any) -> Any:
-    """The class of a layer, an optimizer or a loss, and its settings, in JSON's types."""
+def describe_training(model: keras.Model, **settings: Any) -> dict[str, Any]:
+    """All that decides the weights after so many updates: model, optimizer, losses, settings, packages that compute.
+
+    The device is not among it: on another one training goes on, no longer bit for bit. Nor are names, which Keras numbers
+    through, differently in each process.
+    """
+    modules = ("altlas_lib", "keras", keras.backend.backend())
+    described = {
+        "sublayers": [[type(layer).__qualname__, _get_config(layer), layer.compute_dtype] for layer in sublayers(model)],
+        "weights": [[*variable.shape, variable.dtype] for variable in model.variables],
+        **_get_config(model, "get_compile_config"),
+        "optimizer": [type(users_optimizer(model)).__qualname__, _get_config(users_optimizer(model))],
+    }
+    packages = {module: import_module(module).__version__ for module in modules}
+    text = json.dumps({**settings, **described, **packages}, default=lambda value: type(value).__qualname__)
+    return json.loads(text, object_hook=lambda found: {key: each for key, each in found.items() if key not in _LEFT_OUT})
+
+
+def _get_config(part: Any, method: str = "get_config") -> dict[str, Any]:
     try:
-        config = part.get_config()
-    except Exception:  # a name, a function, or a class of the user's own that has none
-        config = {}
-    text = json.dumps(config, default=lambda value: type(value).__qualname__)
-    settings = json.loads(text, object_hook=lambda found: {key: each for key, each in found.items() if key not in _LEFT_OUT})
-    kind = part if isinstance(part, str | None) else getattr(part, "__qualname__", type(part).__qualname__)
-    return [kind, settings, getattr(part, "compute_dtype", None)]
+        return getattr(part, method)()
+    except Exception:  # a class or a loss of the user's own may have none
+        return {}
 
 
 def users_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
@@ -140,14 +197,14 @@ def _variables_by_place(model: keras.Model) -> dict[str, keras.Variable]:
     return {f"{group}/{i}": variable for group, variables in groups.items() for i, variable in enumerate(variables)}
 
 
-def capture(model: keras.Model) -> dict[str, np.ndarray]:
+def capture(model: keras.Model) -> Arrays:
     """Copies of the values of all variables in host memory: weights, statistics, seeds, slots, loss scale, metrics."""
     if hasattr(model, "jax_state_sync"):  # within an epoch JAX's trainer has the values, not the variables
         model.jax_state_sync()
     return {name: np.array(keras.ops.convert_to_numpy(variable)) for name, variable in _variables_by_place(model).items()}
 
 
-def restore(model: keras.Model, arrays: Mapping[str, np.ndarray], groups: tuple[str, ...] = ("model", "optimizer")) -> None:
+def restore(model: keras.Model, arrays: Mapping[str, np.ndarray], *groups: str) -> None:
     """Give a compiled model and its built optimizer the captured values, of the same fingerprint."""
     for name, variable in _variables_by_place(model).items():
         if name.startswith(groups):
@@ -163,78 +220,3 @@ def weights_hash(model: keras.Model) -> str:
     for variable in model.variables:
         digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)))
     return digest.hexdigest()
-
-
-class CheckpointFolder:
-    """The newest two checkpoints of one training, `update-000000120.npz` by updates, and the best epoch's, `best.npz`.
-
-    While it is open no other process trains in the folder.
-
-    Raises:
-        FileExistsError: it holds checkpoints, and they are not to be continued.
-        CheckpointError: another process trains in it.
-        NotADirectoryError, PermissionError: the folder cannot be made.
-    """
-
-    def __init__(self, path: str | Path, *, resume: bool):
-        self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115, closed by `close`; the system lets go after a kill
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read(20) or "unknown"
-            self.close()
-            problem = f"process {holder} trains in {self.path} already: wait for it, end it, or name another folder"
-            raise CheckpointError(problem) from None
-        self._lock.truncate(0)
-        print(os.getpid(), end="", file=self._lock, flush=True)
-        self._files = sorted(self.path.glob("update-*.npz"))
-        if self._files and not resume:
-            self.close()
-            problem = f"{self.path} holds {self._files[-1].name} of an earlier training"
-            raise FileExistsError(f"{problem}: continue that one with resume=True, or name another folder")
-        for unfinished in self.path.glob(".*.tmp"):  # its writer was killed
-            unfinished.unlink()
-
-    def close(self) -> None:
-        self._lock.close()
-
-    def newest(self, expected: dict[str, Any], check: Callable[[dict[str, Any]], Any] = dict) -> Checkpoint | None:
-        """The newest checkpoint that can be continued from; warns of those that cannot. None where there is no checkpoint.
-
-        Args:
-            expected, check: as for `Checkpoint.load`.
-
-        Raises:
-            CheckpointError: there are some, and none can be used; says why of each.
-        """
-        refused = []
-        while self._files:
-            try:
-                checkpoint = Checkpoint.load(self._files[-1], expected, check)
-            except CheckpointError as error:
-                refused.append(str(error))
-                self._files.pop()
-                continue
-            for reason in refused:
-                warnings.warn(f"{reason}; {self._files[-1].name} is used instead", RuntimeWarning, stacklevel=2)
-            return checkpoint
-        if refused:
-            advice = "Train with the settings that they were made with, or name another folder"
-            raise CheckpointError(f"no checkpoint in {self.path} can be continued: {'; '.join(refused)}. {advice}")
-        return None
-
-    def save(self, checkpoint: Checkpoint, n_updates: int) -> None:
-        """Write a checkpoint, then remove all but the newest two that can be used.
-
-        Raises:
-            OSError: it cannot be written; the older ones are as they were.
-        """
-        path = self.path / f"update-{n_updates:09}.npz"
-        checkpoint.save(path)
-        self._files = [*(file for file in self._files if file != path), path]
-        for old in self._files[:-_N_KEPT]:
-            old.unlink(missing_ok=True)
-        self._files = self._files[-_N_KEPT:]

@@ -1,8 +1,10 @@
-"""The samples of an epoch, update by update, whatever holds them: arrays, a `PyDataset`, a `tf.data.Dataset`."""
+"""The samples of an epoch in micro-batches, whatever holds them: arrays, a `PyDataset`, a `tf.data.Dataset`."""
 
+import functools
 import hashlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,27 @@ from ..backend import keras
 from ..checks import describe_class
 from ..model.accumulation import MicroBatching
 
-Read = Callable[[slice], Any]  # samples of one update, counted in the epoch's order -> (x, y) or (x, y, weights)
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Samples that are made when they are asked for.
+
+    Attributes:
+        n_samples: of an epoch.
+        batch_size: of an update; the last one of an epoch may have less.
+        gather: positions of samples, of one unit where that has more than one sample -> (x, y) or (x, y, weights).
+        unit: neighbours that stay together in whatever order: 1, a batch, or all.
+        digest: SHA-256 of arrays' bytes, of a thousand samples that are made when they are asked for, or of the first batch.
+    """
+
+    n_samples: int
+    batch_size: int
+    gather: Callable[[np.ndarray], Any]
+    unit: int
+    digest: Callable[[], str]
 
 
-def open_dataset(data: Any, batch_size: int | None = None, *, name: str = "data") -> "_Samples | _Batches":
+def open_dataset(data: Any, batch_size: int | None = None, *, name: str = "data") -> Dataset:
     """The samples of `data`.
 
     Args:
@@ -28,114 +47,77 @@ def open_dataset(data: Any, batch_size: int | None = None, *, name: str = "data"
     """
     tensorflow = sys.modules.get("tensorflow")
     if isinstance(data, keras.utils.PyDataset):
-        return _Batches(data, data.num_batches, batch_size, name)
+        return _open_batches(data, data.num_batches, batch_size, name)
     if tensorflow and isinstance(data, tensorflow.data.Dataset):
-        return _Batches(_Stream(data), int(data.cardinality()), batch_size, name, is_ordered=True)
+        return _open_batches(_Stream(data), int(data.cardinality()), batch_size, name, is_ordered=True)
     if hasattr(data, "gather"):
-        return _Samples(len(data), batch_size, data.gather)
+        n = len(data)
+        some = np.unique(np.linspace(0, n - 1, 1000).astype(int))
+        return Dataset(n, batch_size or min(32, n), data.gather, 1, lambda: _digest(n, data.gather(some)))
     leaves = _leaves(data)
     if not leaves or not all(np.ndim(array) for array in leaves):
         raise ValueError(f"{name} is {describe_class(data)}: expected (x, y) of arrays, a PyDataset or a tf.data.Dataset")
     lengths = {len(array) for array in leaves}
     if len(lengths) > 1 or 0 in lengths:
         raise ValueError(f"{name} has arrays of {sorted(lengths)} samples: expected the same number in each, 1 or more")
-    arrays = keras.tree.map_structure(lambda array: None if array is None else np.asarray(array), data)
-    return _Samples(lengths.pop(), batch_size, lambda at: _take(arrays, at), leaves)
+    n, arrays = lengths.pop(), _map_arrays(np.asarray, data)
+    gather = functools.partial(_take, arrays)
+    return Dataset(n, batch_size or min(32, n), gather, 1, lambda: _digest(n, arrays))
 
 
 def _leaves(batch: Any) -> list[Any]:
     return [array for array in keras.tree.flatten(batch) if array is not None]
 
 
-def _take(arrays: Any, at: Any) -> Any:
-    return keras.tree.map_structure(lambda array: None if array is None else array[at], arrays)
+def _map_arrays(function: Callable, batch: Any) -> Any:
+    return keras.tree.map_structure(lambda array: None if array is None else function(array), batch)
+
+
+def _take(batch: Any, at: Any) -> Any:
+    return _map_arrays(lambda array: array[at], batch)
 
 
 def _digest(n_samples: int, batch: Any) -> str:
     digest = hashlib.sha256(f"{n_samples}".encode())
-    for array in keras.tree.flatten(batch):
-        digest.update(repr((getattr(array, "dtype", None), np.shape(array))).encode())
+    for array in _leaves(batch):
+        digest.update(repr((array.dtype, array.shape)).encode())
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 
 
-class _Samples:
-    """Samples at positions, in any order.
-
-    Attributes:
-        n_samples: of an epoch.
-        batch_size: of an update; the last one of an epoch may have less.
-    """
-
-    def __init__(self, n_samples: int, batch_size: int | None, gather: Callable[[np.ndarray], Any], arrays: Any = None):
-        self.n_samples, self.batch_size = n_samples, batch_size or min(32, n_samples)
-        self.gather, self.arrays = gather, arrays
-
-    def open(self, order: np.random.Generator | None) -> Read:
-        """Begin an epoch in an order of its own; None: in the data's."""
-        positions = np.arange(self.n_samples)
-        shuffled = positions if order is None else order.permutation(positions)
-        return lambda rows: self.gather(shuffled[rows])
-
-    def digest(self) -> str:
-        """SHA-256 of arrays' bytes; of samples that are made when they are asked for, of a thousand of them."""
-        some = np.unique(np.linspace(0, self.n_samples - 1, 1000).astype(int))
-        return _digest(self.n_samples, self.gather(some) if self.arrays is None else self.arrays)
-
-
-class _Batches:
+def _open_batches(data: Any, n_batches: int | None, batch_size: int | None, name: str, *, is_ordered: bool = False) -> Dataset:
     """Batches that are asked for by their number; those of a `tf.data.Dataset` in its own order."""
+    if n_batches is None or n_batches < 1:
+        advice = "expected an epoch with an end; of a tf.data.Dataset say it by tf.data.experimental.assert_cardinality(n)"
+        raise ValueError(f"{name} has no known number of batches, or none ({n_batches}): {advice}")
 
-    def __init__(self, data: Any, n_batches: int | None, batch_size: int | None, name: str, *, is_ordered: bool = False):
-        if n_batches is None or n_batches < 1:
-            raise ValueError(
-                f"{name} has no known number of batches, or none ({n_batches}): expected an epoch with an end; "
-                "of a tf.data.Dataset say it by dataset.apply(tf.data.experimental.assert_cardinality(n))"
-            )
-        self.data, self.n_batches, self.name, self.is_ordered = data, n_batches, name, is_ordered
-        first, last = self._read_batch(0), self._read_batch(n_batches - 1)
-        self.batch_size = len(_leaves(first)[0])
-        self.n_samples = (n_batches - 1) * self.batch_size + len(_leaves(last)[0])
-        self._first = _digest(self.n_samples, first)
-        if batch_size not in (None, self.batch_size):
-            raise ValueError(f"batch_size is {batch_size}, {name} comes in batches of {self.batch_size}: leave it out")
+    @functools.lru_cache(maxsize=1)
+    def read_batch(number: int) -> tuple[Any, int]:
+        batch = _map_arrays(np.asarray, data[number])
+        return batch, len(_leaves(batch)[0])
 
-    def _read_batch(self, number: int) -> Any:
-        return keras.tree.map_structure(np.asarray, self.data[number])
+    first, size = read_batch(0)
+    if batch_size not in (None, size):
+        raise ValueError(f"batch_size is {batch_size}, {name} comes in batches of {size}: leave it out")
+    n_samples = (n_batches - 1) * size + read_batch(n_batches - 1)[1]
+    first_digest = _digest(n_samples, first)
 
-    def open(self, order: np.random.Generator | None) -> Read:
-        numbers, batch, read_last = np.arange(self.n_batches), None, None
-        if order is not None and not self.is_ordered:  # the short one stays the last
-            n_whole = self.n_samples // self.batch_size
-            numbers[:n_whole] = order.permutation(n_whole)
+    def gather(at: np.ndarray) -> Any:
+        number, start = divmod(int(at[0]), size)
+        batch, n_found = read_batch(number)
+        if n_found < min(size, n_samples - number * size):
+            problem = f"batch {number} of {name} has {n_found} samples, the first has {size}"
+            raise ValueError(f"{problem}: expected as many in each but the last")
+        return _take(batch, slice(start, start + len(at)))
 
-        def read(rows: slice) -> Any:
-            nonlocal batch, read_last
-            at, within = divmod(rows.start, self.batch_size)
-            if read_last != at:
-                read_last, batch = at, self._read_batch(int(numbers[at]))
-                n_found, expected = len(_leaves(batch)[0]), min(self.batch_size, self.n_samples - at * self.batch_size)
-                if n_found < expected:
-                    raise ValueError(
-                        f"batch {numbers[at]} of {self.name} has {n_found} samples, the first has {self.batch_size}: expected "
-                        "as many in each but the last"
-                    )
-            return _take(batch, slice(within, within + rows.stop - rows.start))
+    def digest() -> str:
+        if _digest(n_samples, read_batch.__wrapped__(0)[0]) != first_digest:
+            problem = f"{name} gives other samples each time it is read, so a training could not be continued bit for bit"
+            advice = "take randomness out of it (tf.data: reshuffle_each_iteration=False), or train without a folder"
+            raise ValueError(f"{problem}: {advice}")
+        return first_digest
 
-        return read
-
-    def digest(self) -> str:
-        """SHA-256 of the first batch.
-
-        Raises:
-            ValueError: it is another one each time that it is read, so that an epoch could not be continued.
-        """
-        if _digest(self.n_samples, self._read_batch(0)) != self._first:
-            raise ValueError(
-                f"{self.name} gives other samples each time it is read, so a training could not be continued bit for bit: "
-                "take randomness out of it (tf.data: shuffle(..., reshuffle_each_iteration=False)), or train without a folder"
-            )
-        return self._first
+    return Dataset(n_samples, size, gather, n_samples if is_ordered else size, digest)
 
 
 class _Stream:
@@ -155,12 +137,17 @@ class MicroBatches(keras.utils.PyDataset):
     """The micro-batches of one epoch, read when they are asked for.
 
     Args:
+        order: of the samples, drawn anew; None: the data's.
         start: the micro-batch to begin with, where an epoch is continued.
     """
 
-    def __init__(self, read: Read, micro_batching: MicroBatching, start: int = 0):
+    def __init__(self, data: Dataset, micro_batching: MicroBatching, order: np.random.Generator | None = None, start: int = 0):
         super().__init__()
-        self.read, self.micro_batching, self.start = read, micro_batching, start
+        self.gather, self.micro_batching, self.start = data.gather, micro_batching, start
+        self.positions = np.arange(data.n_samples)
+        if order is not None:  # a short unit stays the last
+            units = self.positions[: data.n_samples // data.unit * data.unit].reshape(-1, data.unit)
+            self.positions[: units.size] = order.permutation(units).ravel()
         self.failure: Exception | None = None  # which TensorFlow would wrap into one of its own
 
     def __len__(self) -> int:
@@ -168,7 +155,7 @@ class MicroBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         try:
-            return self.read(self.micro_batching.bounds(self.start + index))
+            return self.gather(self.positions[self.micro_batching.bounds(self.start + index)])
         except Exception as error:
             self.failure = error
             raise

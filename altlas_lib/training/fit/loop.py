@@ -1,55 +1,48 @@
 """The loop around Keras' own `fit`, an epoch at a time: exact accumulation, checkpoints between updates, the retreat."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from ...paths import write_atomically
 from ...results import Epoch, Quantity
 from .. import private
 from ..backend import device_name, gpu_name, is_out_of_memory, keras, memory_use, n_replicas
+from ..checks import EXPECTED_MODEL, check_count, describe_class
 from ..model.accumulation import AccumulatingOptimizer, MicroBatching
 from ..model.recompute import recompute_layers
-from .callbacks import OneTraining, UpdateCallback
-from .checkpoint import Checkpoint, CheckpointError, CheckpointFolder, capture, fingerprint, restore, users_optimizer
+from .checkpoint import Arrays, CheckpointFolder, Progress, capture, describe_training, restore, users_optimizer
 from .dataset import MicroBatches, open_dataset
-from .settings import Settings, check_accumulates, check_trainable
 
 _N_STEP_TIMES = 1000  # the latest are kept
 
 
-class Progress(BaseModel):
-    """How far a training is, as a checkpoint keeps it.
+@dataclass(frozen=True)
+class Settings:
+    """What `fit` was asked for."""
 
-    Attributes:
-        epoch: epochs that are done; `update`: updates done of the next one.
-        n_updates: of all epochs, those included that the loss scale made skip.
-        n_applied: updates that the optimizer had made when the epoch at hand began, those before this training included.
-        is_stopped: by a callback.
-        micro_batch_limit: what the device's memory was found to allow.
-        best_loss: smallest validation loss, after `best_epoch` epochs.
-        epoch_s: time spent on the epoch at hand.
-        step_times_s: the latest, per micro-batch.
-    """
+    n_epochs: int
+    batch_size: int | None = None
+    micro_batch_size: int | None = None
+    patience: int | None = None
+    seed: int = 0
+    recompute: Sequence[str] = ()
+    callbacks: Sequence[keras.callbacks.Callback] = ()
+    verbose: int = 0
+    checkpoint_folder: str | Path | None = None
+    checkpoint_every: int | None = None
+    resume: bool = False
 
-    model_config = ConfigDict(extra="forbid")
-
-    epoch: int = 0
-    update: int = 0
-    n_updates: int = 0
-    n_applied: int = 0
-    is_stopped: bool = False
-    micro_batch_limit: int | None = None
-    best_loss: float | None = None
-    best_epoch: int = 0
-    log: list[Epoch] = []
-    notes: list[str] = []
-    epoch_s: float = 0.0
-    step_times_s: list[float] = []
+    def __post_init__(self):
+        for name in ("n_epochs", "batch_size", "micro_batch_size", "patience", "checkpoint_every"):
+            if name == "n_epochs" or getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.resume and self.checkpoint_folder is None:
+            raise ValueError("resume is True without a checkpoint_folder: name the folder to continue from")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,42 +70,54 @@ class TrainingRun:
     notes: list[str]
 
 
+class OneTraining(keras.callbacks.CallbackList):
+    """Callbacks to which several calls of Keras' `fit`, one for each epoch, are one training: the loop says when it begins."""
+
+    def on_train_begin(self, logs=None):
+        """Of an epoch's `fit`."""
+
+    def on_train_end(self, logs=None):
+        """Of an epoch's `fit`."""
+
+
 class Loop:
     """A training under way: its model, its progress, and the last moment that it can go back to."""
 
     def __init__(self, model: keras.Model, data: Any, validation_data: Any, settings: Settings):
-        check_trainable(model)
+        _check_trainable(model)
         self.model, self.settings, self.optimizer = model, settings, users_optimizer(model)
         self.data = open_dataset(data, settings.batch_size)
         self.validation = None if validation_data is None else open_dataset(validation_data, name="validation_data")
         size = settings.micro_batch_size or self.data.batch_size
         self.micro_batching = self._divide(size if settings.batch_size else min(size, self.data.batch_size))
         if self.micro_batching.n_per_update > 1:
-            check_accumulates(model)
-        callbacks = [*settings.callbacks, UpdateCallback(self)]
+            _check_accumulates(model)
+        own = keras.callbacks.LambdaCallback(on_epoch_begin=self.begin_epoch, on_train_batch_end=self.end_micro_batch)
+        callbacks = [*settings.callbacks, own]
         self.callbacks = OneTraining(callbacks, add_history=True, add_progbar=settings.verbose > 0, model=model)
-        self.progress, self.best = Progress(), None
-        self.snapshot: tuple[Progress, dict[str, np.ndarray]] | None = None
+        self.progress = Progress(micro_batch_size=self.micro_batching.micro_batch_size)
+        self.snapshot: tuple[Progress, Arrays] = self.progress, {}
         self.folder: CheckpointFolder | None = None
-        self.fingerprint: dict[str, Any] = {}
+        self.best: Arrays = {}
         self.loss = self.updated_at_s = None
         self.began_at_s, self.start = 0.0, 0  # of the epoch at hand; start: its first micro-batch in this process
 
     def run(self) -> TrainingRun:
         settings = self.settings
-        names = {"seed": settings.seed, "patience": settings.patience, "n_devices": n_replicas()} | vars(self.micro_batching)
         try:
+            private.make_variables(self.model, MicroBatches(self.data, self.micro_batching)[0])
             if settings.checkpoint_folder is not None:
+                names = {"seed": settings.seed, "patience": settings.patience, "n_devices": n_replicas()}
                 names |= {"data": self.data.digest(), "validation": self.validation and self.validation.digest()}
-                self.folder = CheckpointFolder(settings.checkpoint_folder, resume=settings.resume)
-            if not self.model.built:
-                self.model.test_on_batch(*self._first_micro_batch())
+                fingerprint = describe_training(self.model, **names, **vars(self.micro_batching))
+                self.folder = CheckpointFolder(settings.checkpoint_folder, fingerprint, resume=settings.resume)
             with recompute_layers(self.model, settings.recompute):
-                self._begin(names)
-                memory_use()  # measures anew from here
+                self._begin()
+                memory_use(reset=True)
+                keras.callbacks.CallbackList.on_train_begin(self.callbacks)
                 while not self._is_done():
                     self._train_epoch()
-            self.callbacks.end()
+                keras.callbacks.CallbackList.on_train_end(self.callbacks)
             return self._result()
         finally:
             private.set_optimizer(self.model, self.optimizer)
@@ -124,25 +129,17 @@ class Loop:
         waited = progress.epoch - progress.best_epoch
         return progress.is_stopped or progress.epoch >= self.settings.n_epochs or (patience is not None and waited >= patience)
 
-    def _begin(self, settings: dict[str, Any]) -> None:
+    def _begin(self) -> None:
+        """From the newest checkpoint, else from the start."""
         self._install_optimizer()
-        self.progress.n_applied = self._count_applied()
         if private.find_masks(getattr(self.model, "outputs", None) or []) and self.micro_batching.n_per_update > 1:
             self._note("the loss is a mean over what is not masked; micro-batches are weighed by their samples all the same")
-        checkpoint = None
-        if self.folder:
-            self.fingerprint = fingerprint(self.model, **settings)
-            checkpoint = self.folder.newest(self.fingerprint, Progress.model_validate)
-        if checkpoint is None:
+        if found := self.folder and self.folder.load():
+            self.snapshot, self.best = found[:2], found[2]
+            self._roll_back()
+        else:
+            self.progress.n_applied = self._count_applied()
             self._save()
-            return
-        self.snapshot = Progress.model_validate(checkpoint.progress), checkpoint.arrays
-        self._roll_back()
-        try:
-            self.best = Checkpoint.load(self.folder.path / "best.npz", self.fingerprint).arrays
-        except CheckpointError as error:
-            if self.progress.best_epoch:
-                self._note(f"the weights of the best epoch so far are lost ({error})")
 
     def _divide(self, size: int) -> MicroBatching:
         n_devices, batch_size = n_replicas(), self.data.batch_size
@@ -157,21 +154,17 @@ class Loop:
             return None
         n = self.validation.n_samples // n_replicas() * n_replicas()
         batch_size = min(n, self.validation.batch_size)
-        size = min(batch_size, self.micro_batching.micro_batch_size)
-        return MicroBatches(self.validation.open(None), MicroBatching(n, batch_size, size))
-
-    def _first_micro_batch(self) -> tuple:
-        batch = MicroBatches(self.data.open(None), self.micro_batching)[0]
-        return batch if isinstance(batch, tuple) else (batch,)
+        return MicroBatches(
+            self.validation, MicroBatching(n, batch_size, min(batch_size, self.micro_batching.micro_batch_size))
+        )
 
     def _install_optimizer(self) -> None:
         """The user's optimizer, for the micro-batches at hand."""
         optimizer = self.optimizer
         if self.micro_batching.n_per_update > 1:
             optimizer = AccumulatingOptimizer(optimizer, self.micro_batching)
-        private.set_optimizer(self.model, optimizer)
-        if not optimizer.built:
             optimizer.build(self.model.trainable_variables)
+        private.set_optimizer(self.model, optimizer)
 
     def _count_applied(self) -> int:
         return int(keras.ops.convert_to_numpy(self.optimizer.iterations))
@@ -180,28 +173,24 @@ class Loop:
         """To the snapshot: this process's, or one of a checkpoint."""
         progress, arrays = self.snapshot
         self.progress = progress.model_copy(deep=True)
-        if self.progress.micro_batch_limit:
-            self.micro_batching = self._divide(min(self.micro_batching.micro_batch_size, self.progress.micro_batch_limit))
+        self.micro_batching = self._divide(self.progress.micro_batch_size)
         self._install_optimizer()
-        restore(self.model, arrays)
+        restore(self.model, arrays, "model", "optimizer")
 
     def _train_epoch(self) -> None:
+        n_devices, size, reason = n_replicas(), self.micro_batching.micro_batch_size, None
+        smaller = -(-size // (2 * n_devices)) * n_devices
         try:
-            metrics = self._fit_epoch()
+            self._end_epoch(self._fit_epoch())
         except Exception as error:
-            n_devices, size = n_replicas(), self.micro_batching.micro_batch_size
-            smaller = -(-size // (2 * n_devices)) * n_devices
             if not is_out_of_memory(error) or smaller == size:
                 raise
             reason = str(error).strip().partition("\n")[0]
-        else:
-            self._end_epoch(metrics)
-            return
-        # Not above: until the error is gone, its traceback holds what the failed step had allocated.
-        went_on = f"went on with {smaller}, from update {self.snapshot[0].n_updates}"
-        self._note(f"out of memory in epoch {self.progress.epoch + 1}, with micro-batches of {size} ({reason}): {went_on}")
-        self.snapshot[0].micro_batch_limit, self.snapshot[0].notes = smaller, self.progress.notes
-        self._roll_back()
+        if reason is not None:  # not above: until the error is gone, its traceback holds what the failed step had allocated
+            went_on = f"went on with {smaller}, from update {self.snapshot[0].n_updates}"
+            self._note(f"out of memory in epoch {self.progress.epoch + 1}, with micro-batches of {size} ({reason}): {went_on}")
+            self.snapshot[0].micro_batch_size, self.snapshot[0].notes = smaller, self.progress.notes
+            self._roll_back()
 
     def _note(self, note: str) -> None:
         warnings.warn(note, RuntimeWarning, stacklevel=2)
@@ -213,10 +202,8 @@ class Loop:
         self.start = progress.update * n_per_update
         if n_per_update > 1:
             self.model.optimizer.index.assign(self.start)
-        if self.start:
-            self.model.test_on_batch(*self._first_micro_batch())  # which makes Keras build the metrics
         order = np.random.default_rng([self.settings.seed, progress.epoch])
-        batches = MicroBatches(self.data.open(order), self.micro_batching, self.start)
+        batches = MicroBatches(self.data, self.micro_batching, order, self.start)
         self.loss = self.updated_at_s = None
         self.began_at_s = perf_counter() - progress.epoch_s
         self.callbacks.set_params({"verbose": self.settings.verbose, "epochs": self.settings.n_epochs, "steps": len(batches)})
@@ -227,21 +214,30 @@ class Loop:
             raise batches.failure or error from None
         return {name: float(values[-1]) for name, values in fit.history.items()}
 
-    def end_update(self, loss: Any, is_whole: bool) -> None:
-        """Reads the loss of the update before this one: until then the device has this one to work on, and it is timed."""
-        progress = self.progress
+    def begin_epoch(self, epoch: int, logs: Any) -> None:
+        """Where an epoch is continued, puts back the sums of its metrics."""
+        if self.start:
+            restore(self.model, self.snapshot[1], "metrics")
+
+    def end_micro_batch(self, batch: int, logs: dict[str, Any]) -> None:
+        """Of an update's last one, reads the loss of the update before: until then the device has this one to work on."""
+        progress, cut = self.progress, self.micro_batching
+        end = cut.bounds(self.start + batch).stop
+        if end % cut.batch_size and end < cut.n_samples:
+            return
         progress.update += 1
         progress.n_updates += 1
         self._check_finite(loss=float(self.loss or 0))
         now_s = perf_counter()
-        if self.updated_at_s is not None and is_whole:
-            progress.step_times_s.append((now_s - self.updated_at_s) / self.micro_batching.n_per_update)
+        if self.updated_at_s is not None and end % cut.batch_size == 0:
+            progress.step_times_s.append((now_s - self.updated_at_s) / cut.n_per_update)
             del progress.step_times_s[:-_N_STEP_TIMES]
-        self.loss, self.updated_at_s = loss, now_s
+        self.loss, self.updated_at_s = logs["loss"], now_s
         every = self.settings.checkpoint_every
         # The end of an epoch has a checkpoint of its own.
-        if every and progress.n_updates % every == 0 and progress.update < self.micro_batching.n_updates:
-            self._check_finite(loss=float(loss))
+        if every and progress.n_updates % every == 0 and progress.update < cut.n_updates:
+            self._check_finite(loss=float(self.loss))
+            progress.epoch_s = now_s - self.began_at_s
             self._save()
             self.updated_at_s = perf_counter()
 
@@ -251,9 +247,9 @@ class Loop:
 
     def _end_epoch(self, metrics: dict[str, float]) -> None:
         self._check_finite(**metrics)
-        progress, memory, n_applied = self.progress, memory_use(), self._count_applied()
+        progress, memory, n_applied = self.progress, memory_use(reset=True), self._count_applied()
         progress.epoch += 1
-        progress.log.append(
+        progress.history.append(
             Epoch(
                 epoch=progress.epoch,
                 metrics=metrics,
@@ -261,54 +257,61 @@ class Loop:
                 micro_batch_size=self.micro_batching.micro_batch_size,
                 n_updates=self.micro_batching.n_updates,
                 n_skipped_updates=self.micro_batching.n_updates - (n_applied - progress.n_applied),
-                memory_device=memory.device,
-                memory_bytes=memory.current_bytes,
-                peak_memory_bytes=memory.peak_bytes,
-                notes=progress.notes[sum(len(entry.notes) for entry in progress.log) :],
+                notes=progress.notes[sum(len(entry.notes) for entry in progress.history) :],
+                **vars(memory),
             )
         )
         loss = metrics["val_loss" if self.validation else "loss"]
-        is_best = progress.best_loss is None or loss < progress.best_loss
-        if is_best:
+        if progress.best_loss is None or loss < progress.best_loss:
             progress.best_loss, progress.best_epoch = loss, progress.epoch
         progress.update, progress.epoch_s, progress.n_applied = 0, 0.0, n_applied
         progress.is_stopped = self.model.stop_training
-        self._save(is_best=is_best)
+        self._save()
 
-    def _save(self, *, is_best: bool = False) -> None:
+    def _save(self) -> None:
         """Take a snapshot, and write it down where there is a folder; where that fails, training goes on."""
-        if self.progress.update:
-            self.progress.epoch_s = perf_counter() - self.began_at_s
-        self.snapshot = self.progress.model_copy(deep=True), capture(self.model)
-        if is_best:
-            self.best = self.snapshot[1]
-        if not self.folder:
-            return
-        checkpoint = Checkpoint(self.fingerprint, self.progress.model_dump(mode="json"), self.snapshot[1])
+        progress, arrays = self.progress.model_copy(deep=True), capture(self.model)
+        self.snapshot = progress, arrays
+        if self.settings.patience is not None and progress.best_epoch == progress.epoch and not progress.update:
+            self.best = {name: array for name, array in arrays.items() if name.startswith("model")}
         try:
-            if is_best:
-                checkpoint.save(self.folder.path / "best.npz")
-            self.folder.save(checkpoint, self.progress.n_updates)
-            lines = "".join(entry.model_dump_json() + "\n" for entry in self.progress.log)
-            write_atomically(self.folder.path / "log.jsonl", lines)
+            if self.folder:
+                self.folder.save(progress, arrays, self.best)
         except OSError as error:
-            self._note(f"no checkpoint of update {self.progress.n_updates} ({error}); the ones before it are as they were")
+            self._note(f"no checkpoint of update {progress.n_updates} ({error}); the ones before it are as they were")
 
     def _result(self) -> TrainingRun:
         progress, device = self.progress, device_name()
-        if self.settings.patience is not None and self.best:
-            restore(self.model, self.best, ("model",))
-        peaks_bytes = [entry.peak_memory_bytes for entry in progress.log if entry.memory_device == gpu_name()]
+        if self.best:
+            restore(self.model, self.best, "model")
+        peaks_bytes = [entry.peak_memory_bytes for entry in progress.history if entry.memory_device == gpu_name()]
         # Where no epoch has two whole updates: epochs, their first update and validation included.
         n_steps = self.micro_batching.n_micro_batches
-        step_times_s = progress.step_times_s or [entry.duration_s / n_steps for entry in progress.log]
+        step_times_s = progress.step_times_s or [entry.duration_s / n_steps for entry in progress.history]
         return TrainingRun(
             model=self.model,
-            history=progress.log,
             step_time=Quantity.measured(step_times_s, "s", device),
             peak_memory=Quantity.measured([max(peaks_bytes)], "bytes", device) if peaks_bytes else None,
-            micro_batch_size=self.micro_batching.micro_batch_size,
             n_retreats=sum(note.startswith("out of memory") for note in progress.notes),
-            best_epoch=progress.best_epoch,
-            notes=progress.notes,
+            **{name: getattr(progress, name) for name in ("history", "micro_batch_size", "best_epoch", "notes")},
         )
+
+
+def _check_trainable(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"the model is {describe_class(model)}: {EXPECTED_MODEL}, and compiled")
+    if not getattr(model, "compiled", False) or model.optimizer is None:
+        raise ValueError(f"model {model.name!r} has no optimizer: compile it, as in model.compile('adam', loss='mse')")
+    if getattr(model, "steps_per_execution", 1) != 1:
+        raise ValueError(f"steps_per_execution is {model.steps_per_execution}: expected 1, compile the model without it")
+    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if n_steps := getattr(inner, "gradient_accumulation_steps", None):
+        raise ValueError(f"gradient_accumulation_steps={n_steps}: compile the model without, and give fit a micro_batch_size")
+
+
+def _check_accumulates(model: keras.Model) -> None:
+    """That the losses of micro-batches, weighed by their sizes, add up to the loss of the batch."""
+    for loss in keras.tree.flatten(getattr(model, "loss", None)):
+        if (reduction := getattr(loss, "reduction", None)) in ("sum", "mean_with_sample_weight"):
+            needed = "micro-batches need 'sum_over_batch_size', a mean over samples"
+            raise ValueError(f"loss {loss.name!r} has the reduction {reduction!r}: {needed}; or leave out micro_batch_size")

@@ -66,10 +66,7 @@ def train(
     window = built.input["window"].shape[1]
     training, validation = (Part(samples, np.r_[part], window) for part in (samples.split.train, samples.split.validation))
     weights = balanced_weights(samples.targets(training.positions)[THRESHOLD_HEAD])
-    optimizer = keras.optimizers.Adam(learning_rate)
-    if any(layer.compute_dtype == "float16" for layer in built.layers):
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    built.compile(optimizer, compile_losses(*weights, gamma), loss_weights=dict(loss_weights), auto_scale_loss=False)
+    built.compile(keras.optimizers.Adam(learning_rate), compile_losses(*weights, gamma), loss_weights=dict(loss_weights))
     sizes = {"batch_size": micro_batch_size * gradient_accumulation_steps, "micro_batch_size": micro_batch_size}
     return fit(built, training, validation, n_epochs=n_epochs, patience=patience, seed=seed, **sizes, **how)
 
@@ -81,7 +78,7 @@ def predict(model: keras.Model, samples: Samples, part: slice, batch_size: int =
     padded = np.resize(positions, -(-n // n_devices) * n_devices)  # each device gets as many
     size = min(-(-batch_size // n_devices) * n_devices, len(padded))
     data = open_dataset(Part(samples, padded, model.input["window"].shape[1]))
-    heads = model.predict(MicroBatches(data.open(None), MicroBatching(len(padded), size, size)), verbose=0)
+    heads = model.predict(MicroBatches(data, MicroBatching(len(padded), size, size)), verbose=0)
     threshold = unweighted_probability(heads[THRESHOLD_HEAD][:n, 0], loss.below_weight, loss.above_weight, loss.gamma)
     return Predictions(threshold >= 0.5, heads[CLASSIFICATION][:n].argmax(axis=1), heads[REGRESSION][:n, 0])
 

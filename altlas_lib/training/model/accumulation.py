@@ -69,7 +69,7 @@ class AccumulatingOptimizer(keras.optimizers.Optimizer):
 
     def __init__(self, inner_optimizer: keras.optimizers.Optimizer, micro_batching: MicroBatching, name: str = "accumulating"):
         super().__init__(learning_rate=0.0, name=name)  # not used: the inner one has its own
-        self.inner_optimizer, self.micro_batching = inner_optimizer, micro_batching
+        self.inner_optimizer, self.micro_batching = keras.optimizers.get(inner_optimizer), micro_batching
         self.index = self.add_variable((), dtype="int", aggregation="only_first_replica", name="micro_batch")
 
     def build(self, variables):
@@ -160,10 +160,9 @@ class AccumulatingOptimizer(keras.optimizers.Optimizer):
         return trainable, [*map(scope.get_current_value, own), *new_inner]
 
     def get_config(self):
-        inner = keras.saving.serialize_keras_object(self.inner_optimizer)
+        inner = keras.optimizers.serialize(self.inner_optimizer)
         return {"name": self.name, "inner_optimizer": inner, "micro_batching": vars(self.micro_batching)}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects=custom_objects)
-        return cls(inner, MicroBatching(**config["micro_batching"]), config["name"])
+        return cls(**config | {"micro_batching": MicroBatching(**config["micro_batching"])})

@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from ...names import nearest
+from ...paths import shipped_toml
 from ...results import Model
 
 FEATURE_WINDOWS = (5, 10, 20, 30, 50, 75, 100, 200, 300, 500, 1000)
@@ -58,10 +59,7 @@ class ModelConfig(Model):
     transformer: TransformerConfig | None = None
     fusion: tuple[PositiveInt, ...] = (512, 256)
     dropout: NonNegativeFloat = Field(default=0.2, lt=1)
-    recompute: bool = Field(
-        default=False,
-        description="keep only the inputs of the Transformer's layers for the backward pass",
-    )
+    recompute: bool = Field(default=False, description="keep only the inputs of the Transformer's layers for the backward pass")
     memory_efficient_attention: bool = Field(default=False, description="hold the attention scores of an eighth at a time")
 
     @property
@@ -112,29 +110,13 @@ def _check_can_be_lightened(config: ModelConfig) -> ModelConfig:
     return config
 
 
-_REFERENCE = ModelConfig(
-    nbeats=(
-        NBeatsConfig(window=50, units=128, n_blocks=5),
-        NBeatsConfig(window=200, units=192, n_blocks=6),
-        NBeatsConfig(window=500, units=256, n_blocks=7),
-        NBeatsConfig(window=1000, units=384, n_blocks=9),
-    ),
-    tcn=TcnConfig(window=500, filters=(128, 256)),
-    transformer=TransformerConfig(window=1000, d_model=256, n_layers=4, n_heads=8, feed_forward=1024),
-)
-
-PRESETS: dict[str, ModelConfig] = {
+_SIZES = shipped_toml(__package__, "presets.toml")
+_REFERENCE = ModelConfig(**_SIZES["reference"])
+PRESETS = {
     "reference": _REFERENCE,
     "option1": option1(_REFERENCE),
     "option2": option2(_REFERENCE),
-    # The reference's structure, small enough for two CPU cores. The TCN and the Transformer look less far back than its
-    # stacks: convolutions cost the window, attention its square.
-    "quick": ModelConfig(
-        nbeats=tuple(NBeatsConfig(window=stack.window, units=32, n_blocks=2) for stack in _REFERENCE.nbeats),
-        tcn=TcnConfig(window=50, filters=(8, 16), dilations=(1, 2, 4)),
-        transformer=TransformerConfig(window=100, d_model=16, n_layers=1, n_heads=2, feed_forward=32),
-        fusion=(64, 32),
-    ),
+    "quick": ModelConfig(**_SIZES["quick"]),
 }
 
 

@@ -9,6 +9,8 @@ second time other masks are drawn (Keras 3.15). Here the random numbers of both 
 
 import contextlib
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,32 +21,26 @@ layers = keras.layers
 _UPDATED_WHEN_CALLED = (layers.BatchNormalization, layers.SpectralNormalization)
 
 
-class _SameSeeds:
-    """Within, a seed generator counts on from the state that it had when this was made, and changes nothing outside."""
+def _state_after(generator: keras.random.SeedGenerator, start: Any, n_draws: int) -> Any:
+    return start + keras.ops.convert_to_tensor([0, n_draws], generator.state.dtype)
 
-    def __init__(self, generator: keras.random.SeedGenerator):
-        self.generator = generator
-        self.start = generator.state.value * 1  # a copy: the state itself is a variable that changes
-        self.n_drawn = 0
 
-    def __enter__(self) -> None:
-        self.n_drawn = 0
-        self.generator.next = self._draw  # in front of the class's method
+@contextlib.contextmanager
+def _draw_from(starts: dict[keras.random.SeedGenerator, Any]) -> Iterator[Counter]:
+    """Within, seed generators count on from these states, and change nothing outside; how often each was drawn from."""
+    counts = Counter()
 
-    def __exit__(self, *error) -> None:
-        del self.generator.next
+    def draw(generator: keras.random.SeedGenerator, ordered: bool = True) -> Any:
+        counts[generator] += 1
+        return _state_after(generator, starts[generator], counts[generator] - 1)
 
-    def _draw(self, ordered: bool = True) -> Any:
-        seed = self._state_after(self.n_drawn)
-        self.n_drawn += 1
-        return seed
-
-    def _state_after(self, n_draws: int) -> Any:
-        return self.start + keras.ops.convert_to_tensor([0, n_draws], self.generator.state.dtype)
-
-    def advance(self) -> None:
-        """Leave the generator as if the numbers had been drawn from it once."""
-        self.generator.state.assign(self._state_after(self.n_drawn))
+    for generator in starts:
+        generator.next = functools.partial(draw, generator)  # in front of the class's method
+    try:
+        yield counts
+    finally:
+        for generator in starts:
+            del generator.next
 
 
 def recomputed(function: Callable, layer: keras.layers.Layer, *inputs: Any) -> Any:
@@ -65,19 +61,18 @@ def recomputed(function: Callable, layer: keras.layers.Layer, *inputs: Any) -> A
     generators = seed_generators(layer)
     if any("next" in vars(generator) for generator in generators):
         return function(*inputs)  # within a layer that is computed again as a whole
-    seeds = [_SameSeeds(generator) for generator in generators]
+    starts, counts = {generator: generator.state.value * 1 for generator in generators}, {}  # copies: states change
 
     def pure(*values):
+        nonlocal counts
         given = keras.tree.pack_sequence_as(inputs, values[: len(tensors)])
         replaced = [*zip(weights, values[len(tensors) :], strict=True), *fixed]
-        with keras.StatelessScope(replaced), contextlib.ExitStack() as same:
-            for seed in seeds:
-                same.enter_context(seed)
+        with keras.StatelessScope(replaced), _draw_from(starts) as counts:
             return function(*given)
 
     result = keras.remat(pure)(*tensors, *map(keras.ops.copy, weights))
-    for seed in seeds:
-        seed.advance()
+    for generator, start in starts.items():  # as if the numbers had been drawn once
+        generator.state.assign(_state_after(generator, start, counts[generator]))
     return result
 
 
@@ -92,20 +87,18 @@ def recompute_layers(model: keras.Model, names: Sequence[str]) -> Iterator[None]
     found = {layer.name: layer for layer in sublayers(model)}
     if unknown := sorted(set(names) - found.keys()):
         raise ValueError(f"recompute names {unknown}: the layers of model {model.name!r} are {sorted(found)}")
-    for name in names:
-        for each in sublayers(found[name]):
-            if isinstance(each, _UPDATED_WHEN_CALLED) or getattr(each, "activity_regularizer", None):
-                raise ValueError(
-                    f"recompute names {name!r}, whose layer {each.name!r} ({type(each).__name__}) updates variables or adds a "
-                    "loss when it is called, which would be lost: name layers without it"
-                )
-    for name in names:
-        found[name].call = functools.partial(_call_recomputed, found[name], found[name].call)  # in front of the class's
+    chosen = [found[name] for name in names]
+    for each in itertools.chain(*map(sublayers, chosen)):
+        if isinstance(each, _UPDATED_WHEN_CALLED) or getattr(each, "activity_regularizer", None):
+            problem = f"whose layer {each.name!r} ({type(each).__name__}) updates variables or adds a loss when it is called"
+            raise ValueError(f"recompute names {[*names]}, {problem}, which would be lost: name layers without it")
+    for layer in chosen:
+        layer.call = functools.partial(_call_recomputed, layer, layer.call)  # in front of the class's method
     try:
         yield
     finally:
-        for name in names:
-            del found[name].call
+        for layer in chosen:
+            del layer.call
 
 
 def _call_recomputed(layer: keras.layers.Layer, call: Callable, *inputs: Any, **how: Any) -> Any:
@@ -123,9 +116,7 @@ class ChunkedAttention(layers.MultiHeadAttention):
     mask is left to Keras.
     """
 
-    def __init__(self, *args, n_chunks: int = 8, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.n_chunks = n_chunks
+    n_chunks = 8
 
     def _compute_attention(self, query, key, value, attention_mask=None, training=None, *rest, **options):
         attend, length = super()._compute_attention, query.shape[1]  # of (batch, length, heads, width)
@@ -135,6 +126,3 @@ class ChunkedAttention(layers.MultiHeadAttention):
         chunks = [query[:, at : at + size] for at in range(0, length, size)]
         attended = [keras.remat(lambda *tensors: attend(*tensors, training=training)[0])(chunk, key, value) for chunk in chunks]
         return keras.ops.concatenate(attended, axis=1), None
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "n_chunks": self.n_chunks}

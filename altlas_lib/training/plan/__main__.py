@@ -8,33 +8,16 @@ is in the file as soon as it is there.
 """
 
 import argparse
-import time
+import itertools
 from collections.abc import Sequence
 
-from ...devices import GpuSpec, find_gpu, load_catalogue
+from ...devices import find_gpu, load_catalogue
 from ..model.config import PRESETS
-from .answers import REDO, SHIPPED_FILE, Answers, read_answers, request_key
-from .compile import compile_steps
-from .mitigations import Mitigation, find_mitigations
-from .request import PlanError, StepRequest, describe_gpu
+from .answers import REDO, SHIPPED_FILE, read_answers, request_key
+from .mitigations import find_mitigations
+from .request import PlanError, StepRequest, compile_steps, describe_gpu
 
 _TIME_LIMIT_S = 1800  # for one step on one GPU, on a busy machine
-
-
-def _compile_missing(answers: Answers, preset: str, row: Mitigation, gpus: Sequence[GpuSpec]) -> None:
-    """One process builds the step and compiles it for all GPUs of which there is no answer yet."""
-    step = row.step | {"config": row.model(PRESETS[preset])}
-    requests = {gpu.name: StepRequest(**step, target=describe_gpu(gpu)) for gpu in gpus}
-    missing = {name: request for name, request in requests.items() if request_key(request) not in answers.steps}
-    if not missing:
-        return
-    began_s = time.monotonic()
-    costs = compile_steps(list(missing.values()), time_limit_s=_TIME_LIMIT_S * len(missing))
-    for (name, request), cost in zip(missing.items(), costs, strict=False):
-        answers.steps[request_key(request)] = cost
-        answers.save(SHIPPED_FILE)
-        print(f"{preset}, {row.name}, {name}: {cost.error or cost.peak_bytes}, {time.monotonic() - began_s:.0f} s", flush=True)
-        began_s = time.monotonic()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,11 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     answers = read_answers(SHIPPED_FILE)
     for preset in options.presets:
-        for row in find_mitigations(PRESETS[preset]):
+        for row, gpu in itertools.product(find_mitigations(PRESETS[preset]), options.gpus):
+            request = StepRequest(config=row.model(PRESETS[preset]), **row.step, target=describe_gpu(gpu))
+            if (key := request_key(request)) in answers.steps:
+                continue
             try:
-                _compile_missing(answers, preset, row, options.gpus)
+                (answers.steps[key],) = compile_steps([request], time_limit_s=_TIME_LIMIT_S)
             except PlanError as error:  # the process died: the next row may do better
-                print(f"{preset}, {row.name}: {error}", flush=True)
+                print(f"{preset}, {row.name}, {gpu.name}: {error}", flush=True)
+                continue
+            answers.save(SHIPPED_FILE)
+            cost = answers.steps[key]
+            print(f"{preset}, {row.name}, {gpu.name}: {cost.error or cost.peak_bytes}, {cost.compile_s:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

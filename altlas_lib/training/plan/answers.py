@@ -17,10 +17,7 @@ SHIPPED_FILE = Path(__file__).with_name("shipped.json")
 REDO = "python -m altlas_lib.training.plan"
 
 # What decides what is compiled, beside the request: comments and docstrings aside.
-_SOURCES = (
-    *("model/accumulation", "model/config", "model/losses", "model/multi_scale", "model/recompute"),
-    "plan/step",
-)
+_SOURCES = ("model/accumulation", "model/config", "model/losses", "model/multi_scale", "model/recompute", "plan/step")
 _PACKAGES = ("jax", "jaxlib", "keras", "jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt")
 
 
@@ -59,30 +56,31 @@ def _read_shipped() -> Answers:
     return read_answers(SHIPPED_FILE, of_any_version=True)
 
 
-def find_answer(request: StepRequest) -> tuple[StepCost | None, str | None]:
+def find_answer(request: StepRequest) -> tuple[StepCost | None, list[str]]:
     """What is known of a step, and a note where other versions than those that are here compiled it."""
-    key, shipped, versions = request_key(request), _read_shipped(), package_versions()
+    key, shipped, here = request_key(request), _read_shipped(), package_versions()
     if cost := read_answers(_own_file()).steps.get(key):
-        return cost, None
-    other = [
-        f"{name} {made} (here {versions[name]})" for name, made in shipped.versions.items() if versions.get(name, made) != made
-    ]
-    return shipped.steps.get(key), f"compiled with {', '.join(other)}; again with yours: {REDO}" if other else None
+        return cost, []
+    other = [f"{name} {made} (here {here[name]})" for name, made in shipped.versions.items() if here.get(name, made) != made]
+    notes = [f"compiled with {', '.join(other)}; again with yours: {REDO}"] if other else []
+    return shipped.steps.get(key), notes
 
 
-def keep_answer(request: StepRequest, cost: StepCost) -> str | None:
-    """Keep it under `outputs/.cache`; a note where that fails, which costs the next time only."""
+def keep_answer(request: StepRequest, cost: StepCost) -> None:
+    """Keep it under `outputs/.cache`; where that fails it costs the next time only."""
     answers = read_answers(_own_file())
     answers.steps[request_key(request)] = cost
-    try:
+    with contextlib.suppress(OSError):
         answers.save(_own_file())
-    except OSError as error:
-        return f"the answer could not be kept for the next time ({error})"
-    return None
 
 
 def _own_file() -> Path:
     return outputs_dir() / ".cache" / "plans.json"
+
+
+class _DropDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
 
 
 @functools.cache
@@ -91,21 +89,13 @@ def source_digest() -> str:
     digest = hashlib.sha256(XLA_FLAGS.encode())
     for source in _SOURCES:
         tree = ast.parse((Path(__file__).parents[1] / f"{source}.py").read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(body := getattr(node, "body", None), list):
-                is_text = [isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant) for each in body]
-                node.body = [each for each, text in zip(body, is_text, strict=True) if not text] or [ast.Pass()]
-        digest.update(ast.unparse(tree).encode())
+        digest.update(ast.unparse(_DropDocstrings().visit(tree)).encode())
     return digest.hexdigest()
 
 
 def package_versions() -> dict[str, str]:
     """The installed packages that compile, and their versions."""
-    versions = {}
-    for package in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
+    return {name: found.version for name in _PACKAGES for found in metadata.distributions(name=name)}
 
 
 def request_key(request: StepRequest) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ...devices import GpuSpec, find_gpu, load_catalogue
+from ...paths import shipped_toml
 from ...results import GpuFit, MemoryPlan, Remedy, format_value
 from ..model.config import ModelConfig, find_preset
 from .planner import largest_batch, plan_memory
@@ -13,7 +14,7 @@ from .request import PlanError
 
 @dataclass(frozen=True)
 class Mitigation:
-    """A row of the table: how the reference is changed."""
+    """A row of `mitigations.toml`: how the reference is changed."""
 
     name: str
     preset: str | None = None  # None: the model that the table is about
@@ -34,31 +35,12 @@ class Mitigation:
         return {name: getattr(self, name) for name in ("batch_size", "gradient_accumulation_steps", "dtype_policy")}
 
 
-# 8 x 8, 4 x 8 and 2 x 8 are one step to the compiler: how many micro-batches make an update is a number within it.
-_ACCUMULATED = {"batch_size": 8, "gradient_accumulation_steps": 8}
-_HALF = {"dtype_policy": "mixed_float16"}
-_THRIFTY = {"recompute": True, "memory_efficient_attention": True}
-_MITIGATIONS = (
-    Mitigation("reference", claimed="15.90 GiB"),
-    Mitigation("mixed_float16", **_HALF, claimed="about 8 GiB"),
-    Mitigation("accumulation 8 x 8 (4 x 8, 2 x 8 alike)", **_ACCUMULATED),
-    Mitigation("option 1: no 1000 window, no Transformer", preset="option1"),
-    Mitigation("option 2: lighter Transformer", preset="option2", claimed="10 to 12 GiB"),
-    Mitigation("recompute Transformer layers", recompute=True),
-    Mitigation("memory-efficient attention", memory_efficient_attention=True),
-    Mitigation("recompute + memory-efficient attention", **_THRIFTY),
-    Mitigation("mixed_float16 + accumulation 8 x 8", **_HALF, **_ACCUMULATED),
-    Mitigation("mixed_float16 + recompute + memory-efficient", **_HALF, **_THRIFTY),
-    Mitigation("option 1 + mixed_float16 + accumulation 8 x 8", preset="option1", **_HALF, **_ACCUMULATED),
-    Mitigation("option 2 + mixed_float16 + accumulation 8 x 8", preset="option2", **_HALF, **_ACCUMULATED),
-)
-
-
 def find_mitigations(config: ModelConfig) -> list[Mitigation]:
     """Those of the reference; of another configuration those that can be applied to it, without the reference's claims."""
+    rows = [Mitigation(**row) for row in shipped_toml(__package__, "mitigations.toml")["mitigations"]]
     if config == find_preset("reference"):
-        return list(_MITIGATIONS)
-    renamed = (replace(each, name=each.name.replace("reference", "as it is"), claimed=None) for each in _MITIGATIONS)
+        return rows
+    renamed = (replace(each, name=each.name.replace("reference", "as it is"), claimed=None) for each in rows)
     has_attention = config.transformer is not None
     return [each for each in renamed if not each.preset and (has_attention or each.model(config) == config)]
 
@@ -80,7 +62,7 @@ def mitigation_table(
         model: the reference; where it is another configuration, options 1 and 2, which are presets, are left out.
         search: compile for the largest batches, too.
         time_limit_s: for compiling all.
-        tell: takes a line of progress for each row that is compiled.
+        tell: takes a line for each batch that the search tried.
 
     Raises:
         ValueError: no such preset or GPU.
@@ -91,12 +73,12 @@ def mitigation_table(
 
     def plan(row: Mitigation) -> Remedy:
         planned = problem = largest = None
-        left_s, how = end_s - time.monotonic(), {"loaded": lambda: tell(f"compiling {row.name} for {gpu.name}")}
-        how |= {"time_limit_s": max(left_s, 1), "only_cached": left_s <= 0}
+        left_s = end_s - time.monotonic()
+        how = {"time_limit_s": max(left_s, 1), "only_cached": left_s <= 0}
         try:
             planned = plan_memory(row.model(config), gpu, **row.step, **how)
             if search and row.gradient_accumulation_steps == 1:  # with accumulation the micro-batch is a choice
-                best = largest_batch(row.model(config), gpu, dtype_policy=row.dtype_policy, **how)
+                best = largest_batch(row.model(config), gpu, tell=tell, dtype_policy=row.dtype_policy, **how)
                 largest = best.configuration["batch_size"] if best else 0
         except PlanError as error:
             problem = f"largest batch: {error}" if planned else str(error)
@@ -115,15 +97,9 @@ def gpu_table(model: str | ModelConfig = "reference") -> list[GpuFit]:
     for gpu in load_catalogue():
         rows = mitigation_table(model, gpu, time_limit_s=0)
         as_it_is, fitting = rows[0].plan, [row for row in rows if row.plan and row.plan.verdict == "fits"]
-        fits.append(
-            GpuFit(
-                gpu=gpu.name,
-                as_it_is=as_it_is and as_it_is.verdict,
-                fitting=[row.name for row in fitting],
-                plan=fitting[0].plan if fitting else as_it_is,
-                not_compiled=[row.name for row in rows if not row.plan],
-            )
-        )
+        names = {"fitting": [row.name for row in fitting], "not_compiled": [row.name for row in rows if not row.plan]}
+        plan = fitting[0].plan if fitting else as_it_is
+        fits.append(GpuFit(gpu=gpu.name, as_it_is=as_it_is and as_it_is.verdict, plan=plan, **names))
     return fits
 
 
@@ -172,20 +148,14 @@ def _make_row(mitigation: Remedy, plan: MemoryPlan | None, first: MemoryPlan | N
 def explanation(mitigations: Sequence[Remedy]) -> Iterator[str]:
     """How to read these rows, sentence by sentence."""
     plans = [mitigation.plan for mitigation in mitigations if mitigation.plan]
-    if plans:
-        first = plans[0]
+    for first in plans[:1]:
         parts = ", ".join(f"{part} {format_value(size, 'bytes')}" for part, size in first.bytes_by_part.items() if size)
-        yield (
-            f"Peak of one training step, {first.peak.basis} by XLA for {first.gpu}; nothing ran. The first is {parts}; "
-            f"{first.n_parameters:,} parameters, {first.configuration['optimizer']}."
-        )
-        yield (
-            f"CUDA offers {first.usable_bytes / 2**30:.2f} GiB there. Beside the peak {first.overhead_bytes / 2**30:.2f} GiB "
-            'are needed (CUDA\'s context, prefetched batches). "fits": with 10 % of the peak in reserve; "tight": without.'
-        )
-        yield (
-            '"largest": the largest micro-batch that fits, by a search; "-": not searched for (altlas plan --search). Times '
-            "are bands, projected from flops and bytes."
-        )
-        yield from dict.fromkeys(note for plan in plans for note in plan.notes)
+        counts = f"{first.n_parameters:,} parameters, {first.configuration['optimizer']}"
+        yield f"Peak of one training step, {first.peak.basis} by XLA for {first.gpu}; nothing ran. First: {parts}; {counts}."
+        usable, overhead = (f"{size / 2**30:.2f} GiB" for size in (first.usable_bytes, first.overhead_bytes))
+        beside = f"CUDA offers {usable} there. Beside the peak {overhead} are needed (CUDA's context, prefetched batches)."
+        yield f'{beside} "fits": with 10 % of the peak in reserve; "tight": without.'
+        searched = '"largest": the largest micro-batch that fits, by a search; "-": not searched for (altlas plan --search).'
+        yield f"{searched} Times are bands, projected from flops and bytes."
+    yield from dict.fromkeys(note for plan in plans for note in plan.notes)
     yield from (f"{mitigation.name}: {mitigation.problem}" for mitigation in mitigations if mitigation.problem)

@@ -1,6 +1,6 @@
 """Will this training fit on that GPU? The answer of the GPU's own compiler, before anything runs."""
 
-import importlib.util
+import bisect
 import sys
 import tempfile
 import zipfile
@@ -14,8 +14,7 @@ from ..checks import EXPECTED_MODEL, check_count, describe_class
 from ..model.config import PRESETS, ModelConfig, find_preset
 from ..private import sublayers
 from .answers import REDO, find_answer, keep_answer
-from .compile import compile_steps, has_compiler
-from .request import PlanError, StepCost, StepRequest, describe_gpu
+from .request import PlanError, StepCost, StepRequest, compile_steps, describe_gpu, has_compiler
 
 if TYPE_CHECKING:
     import keras
@@ -48,7 +47,6 @@ def plan_memory(
     input_shapes: dict[str, Sequence[int]] | None = None,
     time_limit_s: float = 300,
     only_cached: bool = False,
-    loaded: Callable[[], None] = lambda: None,
 ) -> MemoryPlan:
     """What one training step (forward, backward, optimizer, accumulation) needs on a GPU, by XLA's compiler for it.
 
@@ -65,7 +63,6 @@ def plan_memory(
         recompute: names of layers of a model that is no configuration, as for `fit`.
         input_shapes: input's name -> shape without the batch, for inputs with unknown dimensions.
         only_cached: an answer that is there, or an error at once.
-        loaded: called when the model has been built, so that compiling begins.
 
     Raises:
         ValueError: a GPU, preset or number that does not exist.
@@ -76,9 +73,9 @@ def plan_memory(
     options = {
         "batch_size": check_count("batch_size", batch_size),
         "gradient_accumulation_steps": check_count("gradient_accumulation_steps", gradient_accumulation_steps),
-        "input_shapes": {name: tuple(shape) for name, shape in (input_shapes or {}).items()},
+        "input_shapes": input_shapes or {},
         "dtype_policy": dtype_policy,
-        "recompute": tuple(recompute),
+        "recompute": recompute,
         "target": describe_gpu(gpu),
     }
     with tempfile.TemporaryDirectory(prefix="altlas-") as folder:
@@ -88,7 +85,11 @@ def plan_memory(
         elif dtype_policy and "keras_file" in subject:
             raise PlanError(f"model {label!r} is built already: for {dtype_policy} name the function, 'module:function'")
         request = StepRequest(**subject, **options)
-        cost, notes = _find_cost(request, time_limit_s, only_cached, loaded)
+        cost, notes = find_answer(request) if request.config else (None, [])
+        if not cost:
+            cost, notes = _compile(request, time_limit_s, only_cached), []
+    if cost.error:
+        raise PlanError(cost.error)
     return make_plan(request, label, gpu, cost, notes)
 
 
@@ -112,9 +113,8 @@ def _find_subject(model: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
         plain = model.model_copy(update={"recompute": False, "memory_efficient_attention": False})
         return names.get(plain) or plain.model_dump(mode="json"), {"config": model}
     if isinstance(model, str | Path):
-        file = Path(model)
-        _check_keras_file(file)
-        return file.name, {"keras_file": str(file.resolve())}
+        _check_keras_file(Path(model))
+        return Path(model).name, {"keras_file": str(Path(model).resolve())}
     if keras and isinstance(model, keras.Model):
         model.save(folder / "model.keras")
         return model.name, {"keras_file": str(folder / "model.keras"), "modules": _find_modules(model, keras)}
@@ -144,22 +144,16 @@ def _find_modules(model: Any, keras: Any) -> tuple[str, ...]:
     return tuple(sorted(each for each in modules if each.partition(".")[0] not in ("keras", "altlas_lib", "builtins")))
 
 
-def _find_cost(
-    request: StepRequest, time_limit_s: float, only_cached: bool, loaded: Callable[[], None]
-) -> tuple[StepCost, list[str]]:
-    """The compiler's answer and notes about it, from where it is found first: this machine, what ships, the compiler."""
-    cost, note = find_answer(request) if request.config else (None, None)
-    if not cost:
-        if only_cached:
-            raise PlanError(f"not compiled yet: `altlas plan` compiles it, half a minute for a batch size; all presets: {REDO}")
-        if importlib.util.find_spec("jax") is None or not has_compiler():
-            needed = "pip install jax jax-cuda12-plugin jax-cuda12-pjrt"
-            raise PlanError(f"the planner asks JAX's compiler for CUDA, which is not installed: {needed}")
-        (cost,) = compile_steps([request], time_limit_s=time_limit_s, loaded=loaded)
-        note = keep_answer(request, cost) if request.config and not cost.error else None
-    if cost.error:
-        raise PlanError(cost.error)
-    return cost, [note] if note else []
+def _compile(request: StepRequest, time_limit_s: float, only_cached: bool) -> StepCost:
+    if only_cached:
+        raise PlanError(f"not compiled yet: `altlas plan` compiles it, half a minute for a batch size; all presets: {REDO}")
+    if not has_compiler():
+        needed = "pip install jax jax-cuda12-plugin jax-cuda12-pjrt"
+        raise PlanError(f"the planner asks JAX's compiler for CUDA, which is not installed: {needed}")
+    (cost,) = compile_steps([request], time_limit_s=time_limit_s)
+    if request.config and not cost.error:
+        keep_answer(request, cost)
+    return cost
 
 
 def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, notes: Sequence[str] = ()) -> MemoryPlan:
@@ -174,19 +168,14 @@ def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, no
         notes.append("planned without cuDNN's fused attention, which JAX would use on this GPU for 16 bits: at most this much")
     if JAX_SHARE * usable_bytes < peak.value <= usable_bytes:
         notes.append("on the JAX backend set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95: by default it takes 75 % of the GPU only")
-    switches = ("recompute", "memory_efficient_attention")
+    asked = request.model_dump(
+        mode="json", include={"batch_size", "gradient_accumulation_steps", "recompute", "input_shapes"}, exclude_defaults=True
+    )
+    switches = request.config.model_dump(include={"recompute", "memory_efficient_attention"}) if request.config else {}
+    policies = {"dtype_policy": cost.dtype_policy, "optimizer": cost.optimizer}
     return MemoryPlan(
         gpu=gpu.name,
-        configuration={
-            "model": label,
-            "batch_size": request.batch_size,
-            "gradient_accumulation_steps": request.gradient_accumulation_steps,
-            "dtype_policy": cost.dtype_policy,
-            "optimizer": cost.optimizer,
-            **{name: getattr(request.config, name) for name in switches if request.config},
-            **({"recompute": [*request.recompute]} if request.recompute else {}),
-            **({"input_shapes": {k: list(v) for k, v in request.input_shapes.items()}} if request.input_shapes else {}),
-        },
+        configuration={"model": label, "gradient_accumulation_steps": 1, **asked, **policies, **switches},
         peak=peak,
         bytes_by_part=cost.bytes_by_part,
         overhead_bytes=overhead_bytes,
@@ -229,35 +218,31 @@ def step_time(cost: StepCost, gpu: GpuSpec) -> tuple[Quantity | None, str | None
     return Quantity.projected(low, high, "s", gpu.name, bound_by), None
 
 
-def next_candidate(low: int, high: int | None) -> int | None:
-    """The batch size to try next, where `low` fits (0: none yet) and `high` does not (None: all did); None: it is found.
-
-    It doubles and then halves the gap, in multiples of 8 from 8 on, as tensor cores like them, to an eighth or 8. What a batch
-    needs is never extrapolated: the memory of a sample varies with the batch.
-    """
-    if high is None:
-        return 2 * low if low < 2**16 else None
-    if high - low <= max(1, low // 8, 8 if low >= 8 else 1):
-        return None
-    middle = (low + high) // 2
-    return middle // 8 * 8 if middle // 8 * 8 > low else middle
+# Batches that are tried: about 9 % apart, from 8 on in multiples of 8, as tensor cores like them.
+CANDIDATES = [1, 2, 4, *sorted({8 * round(2 ** (i / 8 - 3)) for i in range(24, 129)})]
 
 
 def largest_batch(
-    model: "ModelConfig | keras.Model | str | Path", gpu: str | GpuSpec = "T4", *, start: int = 64, **options: Any
+    model: "ModelConfig | keras.Model | str | Path",
+    gpu: str | GpuSpec = "T4",
+    *,
+    tell: Callable[[str], None] = lambda line: None,
+    **options: Any,
 ) -> MemoryPlan | None:
     """The plan of the largest micro-batch that fits, searched for by compiling; None: not even one sample does.
 
+    What a batch needs is never extrapolated: the memory of a sample varies with the batch.
+
     Args:
-        start: the first candidate.
+        tell: takes a line for each batch that was tried.
         **options: as for `plan_memory`, its errors too.
     """
-    best, low, high, size = None, 0, None, check_count("start", start)
-    while size:
-        plan = plan_memory(model, gpu, batch_size=size, **options)
-        if plan.verdict == "fits":
-            best, low = plan, size
-        else:
-            high = size
-        size = next_candidate(low, high)
-    return best
+    plans = {}
+
+    def is_too_large(size: int) -> bool:
+        plan = plans[size] = plan_memory(model, gpu, batch_size=size, **options)
+        tell(f"batch {size} on {plan.gpu}: {plan.peak}, {plan.verdict}")
+        return plan.verdict != "fits"
+
+    n_fitting = bisect.bisect_left(CANDIDATES, True, key=is_too_large)
+    return plans[CANDIDATES[n_fitting - 1]] if n_fitting else None

@@ -1,4 +1,15 @@
-"""What is asked of XLA about a training step, and what it answers; nothing here needs Keras or JAX."""
+"""What is asked of XLA about a training step, what it answers, and how it is asked: in a child process of its own.
+
+Nothing here needs Keras or JAX.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 
 from pydantic import BaseModel, PositiveInt
 
@@ -92,3 +103,52 @@ def describe_gpu(gpu: GpuSpec) -> str:
         f'gpu_device_info {{ {fields} }} platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} '
         f'runtime_version {{ major: 12 minor: 9 patch: 0 }} device_description_str: "{gpu.name}"'
     )
+
+
+def _find_module(name: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # of the package that it is in
+        return None
+
+
+def has_compiler() -> bool:
+    """Whether JAX's CUDA plug-in is installed, which compiles for GPUs."""
+    return any(_find_module(f"jax_plugins.xla_cuda{version}") for version in (12, 13))
+
+
+def xla_flags() -> str:
+    """For the compiling process. Besides JAX's plug-in XLA needs two files of CUDA's toolkit, libdevice and ptxas, which
+    are in the wheel nvidia-cuda-nvcc-cu12; its own are preferred to a toolkit's of whatever version is on the machine.
+    """
+    wheel = _find_module("nvidia.cuda_nvcc")
+    return f'{XLA_FLAGS} --xla_gpu_cuda_data_dir="{wheel.submodule_search_locations[0]}"' if wheel else XLA_FLAGS
+
+
+def compile_steps(requests: Sequence[StepRequest], *, time_limit_s: float) -> list[StepCost]:
+    """The answers of a child process, which is ended after the time limit.
+
+    Raises:
+        PlanError: it took too long, or died.
+    """
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),  # the child imports what we can
+        "KERAS_BACKEND": "jax",
+        "JAX_PLATFORMS": "cpu",  # weights are made on the CPU, and a GPU that is here is not touched
+        "XLA_FLAGS": xla_flags(),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    asked = json.dumps([request.model_dump(mode="json") for request in requests]).encode()
+    command = [sys.executable, "-m", f"{__package__}.step"]
+    try:
+        done = subprocess.run(command, input=asked, env=environment, timeout=time_limit_s, capture_output=True)
+    except subprocess.TimeoutExpired:
+        problem = f"compiling the step took longer than time_limit_s={time_limit_s:g}"
+        raise PlanError(f"{problem}: give it more time, or plan a smaller model") from None
+    answers = [StepCost.model_validate_json(line) for line in done.stdout.splitlines()]
+    if len(answers) == len(requests):
+        return answers
+    last_message = done.stderr[-2000:].decode(errors="replace").strip().rpartition("\n")[2] or "nothing"
+    hint = "; it was killed, likely for want of host memory: close other programs" if done.returncode == -9 else ""
+    raise PlanError(f"the compiling process ended with status {done.returncode}{hint} (its last words: {last_message})")

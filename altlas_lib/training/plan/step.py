@@ -1,8 +1,8 @@
-"""A training step as XLA compiles it, in a process of its own: `compile` starts it, nobody else should.
+"""A training step as XLA compiles it, in a process of its own: `request.compile_steps` starts it, nobody else should.
 
 Keras runs on JAX here whatever the user trains on: JAX compiles for a GPU that is not there, from shapes alone. Nothing is
 allocated but the weights of a user's own model, in host memory. What it or XLA does to its process stays in the child.
-Requests come as JSON on standard input; a line "loaded" and one line of JSON for each request go to standard output.
+Requests come as JSON on standard input; one line of JSON for each goes to standard output.
 """
 
 import importlib
@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -98,13 +98,10 @@ def _make_targets(outputs: Any, loss: Any, names: Sequence[str] = ()) -> Any:
     return keras.tree.map_structure(target, outputs)
 
 
-def _compile_model(model: keras.Model, request: StepRequest) -> str:
-    """Give the model its loss, and the optimizer that the trainer would give it; that one's name."""
+def _compile_model(model: keras.Model, request: StepRequest) -> None:
+    """Give the model its loss, and the optimizer that the trainer would give it."""
     own = getattr(model, "optimizer", None)
-    while isinstance(own, keras.optimizers.LossScaleOptimizer):
-        own = own.inner_optimizer
-    optimizer = keras.optimizers.get(keras.optimizers.serialize(own) if own else "adam")
-    name = type(optimizer).__name__.lower()
+    optimizer = keras.optimizers.get(keras.optimizers.serialize(_unwrap(own)) if own else "adam")
     if any(layer.compute_dtype == "float16" for layer in private.sublayers(model)):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     if request.gradient_accumulation_steps > 1:
@@ -112,49 +109,49 @@ def _compile_model(model: keras.Model, request: StepRequest) -> str:
         optimizer = AccumulatingOptimizer(optimizer, MicroBatching(batch_size, batch_size, request.batch_size))
     # Mean squared error stands for a loss that the model does not bring: it needs the least that a loss can.
     model.compile(optimizer, loss=getattr(model, "loss", None) or "mean_squared_error", auto_scale_loss=False)
-    return name
 
 
-def _build_step(request: StepRequest) -> tuple[keras.Model, str, Any]:
-    """A compiled model, its optimizer's name, and the symbolic inputs and targets that its step is called with."""
+def _unwrap(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The innermost one, which makes the updates."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def lower_step(request: StepRequest) -> tuple[keras.Model, jax.stages.Lowered, list[Any], Any]:
+    """The training step as Keras runs it (forward, backward, optimizer, metrics), of which nothing is allocated.
+
+    Returns:
+        The compiled model, the step, and the shapes of its state and of its batch.
+    """
     keras.config.disable_flash_attention()  # decided here, not by the machine at hand: it would ask this CPU for cuDNN
     model = _load_model(request)
     x = _make_inputs(model, request)
-    optimizer_name = _compile_model(model, request)
+    _compile_model(model, request)
     with _unallocated():
         y = _make_targets(model.compute_output_spec(x), model.loss, getattr(model, "output_names", ()))
         private.make_variables(model, (x, y))
-    return model, optimizer_name, (x, y)
-
-
-def lower_step(model: keras.Model, batch: Any, target: str | None, recompute: Sequence[str]) -> tuple[jax.stages.Lowered, Any]:
-    """The training step as Keras runs it (forward, backward, optimizer, metrics), and the shapes of its state.
-
-    Args:
-        target: XLA's description of the GPU that it is for; None: this machine's CPU.
-    """
     sharding = None
-    if target:
-        topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1")
+    if request.target:
+        topology = topologies.get_topology_desc(platform="cuda", target_config=request.target, topology="1x1x1")
         sharding = NamedSharding(topologies.make_mesh(topology, (1,), ("gpu",)), PartitionSpec())
 
-    def shapes(tensors: Any) -> Any:
+    def describe(tensors: Any) -> Any:
         return jax.tree.map(lambda tensor: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype, sharding=sharding), tensors)
 
-    state = shapes([list(part) for part in private.training_state(model)])
-    with recompute_layers(model, recompute):
-        return jax.jit(model.train_step, donate_argnums=0).lower(tuple(state), shapes(batch)), state
+    state, batch = describe([list(part) for part in private.training_state(model)]), describe((x, y))
+    with recompute_layers(model, request.config.recomputed_layers if request.config else request.recompute):
+        return model, jax.jit(model.train_step, donate_argnums=0).lower(tuple(state), batch), state, batch
 
 
-def _compile_step(model: keras.Model, optimizer_name: str, batch: Any, request: StepRequest) -> StepCost:
+def _compile_step(request: StepRequest) -> StepCost:
     """What the step needs.
 
     Raises:
         jax.errors.JaxRuntimeError: XLA failed.
     """
+    model, lowered, state, batch = lower_step(request)
     began_s = time.perf_counter()
-    recompute = request.config.recomputed_layers if request.config else request.recompute
-    lowered, state = lower_step(model, batch, request.target, recompute)
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
     new_outputs_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes  # not written in the place of an input
@@ -172,42 +169,29 @@ def _compile_step(model: keras.Model, optimizer_name: str, batch: Any, request: 
         has_loop=private.has_loop(compiled),
         compile_s=time.perf_counter() - began_s,
         dtype_policy=min(policies - {"float32"}, default="float32"),
-        optimizer=optimizer_name,
+        optimizer=type(_unwrap(model.optimizer)).__name__.lower(),
     )
 
 
-def _count_bytes(arrays: Sequence[Any]) -> int:
+def _count_bytes(arrays: Iterable[Any]) -> int:
     return sum(math.prod(array.shape) * jax.numpy.dtype(array.dtype).itemsize for array in arrays)
 
 
-def answer(requests: Sequence[StepRequest], loaded: Callable[[], None] = lambda: None) -> Iterator[StepCost]:
-    """The answer to each request, of which several in a row may differ in the target only: their step is built once.
-
-    Args:
-        loaded: called after a model has been built.
-    """
-    built_for = step = None
-    for request in requests:
-        try:
-            subject = request.model_copy(update={"target": None})
-            if subject != built_for:
-                step, built_for = _build_step(request), subject
-            loaded()
-            cost = _compile_step(*step, request)
-        except jax.errors.JaxRuntimeError as error:
-            first_line = str(error).strip().splitlines()[0]
-            missing = any(file in first_line for file in ("libdevice", "ptxas"))
-            hint = "pip install nvidia-cuda-nvcc-cu12" if missing else "plan another dtype policy or GPU"
-            cost = StepCost(error=f"XLA failed on this step for this GPU ({first_line}): {hint}")
-        except (PlanError, ValueError, TypeError) as error:  # Keras says by the latter two that a model and its use do not fit
-            cost = StepCost(error=str(error))
-        yield cost
+def answer(request: StepRequest) -> StepCost:
+    """The cost of the step, or why there is none."""
+    try:
+        return _compile_step(request)
+    except jax.errors.JaxRuntimeError as error:
+        first_line = str(error).strip().splitlines()[0]
+        missing = any(file in first_line for file in ("libdevice", "ptxas"))
+        hint = "pip install nvidia-cuda-nvcc-cu12" if missing else "plan another dtype policy or GPU"
+        return StepCost(error=f"XLA failed on this step for this GPU ({first_line}): {hint}")
+    except (PlanError, ValueError, TypeError) as error:  # Keras says by the latter two that a model and its use do not fit
+        return StepCost(error=str(error))
 
 
 if __name__ == "__main__":
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a user's module prints is no answer
-    for each in answer(
-        [StepRequest.model_validate(request) for request in json.load(sys.stdin)], lambda: print("loaded", file=answers)
-    ):
-        print(each.model_dump_json(exclude_defaults=True), file=answers)
+    for each in json.load(sys.stdin):
+        print(answer(StepRequest.model_validate(each)).model_dump_json(exclude_defaults=True), file=answers, flush=True)

@@ -60,8 +60,8 @@ def _describe_fit(remedies: Sequence[Remedy]) -> str:
     others = [remedy for remedy in remedies[1:] if remedy.plan and remedy.plan.verdict == "fits"]
     does = {"fits": "fits", "tight": "fits barely"}.get(first.verdict, "does not fit")
     said = f"The {remedies[0].name} in batches of {first.configuration['batch_size']} needs {first.peak} ({first.peak.basis})"
-    said += f" and {does} a {first.gpu}"
+    with_others = ""
     if others and first.verdict != "fits":
-        said += f"; with {others[0].name} it needs {others[0].plan.peak} and fits"
-        said += f", as with {len(others) - 1} more mitigations" if len(others) > 1 else ""
-    return f"{said}."
+        more = f", as with {len(others) - 1} more mitigations" if len(others) > 1 else ""
+        with_others = f"; with {others[0].name} it needs {others[0].plan.peak} and fits{more}"
+    return f"{said} and {does} a {first.gpu}{with_others}."

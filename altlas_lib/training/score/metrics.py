@@ -1,21 +1,26 @@
-"""Scores on values that the model has not seen, beside what needs no model."""
+"""Scores on values that the model has not seen, beside what needs no model; what lighter models keep of them."""
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from ...data import CrashSeries, Series
-from ...results import Metric
+from ...results import Kept, Metric, Quality
+from ..fit.series import predict, train
+from ..model.config import CLASSIFICATION, REGRESSION, THRESHOLD_HEAD, ModelConfig, option1, option2
 from ..model.features import HIGH, THRESHOLD
-from ..model.windows import Predictions, Samples
+from ..model.multi_scale import build_model
+from ..model.windows import Predictions, Samples, prepare
 
 ACCURACY, CLASS_ACCURACY = "accuracy at 1.5", "accuracy of 3 classes"
 FALSE_SIGNALS, LOG_ERROR = 'false "above" signals', "error of log value"
-WITH_A_BEST = (ACCURACY, CLASS_ACCURACY, LOG_ERROR)
+WITH_A_BEST, LESS_IS_BETTER = (ACCURACY, CLASS_ACCURACY, LOG_ERROR), (FALSE_SIGNALS, LOG_ERROR)
+
+Group = Sequence[np.ndarray]  # of one score, an array for each seed; see `scores`
 
 _N_RESAMPLES = 2000
 _FEWEST_BLOCKS, _MOST_BLOCKS = 40, 2000
@@ -23,13 +28,9 @@ _FEWEST_BLOCKS, _MOST_BLOCKS = 40, 2000
 
 def base_rate_predictions(samples: Samples) -> Predictions:
     """For every test value the most frequent class, or the median, of the training part."""
-    targets = samples.targets(np.r_[samples.split.train])
-    n = samples.split.test.stop - samples.split.test.start
-    return Predictions(
-        above=np.full(n, targets["threshold"].mean() >= 0.5),
-        classes=np.full(n, np.bincount(targets["classification"]).argmax()),
-        logs=np.full(n, np.median(targets["regression"])),
-    )
+    targets, n = samples.targets(np.r_[samples.split.train]), len(np.r_[samples.split.test])
+    above, most_frequent = targets[THRESHOLD_HEAD].mean() >= 0.5, np.bincount(targets[CLASSIFICATION]).argmax()
+    return Predictions(np.full(n, above), np.full(n, most_frequent), np.full(n, np.median(targets[REGRESSION])))
 
 
 def best_possible_predictions(series: CrashSeries, part: slice) -> Predictions:
@@ -42,57 +43,50 @@ def best_possible_predictions(series: CrashSeries, part: slice) -> Predictions:
     return Predictions(above=from_threshold >= 0.5, classes=odds.argmax(axis=0), logs=np.log(series.median[part]))
 
 
-@dataclass(frozen=True, eq=False)
-class Score:
-    """sum(parts) / sum(counts) over the values that a score is about; both (n,), 0 for other values."""
+def scores(predictions: Predictions, actual: np.ndarray) -> dict[str, np.ndarray]:
+    """Each score's name, and of each value a part of the score and what it counts, 0 for values that it is not about: (2, n).
 
-    parts: np.ndarray
-    counts: np.ndarray
-    higher_is_better: bool = True
-
-    @property
-    def value(self) -> float:
-        return float(self.parts.sum() / (self.counts.sum() or 1))
-
-
-def scores(predictions: Predictions, actual: np.ndarray) -> dict[str, Score]:
-    """Each score's name and what it is the mean of; `compare` says what they are."""
+    The score is sum(parts) / sum(counts); `compare` says what they are.
+    """
     above, every = actual >= THRESHOLD, np.ones(len(actual))
     right = predictions.above == above
-    return {
-        ACCURACY: Score(right, every),
-        "accuracy below 1.5": Score(right & ~above, ~above),
-        "accuracy from 1.5": Score(right & above, above),
-        CLASS_ACCURACY: Score(predictions.classes == np.digitize(actual, (THRESHOLD, HIGH)), every),
-        FALSE_SIGNALS: Score(predictions.above & ~above, predictions.above, higher_is_better=False),
-        LOG_ERROR: Score(np.abs(predictions.logs - np.log(actual)), every, higher_is_better=False),
+    parts_and_counts = {
+        ACCURACY: (right, every),
+        "accuracy below 1.5": (right & ~above, ~above),
+        "accuracy from 1.5": (right & above, above),
+        CLASS_ACCURACY: (predictions.classes == np.digitize(actual, (THRESHOLD, HIGH)), every),
+        FALSE_SIGNALS: (predictions.above & ~above, predictions.above),
+        LOG_ERROR: (np.abs(predictions.logs - np.log(actual)), every),
     }
+    return {name: np.array(pair, dtype="float64") for name, pair in parts_and_counts.items()}
 
 
-def resampled(*groups: Sequence[Score]) -> list[np.ndarray]:
+def mean_score(group: Group) -> float:
+    """Of the seeds of a configuration."""
+    return float(np.mean([parts.sum() / (counts.sum() or 1) for parts, counts in group]))
+
+
+def resampled(*groups: Group) -> list[np.ndarray]:
     """What each group's mean score might as well have been: (2,000,) each, a bootstrap over values and seeds.
 
     Values are drawn in blocks of neighbours, which may depend on each other (Carlstein 1986,
     https://doi.org/10.1214/aos/1176350057), the same ones for all groups, as long as `block_length` says; seeds within each
-    group. There are an imagined
-    win and loss of the first group against the others among the values, as Bonett and Price (2012) do for paired shares:
-    where forecasts seldom differ, a few lucky values prove nothing. A draw from so few seeds spreads too little: its distance
-    from their mean is stretched to that of Student's t, which makes three seeds as uncertain as they are.
+    group. There are an imagined win and loss of the first group against the others among the values, as Bonett and Price (2012)
+    do for paired shares: where forecasts seldom differ, a few lucky values prove nothing. A draw from so few seeds spreads too
+    little: its distance from their mean is stretched to that of Student's t, which makes three seeds as uncertain as they are.
 
     Args:
         groups: of each configuration the scores of its seeds, all of the same n values.
     """
-    n = len(groups[0][0].parts)
+    n = groups[0][0].shape[1]
     n_blocks = -(-n // block_length(groups))
     starts = np.arange(n_blocks) * n // n_blocks
     blocks, means = _draw(n_blocks + 2, seed=0), []
     for number, group in enumerate(groups, start=1):
-        imagined = (1, 0) if number == 1 else (0, 1)
-        parts, counts = (
-            [blocks @ np.append(np.add.reduceat(array, starts, dtype="float64"), extra) for array in arrays]
-            for arrays, extra in (([each.parts for each in group], imagined), ([each.counts for each in group], (1, 1)))
-        )
-        values = np.divide(parts, counts, out=np.zeros_like(parts), where=np.array(counts) > 0)
+        imagined = [(1, 0) if number == 1 else (0, 1), (1, 1)]
+        sums = [np.append(np.add.reduceat(score, starts, axis=1), imagined, axis=1) for score in group]
+        parts, counts = np.swapaxes(sums @ blocks.T, 0, 1)  # of (seeds, 2, draws)
+        values = np.divide(parts, counts, out=np.zeros_like(parts), where=counts > 0)
         of_seeds, n_seeds = values.mean(axis=0), len(group)
         if n_seeds > 1:
             stretch = math.sqrt(n_seeds / (n_seeds - 1)) * stats.t.ppf(0.975, n_seeds - 1) / stats.norm.ppf(0.975)
@@ -109,13 +103,13 @@ def _draw(n_things: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(n_things, shares, size=_N_RESAMPLES).astype("float64")
 
 
-def block_length(groups: Sequence[Sequence[Score]]) -> int:
+def block_length(groups: Sequence[Group]) -> int:
     """How many neighbouring values to draw together: what the dependence between the groups' differences asks for.
 
     Politis and White (2004, https://doi.org/10.1081/ETC-120028836), corrected by Patton, Politis and White (2009), for the
     circular bootstrap; at least `_FEWEST_BLOCKS` blocks, and longer blocks than needed rather than more than `_MOST_BLOCKS`.
     """
-    means = [np.mean([each.parts for each in group], axis=0) for group in groups]
+    means = [np.mean([parts for parts, _ in group], axis=0) for group in groups]
     n = len(means[0])
     needed = max(_dependence_length(mean - means[-1]) for mean in means[:-1])
     return min(max(needed, -(-n // _MOST_BLOCKS)), max(1, n // _FEWEST_BLOCKS))
@@ -171,26 +165,26 @@ def compare(
             below 1.5; there the result says None.
     """
     seeds = [scores(each, actual) for each in ([model] if isinstance(model, Predictions) else model)]
-    best_scores = scores(best_possible, actual) if best_possible else {}
-    base_scores = scores(base_rate, actual)
-    return [_compare_score(name, [each[name] for each in seeds], base, best_scores) for name, base in base_scores.items()]
-
-
-def _compare_score(name: str, of_seeds: Sequence[Score], base: Score, best_scores: dict[str, Score]) -> Metric:
-    of_model, of_base = resampled(of_seeds, [base])
-    gain_low, gain_high = interval((of_model - of_base) * (1 if base.higher_is_better else -1))
-    return Metric(
-        name=name,
-        unit="log" if name == LOG_ERROR else "share",
-        higher_is_better=base.higher_is_better,
-        model=np.mean([each.value for each in of_seeds]),
-        base_rate=base.value,
-        best_possible=best_scores[name].value if best_scores and name in WITH_A_BEST else None,
-        n_samples=round(np.mean([each.counts.sum() for each in of_seeds])),
-        gain_low=gain_low,
-        gain_high=gain_high,
-        block_length=block_length([of_seeds, [base]]),
-    )
+    best, metrics = scores(best_possible, actual) if best_possible else {}, []
+    for name, base in scores(base_rate, actual).items():
+        group, higher_is_better = [each[name] for each in seeds], name not in LESS_IS_BETTER
+        of_model, of_base = resampled(group, [base])
+        gain_low, gain_high = interval((of_model - of_base) * (1 if higher_is_better else -1))
+        metrics.append(
+            Metric(
+                name=name,
+                unit="log" if name == LOG_ERROR else "share",
+                higher_is_better=higher_is_better,
+                model=mean_score(group),
+                base_rate=mean_score([base]),
+                best_possible=mean_score([best[name]]) if best and name in WITH_A_BEST else None,
+                n_samples=round(np.mean([counts.sum() for _, counts in group])),
+                gain_low=gain_low,
+                gain_high=gain_high,
+                block_length=block_length([group, [base]]),
+            )
+        )
+    return metrics
 
 
 def evaluate(model: Predictions | Sequence[Predictions], samples: Samples, series: Series) -> list[Metric]:
@@ -203,3 +197,102 @@ def evaluate(model: Predictions | Sequence[Predictions], samples: Samples, serie
     test = samples.split.test
     best = best_possible_predictions(series, test) if isinstance(series, CrashSeries) else None
     return compare(model, base_rate_predictions(samples), samples.values[test], best)
+
+
+# What lighter models keep -----------------------------------------------------------------------------------------------
+
+# The plan's options and the shares of quality that it says they keep.
+OPTIONS: dict[str, tuple[Callable[[ModelConfig], ModelConfig], tuple[float, float]]] = {
+    "option 1": (option1, (0.95, 0.98)),
+    "option 2": (option2, (0.90, 0.95)),
+}
+
+
+def forecasts(samples: Samples, config: ModelConfig, *, seeds: Sequence[int], **training: Any) -> list[Predictions]:
+    """Of the test part, by a model trained anew with each seed; `training` goes to `train`."""
+    return [predict(train(samples, config, seed=seed, **training).model, samples, samples.split.test) for seed in seeds]
+
+
+def compare_options(
+    name: str,
+    series: Series,
+    config: ModelConfig,
+    reference: Sequence[Predictions] | None = None,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    **training: Any,
+) -> list[Quality]:
+    """Train the two lighter options of `config` with each seed, and say what of its forecast's quality they keep.
+
+    Args:
+        name: of the series, in the result.
+        reference: forecasts by `config` itself, one for each seed; None: it is trained, too.
+        seeds: three or more; between fewer the interval says little.
+        **training: as for `train`.
+
+    Raises:
+        ValueError: `config` has no Transformer to lighten.
+    """
+    samples, qualities = prepare(series.values, window=config.window), []
+    lighter = [(option, lighten(config), claimed) for option, (lighten, claimed) in OPTIONS.items()]
+    reference = reference or forecasts(samples, config, seeds=seeds, **training)
+    for option, light, claimed in lighter:
+        # Sample t is the value at t for all of them: the same test part, though the lighter model may look less far back.
+        predictions = forecasts(samples, light, seeds=seeds, **training)
+        metrics, (score, gain) = evaluate(predictions, samples, series), kept(predictions, reference, samples)
+        what = {"option": option, "series": name, "n_seeds": len(seeds), "n_parameters": build_model(light).count_params()}
+        said = {"claimed": claimed, "verdict": claim_verdict(gain, claimed)}
+        qualities.append(Quality(**what, metrics=metrics, score_kept=score, gain_kept=gain, **said))
+    return qualities
+
+
+def quality_rows(qualities: Sequence[Quality]) -> list[dict[str, Any]]:
+    """A row of a table for each option on each series."""
+
+    def percent(kept: Kept | None) -> str:
+        return f"{kept.value:.1%} ({kept.low:.1%} to {kept.high:.1%})" if kept else "there is none"
+
+    return [
+        {
+            "option": quality.option,
+            "series": quality.series,
+            "n_parameters": f"{quality.n_parameters:,}",
+            "accuracy at 1.5": f"{quality.metrics[0].model:.1%}",
+            "base rate": f"{quality.metrics[0].base_rate:.1%}",
+            "accuracy kept": percent(quality.score_kept),
+            "gain kept": percent(quality.gain_kept),
+            "claimed": "{:.0%} to {:.0%}".format(*quality.claimed),
+            "verdict": quality.verdict,
+        }
+        for quality in qualities
+    ]
+
+
+def kept(light: Sequence[Predictions], reference: Sequence[Predictions], samples: Samples) -> tuple[Kept, Kept | None]:
+    """Ratios of the two accuracies at 1.5, and of their gains over the base rate where the reference has a sure one."""
+    actual = samples.values[samples.split.test]
+    forecast_groups = (light, reference, [base_rate_predictions(samples)])
+    groups = [[scores(each, actual)[ACCURACY] for each in group] for group in forecast_groups]
+    # Of light, reference and base rate what was found, and after it what might have been.
+    found = [np.append(mean_score(group), draws) for group, draws in zip(groups, resampled(*groups), strict=True)]
+
+    def ratio(above: np.ndarray, below: np.ndarray) -> Kept:
+        low, high = interval(above[1:] / np.maximum(below[1:], np.finfo(float).tiny))
+        return Kept(value=above[0] / below[0], low=low, high=high)
+
+    score, gain = ratio(found[0], found[1]), found[1] - found[2]
+    strictly = resampled(*groups[1:])  # with the imagined win and loss of the reference
+    if min(interval(gain[1:])[0], interval(strictly[0] - strictly[1])[0]) <= 0:
+        return score, None
+    return score, ratio(found[0] - found[2], gain)
+
+
+def claim_verdict(gain_kept: Kept | None, claimed: tuple[float, float]) -> str:
+    """Whether what was kept bears the plan's claim out, saying no more than the interval does."""
+    low, high = claimed
+    if gain_kept is None:
+        return "nothing to keep: the reference predicts no better than the base rate"
+    if gain_kept.low > high or gain_kept.high < low:
+        return f"keeps {'more' if gain_kept.low > high else 'less'} than claimed"
+    is_within = low <= gain_kept.low and gain_kept.high <= high
+    return "as claimed" if is_within else "not decided: the interval holds more than the claim"
