@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,9 @@ def metrics_textfile(file: str | Path, run: str) -> "keras.callbacks.Callback":
             if logs and name in logs:
                 loss.labels(run, part).set(float(logs[name]))
         if at_once or time.monotonic() - times["written"] > _LEAST_PAUSE_S:
-            device, _, peak_bytes = astuple(memory_use())
-            if device != "host":
-                peak.labels(run).set(peak_bytes)
+            use = memory_use()
+            if use.memory_device != "host":
+                peak.labels(run).set(use.peak_memory_bytes)
             write_to_textfile(str(file), registry)
             times["written"] = time.monotonic()
 
