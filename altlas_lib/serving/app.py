@@ -77,6 +77,12 @@ class Service:
         for thread in self.threads:
             await run_in_threadpool(thread.join)
 
+    def find_model(self, name: str) -> dict[str, Any]:
+        """Raises HTTPException 404."""
+        if name not in self.models:
+            raise HTTPException(404, f"no model {name!r}; there are {', '.join(self.models)}")
+        return self.models[name]
+
     async def receive(self, request: Request, limit: int, take: Callable[[bytes], Any]) -> None:
         """Hand the body to `take`, chunk by chunk. Raises HTTPException: 408 too slow, 413 too large, 415 compressed."""
         if request.headers.get("content-encoding", "identity") != "identity":
@@ -213,12 +219,6 @@ def create_app(service: Service) -> FastAPI:
         if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
             raise HTTPException(401, "expected Authorization: Bearer and this server's token", {"WWW-Authenticate": "Bearer"})
 
-    async def find_model(model: str) -> dict[str, Any]:
-        if model not in service.models:
-            raise HTTPException(404, f"no model {model!r}; there are {', '.join(service.models)}")
-        return service.models[model]
-
-    Model = Annotated[dict[str, Any], Depends(find_model)]
     private = {"dependencies": [Depends(authorize)]}
 
     @app.get("/v2")
@@ -226,8 +226,8 @@ def create_app(service: Service) -> FastAPI:
         return {"name": "altlas", "version": __version__, "extensions": ["binary_tensor_data"], "models": [*service.models]}
 
     @app.get("/v2/models/{model}", responses=_answers(404, 422))
-    async def describe(model: Model) -> dict[str, Any]:
-        return model
+    async def describe(model: str) -> dict[str, Any]:
+        return service.find_model(model)
 
     @app.get("/v2/health/live")
     async def live() -> dict[str, bool]:
@@ -256,9 +256,9 @@ def create_app(service: Service) -> FastAPI:
         openapi_extra=_takes({"application/json": schema, _BYTES: binary}),
     )
     async def infer(
-        model: Model, request: Request, inference_header_content_length: Annotated[int | None, Header(ge=0)] = None
+        model: str, request: Request, inference_header_content_length: Annotated[int | None, Header(ge=0)] = None
     ) -> Response:
-        return await service.infer(model, request, inference_header_content_length)
+        return await service.infer(service.find_model(model), request, inference_header_content_length)
 
     @app.post(
         "/v1/jobs",
