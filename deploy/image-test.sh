@@ -29,11 +29,11 @@ buildah "${store[@]}" run --isolation chroot --volume "$work/data:/data" --user 
     python -c 'import numpy; numpy.save("/data/corpus.npy", numpy.random.default_rng(0).random((1000, 64), numpy.float32))'
 port="$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')"
 buildah "${store[@]}" run --isolation chroot --volume "$work/data:/data:ro" "$container" -- \
-    altlas serve --host 127.0.0.1 --port "$port" --store /store --corpus /data/corpus.npy &
+    altlas serve --host 127.0.0.1 --port "$port" --store /store --corpus /data/corpus.npy > "$work/server.log" 2>&1 &
 server=$!
 for _ in $(seq 120); do
     if curl --silent --fail "http://127.0.0.1:$port/v2/health/ready" > /dev/null; then break; fi
-    kill -0 "$server"  # it says itself why it ended
+    kill -0 "$server" || { cat "$work/server.log"; exit 1; }
     sleep 1
 done
 deploy/smoke.sh "http://127.0.0.1:$port"
