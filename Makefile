@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run lab test lint unit notebooks book e2e example gpu-test gpu-session bench-similarity lock clean
+.PHONY: help setup run lab test lint unit notebooks book e2e example gpu-test gpu-session bench-similarity serve bench-serving \
+	image-test lock clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -61,6 +62,18 @@ gpu-test:  ## the tests that need a GPU, in .venv or with a Python that has CuPy
 
 bench-similarity: $(INSTALLED)  ## time the similarity engine beside its peers (EXTRAS=dev,bench installs them), ARGS='--sizes 1000 100000'
 	@$(BIN)/python -m benchmarks.similarity --figure benchmarks/results/similarity.png $(ARGS)
+
+serve: $(INSTALLED)  ## serve the built-in texts at http://127.0.0.1:8000; more options by ARGS='--port 8001'
+	@mkdir -p outputs/serving && test -f outputs/serving/vectors.npy || $(BIN)/python -c \
+		"import numpy; from altlas_lib import data; numpy.save('outputs/serving/vectors.npy', data.embed(data.load_texts('builtin', limit=5000).texts).vectors)"
+	@$(BIN)/altlas serve --corpus outputs/serving/vectors.npy $(ARGS)
+
+bench-serving: $(INSTALLED)  ## batching, payloads and overhead of the server, then a hundred kills; more options by ARGS='--soak-minutes 30'
+	@$(BIN)/python -m benchmarks.serving $(ARGS)
+	@$(BIN)/python -m benchmarks.serving_kills
+
+image-test:  ## build the CPU image without a registry, by debootstrap and buildah (as root, Debian), and ask its server
+	@deploy/image-test.sh
 
 lock: $(INSTALLED)  ## pin the newest versions that fit together into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv

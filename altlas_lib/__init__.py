@@ -21,6 +21,7 @@ PACKAGES = (
     "profiling",
     "report",
     "results",
+    "serving",
     "similarity",
     "tables",
     "training",

@@ -1,4 +1,4 @@
-"""The command line: `altlas check | run | profile | calibrate | plan | optimize | compare`."""
+"""The command line: `altlas check | run | profile | calibrate | plan | optimize | compare | serve`."""
 
 import contextlib
 import json
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from . import serving
 
 app = typer.Typer(
     help="Decide, prove and pay for GPU acceleration of Python code.",
@@ -313,6 +315,9 @@ def compare(
             print(f"no run {name!r} in {outputs_dir()}; there are: {known}", file=sys.stderr)
             raise typer.Exit(1)
     print(report.format_comparison(report.compare_runs(*runs), everything=everything))
+
+
+app.command("serve")(serving.command)
 
 
 def _named(

@@ -39,6 +39,7 @@ def test_the_book_has_its_chapters():
         "20_cupy_poc",
         "30_memory_optimized_training",
         "40_inference_optimization",
+        "50_serving",
         "90_report",
     ]
     assert {chapter.number for chapter in CHAPTERS} == {path.stem[:2] for path in NOTEBOOKS} - {"90"}

@@ -58,7 +58,7 @@ def imported_modules(file: Path) -> set[tuple[str, ...]]:
     return found
 
 
-CHAPTERS = {"environment", "profiling", "similarity", "training", "inference", "report"}
+CHAPTERS = {"environment", "profiling", "similarity", "training", "inference", "serving", "report"}
 
 
 # A forward pass is compiled as a training step is: by the planner's description of a GPU and its counts.
@@ -124,6 +124,9 @@ RUN_BY = {
     r"make (run|setup|test|e2e|help|clean|lab)\b": "tests/test_packaging.py",  # test_the_commands_of_make_are_what_ci_runs
     r"make (gpu-test|gpu-session|run EXTRAS=dev,gpu)": "needs a GPU",
     r"make bench-similarity": "tests/test_benchmarks.py",
+    r"altlas serve": "tests/test_serving_api.py",
+    r"make serve": "tests/test_serving_api.py",
+    r"pip install": "done by `make setup`",
     r"altlas run": "tests/book/test_book.py",
     r"altlas check": "tests/test_environment.py",
     r"altlas profile": "tests/test_profiling_targets.py",
@@ -177,13 +180,19 @@ def test_every_altlas_option_of_the_pages_exists():
 
 
 def test_the_files_for_servers_and_ci_are_what_their_readers_take():
-    """Against their full schemas, and by hadolint, they were checked by hand. None of them was run."""
-    compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]["lab"]
-    assert all(port.startswith("127.0.0.1:") for port in compose["ports"])
-    assert (ROOT / "docker" / compose["build"]["context"] / compose["build"]["dockerfile"]).is_file()
-    dockerfile = (ROOT / "docker/Dockerfile").read_text()
-    for copied in re.findall(r"^COPY --chown=\S+ (.+) \S+$", dockerfile, re.M):
-        assert all((ROOT / file).exists() for file in copied.split())
+    """Of `deploy/` more in `test_serving_deploy.py`."""
+    compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]
+    for service in compose.values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+        if "build" in service:
+            assert (ROOT / "deploy" / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+    dockerfile = (ROOT / "deploy/Dockerfile").read_text()
+    copied = re.findall(r"^COPY (?:--chown=\S+ )?(.+) \S+$", dockerfile, re.M)
+    assert len(copied) == 6
+    assert all((ROOT / file).exists() for files in copied for file in files.split())
+    (installed,) = re.findall(r"\$GPU_PACKAGES (fastapi .*?) \\?$\n(.*)", dockerfile, re.M)
+    named = {package_name(requirement) for requirement in REQUIREMENTS}
+    assert set(" ".join(installed).split()) <= named
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
     job = yaml.safe_load((ROOT / "docs/ci/github-actions.yaml").read_text())["jobs"]["book"]
     ran = [step["run"] for step in job["steps"] if "run" in step]

@@ -35,8 +35,10 @@ from altlas_lib.results import (
     HotspotsResult,
     InferenceResult,
     Kept,
+    Kill,
     Latency,
     Licence,
+    LoadPoint,
     MemoryPlan,
     Metric,
     Overhead,
@@ -47,6 +49,7 @@ from altlas_lib.results import (
     Remedy,
     RouteKind,
     RouteStanding,
+    ServingResult,
     SimilarityResult,
     SimilarPair,
     Timing,
@@ -197,6 +200,28 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
                 Forward(gpu="T4", dtype="float16", batch=8, memory=seconds(1), n_launches=9, note=text),
             ],
             notes=[text],
+        ),
+        ServingResult(
+            **shared,
+            source=DataSource(name=text, **SOURCE),
+            n_rows=1000,
+            n_dimensions=8,
+            k=10,
+            rows_per_request=8,
+            latency_limit_s=0.1,
+            wanted_per_s=50,
+            bare=seconds(0.001),
+            loads=[
+                LoadPoint(
+                    batching=batching,
+                    offered_per_s=40,
+                    answered_per_s=Quantity.measured([39, 40], "requests/s", CPU),
+                    **{name: seconds(0.02, 0.03) for name in ("p50", "p95", "p99")},
+                )
+                for batching in (True, False)
+            ],
+            kill=Kill(state="done", tries=2, same_answer=True, restart=seconds(2.0)),
+            gpu_rows_per_s=Quantity.projected(1e5, 1e6, "rows/s", text or "T4", text or "transfers"),
         ),
     ]
 
@@ -568,7 +593,7 @@ def test_missing_and_damaged_results_are_named_with_the_command_that_makes_them(
     (page,) = (path.read_text() for path in report.render_report(run))
     assert page.count("Missing:") == 1
     assert (
-        page.count("<code>altlas run --run test --only 00 --only 20 --only 30 --only 40 --only 90</code>") == 2
+        page.count("<code>altlas run --run test --only 00 --only 20 --only 30 --only 40 --only 50 --only 90</code>") == 2
     )  # and as next step
     assert "schema_version: Input should be 3, got 0" in Page(page).text
     assert re.findall(r'<h2 id="(\w+)">', page) == ["claims", "hotspots", "provenance"]  # no empty sections
@@ -579,7 +604,7 @@ def test_missing_and_damaged_results_are_named_with_the_command_that_makes_them(
 def test_an_empty_run_still_makes_a_report(run):
     (page,) = (path.read_text() for path in report.render_report(run))
     assert page.count("Missing:") == 1
-    assert "altlas run --run test --only 00 --only 10 --only 20 --only 30 --only 40 --only 90" in page
+    assert "altlas run --run test --only 00 --only 10 --only 20 --only 30 --only 40 --only 50 --only 90" in page
     assert all("altlas run --run test" in problem for problem in report.Report.read(run).problems.values())
 
 

@@ -417,10 +417,50 @@ def test_quantities_of_any_basis_and_size_are_reported(run, replace):
 
 
 def test_results_without_devices_candidates_timings_and_metrics_are_reported(run):
-    empty = {"timings": [], "validations": [], "candidates": [], "workloads": [], "metrics": [], "remedies": [], "history": []}
+    empty = {
+        "timings": [],
+        "validations": [],
+        "candidates": [],
+        "workloads": [],
+        "metrics": [],
+        "remedies": [],
+        "history": [],
+        "loads": [],
+    }
     for result in results():
         fields = {name: value for name, value in empty.items() if name in type(result).model_fields}
         nobody = result.provenance.model_copy(update={"devices": []})
         changed(result, provenance=nobody.model_dump(), **fields).save(run)
-    assert len(report.Report.read(run).decisions) == 6
+    assert len(report.Report.read(run).decisions) == 7
     assert report.render_report(run)
+
+
+# Serving ---------------------------------------------------------------------------------------------------------------
+
+
+def served(*, wanted=50.0, seconds=0.02, **fields):
+    saved = of(results(), "serving")
+    slow = {name: Quantity.measured([seconds], "s", "a CPU").model_dump() for name in ("p50", "p95", "p99")}
+    loads = [load.model_dump() | slow for load in saved.loads]
+    return changed(saved, wanted_per_s=wanted, loads=loads, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "verdict", "why"),
+    [
+        ({"wanted": 30.0}, "go", "One replica holds 40"),
+        ({}, "go with conditions", "take 2 replicas of this machine: one holds 40"),
+        ({"seconds": 0.3}, "no-go", "Not even 40"),
+        ({"other_load": 0.5}, "not enough evidence", "Other programs slowed the CPU down"),
+        ({"kill": {"state": "failed", "tries": 3, "same_answer": False}}, "no-go", "did not come back"),
+    ],
+)
+def test_whether_it_can_be_served_follows_from_load_and_kill(run, fields, verdict, why):
+    if "kill" in fields:
+        restart = of(results(), "serving").kill.restart.model_dump()
+        fields = fields | {"kill": fields["kill"] | {"restart": restart}}
+    found = decision(run, [served(**fields)], "served")
+    assert found.verdict == verdict
+    assert why in found.why
+    if verdict.startswith("go"):
+        assert any("rows per second of this CPU, for large requests. It was not run." in change for change in found.changes)

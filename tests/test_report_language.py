@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_report import CPU, of, planned, results
 from test_report_decisions import ON_CPU, ON_GPU, busy, checked
 
-from altlas_lib import environment, inference, profiling, similarity, training
+from altlas_lib import environment, inference, profiling, serving, similarity, training
 from altlas_lib.devices import find_gpu
 from altlas_lib.environment import plots as environment_plots
 from altlas_lib.figures import figure
@@ -22,6 +22,7 @@ from altlas_lib.profiling.show import plots as profiling_plots
 from altlas_lib.report.bands import Band
 from altlas_lib.report.language import Language
 from altlas_lib.results import Candidate, Finding, Metric, Projection, Quantity, Route
+from altlas_lib.serving import plots as serving_plots
 from altlas_lib.similarity import plots as similarity_plots
 from altlas_lib.training import plots as training_plots
 
@@ -194,3 +195,22 @@ def test_no_text_takes_long_or_is_lost(parts):
     started = time.process_time()
     assert TURKISH.say(text) or not text
     assert time.process_time() - started < 5  # a thousand times what is usual: a text on which it explodes takes hours
+
+
+def test_what_chapter_50_writes_is_said_in_turkish():
+    saved = of(results(), "serving")
+    sentences = [
+        serving.summarize(saved.loads, saved.kill.model_copy(update={"same_answer": same}), limit_s, 50)
+        for same in (True, False)
+        for limit_s in (0.1, 0.001)
+    ]
+    with figure() as (_, ax):
+        sentences.append(serving_plots.latency_by_load(ax, saved.loads, 0.1).get_title(loc="left"))
+    bucket = 'altlas_batch_requests_bucket{model="m",le="1.0"} 3\n'
+    with figure() as (_, ax):
+        sentences.append(
+            serving_plots.batch_sizes(ax, f"# TYPE altlas_batch_requests histogram\n{bucket}").get_title(loc="left")
+        )
+    for sentence in sentences:
+        assert TURKISH.say(sentence) != sentence
+        assert not ENGLISH_WORDS.search(TURKISH.say(sentence)), sentence

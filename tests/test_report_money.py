@@ -42,9 +42,9 @@ def hotspots(*candidates):
     ("these", "verdict", "first"),
     [
         # nothing is there: everything is run
-        ([], "measure next", "altlas run --run test --only 00 --only 10 --only 20 --only 30 --only 40 --only 90"),
+        ([], "measure next", "altlas run --run test --only 00 --only 10 --only 20 --only 30 --only 40 --only 50 --only 90"),
         # measured and validated on a GPU
-        ([searched()], "do now", "altlas run --run test --only 00 --only 10 --only 30 --only 40 --only 90"),
+        ([searched()], "do now", "altlas run --run test --only 00 --only 10 --only 30 --only 40 --only 50 --only 90"),
         # a cheaper way on the CPU, measured: nothing is bought for it
         ([hotspots(candidate("port it", 2.0, 3.0, routes=[route("algorithm", "measured", 3, 3.1, 3.2)]))], "do now", None),
         ([hotspots(candidate("vectorise first"))], "do not buy yet", None),

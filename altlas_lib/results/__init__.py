@@ -8,6 +8,7 @@ from .inference import Agreement, Calibration, Engine, Forward, InferenceResult,
 from .profile import Alternative, FunctionTime, LineTime, Origin, Overhead, TimeClass, WorkloadProfile
 from .provenance import LARGEST_OTHER_LOAD, ChapterResult, DataSource, FigureFile, Provenance, ResultError, git_state
 from .quantity import Basis, Model, Quantity, first_problem, format_value
+from .serving import Kill, LoadPoint, ServingResult, sustained_per_s
 from .similarity import Expectation, SimilarityResult, SimilarPair, Step, Timing, Validation
 from .training import Epoch, GpuFit, Kept, MemoryPlan, Metric, Quality, Remedy, TrainingResult
 
@@ -17,4 +18,5 @@ CHAPTERS: tuple[type[ChapterResult], ...] = (
     SimilarityResult,
     TrainingResult,
     InferenceResult,
+    ServingResult,
 )

@@ -66,7 +66,7 @@ def top_k(
     working_memory: float | None = None,
     n_jobs: int | None = None,
     on_invalid: OnInvalid = "raise",
-    progress: bool = False,
+    progress: bool | Callable[[float], None] = False,
     client: Any = None,
 ) -> Neighbors:
     """The `k` rows of `Y` nearest to each row of `X` by cosine similarity; of `X` itself, the row left out, without `Y`.
@@ -90,7 +90,7 @@ def top_k(
         n_jobs: threads on the CPU; None or -1: one per CPU that this process may use.
         on_invalid: `"raise"`, or `"skip"`: a row with NaN or infinity gets indices -1 and scores NaN, is nobody's
             neighbour, and is listed in the answer.
-        progress: show on stderr what is done and the time left.
+        progress: show on stderr what is done and the time left; or a function, called with the share that is done.
         client: a `dask.distributed.Client`: its workers compute, each with as many threads as it has, or on its GPU. The answer
             is the same. Dense rows only.
 
@@ -133,7 +133,7 @@ def pairs_above(
     working_memory: float | None = None,
     n_jobs: int | None = None,
     on_invalid: OnInvalid = "raise",
-    progress: bool = False,
+    progress: bool | Callable[[float], None] = False,
     max_pairs: int = 10_000_000,
 ) -> Pairs:
     """All pairs of rows whose cosine similarity is `threshold` or more (near-duplicates), the most similar first.
@@ -170,10 +170,13 @@ def pairs_above(
 
 
 @contextlib.contextmanager
-def progress_bar(shown: bool) -> Iterator[Callable[[float], None] | None]:
-    """A function that takes the share that is done and shows it, with the time left, on stderr; None if not `shown`."""
-    if not shown:
-        yield None
+def progress_bar(shown: bool | Callable[[float], None]) -> Iterator[Callable[[float], None] | None]:
+    """A function that takes the share that is done and shows it, with the time left, on stderr; None if not `shown`.
+
+    Where `shown` is such a function itself, that one.
+    """
+    if not shown or callable(shown):
+        yield shown or None
         return
     from tqdm import tqdm
 

@@ -1,0 +1,59 @@
+"""Metrics of a training where Prometheus finds them, so that one board shows a server and the trainings beside it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..backend import keras, memory_use
+
+_LEAST_PAUSE_S = 5  # between two writes; Prometheus asks every 15 s or so
+
+
+def metrics_textfile(file: str | Path, run: str) -> "keras.callbacks.Callback":
+    """A Keras callback, for this `fit` or Keras' own, that keeps a file for node_exporter's textfile collector.
+
+    It holds altlas_training_step_seconds (of the last micro-batch), altlas_training_loss by `part` (training, validation), and
+    altlas_training_gpu_peak_bytes, which is missing where the backend computes on a CPU. The file is replaced whole.
+
+    Args:
+        file: in the collector's folder (`--collector.textfile.directory`), its name ending in `.prom`.
+        run: label of the metrics.
+
+    Raises:
+        ValueError: another ending, which the collector would not read.
+        OSError: the file cannot be written; raised by the training, at the first step.
+    """
+    from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+
+    if not str(file).endswith(".prom"):
+        raise ValueError(f"{file}: expected a name that ends in .prom, else the textfile collector does not read it")
+    registry = CollectorRegistry()
+    step = Gauge("altlas_training_step_seconds", "Time of a micro-batch", ["run"], registry=registry).labels(run)
+    loss = Gauge("altlas_training_loss", "The loss", ["run", "part"], registry=registry)
+    peak = Gauge("altlas_training_gpu_peak_bytes", "Peak memory of the GPU's allocator", ["run"], registry=registry)
+    times = {"step": time.monotonic(), "written": float("-inf")}
+
+    def write(logs: dict[str, Any] | None, *, at_once: bool) -> None:
+        for part, name in (("training", "loss"), ("validation", "val_loss")):
+            if logs and name in logs:
+                loss.labels(run, part).set(float(logs[name]))
+        if at_once or time.monotonic() - times["written"] > _LEAST_PAUSE_S:
+            use = memory_use()
+            if use.memory_device != "host":
+                peak.labels(run).set(use.peak_memory_bytes)
+            write_to_textfile(str(file), registry)
+            times["written"] = time.monotonic()
+
+    def begin_step(batch: int, logs: dict[str, Any] | None = None) -> None:
+        times["step"] = time.monotonic()
+
+    def end_step(batch: int, logs: dict[str, Any] | None = None) -> None:
+        step.set(time.monotonic() - times["step"])
+        write(logs, at_once=False)
+
+    def end_epoch(epoch: int, logs: dict[str, Any] | None = None) -> None:
+        write(logs, at_once=True)
+
+    hooks: dict[str, Callable] = {"on_train_batch_begin": begin_step, "on_train_batch_end": end_step, "on_epoch_end": end_epoch}
+    return keras.callbacks.LambdaCallback(**hooks)
