@@ -78,6 +78,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         model(zeros)  # Keras exports what has been called once
         model.export(request["path"], format="onnx", verbose=False)
         graph = onnx.load(request["path"])
+        _replace_erfc(graph.graph)
         onnx.checker.check_model(graph)
     except Exception as error:  # whatever the model and the exporter raise
         raise InferenceError(_explain_failure(error)) from error
@@ -141,6 +142,22 @@ def _rename(graph: Any, model: Any) -> None:
     for tensor in (*graph.input, *graph.output):
         tensor.name = renamed.get(tensor.name, tensor.name)
         tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def _replace_erfc(graph: Any) -> None:
+    """Of Keras' exact GELU, which ONNX lacks: 1 - Erf."""
+    from onnx import TensorProto, helper
+
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type != "Erfc":
+            graph.node.append(node)
+            continue
+        one, erf = f"{node.name}/one", f"{node.name}/erf"
+        graph.initializer.append(helper.make_tensor(one, TensorProto.FLOAT, [], [1.0]))
+        graph.node.append(helper.make_node("Erf", node.input, [erf]))
+        graph.node.append(helper.make_node("Sub", [one, erf], node.output))
 
 
 def _explain_failure(error: Exception) -> str:
