@@ -42,7 +42,7 @@ def encoder(sequence: int, *, layers: int, width: int, heads: int, vocabulary: i
     import keras
 
     tokens = keras.Input((sequence,), dtype="int32", name="tokens")
-    positions = keras.layers.Embedding(sequence, width)(keras.ops.arange(sequence))
+    positions = keras.layers.Embedding(sequence, width)(keras.ops.zeros_like(tokens) + np.arange(sequence, dtype=np.int32))
     x = keras.layers.LayerNormalization()(keras.layers.Embedding(vocabulary, width)(tokens) + positions)
     for _ in range(layers):
         attended = keras.layers.MultiHeadAttention(heads, width // heads)(x, x)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(not importlib.util.find_spec("tf2onnx"), reason=
 
 MODELS = """
 import keras
+import numpy as np
 
 @keras.saving.register_keras_serializable("my_models")
 class Doubled(keras.layers.Layer):
@@ -50,6 +51,19 @@ def of_float64():
 
 def never_called():
     return keras.Sequential([keras.layers.Dense(2)])
+
+def encoder():
+    tokens = keras.Input((12,), dtype="int32", name="tokens")
+    positions = keras.layers.Embedding(12, 16)(keras.ops.zeros_like(tokens) + np.arange(12, dtype="int32"))
+    x = keras.layers.LayerNormalization()(keras.layers.Embedding(50, 16)(tokens) + positions)
+    for _ in range(2):
+        x = keras.layers.LayerNormalization()(x + keras.layers.MultiHeadAttention(2, 8)(x, x))
+        x = x + keras.layers.Dense(16)(keras.layers.Dense(32, activation="gelu")(x))
+    return keras.Model(tokens, keras.layers.Dense(2, name="spans")(x))
+
+def outside():
+    x = keras.Input((4,), name="x")
+    return keras.Model(x, x + keras.layers.Dense(4)(keras.ops.ones((1, 4))))
 
 def unsupported():
     x = keras.Input((4,), name="x")
@@ -122,6 +136,19 @@ def test_what_cannot_be_exported_says_why_and_writes_nothing(models, tmp_path, f
     with pytest.raises(inference.InferenceError, match=said):
         inference.export_onnx(f"{models}:{function}", tmp_path / "out" / "model.onnx")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_with_attention_takes_any_batch(models, tmp_path):
+    (agreement,) = inference.export_onnx(f"{models}:encoder", tmp_path / "model.onnx")
+    assert (agreement.output, agreement.largest < 1e-4) == ("spans", True)
+
+
+def test_a_tensor_from_outside_of_the_model_is_refused(models, tmp_path):
+    with pytest.raises(
+        inference.InferenceError, match=r"a tensor that was computed outside of its layers \(.*\): make it a weight"
+    ):
+        inference.export_onnx(f"{models}:outside", tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
 
 
 def test_an_operation_without_a_counterpart_is_named_with_its_layer(models, tmp_path):

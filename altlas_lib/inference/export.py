@@ -82,6 +82,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         onnx.checker.check_model(graph)
     except Exception as error:  # whatever the model and the exporter raise
         raise InferenceError(_explain_failure(error)) from error
+    if len(graph.graph.input) > len(model.inputs):
+        own = [each.name for each in graph.graph.input if each.name not in {tensor.name for tensor in model.inputs}]
+        advice = "make it a weight of a layer, or a NumPy array"
+        raise InferenceError(f"the model holds a tensor that was computed outside of its layers ({', '.join(own)}): {advice}")
     _rename(graph.graph, model)
     onnx.save(graph, request["path"])
     session, found = open_session(request["path"]), []
