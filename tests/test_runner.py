@@ -35,7 +35,7 @@ def root(tmp_path, monkeypatch):
     journal = folder / "journal"
     write = f"open({str(journal)!r}, 'a').write"
     write_notebook(
-        notebooks / "50_first.ipynb", f"{RUN_NAME}\nn_texts: int = 3", f"{write}(f'first {{n_texts}} {{run_name}}\\n')"
+        notebooks / "55_first.ipynb", f"{RUN_NAME}\nn_texts: int = 3", f"{write}(f'first {{n_texts}} {{run_name}}\\n')"
     )
     write_notebook(
         notebooks / "60_second.ipynb",
@@ -82,18 +82,18 @@ def test_a_run_executes_the_chapters_in_order_with_their_parameters(root, output
         ["third"],
     ]
     assert run.path == outputs / "quick"
-    assert [line.split()[0] for line in lines[:-1]] == ["50_first", "60_second", "70_third"]
+    assert [line.split()[0] for line in lines[:-1]] == ["55_first", "60_second", "70_third"]
     assert all(line.endswith(" s") for line in lines[:-1])
     assert lines[-1] == f"report: {run.report}/"
-    assert sorted(path.name for path in run.executed.glob("*.ipynb")) == ["50_first.ipynb", "60_second.ipynb", "70_third.ipynb"]
-    assert "outputs" not in nbformat.read(root / "notebooks/50_first.ipynb", as_version=4).cells[1].get("outputs", [])
+    assert sorted(path.name for path in run.executed.glob("*.ipynb")) == ["55_first.ipynb", "60_second.ipynb", "70_third.ipynb"]
+    assert "outputs" not in nbformat.read(root / "notebooks/55_first.ipynb", as_version=4).cells[1].get("outputs", [])
 
 
 def test_a_failure_keeps_what_was_done_and_resume_goes_on_after_it(root, outputs):
     process = altlas_run(root, "-p", "fail=true", "-p", "n_texts=4")
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert stdout.startswith("50_first")
+    assert stdout.startswith("55_first")
     assert "60_second, In [4], failed:\n    if fail:\n        raise OSError" in stderr
     assert "OSError: no <b>disk</b>" in stderr
     executed = outputs / "quick" / "executed"
@@ -103,7 +103,7 @@ def test_a_failure_keeps_what_was_done_and_resume_goes_on_after_it(root, outputs
 
     lines = []
     runner.run_book(resume=True, assignments=["fail=false"], tell=lines.append)
-    assert lines[0].split() == ["50_first", "done", "before"]
+    assert lines[0].split() == ["55_first", "done", "before"]
     assert [line[:2] for line in journal(root)] == [["first", "4"], ["second", "1.0"], ["second", "1.0"], ["third"]]
     assert not (executed / "60_second.failed.ipynb").exists()
 
@@ -134,9 +134,9 @@ def test_ctrl_c_ends_the_kernel_too(root):
 
 
 def test_a_kernel_that_dies_is_told_from_a_cell_that_raises(root):
-    write_notebook(root / "notebooks/55_dies.ipynb", RUN_NAME, "import os\nos._exit(9)")
+    write_notebook(root / "notebooks/56_dies.ipynb", RUN_NAME, "import os\nos._exit(9)")
     with pytest.raises(runner.ChapterFailure, match="kernel died") as failure:
-        runner.run_book(only=["55"], tell=lambda line: None)
+        runner.run_book(only=["56"], tell=lambda line: None)
     assert failure.value.source == "import os\nos._exit(9)"
 
 
@@ -146,7 +146,7 @@ def test_resume_redoes_a_chapter_whose_notebook_or_parameters_changed_and_all_af
     assert len(journal(root)) == 3
     runner.run_book(resume=True, assignments=["scale=2.0"], tell=lambda line: None)
     assert [line[0] for line in journal(root)[3:]] == ["second", "third"]
-    write_notebook(root / "notebooks/50_first.ipynb", f"{RUN_NAME}\nn_texts: int = 3", "1 + 1")
+    write_notebook(root / "notebooks/55_first.ipynb", f"{RUN_NAME}\nn_texts: int = 3", "1 + 1")
     runner.run_book(resume=True, tell=lambda line: None)
     assert [line[0] for line in journal(root)[5:]] == ["second", "third"]
 
@@ -167,7 +167,7 @@ def test_running_one_chapter_does_not_make_a_run_forget_what_it_was_asked_for(ro
 def test_a_report_is_not_done_once_another_chapter_ran_again(root):
     runner.run_book(tell=lambda line: None)
     lines = []
-    runner.run_book(only=["50"], tell=lines.append)
+    runner.run_book(only=["55"], tell=lines.append)
     assert "report: " not in "".join(lines).replace("for a report", "")
     runner.run_book(resume=True, tell=lines.append)
     assert [line[0] for line in journal(root)] == ["first", "second", "third", "first", "third"]
@@ -175,7 +175,7 @@ def test_a_report_is_not_done_once_another_chapter_ran_again(root):
 
 @pytest.mark.parametrize("variable", ["ALTLAS_OUTPUTS", "ALTLAS_ROOT"])
 def test_a_folder_that_cannot_be_used_is_a_message_and_no_traceback(root, variable):
-    process = altlas_run(root, "--only", "50", env={**os.environ, variable: "/dev/null/x"})
+    process = altlas_run(root, "--only", "55", env={**os.environ, variable: "/dev/null/x"})
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "/dev/null" in stderr
@@ -190,9 +190,9 @@ def test_two_runs_cannot_share_a_folder(root):
 
 
 def test_a_damaged_manifest_means_that_nothing_is_done(root):
-    run = runner.run_book(only=["50"], tell=lambda line: None)
+    run = runner.run_book(only=["55"], tell=lambda line: None)
     (run.path / "run.json").write_text('{"finished": ')
-    runner.run_book(resume=True, name="quick", only=["50"], tell=lambda line: None)
+    runner.run_book(resume=True, name="quick", only=["55"], tell=lambda line: None)
     assert len(journal(root)) == 2
 
 
@@ -215,10 +215,10 @@ def test_resume_without_any_run_says_how_to_start_one(root):
         ({"assignments": ["fail=perhaps"]}, "expected bool"),
         ({"assignments": ["n_texts"]}, "expected name=value"),
         ({"assignments": ["run_name=x"]}, "set by --run NAME"),
-        ({"assignments": ["scale=2"], "only": ["50"]}, "'scale' belongs to 60_second"),
-        ({"only": ["51"]}, "no chapter '51'; there are 50_first, 60_second, 70_third"),
+        ({"assignments": ["scale=2"], "only": ["55"]}, "'scale' belongs to 60_second"),
+        ({"only": ["51"]}, "no chapter '51'; there are 55_first, 60_second, 70_third"),
         ({"from_": "99"}, "no chapter '99'"),
-        ({"only": ["50"], "from_": "60"}, "exclude each other"),
+        ({"only": ["55"], "from_": "60"}, "exclude each other"),
         ({"parameters": "huge"}, "no parameters 'huge'; give one of quick, or the path"),
         ({"name": "../x"}, "run name '../x'"),
     ],
@@ -256,9 +256,9 @@ def test_a_bad_parameters_file_is_refused(root, content, complaint):
 
 def test_an_empty_parameters_file_means_the_notebooks_own_defaults(root):
     (root / "mine.yaml").write_text("")
-    run = runner.run_book(parameters=str(root / "mine.yaml"), only=["50"], tell=lambda line: None)
+    run = runner.run_book(parameters=str(root / "mine.yaml"), only=["55"], tell=lambda line: None)
     assert journal(root) == [["first", "3", "mine"]]
-    assert json.loads((run.path / "run.json").read_text())["finished"]["50_first"]["parameters"] == {}
+    assert json.loads((run.path / "run.json").read_text())["finished"]["55_first"]["parameters"] == {}
 
 
 @pytest.mark.parametrize(

@@ -38,15 +38,17 @@ def gpu(request):
 @contextlib.contextmanager
 def stand_in(free_bytes=2**30, limit_bytes=None, *, pending_is_an_error=True):
     """The stand-in in CuPy's place, with a GPU of this size."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_stand_in.StandInArray, "memory", gpu_stand_in.Memory(limit_bytes or free_bytes))
-        patch.setitem(sys.modules, "cupy", gpu_stand_in.stand_in_cupy(free_bytes))
-        patch.setattr(gpu_launch, "_MOST_BLOCKS", 2)  # on a CPU, blocks without work take time too
-        patch.setattr(gpu_launch, "_BLOCK_THREADS", 64)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gpu_stand_in.StandInArray, "memory", gpu_stand_in.Memory(limit_bytes or free_bytes))
+            patch.setitem(sys.modules, "cupy", gpu_stand_in.stand_in_cupy(free_bytes))
+            patch.setattr(gpu_launch, "_MOST_BLOCKS", 2)  # on a CPU, blocks without work take time too
+            patch.setattr(gpu_launch, "_BLOCK_THREADS", 64)
+            devices.has_gpu.cache_clear()
+            yield sys.modules["cupy"]
+            gpu_stand_in.Stream.current.finish()
+    finally:
         devices.has_gpu.cache_clear()
-        yield sys.modules["cupy"]
-        gpu_stand_in.Stream.current.finish()
-    devices.has_gpu.cache_clear()
     assert not (pending_is_an_error and any(stream.number for stream in gpu_stand_in.Machine.pending))
 
 

@@ -175,7 +175,8 @@ def code_with_recorders(
             plain = compile(source, file, "exec", dont_inherit=True)
             _add_twins(twins, plain, marked, FunctionKey.of(marked), recorder)
         except Exception as error:  # deeper than the parser goes: the functions run as they are
-            notes.append(f"calls in {file} were not seen: {type(error).__name__}: {error}")
+            if file.endswith(".py") or not isinstance(error, SyntaxError):  # else a template, whose engine made code of it
+                notes.append(f"calls in {file} were not seen: {type(error).__name__}: {error}")
     return twins
 
 
