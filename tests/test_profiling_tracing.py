@@ -666,6 +666,17 @@ def test_a_program_without_arrays_has_no_operations(program):
     assert not any(trace.n_element_accesses or trace.input_bytes for trace in run.of.values())
 
 
+@pytest.mark.parametrize(("name", "n_notes"), [("page.html.j2", 0), ("script", 0), ("module.py", 1)])
+def test_a_template_whose_engine_made_code_of_it_is_no_source(tmp_path, name, n_notes):
+    """Its code names the template's file; a Python file that cannot be read any more is worth a note."""
+    from altlas_lib.profiling.record.instrumentation import code_with_recorders
+
+    file, notes = tmp_path / name, []
+    file.write_text("{% for each in rows %} it's {{ each }} {% endfor %}")
+    assert code_with_recorders([str(file)], None, False, None, notes) == {}
+    assert len(notes) == n_notes
+
+
 @pytest.mark.parametrize(
     ("setup", "body"),
     [
