@@ -113,8 +113,11 @@ def run_step(name: str, step: Step, folder: Path, scale: dict[str, str], limit_s
     if limit_s <= 0:
         return {"failed": "no time was left of the session", "took_s": 0.0}
     out = folder / f"{name}.out"
-    words = step.command.split()
-    command = [part for word in words for part in word.format(**scale, python=sys.executable, step=name, out=out).split()]
+    command = [
+        part
+        for word in step.command.split()
+        for part in word.format(**scale, python=sys.executable, step=name, out=out).split()
+    ]
     environment = dict(os.environ)
     if scale is _REHEARSED:
         environment["PYTHONPATH"] = os.pathsep.join([str(_STAND_IN), environment.get("PYTHONPATH", "")]).strip(os.pathsep)
@@ -131,13 +134,13 @@ def run_step(name: str, step: Step, folder: Path, scale: dict[str, str], limit_s
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         said.seek(max(0, said.seek(0, os.SEEK_END) - _LAST_WORDS))
-        words = said.read()
+        last_words = said.read().strip()
     found: dict[str, Any] = {"took_s": round(time.monotonic() - began_s, 1)}
     try:
         found["result"] = step.read(out)
     except Exception as error:  # whatever a step left half-written
         problem = "ran out of its time" if process.returncode == -signal.SIGKILL else f"ended with status {process.returncode}"
-        found["failed"] = f"{problem}, and left no result ({type(error).__name__}): {words.strip()}"
+        found["failed"] = f"{problem}, and left no result ({type(error).__name__}): {last_words}"
     return found
 
 

@@ -72,8 +72,6 @@ def measure_peak() -> int:
 
 def train(rehearse: bool) -> list[dict[str, Any]]:
     """The reference (rehearsed: the quick preset) by both policies: seconds of a step; stopped and resumed, the same bits."""
-    import dataclasses
-
     from altlas_lib import data, training
 
     preset = "quick" if rehearse else "reference"
@@ -87,11 +85,13 @@ def train(rehearse: bool) -> list[dict[str, Any]]:
             training.train(samples, config, n_epochs=1, checkpoint_folder=folder, **options)
             resumed = training.train(samples, config, n_epochs=2, checkpoint_folder=folder, resume=True, **options)
         same = training.weights_hash(whole.model) == training.weights_hash(resumed.model)
-        peak = whole.peak_memory and dataclasses.asdict(whole)["peak_memory"]
         found.append(
             {
                 **{"preset": preset, "policy": policy, "step_s": whole.step_time.value, "device": whole.step_time.device},
-                **{"peak_bytes": peak and whole.peak_memory.value, "resumed": "the same bits" if same else "OTHER WEIGHTS"},
+                **{
+                    "peak_bytes": whole.peak_memory and whole.peak_memory.value,
+                    "resumed": "the same bits" if same else "OTHER WEIGHTS",
+                },
             }
         )
     return found

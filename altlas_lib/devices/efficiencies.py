@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from ..paths import shipped_toml
 from .catalogue import GpuSpec, find_multiprocessor
 
+PCIE_BYTES_PER_S = {3: 15.75e9, 4: 31.5e9, 5: 63.0e9, 6: 121e9}  # by generation: 16 lanes, one direction
+
 
 class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from ...devices import GpuSpec, find_multiprocessor
-from ...devices.efficiencies import Accuracy, load_efficiencies, sustained_flops
+from ...devices.efficiencies import PCIE_BYTES_PER_S, Accuracy, load_efficiencies, sustained_flops
 from ...results import ArrayOperation, Ceilings
 from .operations import grows, item_bytes
 
 Band = tuple[float, float]  # low, high
 Calibration = Mapping[str, tuple[float, float]]  # class -> measured / projected, and the factor by which runs differed
-_PCIE_BYTES_PER_S = {3: 15.75e9, 4: 31.5e9, 5: 63.0e9, 6: 121e9}  # 16 lanes
 _PAGEABLE, _PINNED = 0.2, 0.85  # of PCIe's rate in one direction: copied through a staging buffer; straight from memory
 _TILE = 32  # rows and columns that a product's smallest tiles have; fewer take as long
 _CHANNELS = 8  # that tensor cores take at once (cuDNN's developer guide)
@@ -260,7 +259,7 @@ def gpu_rates(gpu: GpuSpec, ceilings: Ceilings | None = None, calibration: Calib
     names = {"float32": "gpu_matmul_float32", "float16": "gpu_matmul_float16", "bytes": "gpu_copy_bandwidth"}
 
     def transfer(direction: str) -> Band:
-        bus = _PCIE_BYTES_PER_S.get(gpu.pcie_generation, max(_PCIE_BYTES_PER_S.values()))
+        bus = PCIE_BYTES_PER_S.get(gpu.pcie_generation, max(PCIE_BYTES_PER_S.values()))
         pageable, pinned = on_it.get(f"{direction}_pageable"), on_it.get(f"{direction}_pinned")
         slow = pageable.low * 1e9 if pageable else _PAGEABLE * bus
         return slow, max(slow, pinned.high * 1e9 if pinned else _PINNED * bus)

@@ -14,7 +14,7 @@ from ..scheme import redundant_rows
 from .launch import launch, padded
 
 _CHUNK_BYTES = 8 * 2**20  # staged and copied at a time: the copy takes far longer than to start it
-_TILE_SIDE = 8192  # rows and columns: to multiply them takes the fastest GPU as long as the CPU takes to start the next
+TILE_SIDE = 8192  # rows and columns: to multiply them takes the fastest GPU as long as the CPU takes to start the next
 _TILE_ELEMENT_BYTES = 12  # of two tiles of half-precision scores, the candidates in one, and their scores
 N_COUNTERS = 256  # of the candidates in a tile; set to 0 together
 _STREAMED_PANELS = 3  # one whose rows are compared, one whose columns are, and one that is being loaded
@@ -45,7 +45,7 @@ class Plan:
         chunk_rows = max(1, min(_CHUNK_BYTES, free // 16) // (8 * d))
         free -= len(shapes) * 2 * 8 * d * chunk_rows
         tile_bytes = free // 4 if working_memory is None else min(working_memory * 2**20, free // 2)
-        side = min(_TILE_SIDE, padded(max(n_rows)), math.isqrt(max(0, int(tile_bytes)) // _TILE_ELEMENT_BYTES))
+        side = min(TILE_SIDE, padded(max(n_rows)), math.isqrt(max(0, int(tile_bytes)) // _TILE_ELEMENT_BYTES))
         side = max(8, side // 8 * 8)
         free -= side**2 * _TILE_ELEMENT_BYTES + 8 * side
         some = padded(2 * math.isqrt(n_rows[0]) + 8)  # pilots, or rows that they mislead

@@ -23,6 +23,7 @@ from .launch import launch, padded
 from .rows import N_COUNTERS, Matrix, Panel, Plan, Streams
 
 _SHARE_OF_FREE = 0.8  # the rest is for cuBLAS and for CuPy's pool, which rounds up
+_WARP_ROWS, _WARP_COLUMNS = 16, 32 * 8  # of a tile, as `collect_pairs` shares it out: HEIGHT, and 32 threads of WIDTH
 _FEW_COLUMNS = 64  # of the first tile of rows of which nothing is known, or four times k; all of them are verified
 _DISALLOW_REDUCED_PRECISION_REDUCTION = 16  # cublasMath_t; else cuBLAS may add partial sums in half precision
 _ADMIT_ALL, _ADMIT_NONE = join_keys(np.int64([2**32 - 1]), np.float32([-2]))[0], np.uint64(2**64 - 1)
@@ -289,7 +290,7 @@ class _Search:
                 self.counters[...] = 0
             pairs = self.pairs, self.counters[counter : counter + 1]
             numbers = np.uint32(n_rows), np.uint32(n_columns), np.uint32(stride), diagonal
-            n_warps = -(-stride // 256) * -(-n_rows // 16)
+            n_warps = -(-stride // _WARP_COLUMNS) * -(-n_rows // _WARP_ROWS)
             launch(self.xp, "collect_pairs", (tile, *numbers, *floors, self.slack, *pairs), n_warps=n_warps)
             self.scanned[buffer] = streams.selecting.record()
         self.n_tiles += 1

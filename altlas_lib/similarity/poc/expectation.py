@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 
 from ...devices import GpuSpec
-from ...devices.efficiencies import load_efficiencies, sustained_flops
+from ...devices.efficiencies import PCIE_BYTES_PER_S, load_efficiencies, sustained_flops
 from ...results import Ceilings, Expectation, Quantity
+from ..gpu.rows import TILE_SIDE
 
-_PCIE_GB_PER_S = {3: 15.75, 4: 31.5, 5: 63.0}  # 16 lanes, one direction
 _PCIE_SHARE = 0.5, 0.85  # that copies from pinned memory reach, beside other traffic and alone
-_TILE_SIDE, _KERNELS_OF_A_TILE, _OTHER_KERNELS = 8192, 3, 40
+_KERNELS_OF_A_TILE, _OTHER_KERNELS = 3, 40
 _LAUNCH = 1.6  # factor: the error of the fitted time to start a kernel
 
 
@@ -38,14 +38,14 @@ def expected_times(sizes: Iterable[int], d: int, k: int, gpu: GpuSpec, ceilings:
                 bound_by = "float32 products, half the matrix, at the rate that chapter 00 measured"
                 time = Quantity.projected(*seconds, "s", rate.device, bound_by)
                 expectations.append(Expectation(n_texts=n, on_gpu=False, time=time))
-        launches_s = (_OTHER_KERNELS + _KERNELS_OF_A_TILE * (n / _TILE_SIDE) ** 2 / 2) * values["launch.start_us"] * 1e-6
+        launches_s = (_OTHER_KERNELS + _KERNELS_OF_A_TILE * (n / TILE_SIDE) ** 2 / 2) * values["launch.start_us"] * 1e-6
         centres = {
             "products": (n**2 * d / flops, accuracy["product float16"].factor),
             "memory": (2 * n**2 / bytes_per_s, accuracy["stream"].factor),
             "launches": (launches_s, _LAUNCH),
         }
         steps = {step: (seconds * factor, seconds / factor) for step, (seconds, factor) in centres.items()}
-        transferred = (4 * n * d + 12 * n * k) / (_PCIE_GB_PER_S[gpu.pcie_generation] * 1e9)
+        transferred = (4 * n * d + 12 * n * k) / PCIE_BYTES_PER_S[gpu.pcie_generation]
         steps["transfers"] = tuple(transferred / share for share in _PCIE_SHARE)
         longest = max(steps, key=lambda step: steps[step][0])
         slow, fast = sum(step[0] for step in steps.values()), max(step[1] for step in steps.values())
