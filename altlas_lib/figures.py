@@ -44,13 +44,14 @@ STYLE = {
 
 
 @contextmanager
-def figure(**subplots_arguments) -> Iterator[tuple[Figure, Axes]]:
+def figure(*, shown: bool = True, **subplots_arguments) -> Iterator[tuple[Figure, Axes]]:
     """A figure in the book's style: `with figure() as (fig, ax): ...`; shown and closed at the end of the block."""
     with mpl.rc_context(STYLE):
         fig, axes = plt.subplots(**subplots_arguments)
         try:
             yield fig, axes
-            plt.show()
+            if shown:
+                plt.show()
         finally:
             plt.close(fig)
 

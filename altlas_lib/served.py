@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import similarity
+from . import inference, similarity
 from .serving.wire import Arrays
 
 _MAX_K = 1024
@@ -42,14 +42,10 @@ class SimilarityModel:
 
 
 class OnnxModel:
-    """A model that ONNX Runtime computes."""
+    """A model that ONNX Runtime computes. Raises InferenceError: as `inference.open_session`, a fall back to the CPU too."""
 
     def __init__(self, file: Path, device: str) -> None:
-        import onnxruntime
-
-        wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"][device == "cpu" :]
-        available = onnxruntime.get_available_providers()
-        self._session = onnxruntime.InferenceSession(file, providers=[name for name in wanted if name in available])
+        self._session = inference.open_session(file, "cuda" if device == "gpu" else "cpu", any_input=True)
         ends = self._session.get_inputs(), self._session.get_outputs()
         self._outputs = [output.name for output in ends[1]]
         self.metadata = {

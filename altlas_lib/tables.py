@@ -1,5 +1,6 @@
 """Tables for notebook and terminal: text on the left, numbers on the right, and what looks like markup in data stays text."""
 
+import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,17 +22,19 @@ class Table:
         rows: whatever `pandas.DataFrame(rows, columns=columns)` takes.
         formats: column -> format, such as `"{:.3f}"`.
         missing: what stands for None and NaN.
+        folded: a line that a notebook shows instead, until it is clicked; "": the table itself.
     """
 
     rows: Any
     columns: Sequence[str] | None = None
     formats: Mapping[str, Format] | None = None
     missing: str = ""
+    folded: str = ""
 
     def styler(self) -> "Styler":
         import pandas as pd
 
-        table = pd.DataFrame(self.rows, columns=self.columns)
+        table = pd.DataFrame(self.rows, columns=self.columns).convert_dtypes()  # whole numbers beside a missing one stay whole
         is_number = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
         sides = [
             {"selector": f".col{i}", "props": f"text-align: {'right' if number else 'left'}; vertical-align: top"}
@@ -40,12 +43,14 @@ class Table:
         return (
             table.style.hide(axis="index")
             .format(self.formats, escape="html", na_rep=self.missing)
+            .format_index(lambda name: str(name).replace("_", " "), axis="columns", escape="html")
             .set_table_styles(sides)
             .set_table_attributes('class="tex2jax_ignore"')  # a dollar sign in data is no formula
         )
 
     def to_html(self) -> str:
-        return self.styler().to_html()
+        table = self.styler().to_html()
+        return f"<details><summary>{html.escape(self.folded)}</summary>{table}</details>" if self.folded else table
 
     _repr_html_ = to_html
 

@@ -25,7 +25,7 @@ from altlas_lib import similarity
 from altlas_lib.devices import OtherLoad, describe_cpu
 from altlas_lib.paths import write_atomically
 from altlas_lib.results import Model, Provenance, Quantity
-from altlas_lib.serving import Server, running_server, search_request
+from altlas_lib.serving import Server, infer_request, running_server
 from benchmarks.serving_kills import as_npy
 
 PATH = "/v2/models/similarity/infer"
@@ -101,7 +101,7 @@ def payloads(X: np.ndarray, n: int) -> tuple[list[float], list[float]]:
         wire.decode(json.dumps({"inputs": [tensor]}).encode(), memoryview(b""))
 
     def as_bytes() -> None:
-        body, headers = search_request(X, 1)
+        body, headers = infer_request({"queries": X}, k=1)
         length = int(headers["Inference-Header-Content-Length"])
         wire.decode(body[:length], memoryview(body)[length:])
 
@@ -113,7 +113,7 @@ def soak(server: Server, corpus: np.ndarray, k: int, minutes: float) -> tuple[fl
     rng, n_requests, first, began = np.random.default_rng(1), 0, None, time.monotonic()
     while (gone := (time.monotonic() - began) / (60 * minutes)) < 1:
         sizes = rng.integers(1, 64, 200)
-        ask_all(server, [search_request(corpus[:size], k) for size in sizes], at_a_time=16)
+        ask_all(server, [infer_request({"queries": corpus[:size]}, k=k) for size in sizes], at_a_time=16)
         n_requests += len(sizes)
         body = as_npy(corpus[: int(rng.integers(10, 2000))])
         httpx.post(f"{server.url}/v1/jobs?kind=top_k&k={k}", content=body, timeout=120).raise_for_status()
@@ -134,8 +134,8 @@ def main() -> None:
     options = parser.parse_args()
     device, k = str(describe_cpu()), options.k
     X = np.random.default_rng(0).standard_normal((options.rows, options.dimensions), dtype=np.float32)
-    singles = [search_request(X[i : i + 1], k) for i in range(min(320, len(X)))]
-    body, headers = search_request(X[:48], k)
+    singles = [infer_request({"queries": X[i : i + 1]}, k=k) for i in range(min(320, len(X)))]
+    body, headers = infer_request({"queries": X[:48]}, k=k)
     corpus, found = similarity.Corpus(X), {"alone": [], "batched": [], "bare": [], "request": []}
     with tempfile.TemporaryDirectory() as name, OtherLoad() as other:
         folder = Path(name)

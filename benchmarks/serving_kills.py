@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from altlas_lib import similarity
-from altlas_lib.serving import read_answer, running_server, search_request
+from altlas_lib.serving import infer_request, read_answer, running_server
 
 _LIMIT_S = 120  # for a restart, an end of all jobs, an end of all processes
 
@@ -92,7 +92,7 @@ def drill(n_kills: int, seed: int, folder: Path, *, n_clients: int = 3) -> Drill
             time.sleep(chance.random() * 0.2)
 
     def search() -> None:
-        body, headers = search_request(queries, 3)
+        body, headers = infer_request({"queries": queries}, k=3)
         while not over.is_set():
             try:
                 reply = client.post(f"http://127.0.0.1:{port}/v2/models/similarity/infer", content=body, headers=headers)

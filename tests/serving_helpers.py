@@ -6,6 +6,8 @@ import time
 
 import httpx
 import numpy as np
+import onnx
+from onnx import TensorProto, helper
 
 from altlas_lib.serving import running_server
 
@@ -22,6 +24,15 @@ def as_npy(array) -> bytes:
 
 def tensor(array, name="queries", datatype="FP32") -> dict:
     return {"name": name, "shape": list(np.shape(array)), "datatype": datatype, "data": np.asarray(array).ravel().tolist()}
+
+
+def write_model(path, first_dimension="n"):
+    """y = 2 x (n, 3), z = x + b, as an ONNX file with two inputs and two outputs."""
+    x, b, y, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [first_dimension, 3]) for name in "xbyz")
+    nodes = [helper.make_node("Add", ["x", "x"], ["y"]), helper.make_node("Add", ["x", "b"], ["z"])]
+    graph = helper.make_graph(nodes, "test", [x, b], [y, z])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
 
 
 def binary(tensors: dict, **request) -> tuple[bytes, dict]:

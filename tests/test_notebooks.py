@@ -118,17 +118,13 @@ def test_it_reads_as_a_story(notebook):
     assert cells(notebook)[-1].cell_type == "code"
 
 
-def test_it_records_every_parameter_that_it_declares(notebook):
-    """What a result says of its parameters must be all of them."""
+def test_it_records_its_parameters_and_shows_its_answer_first(notebook):
+    """The parameters are what is annotated by then, so `Notebook` comes right after them."""
     if notebook.stem.startswith("90"):
         pytest.skip("the report saves no result of its own")
-    calls = [node for cell in code(notebook) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
-    (now,) = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "now"]
-    (recorded,) = [ast.unparse(argument) for argument in (*now.args, *(keyword.value for keyword in now.keywords))]
-    tree = ast.parse(recorded, mode="eval").body
-    pairs = (
-        {keyword.arg: ast.unparse(keyword.value) for keyword in tree.keywords}
-        if isinstance(tree, ast.Call)
-        else {key.value: ast.unparse(value) for key, value in zip(tree.keys, tree.values, strict=True)}
-    )
-    assert pairs == {name: name for name in book.read_parameters(notebook)}
+    sources = [cell.source for cell in code(notebook)]
+    assert "chapter = Notebook(globals())" in sources[1] or "chapter, notes = Notebook(globals())" in sources[1]
+    calls = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    assert len([call for call in calls if ast.unparse(call.func) == "chapter.save"]) == 1
+    first = [k for call in calls for k in call.keywords if k.arg == "first" and ast.unparse(call.func) == "chapter.figure"]
+    assert len(first) == 1

@@ -11,25 +11,14 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
-from serving_helpers import CORPUS, LIMIT_S, D, as_npy, binary, ended, log_lines, outputs_of, serve, tensor
+from serving_helpers import CORPUS, LIMIT_S, D, as_npy, binary, ended, log_lines, outputs_of, serve, tensor, write_model
 
 from altlas_lib import paths, similarity
 from altlas_lib.serving import ServeError, Settings, measure_load, running_server
 
 INFER = "/v2/models/similarity/infer"
 TOKEN = "a token of 32 characters or more"
-
-
-def write_model(path, first_dimension="n"):
-    """y = 2 x (n, 3), z = x + b, as an ONNX file with two inputs and two outputs."""
-    x, b, y, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [first_dimension, 3]) for name in "xbyz")
-    nodes = [helper.make_node("Add", ["x", "x"], ["y"]), helper.make_node("Add", ["x", "b"], ["z"])]
-    graph = helper.make_graph(nodes, "test", [x, b], [y, z])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
 
 
 @pytest.fixture(scope="module")

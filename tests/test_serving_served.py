@@ -8,9 +8,9 @@ import sys
 import gpu_stand_in
 import numpy as np
 import pytest
-from serving_helpers import CORPUS
+from serving_helpers import CORPUS, write_model
 
-from altlas_lib import devices, paths, served, similarity
+from altlas_lib import devices, inference, paths, served, similarity
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -73,3 +73,13 @@ def test_the_benchmark_runs_and_its_record_says_what_it_measured(tmp_path):
     for name in ("batching_gain", "overhead", "binary_gain"):
         assert record[name]["value"] > 0
         assert record[name]["basis"] == "measured"
+
+
+def test_a_model_for_a_gpu_is_not_computed_on_the_cpu_in_silence(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime computes on GPUs")
+    file = write_model(tmp_path / "doubler.onnx")
+    assert served.OnnxModel(file, "cpu").metadata["platform"] == "onnxruntime_cpu"
+    with pytest.raises(inference.InferenceError, match="fell back to CPUExecutionProvider: pip install onnxruntime-gpu"):
+        served.OnnxModel(file, "gpu")

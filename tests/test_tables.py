@@ -45,6 +45,18 @@ def test_numbers_stand_on_the_right_and_what_is_missing_is_said():
     assert "not measured" in html
 
 
+def test_whole_numbers_stay_whole_beside_a_missing_one_and_columns_are_named_in_words():
+    shown = Cells(tables.show([("a", 512), ("b", None)], ["name", "n_samples"], missing="-").to_html())
+    assert [cell.strip() for cell in shown.cells] == ["a", "512", "b", "-"]
+    assert ">n samples<" in tables.show([(1,)], ["n_samples"]).to_html()
+
+
+def test_a_folded_table_shows_its_line_which_is_text_too():
+    html = tables.show([("a",)], ["name"], folded="<b>3 packages").to_html()
+    assert html.startswith("<details><summary>&lt;b&gt;3 packages</summary>")
+    assert "<table" in html
+
+
 def test_an_empty_table_is_a_table():
     assert "<table" in tables.show([], ["name"]).to_html()
 

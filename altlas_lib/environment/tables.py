@@ -66,7 +66,8 @@ def ceilings_table(ceilings: Ceilings) -> tables.Table:
 def licence_table(found: Sequence[Licence]) -> tables.Table:
     """Declared licences; what needs a look before a closed-source product ships is flagged."""
     columns = ["package", "version", "declared licence; bundled parts need review", "look at"]
-    return tables.show([(each.package, each.version, each.declared, each.flag) for each in found], columns)
+    rows = [(each.package, each.version, each.declared, each.flag) for each in found]
+    return tables.show(rows, columns, folded=f"{len(rows)} packages, {sum(bool(each.flag) for each in found)} to look at")
 
 
 def summarize(findings: list[Finding], ceilings: Ceilings, target_gpu: GpuSpec) -> str:

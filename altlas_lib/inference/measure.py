@@ -23,12 +23,13 @@ Arrays = Mapping[str, np.ndarray]  # name -> (n, ...)
 Runner = Callable[[Arrays], Any]
 
 
-def open_session(onnx_file: str | Path, device: str = "cpu", threads: int | None = None) -> Any:
+def open_session(onnx_file: str | Path, device: str = "cpu", threads: int | None = None, *, any_input: bool = False) -> Any:
     """An ONNX Runtime session that computes on `device`; the library itself falls back to the CPU in silence.
 
     Args:
         device: "cpu", "cuda" or "tensorrt".
         threads: of the CPU; None: all.
+        any_input: of any dtype, and of which more than the batch is unknown, such as the length of a text.
 
     Raises:
         InferenceError: the file cannot be read, needs a newer ONNX Runtime, has an input of unknown shape or unfit dtype, or
@@ -50,7 +51,7 @@ def open_session(onnx_file: str | Path, device: str = "cpu", threads: int | None
     if (used := session.get_providers()[0]) != provider:
         advice = "pip install onnxruntime-gpu on a machine with the GPU, or say device='cpu'"
         raise InferenceError(f"{file.name} was to compute by {provider}, ONNX Runtime fell back to {used}: {advice}")
-    for tensor in session.get_inputs():
+    for tensor in () if any_input else session.get_inputs():
         if tensor.type not in INPUT_DTYPES or not all(isinstance(size, int) for size in tensor.shape[1:]):
             expected = f"a shape known but for the batch, and one of {', '.join(INPUT_DTYPES)}"
             raise InferenceError(f"{file.name}: input {tensor.name!r} is {tensor.type} of {tensor.shape}: expected {expected}")

@@ -1,10 +1,12 @@
 """Chapter 40: what do ONNX, half precision, 8-bit integers and TensorRT buy for a trained model, and what do they cost?"""
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from .provenance import ChapterResult, DataSource
+from ..paths import RunFolder
+from .provenance import ChapterResult, DataSource, ResultError
 from .quantity import Model, Quantity, Share
 from .training import Kept, Metric
 
@@ -102,6 +104,18 @@ class InferenceResult(ChapterResult):
     other_load: float | None = None  # of the processors by other programs while it was timed; None: not watched
     best: str | None = None  # the variant that goes to production by `altlas_lib.inference.choose_variant`; None: the original
     notes: list[str] = Field(default=[])
+
+    def recommended_file(self, run: RunFolder) -> Path:
+        """The ONNX file that goes to production: of the best variant, else of the first, in float32.
+
+        Raises:
+            ResultError: the run has it no more.
+        """
+        name = next(each.file for each in self.variants if each.name == (self.best or "float32"))
+        file = run.path / "models" / name
+        if not file.is_file():
+            raise ResultError(f"{file} is gone: run chapter 40 again: altlas run --run {run.name} --only 40")
+        return file
 
 
 class LanguageModel(Model):

@@ -12,7 +12,7 @@ from typing import Any
 
 from .settings import ServeError, Settings
 
-_MEASURE = ("Server", "measure_load", "read_answer", "running_server", "search_request", "summarize", "wait_for_job")
+_MEASURE = ("Server", "ask", "infer_request", "measure_load", "read_answer", "running_server", "summarize", "wait_for_job")
 __all__ = ["ServeError", "Settings", "command", "serve", *_MEASURE]
 
 

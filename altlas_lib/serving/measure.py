@@ -21,7 +21,7 @@ import numpy as np
 from ..devices import describe_cpu
 from ..results import Kill, LoadPoint, Quantity, format_value, sustained_per_s
 from .settings import ServeError
-from .wire import DTYPES
+from .wire import DATATYPES, DTYPES
 
 _START_LIMIT_S = 300
 
@@ -141,16 +141,27 @@ async def _offer(port: int, requests: list[bytes], due: np.ndarray) -> tuple[np.
     return statuses, answered
 
 
-def search_request(queries: np.ndarray, k: int) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a request to the model `similarity`, binary both ways.
+def infer_request(inputs: Mapping[str, np.ndarray], **parameters: Any) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a request for an answer at once, binary both ways.
 
     Args:
-        queries: (m, d) float32.
+        inputs: name -> (n, ...), of a dtype of the protocol.
+        parameters: such as `k=10` of the model `similarity`.
     """
-    tensor = {"name": "queries", "datatype": "FP32", "shape": queries.shape}
-    tensor["parameters"] = {"binary_data_size": queries.nbytes}
-    text = json.dumps({"inputs": [tensor], "parameters": {"k": k, "binary_data_output": True}}).encode()
-    return text + queries.tobytes(), {"Inference-Header-Content-Length": str(len(text))}
+    tensors = [
+        {"name": name, "datatype": DATATYPES[rows.dtype], "shape": rows.shape, "parameters": {"binary_data_size": rows.nbytes}}
+        for name, rows in inputs.items()
+    ]
+    text = json.dumps({"inputs": tensors, "parameters": parameters | {"binary_data_output": True}}).encode()
+    raw = b"".join(rows.tobytes() for rows in inputs.values())
+    return text + raw, {"Inference-Header-Content-Length": str(len(text))}
+
+
+def ask(server: Server, model: str, inputs: Mapping[str, np.ndarray], **parameters: Any) -> dict[str, np.ndarray]:
+    """A model's outputs, name -> array; arguments as of `infer_request`. Raises urllib.error.HTTPError."""
+    request = urllib.request.Request(f"{server.url}/v2/models/{model}/infer", *infer_request(inputs, **parameters))
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return read_answer(answer.read(), answer.headers)
 
 
 def read_answer(body: bytes, headers: Mapping[str, str]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ Arrays = Mapping[str, np.ndarray]
 
 DTYPES = {"BOOL": np.dtype("?"), "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
 DTYPES |= {f"{name}{8 * size}": np.dtype(f"<{name[0].lower()}{size}") for name in ("INT", "UINT") for size in (1, 2, 4, 8)}
-_DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
+DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_ANSWERS = 2**22  # neighbours, of 12 bytes each
 _TAKES = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}  # kind of a tensor -> kinds of JSON values that it takes
 
@@ -110,8 +110,8 @@ def check(model: dict[str, Any], request: InferRequest, arrays: Arrays) -> tuple
     for name, array in arrays.items():
         datatype, shape = expected[name]["datatype"], expected[name]["shape"]
         fits = len(shape) == array.ndim and all(want in (-1, got) for want, got in zip(shape, array.shape, strict=True))
-        if _DATATYPES[array.dtype] != datatype or not fits or not array.size:
-            problem = f"{_DATATYPES[array.dtype]} of shape {list(array.shape)}; expected {datatype} of shape {shape}"
+        if DATATYPES[array.dtype] != datatype or not fits or not array.size:
+            problem = f"{DATATYPES[array.dtype]} of shape {list(array.shape)}; expected {datatype} of shape {shape}"
             raise HTTPException(422, f"input {name!r}: {problem}, with at least one row (-1: any number)")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise HTTPException(422, f"input {name!r} holds NaN or infinity; correct or remove these rows")
@@ -135,7 +135,7 @@ def encode(model: str, request: InferRequest, outputs: Arrays) -> tuple[bytes, l
     tensors, raw = [], []
     for name, binary in (wanted or dict.fromkeys(outputs, everything)).items():
         array = np.ascontiguousarray(outputs[name])
-        tensor = {"name": name, "datatype": _DATATYPES[array.dtype], "shape": list(outputs[name].shape)}
+        tensor = {"name": name, "datatype": DATATYPES[array.dtype], "shape": list(outputs[name].shape)}
         if binary:
             raw.append(array.reshape(-1).view(np.uint8).data)
             tensor["parameters"] = {"binary_data_size": array.nbytes}
