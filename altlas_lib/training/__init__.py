@@ -21,6 +21,7 @@ _FACE = {
     "fit.checkpoint": "CheckpointError weights_hash",
     "fit.loop": "TrainingRun",
     "fit.series": "LOSS_WEIGHTS predict train",
+    "fit.textfile": "metrics_textfile",
     "model.accumulation": "AccumulatingOptimizer MicroBatching",
     "model.config": "FEATURE_WINDOWS PRESETS ModelConfig NBeatsConfig TcnConfig TransformerConfig find_preset",
     "model.features": "project_features rolling_features",
