@@ -161,9 +161,12 @@ def test_prometheus_scrapes_the_server_and_every_query_of_the_board_answers(tmp_
                 client.post("/v2/models/similarity/infer", json={"inputs": [tensor(CORPUS[:4])]})
                 for query in list(missing):
                     try:
-                        reply = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": query}).json()
+                        answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": query})
                     except httpx.TransportError:
                         break
+                    if answer.status_code == 503:  # Prometheus is still starting
+                        break
+                    reply = answer.json()
                     assert reply["status"] == "success", reply
                     if reply["data"]["result"]:
                         missing.remove(query)
