@@ -55,7 +55,8 @@ example: $(INSTALLED)  ## make docs/example anew: the report and the executed no
 	@$(BIN)/altlas run --run example -p compare_options=true -p plan_time_limit_s=480
 	@mkdir -p docs/example && rm -f docs/example/*.html && cp outputs/example/report/index.html docs/example/
 	@$(BIN)/jupyter nbconvert --log-level=ERROR --to html --output-dir=docs/example --HTMLExporter.mathjax_url= \
-		--HTMLExporter.require_js_url= --HTMLExporter.jquery_url= --HTMLExporter.mermaid_js_url= outputs/example/executed/*.ipynb
+		--HTMLExporter.require_js_url= --HTMLExporter.jquery_url= --HTMLExporter.mermaid_js_url= \
+		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide-input outputs/example/executed/*.ipynb
 
 gpu-test:  ## the tests that need a GPU, in .venv or with a Python that has CuPy: make gpu-test PYTHON=python3
 	@$(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON),$(BIN)/python) -m pytest -m gpu $$(grep -l 'mark\.gpu' tests/*.py)
