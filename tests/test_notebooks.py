@@ -57,7 +57,7 @@ def test_it_is_stored_without_outputs(notebook):
     for cell in code(notebook):
         assert cell.execution_count is None
         assert cell.outputs == []
-        hidden = "hide-input" in cell.metadata.get("tags", ())  # code that does not teach: JupyterLab folds it, the example omits it
+        hidden = "hide-input" in cell.metadata.get("tags", ())  # it does not teach: JupyterLab folds it
         assert cell.metadata.get("jupyter", {}) == ({"source_hidden": True} if hidden else {})
         assert set(cell.metadata) <= {"tags", "jupyter"}
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from altlas_lib.training import fit
+from altlas_lib.training import fit, metrics_textfile
 from altlas_lib.training.backend import keras
-from altlas_lib.training import metrics_textfile
 
 
 def model():
