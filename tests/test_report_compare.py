@@ -194,7 +194,7 @@ def test_memory_comes_from_plans_that_are_kept_and_waits_for_no_compiler(run, mo
 
     def compile_steps(requests, **options):
         compiled.extend(requests)
-        return (StepCost(temporaries_bytes=3 * 2**30) for _ in requests)
+        return (StepCost(bytes_by_part={"temporaries": 3 * 2**30}) for _ in requests)
 
     monkeypatch.setattr(planner, "compile_steps", compile_steps)
     before = report.WhatIf("T4", 100, 64, 8)

@@ -309,17 +309,6 @@ def test_a_stream_without_an_end_or_of_another_order_each_time_is_refused(tmp_pa
     training.fit(small_model(), shuffled, n_epochs=1)  # without a folder nothing is to be continued
 
 
-def test_a_masked_loss_in_micro_batches_is_said_to_be_inexact():
-    keras.utils.set_random_seed(0)
-    masked = layers.LSTM(3, return_sequences=True)(layers.Embedding(9, 4, mask_zero=True)(inputs := keras.Input((6,))))
-    model = keras.Model(inputs, masked)
-    model.compile("sgd", "mse")
-    x = np.random.default_rng(0).integers(0, 9, (8, 6))
-    with pytest.warns(RuntimeWarning, match="a mean over what is not masked"):
-        run = training.fit(model, (x, np.zeros((8, 6, 3), "float32")), n_epochs=1, batch_size=8, micro_batch_size=4)
-    assert len(run.notes) == 1
-
-
 def test_two_processes_in_one_folder_are_told_apart(tmp_path):
     """One that trains there already is named; after a kill the folder is free."""
     path = str(Path(__file__).parent)

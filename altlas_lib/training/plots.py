@@ -1,4 +1,4 @@
-"""Figures of chapter 30: the series, memory by part, training and scores.
+"""Figures of chapter 30: memory by part, training and scores.
 
 Each function draws into an Axes and returns it; the title states the message, the axes carry units.
 """
@@ -11,25 +11,6 @@ from matplotlib.axes import Axes
 
 from ..figures import COLOURS
 from ..results import Metric, Remedy
-
-
-def multiplier_survival(ax: Axes, values: np.ndarray, *, return_to_player: float = 0.97) -> Axes:
-    """Share of the values that reach x, on logarithmic axes, beside the odds of a game that pays back `return_to_player`.
-
-    Args:
-        values: (n,) multipliers, 1.00 or more.
-    """
-    reached = np.sort(values)
-    ax.step(reached, 1 - np.arange(len(reached)) / len(reached), where="pre", label=f"share of {len(reached):,} values")
-    x = np.geomspace(1, reached[-1], 200)
-    ax.plot(x, return_to_player / x, "--", color=COLOURS["grey"], label=f"{return_to_player} / x")
-    ax.axvline(1.5, color=COLOURS["orange"], linewidth=1, label="1.5, the model's threshold")
-    ax.set(xscale="log", yscale="log", xlabel="multiplier x", ylabel="P(value ≥ x)")
-    ax.xaxis.set_major_formatter("{x:,.0f}")
-    share, odds = np.mean(reached >= 1.5), return_to_player / 1.5
-    ax.set_title(f"{share:.1%} of the values reach 1.5; {return_to_player} / x is {odds:.1%}")
-    ax.legend()
-    return ax
 
 
 def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:

@@ -45,7 +45,6 @@ class Progress(BaseModel):
         is_stopped: by a callback.
         micro_batch_size: what was asked for, or what the device's memory was found to allow.
         best_loss: smallest validation loss, after `best_epoch` epochs.
-        epoch_s: time spent on the epoch at hand.
         step_times_s: the latest, per micro-batch.
     """
 
@@ -61,7 +60,6 @@ class Progress(BaseModel):
     best_epoch: int = 0
     history: list[Epoch] = []
     notes: list[str] = []
-    epoch_s: float = 0.0
     step_times_s: list[float] = []
 
 

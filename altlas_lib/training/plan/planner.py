@@ -13,7 +13,7 @@ from ...results import MemoryPlan, Quantity
 from ..checks import EXPECTED_MODEL, check_count, describe_class
 from ..model.config import PRESETS, ModelConfig, find_preset
 from ..private import sublayers
-from .answers import REDO, find_answer, keep_answer
+from .answers import REDO, find_answer
 from .request import PlanError, StepCost, StepRequest, compile_steps, describe_gpu, has_compiler
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ PREFETCHED_BATCHES = 2  # that the input pipeline keeps on the GPU ahead of the 
 # A plan may be off by 10 %: allocations are rounded up and leave gaps, and on the GPU itself XLA may choose library calls
 # that need larger workspaces than those planned (4 MiB for a product on a T4). Within it nothing is promised.
 SAFETY_FACTOR = 1.10
-JAX_SHARE = 0.75  # of the GPU's memory, which JAX takes by default
 
 # Shares of the data sheet's rates that a whole step reaches: matrix products of a model of this size leave much of a GPU
 # idle, elementwise kernels come near the memory's rate. Assumptions, hence a wide band; launches are not counted.
@@ -46,12 +45,10 @@ def plan_memory(
     recompute: Sequence[str] = (),
     input_shapes: dict[str, Sequence[int]] | None = None,
     time_limit_s: float = 300,
-    only_cached: bool = False,
 ) -> MemoryPlan:
     """What one training step (forward, backward, optimizer, accumulation) needs on a GPU, by XLA's compiler for it.
 
-    The presets' answers ship with the library. Others are compiled in a child process on the CPU in 10 to 60 s; those of
-    configurations are kept under `outputs/.cache` for the next time.
+    The presets' answers ship with the library. Others are compiled in a child process on the CPU in 10 to 60 s.
 
     Args:
         model: a configuration, a preset's name, or any Keras model that JAX can run: the model, a `.keras` file, or
@@ -62,12 +59,12 @@ def plan_memory(
         dtype_policy: None is the model's own, float32 for a configuration. A model that is built already has its own.
         recompute: names of layers of a model that is no configuration, as for `fit`.
         input_shapes: input's name -> shape without the batch, for inputs with unknown dimensions.
-        only_cached: an answer that is there, or an error at once.
+        time_limit_s: for compiling; 0: an answer that ships, or an error at once.
 
     Raises:
         ValueError: a GPU, preset or number that does not exist.
         PlanError: it is no Keras model, cannot be loaded or has unknown dimensions, Keras knows no such dtype policy, XLA
-            failed, it took longer than `time_limit_s`, or the answer is not there.
+            failed, or it took longer than `time_limit_s`.
     """
     gpu = gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu)
     options = {
@@ -87,7 +84,8 @@ def plan_memory(
         request = StepRequest(**subject, **options)
         cost, notes = find_answer(request) if request.config else (None, [])
         if not cost:
-            cost, notes = _compile(request, time_limit_s, only_cached), []
+            _check_can_compile(time_limit_s)
+            (cost,), notes = compile_steps([request], time_limit_s=time_limit_s), []
     if cost.error:
         raise PlanError(cost.error)
     return make_plan(request, label, gpu, cost, notes)
@@ -144,30 +142,19 @@ def _find_modules(model: Any, keras: Any) -> tuple[str, ...]:
     return tuple(sorted(each for each in modules if each.partition(".")[0] not in ("keras", "altlas_lib", "builtins")))
 
 
-def _compile(request: StepRequest, time_limit_s: float, only_cached: bool) -> StepCost:
-    if only_cached:
+def _check_can_compile(time_limit_s: float) -> None:
+    if time_limit_s <= 0:
         raise PlanError(f"not compiled yet: `altlas plan` compiles it, half a minute for a batch size; all presets: {REDO}")
     if not has_compiler():
         needed = "pip install jax jax-cuda12-plugin jax-cuda12-pjrt"
         raise PlanError(f"the planner asks JAX's compiler for CUDA, which is not installed: {needed}")
-    (cost,) = compile_steps([request], time_limit_s=time_limit_s)
-    if request.config and not cost.error:
-        keep_answer(request, cost)
-    return cost
 
 
 def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, notes: Sequence[str] = ()) -> MemoryPlan:
     """A step's cost beside what the GPU has."""
-    peak, notes = Quantity.compiled(cost.peak_bytes, "bytes", gpu.name), list(notes)
-    overhead_bytes = CONTEXT_BYTES + PREFETCHED_BATCHES * cost.inputs_bytes
+    overhead_bytes = CONTEXT_BYTES + PREFETCHED_BATCHES * cost.bytes_by_part.get("inputs", 0)
     usable_bytes = int(gpu.usable_memory_gib * 2**30)
     time, why_not = step_time(cost, gpu)
-    if why_not:
-        notes.append(why_not)
-    if cost.dtype_policy != "float32" and float(gpu.compute_capability) >= 8:
-        notes.append("planned without cuDNN's fused attention, which JAX would use on this GPU for 16 bits: at most this much")
-    if JAX_SHARE * usable_bytes < peak.value <= usable_bytes:
-        notes.append("on the JAX backend set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95: by default it takes 75 % of the GPU only")
     asked = request.model_dump(
         mode="json", include={"batch_size", "gradient_accumulation_steps", "recompute", "input_shapes"}, exclude_defaults=True
     )
@@ -176,15 +163,15 @@ def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, no
     return MemoryPlan(
         gpu=gpu.name,
         configuration={"model": label, "gradient_accumulation_steps": 1, **asked, **policies, **switches},
-        peak=peak,
+        peak=Quantity.compiled(cost.peak_bytes, "bytes", gpu.name),
         bytes_by_part=cost.bytes_by_part,
         overhead_bytes=overhead_bytes,
         usable_bytes=usable_bytes,
-        verdict=verdict(peak.value, overhead_bytes, usable_bytes),
+        verdict=verdict(cost.peak_bytes, overhead_bytes, usable_bytes),
         n_parameters=cost.n_parameters,
         step_time=time,
         compile_s=cost.compile_s,
-        notes=notes,
+        notes=[*notes, *filter(None, [why_not])],
     )
 
 
@@ -225,7 +212,6 @@ CANDIDATES = [1, 2, 4, *sorted({8 * round(2 ** (i / 8 - 3)) for i in range(24, 1
 def largest_batch(
     model: "ModelConfig | keras.Model | str | Path",
     gpu: str | GpuSpec = "T4",
-    *,
     tell: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> MemoryPlan | None:
