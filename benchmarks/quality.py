@@ -37,10 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(options.output, record.model_dump_json(indent=1) + "\n")
     for each in qualities:
-        kept = (
-            f"{each.gain_kept.value:.1%} ({each.gain_kept.low:.1%} to {each.gain_kept.high:.1%})" if each.gain_kept else "none"
-        )
-        print(f"{each.option}, {each.series}: gain kept {kept}; claimed {each.claimed[0]:.0%} to {each.claimed[1]:.0%}")
+        kept = each.gain_kept
+        said = f"{kept.value:.1%} ({kept.low:.1%} to {kept.high:.1%})" if kept else "there is none"
+        print(f"{each.option}, {each.series}: gain kept {said}; claimed {each.claimed[0]:.0%} to {each.claimed[1]:.0%}")
 
 
 if __name__ == "__main__":

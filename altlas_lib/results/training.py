@@ -16,7 +16,6 @@ class Epoch(Model):
     duration_s: float  # of an epoch that was continued: since then
     micro_batch_size: int
     n_updates: int
-    n_skipped_updates: int = 0  # for which the loss scale was too large: float16 overflowed
     memory_device: str
     memory_bytes: int
     peak_memory_bytes: int
@@ -61,7 +60,6 @@ class MemoryPlan(Model):
     verdict: Literal["fits", "tight", "undecided", "out of memory"]  # undecided: a band over the limit
     n_parameters: int
     step_time: Quantity | None = None  # projected, from the step's operations and bytes
-    compile_s: float | None = None
     notes: list[str] = Field(default=[])
 
 

@@ -20,16 +20,15 @@ def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:
     sizes_gib = pd.DataFrame.from_dict(parts, orient="index") / 2**30
     colours = [*list(COLOURS.values())[: sizes_gib.shape[1] - 1], COLOURS["grey"]]
     sizes_gib.plot.barh(ax=ax, stacked=True, width=0.8, color=colours, legend=False)
-    ends = sizes_gib.sum(axis=1)
-    for row, plan in enumerate(plans.values()):
-        ax.annotate(f" {plan.verdict}", (ends.iloc[row], row), va="center", fontsize=9)
+    ax.bar_label(ax.containers[-1], [plan.verdict for plan in plans.values()], padding=3, fontsize=9)
     name, first = next(iter(plans.items()))
     usable_gib = first.usable_bytes / 2**30
     offered = f"what CUDA offers on a {first.gpu}: {usable_gib:.1f} GiB"
     ax.axvline(usable_gib, color=COLOURS["red"], linestyle="--", label=offered)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.set(xlabel=f"memory of one training step, {first.peak.basis} (GiB)", xlim=(0, 1.2 * max(*ends, usable_gib)))
+    ax.set_xlabel(f"memory of one training step, {first.peak.basis} (GiB)")
+    ax.set_xlim(0, 1.2 * max(*sizes_gib.sum(axis=1), usable_gib))
     n_fit = sum(plan.verdict == "fits" for plan in plans.values())
     fits = {"fits": "does", "tight": "barely does"}.get(first.verdict, "does not")
     ax.set_title(f"{n_fit} of {len(plans)} fit a {first.gpu}; the {name} {fits}")

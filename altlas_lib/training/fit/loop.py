@@ -93,8 +93,8 @@ class Loop:
         if self.micro_batching.n_per_update > 1:
             _check_accumulates(model)
         own = keras.callbacks.LambdaCallback(on_epoch_begin=self.begin_epoch, on_train_batch_end=self.end_micro_batch)
-        callbacks = [*settings.callbacks, own]
-        self.callbacks = OneTraining(callbacks, add_history=True, add_progbar=settings.verbose > 0, model=model)
+        bar = {"add_history": True, "add_progbar": settings.verbose > 0}
+        self.callbacks = OneTraining([*settings.callbacks, own], model=model, **bar)
         self.progress = Progress(micro_batch_size=self.micro_batching.micro_batch_size)
         self.snapshot: tuple[Progress, Arrays] = self.progress, {}
         self.folder: CheckpointFolder | None = None
@@ -118,7 +118,6 @@ class Loop:
                     self._roll_back()
                 else:
                     self._install_optimizer()
-                    self.progress.n_applied = self._count_applied()
                     self._save()
                 memory_use(reset=True)
                 keras.callbacks.CallbackList.on_train_begin(self.callbacks)
@@ -159,9 +158,6 @@ class Loop:
             optimizer = AccumulatingOptimizer(optimizer, self.micro_batching)
             optimizer.build(self.model.trainable_variables)
         private.set_optimizer(self.model, optimizer)
-
-    def _count_applied(self) -> int:
-        return int(keras.ops.convert_to_numpy(self.optimizer.iterations))
 
     def _roll_back(self) -> None:
         """To the snapshot: this process's, or one of a checkpoint."""
@@ -234,7 +230,7 @@ class Loop:
 
     def _end_epoch(self, metrics: dict[str, float]) -> None:
         self._check_finite(**metrics)
-        progress, cut, memory, n_applied = self.progress, self.micro_batching, memory_use(reset=True), self._count_applied()
+        progress, cut = self.progress, self.micro_batching
         # Whole updates, but for the first, which traces and compiles; the time of a checkpoint is in the update after it.
         n_whole = cut.n_samples // cut.batch_size - self.start // cut.n_per_update
         times_s = np.diff(self.times_s[1 : n_whole + 1]) / cut.n_per_update
@@ -247,16 +243,14 @@ class Loop:
                 duration_s=perf_counter() - self.times_s[0],
                 micro_batch_size=cut.micro_batch_size,
                 n_updates=cut.n_updates,
-                n_skipped_updates=cut.n_updates - (n_applied - progress.n_applied),
                 notes=progress.notes[sum(len(entry.notes) for entry in progress.history) :],
-                **vars(memory),
+                **vars(memory_use(reset=True)),
             )
         )
         loss = metrics["val_loss" if self.validation else "loss"]
         if progress.best_loss is None or loss < progress.best_loss:
             progress.best_loss, progress.best_epoch = loss, progress.epoch
-        progress.update, progress.n_applied = 0, n_applied
-        progress.is_stopped = self.model.stop_training
+        progress.update, progress.is_stopped = 0, self.model.stop_training
         self._save()
 
     def _save(self) -> None:

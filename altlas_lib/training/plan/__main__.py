@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ...devices import find_gpu, load_catalogue
 from ..model.config import PRESETS
-from .answers import REDO, SHIPPED_FILE, Answers, package_versions, read_shipped, request_key
+from .answers import REDO, SHIPPED_FILE, begin_anew, read_shipped, request_key
 from .mitigations import find_mitigations
 from .request import PlanError, StepRequest, compile_steps, describe_gpu
 
@@ -25,9 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpus", nargs="+", type=find_gpu, default=load_catalogue(), metavar="GPU", help="all by default")
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=list(PRESETS), help="all by default")
     options = parser.parse_args(arguments)
-    answers = read_shipped()
-    if answers.versions != package_versions():
-        answers = Answers(versions=package_versions(), sources=answers.sources)
+    shipped, answers = read_shipped(), begin_anew()
+    if shipped.versions == answers.versions:
+        answers = shipped
     for preset in options.presets:
         for row, gpu in itertools.product(find_mitigations(PRESETS[preset]), options.gpus):
             request = StepRequest(config=row.config, **row.step, target=describe_gpu(gpu))
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             answers.steps[key] = cost
             answers.save(SHIPPED_FILE)
-            print(f"{preset}, {row.name}, {gpu.name}: {cost.error or cost.peak_bytes}, {cost.compile_s:.0f} s", flush=True)
+            print(f"{preset}, {row.name}, {gpu.name}: {cost.error or cost.peak_bytes}", flush=True)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,12 @@ def read_shipped() -> Answers:
         found = Answers.model_validate_json(SHIPPED_FILE.read_bytes())
     except (OSError, ValidationError):
         found = Answers()
-    return found if found.sources == source_digest() else Answers(versions=package_versions(), sources=source_digest())
+    return found if found.sources == source_digest() else begin_anew()
+
+
+def begin_anew() -> Answers:
+    """No answers yet, of this library and of the versions that are here."""
+    return Answers(versions=package_versions(), sources=source_digest())
 
 
 def find_answer(request: StepRequest) -> tuple[StepCost | None, list[str]]:

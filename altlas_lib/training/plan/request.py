@@ -25,12 +25,12 @@ class PlanError(RuntimeError):
 
 
 class StepRequest(BaseModel):
-    """One training step to compile. Exactly one of `config`, `keras_file` and `builder` says of which model."""
+    """One training step to compile. Exactly one of `config`, `keras_config` and `builder` says of which model."""
 
     config: ModelConfig | None = None
-    keras_file: str | None = None
+    keras_config: str | None = None  # Keras' JSON of a model, its compilation included
     builder: str | None = None  # "module:function", called without arguments
-    modules: tuple[str, ...] = ()  # to import before the file is loaded: they register its own layers and losses
+    modules: tuple[str, ...] = ()  # to import before that is read: they register its own layers and losses
     recompute: tuple[str, ...] = ()  # names of layers
     input_shapes: dict[str, tuple[PositiveInt, ...]] = {}  # without the batch, of inputs with unknown dimensions
     batch_size: PositiveInt
@@ -50,7 +50,6 @@ class StepCost(BaseModel):
     n_flops: float | None = None
     moved_bytes: float | None = None  # by what XLA compiled itself; by library calls: not counted
     has_loop: bool = False  # whose body XLA counts once, whatever its length
-    compile_s: float = 0.0
     dtype_policy: str = "float32"
     optimizer: str = "adam"
     error: str | None = None
