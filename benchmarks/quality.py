@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     qualities = []
     for name, regime_strength in (("planted regime", 0.8), ("fair", 0.0)):
         series = data.crash_series(options.values, regime_strength=regime_strength)
-        qualities += training.compare_options(name, series, config, seeds=range(options.seeds), **how)
+        samples, seeds = training.prepare(series.values, window=config.window), range(options.seeds)
+        reference = training.forecasts(samples, config, seeds=seeds, **how)
+        qualities += training.compare_options(name, series, config, reference, seeds=seeds, **how)
     parameters = {"preset": options.preset, "n_values": options.values, "n_seeds": options.seeds, **how}
     record = Record(provenance=Provenance.now(parameters), qualities=qualities)
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -683,7 +683,7 @@ def test_the_options_are_trained_with_every_seed_on_the_same_values(series):
     assert [q.claimed for q in qualities] == [(0.95, 0.98), (0.90, 0.95)]
     assert {q.gain_kept for q in qualities} == {None}  # the reference is the base rate
     with pytest.raises(ValueError, match="cut from a model with a Transformer"):
-        training.compare_options("planted", series, TINY, n_epochs=1)
+        training.compare_options("planted", series, TINY, reference, **how)
 
 
 def test_the_options_of_the_plan_are_the_presets():

@@ -484,6 +484,7 @@ def test_a_users_own_model_is_asked_for_anew_with_the_modules_that_define_it(com
         ({"batch_size": "64"}, ValueError, r"batch_size is '64' \(a str\): expected a whole number of 1 or more"),
         ({"batch_size": 8.0}, ValueError, r"batch_size is 8\.0 \(a float\)"),
         ({"gradient_accumulation_steps": 0}, ValueError, "gradient_accumulation_steps is 0"),
+        ({"accumulation": 2}, ValueError, "accumulation"),
         (
             {"model": LogisticRegression()},
             PlanError,
@@ -491,7 +492,7 @@ def test_a_users_own_model_is_asked_for_anew_with_the_modules_that_define_it(com
         ),
         ({"model": Sequential()}, PlanError, r"the model is a torch\.nn\.modules\.container\.Sequential: expected a keras"),
         ({"model": 7}, PlanError, "the model is a int: expected a keras.Model"),
-        ({"model": TWO_HEADS, "dtype_policy": "float16"}, PlanError, "is built already: for float16 name the function"),
+        ({"model": TWO_HEADS, "dtype_policy": "float16"}, PlanError, "is built already: for float16 name its function"),
         ({"model": "missing.keras"}, PlanError, "missing.keras cannot be read as a .keras file"),
     ],
 )

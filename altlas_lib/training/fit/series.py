@@ -23,7 +23,6 @@ def train(
     samples: Samples,
     model: ModelConfig | Callable[[], keras.Model],
     *,
-    n_epochs: int,
     micro_batch_size: int = 64,
     gradient_accumulation_steps: int = 1,
     learning_rate: float = 1e-4,
@@ -31,7 +30,6 @@ def train(
     gamma: float = 0.0,
     dtype_policy: str = "float32",
     seed: int = 0,
-    patience: int | None = 15,
     **how: Any,
 ) -> TrainingRun:
     """Build a model and train it on the training part of a series with Adam.
@@ -45,7 +43,7 @@ def train(
         dtype_policy: `"float32"`, or `"mixed_float16"`: computed in float16 with loss scaling, kept in float32; of a prototype
             the function decides.
         seed: of weights, dropout and order. It is set for the whole process (`keras.utils.set_random_seed`).
-        **how: as for `fit`, and n_epochs and patience, too.
+        **how: as for `fit`, n_epochs among them; patience is 15 by default.
 
     Raises:
         ValueError: a number that is too small, a training part of less than one update or with one class only, an unknown
@@ -68,7 +66,7 @@ def train(
     weights = balanced_weights(samples.targets(training)[THRESHOLD_HEAD])
     built.compile(keras.optimizers.Adam(learning_rate), compile_losses(*weights, gamma), loss_weights=dict(loss_weights))
     data = open_samples(samples, training, window, micro_batch_size * gradient_accumulation_steps)
-    how |= {"n_epochs": n_epochs, "micro_batch_size": micro_batch_size, "patience": patience, "seed": seed}
+    how = {"patience": 15, "micro_batch_size": micro_batch_size, "seed": seed, **how}
     return fit(built, data, open_samples(samples, validation, window), **how)
 
 

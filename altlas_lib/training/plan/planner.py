@@ -19,6 +19,8 @@ from .request import PlanError, StepCost, StepRequest, compile_steps, describe_g
 if TYPE_CHECKING:
     import keras
 
+    Subject = ModelConfig | keras.Model | str | Path
+
 # What lives on the GPU beside the step's arrays: CUDA's context with the code of its libraries, an allowance.
 CONTEXT_BYTES = 2**29
 PREFETCHED_BATCHES = 2  # that the input pipeline keeps on the GPU ahead of the step
@@ -35,15 +37,7 @@ _MAX_CONFIG_BYTES = 2**26  # of a `.keras` file's layers: the largest of keras.a
 
 
 def plan_memory(
-    model: "ModelConfig | keras.Model | str | Path",
-    gpu: str | GpuSpec = "T4",
-    *,
-    batch_size: int,
-    gradient_accumulation_steps: int = 1,
-    dtype_policy: str | None = None,
-    recompute: Sequence[str] = (),
-    input_shapes: dict[str, Sequence[int]] | None = None,
-    time_limit_s: float = 300,
+    model: "Subject", gpu: str | GpuSpec = "T4", *, batch_size: int, time_limit_s: float = 300, **step: Any
 ) -> MemoryPlan:
     """What one training step (forward, backward, optimizer, accumulation) needs on a GPU, by XLA's compiler for it.
 
@@ -55,31 +49,27 @@ def plan_memory(
             error and Adam.
         gpu: a name of the catalogue.
         batch_size: samples per micro-batch.
+        time_limit_s: for compiling; 0: an answer that ships, or an error at once.
+        **step: as follow.
+        gradient_accumulation_steps: micro-batches of an update, 1 by default.
         dtype_policy: None is the model's own, float32 for a configuration. A model that is built already has its own.
         recompute: names of layers of a model that is no configuration, as for `fit`.
         input_shapes: input's name -> shape without the batch, for inputs with unknown dimensions.
-        time_limit_s: for compiling; 0: an answer that ships, or an error at once.
 
     Raises:
-        ValueError: a GPU, preset or number that does not exist.
+        ValueError: a GPU, preset, number or name of an argument that does not exist.
         PlanError: it is no Keras model, cannot be loaded or has unknown dimensions, Keras knows no such dtype policy, XLA
             failed, or it took longer than `time_limit_s`.
     """
     gpu = gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu)
-    options = {
-        "batch_size": check_count("batch_size", batch_size),
-        "gradient_accumulation_steps": check_count("gradient_accumulation_steps", gradient_accumulation_steps),
-        "input_shapes": input_shapes or {},
-        "dtype_policy": dtype_policy,
-        "recompute": recompute,
-        "target": describe_gpu(gpu),
-    }
+    step = {"gradient_accumulation_steps": 1, "dtype_policy": None, **step, "batch_size": batch_size}
+    step |= {name: check_count(name, step[name]) for name in ("batch_size", "gradient_accumulation_steps")}
     label, subject = _find_subject(model)
     if "config" in subject:
-        options["dtype_policy"] = dtype_policy or "float32"  # said or not: one answer
-    elif dtype_policy and "keras_config" in subject:
-        raise PlanError(f"model {label!r} is built already: for {dtype_policy} name the function, 'module:function'")
-    request = StepRequest(**subject, **options)
+        step["dtype_policy"] = step["dtype_policy"] or "float32"  # said or not: one answer
+    elif step["dtype_policy"] and "keras_config" in subject:
+        raise PlanError(f"model {label!r} is built already: for {step['dtype_policy']} name its function, 'module:function'")
+    request = StepRequest(**subject, **step, target=describe_gpu(gpu))
     cost, notes = find_answer(request) if request.config else (None, [])
     if not cost:
         _check_can_compile(time_limit_s)
@@ -147,14 +137,11 @@ def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, no
     overhead_bytes = CONTEXT_BYTES + PREFETCHED_BATCHES * cost.bytes_by_part.get("inputs", 0)
     usable_bytes = int(gpu.usable_memory_gib * 2**30)
     time, why_not = step_time(cost, gpu)
-    asked = request.model_dump(
-        mode="json", include={"batch_size", "gradient_accumulation_steps", "recompute", "input_shapes"}, exclude_defaults=True
-    )
+    step = request.model_dump(mode="json", include={"batch_size", "gradient_accumulation_steps", "recompute", "input_shapes"})
     switches = request.config.model_dump(include={"recompute", "memory_efficient_attention"}) if request.config else {}
-    policies = {"dtype_policy": cost.dtype_policy, "optimizer": cost.optimizer}
     return MemoryPlan(
         gpu=gpu.name,
-        configuration={"model": label, "gradient_accumulation_steps": 1, **asked, **policies, **switches},
+        configuration={"model": label, "dtype_policy": cost.dtype_policy, "optimizer": cost.optimizer, **step, **switches},
         peak=Quantity.compiled(cost.peak_bytes, "bytes", gpu.name),
         bytes_by_part=cost.bytes_by_part,
         overhead_bytes=overhead_bytes,
@@ -201,10 +188,7 @@ CANDIDATES = [1, 2, 4, *sorted({8 * round(2 ** (i / 8 - 3)) for i in range(24, 1
 
 
 def largest_batch(
-    model: "ModelConfig | keras.Model | str | Path",
-    gpu: str | GpuSpec = "T4",
-    tell: Callable[[str], None] = lambda line: None,
-    **options: Any,
+    model: "Subject", gpu: str | GpuSpec = "T4", *, tell: Callable[[str], None] = lambda line: None, **options: Any
 ) -> MemoryPlan | None:
     """The plan of the largest micro-batch that fits, searched for by compiling; None: not even one sample does.
 

@@ -24,7 +24,7 @@ class PlanError(RuntimeError):
     """A step that could not be planned; the message says why and what to do."""
 
 
-class StepRequest(BaseModel):
+class StepRequest(BaseModel, extra="forbid"):
     """One training step to compile. Exactly one of `config`, `keras_config` and `builder` says of which model."""
 
     config: ModelConfig | None = None

@@ -20,6 +20,7 @@ ACCURACY, CLASS_ACCURACY = "accuracy at 1.5", "accuracy of 3 classes"
 FALSE_SIGNALS, LOG_ERROR = 'false "above" signals', "error of log value"
 WITH_A_BEST, LESS_IS_BETTER = (ACCURACY, CLASS_ACCURACY, LOG_ERROR), (FALSE_SIGNALS, LOG_ERROR)
 
+Forecast = Predictions | Sequence[Predictions]  # of one model, or of a model trained with several seeds
 Group = Sequence[np.ndarray]  # of one score, an array for each seed; see `scores`
 
 _N_RESAMPLES = 2000
@@ -145,10 +146,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def compare(
-    model: Predictions | Sequence[Predictions],
-    base_rate: Predictions,
-    actual: np.ndarray,
-    best_possible: Predictions | None = None,
+    model: Forecast, base_rate: Predictions, actual: np.ndarray, best_possible: Predictions | None = None
 ) -> list[Metric]:
     """The scores of forecasts of the same values side by side, the most important one first.
 
@@ -187,7 +185,7 @@ def compare(
     return metrics
 
 
-def evaluate(model: Predictions | Sequence[Predictions], samples: Samples, series: Series) -> list[Metric]:
+def evaluate(model: Forecast, samples: Samples, series: Series) -> list[Metric]:
     """The scores of a forecast of the test part, beside the base rate's and, for a generated series, the best possible.
 
     Args:
@@ -210,19 +208,13 @@ def forecasts(samples: Samples, config: ModelConfig, *, seeds: Sequence[int], **
 
 
 def compare_options(
-    name: str,
-    series: Series,
-    config: ModelConfig,
-    reference: Sequence[Predictions] | None = None,
-    *,
-    seeds: Sequence[int] = (0, 1, 2),
-    **training: Any,
+    name: str, series: Series, config: ModelConfig, reference: Sequence[Predictions], *, seeds: Sequence[int], **training: Any
 ) -> list[Quality]:
     """Train the two lighter options of `config` with each seed, and say what of its forecast's quality they keep.
 
     Args:
         name: of the series, in the result.
-        reference: forecasts by `config` itself, one for each seed; None: it is trained, too.
+        reference: `forecasts` by `config` itself, one for each seed.
         seeds: three or more; between fewer the interval says little.
         **training: as for `train`.
 
@@ -230,7 +222,6 @@ def compare_options(
         ValueError: `config` has no Transformer to lighten.
     """
     samples, qualities, lighter = prepare(series.values, window=config.window), [], lighten(config)
-    reference = reference or forecasts(samples, config, seeds=seeds, **training)
     for option, light in lighter.items():
         # Sample t is the value at t for all of them: the same test part, though the lighter model may look less far back.
         predictions = forecasts(samples, light, seeds=seeds, **training)
