@@ -1,7 +1,6 @@
 """Will this training fit on that GPU? The answer of the GPU's own compiler, before anything runs."""
 
 import bisect
-import json
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
@@ -98,8 +97,7 @@ def _find_subject(model: Any) -> tuple[Any, dict[str, Any]]:
     if isinstance(model, str | Path):
         return Path(model).name, {"keras_config": _read_config(Path(model))}
     if keras and isinstance(model, keras.Model):
-        config = json.dumps(keras.saving.serialize_keras_object(model))
-        return model.name, {"keras_config": config, "modules": _find_modules(model, keras)}
+        return model.name, {"keras_config": model.to_json(), "modules": _find_modules(model, keras)}
     raise PlanError(f"the model is {describe_class(model)}: {EXPECTED_MODEL}, a .keras file, 'module:function' or a preset")
 
 
