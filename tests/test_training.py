@@ -647,7 +647,7 @@ def test_a_reference_whose_few_wins_are_luck_has_no_gain_to_keep():
     above[wrong] = ~above[wrong]
     lucky = Predictions(above, base.classes, base.logs)
     assert training.evaluate(lucky, samples, series)[0].gain_low <= 0
-    assert metrics.gain_kept([base], [lucky], samples) is None
+    assert metrics.kept([base], [lucky], samples)[1] is None
 
 
 def test_what_an_option_keeps_is_judged_by_its_interval():
@@ -661,12 +661,15 @@ def test_what_an_option_keeps_is_judged_by_its_interval():
         return Predictions(np.where(np.arange(n) % 100 < 100 * share, best.above, base.above), best.classes, best.logs)
 
     for share in (0.5, 0.93, 1.0):
-        gain = metrics.gain_kept([mixed(share)], [best], samples)
+        score, gain = metrics.kept([mixed(share)], [best], samples)
+        assert gain.value <= score.value <= 1
         assert share - 0.05 <= gain.high
         assert gain.low <= share + 0.05
         assert gain.low <= gain.value <= gain.high
         assert gain.high - gain.low < 0.2  # narrow enough to tell a claim of 95 % from a half
-    assert metrics.gain_kept([best], [base], samples) is None  # a reference that knows nothing
+    score, gain = metrics.kept([best], [base], samples)  # a reference that knows nothing
+    assert gain is None
+    assert score.value > 1
 
 
 def test_the_options_are_trained_with_every_seed_on_the_same_values(series):

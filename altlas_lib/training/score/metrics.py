@@ -226,20 +226,24 @@ def compare_options(
         # Sample t is the value at t for all of them: the same test part, though the lighter model may look less far back.
         predictions = forecasts(samples, light, seeds=seeds, **training)
         what = {"option": option, "series": name, "n_seeds": len(seeds), "n_parameters": build_model(light).count_params()}
-        kept = gain_kept(predictions, reference, samples)
+        _, gain_kept = kept(predictions, reference, samples)
         metrics = evaluate(predictions, samples, series)
-        qualities.append(Quality(**what, metrics=metrics, gain_kept=kept, claimed=CLAIMED[option]))
+        qualities.append(Quality(**what, metrics=metrics, gain_kept=gain_kept, claimed=CLAIMED[option]))
     return qualities
 
 
-def gain_kept(light: Sequence[Predictions], reference: Sequence[Predictions], samples: Samples) -> Kept | None:
-    """Of the reference's gain over the base rate in accuracy at 1.5; None: it has none that is sure."""
+def kept(light: Sequence[Predictions], reference: Sequence[Predictions], samples: Samples) -> tuple[Kept, Kept | None]:
+    """Of the reference's accuracy at 1.5, and of its gain over the base rate; None: it has none that is sure."""
     actual, base = samples.values[samples.split.test], [base_rate_predictions(samples)]
     groups = [[scores(each, actual)[ACCURACY] for each in group] for group in (light, reference, base)]
-    (of_light, of_reference, of_base), strictly = resampled(*groups), resampled(*groups[1:])
-    # Also with the imagined win and loss of the reference.
-    if min(interval(of_reference - of_base)[0], interval(strictly[0] - strictly[1])[0]) <= 0:
-        return None
-    low, high = interval((of_light - of_base) / np.maximum(of_reference - of_base, np.finfo(float).tiny))
-    light_mean, reference_mean, base_mean = map(mean_score, groups)
-    return Kept(value=(light_mean - base_mean) / (reference_mean - base_mean), low=low, high=high)
+    # Of each group what was found, and after it what might have been.
+    found = [np.append(mean_score(group), draws) for group, draws in zip(groups, resampled(*groups), strict=True)]
+
+    def ratio(above: np.ndarray, below: np.ndarray) -> Kept:
+        low, high = interval(above[1:] / np.maximum(below[1:], np.finfo(float).tiny))
+        return Kept(value=above[0] / below[0], low=low, high=high)
+
+    of_light, of_reference, of_base = found
+    strictly = resampled(*groups[1:])  # with the imagined win and loss of the reference
+    is_sure = min(interval((of_reference - of_base)[1:])[0], interval(strictly[0] - strictly[1])[0]) > 0
+    return ratio(of_light, of_reference), ratio(of_light - of_base, of_reference - of_base) if is_sure else None
