@@ -163,7 +163,7 @@ def test_a_result_of_an_older_schema_is_refused_with_the_reason(run):
     one, two = saved("one", results()), saved("two", results())
     (two.results / "similarity.json").write_text('{"schema_version": 0}')
     comparison = report.compare_runs(one, two)
-    assert ["schema_version: Input should be 3, got 0" in problem for problem in comparison.problems] == [True]
+    assert ["schema_version: Input should be 4, got 0" in problem for problem in comparison.problems] == [True]
     assert "similarity" not in {change.chapter for change in comparison.changes}
 
 

@@ -11,7 +11,6 @@ from altlas_lib.report import decide
 from altlas_lib.results import (
     CHAPTERS,
     Candidate,
-    Expectation,
     Kept,
     Quantity,
     Remedy,
@@ -104,7 +103,7 @@ def test_sizes_that_only_the_cpu_was_timed_at_are_a_condition(run):
 
 def test_a_projection_of_zero_seconds_is_no_reason_to_fail(run):
     time = Quantity.projected(0.0, 0.1, "s", "T4", "launches")
-    expected = [Expectation(n_texts=10_000, on_gpu=True, time=time)]
+    expected = [Timing(method="by arithmetic", on_gpu=True, n_texts=10_000, time=time)]
     result = changed(of(results(), "similarity"), timings=dumped([ON_CPU]), expectations=dumped(expected))
     found = decision(run, [result], "into production")
     assert (found.verdict, found.why) == ("not enough evidence", "No GPU was measured, and none was projected.")

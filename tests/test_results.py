@@ -168,8 +168,9 @@ def test_provenance_names_code_devices_and_versions(run):
         (b'{"schema_version": 1', "cannot be read"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"[1, 2]", r"cannot be read .*Input should be an object, got \[1, 2\]"),
-        (b'{"schema_version": 0}', r"cannot be read .schema_version: Input should be 3, got 0\)"),
-        (b'{"schema_version": 3}', r"cannot be read .provenance: Field required"),
+        (b'{"schema_version": 0}', r"cannot be read .schema_version: Input should be 4, got 0\)"),
+        (b'{"schema_version": 3}', r"cannot be read .schema_version: Input should be 4, got 3\)"),  # of an earlier release
+        (b'{"schema_version": 4}', r"cannot be read .provenance: Field required"),
     ],
 )
 def test_damaged_files_are_refused_with_the_command_that_mends_them(run, content, complaint):

@@ -1,6 +1,6 @@
 """Chapter 40: what do ONNX, half precision, 8-bit integers and TensorRT buy for a trained model, and what do they cost?"""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -67,7 +67,6 @@ class Engine(Model):
     size: Quantity | None = None
     activations: Quantity | None = None  # memory beside the weights at the largest batch
     build_s: float | None = None
-    largest_batch: PositiveInt | None = None
     message: str | None = None  # the builder's own sentence
     advice: str | None = None
 
@@ -86,10 +85,7 @@ class Forward(Model):
     note: str | None = None
 
 
-class InferenceResult(ChapterResult):
-    chapter: ClassVar[str] = "inference"
-    number: ClassVar[str] = "40"
-
+class InferenceResult(ChapterResult, chapter="inference", number="40"):
     model: str
     n_parameters: NonNegativeInt
     trained: bool  # else accuracy means nothing
@@ -135,14 +131,6 @@ class LlmPlan(Model):
     prompt: Quantity | None = None  # projected tokens/s of one stream; None: not all layers fit
     generation: Quantity | None = None
     largest_quantisation: dict[str, str | None]  # GPU of the catalogue -> the largest that fits
-
-    @property
-    def needed_bytes(self) -> int:
-        return self.model.weights_bytes + self.cache_bytes + self.work_bytes
-
-    @property
-    def largest_batch(self) -> int:
-        return self.largest_context // self.context
 
     @property
     def n_layers_on_gpu(self) -> int:

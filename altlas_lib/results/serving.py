@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -48,10 +47,7 @@ class Kill(Model):
         return self.state == "done" and self.same_answer
 
 
-class ServingResult(ChapterResult):
-    chapter: ClassVar[str] = "serving"
-    number: ClassVar[str] = "50"
-
+class ServingResult(ChapterResult, chapter="serving", number="50"):
     source: DataSource
     n_rows: PositiveInt  # of the corpus
     n_dimensions: PositiveInt

@@ -1,7 +1,5 @@
 """Chapter 20: does the GPU port give the same answer, how much faster, from which size on?"""
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from .provenance import LARGEST_OTHER_LOAD, ChapterResult, DataSource
@@ -25,7 +23,7 @@ class Validation(Model):
 
 
 class Timing(Model):
-    """How long one method took for the k nearest of every text."""
+    """How long one method took, or is projected to take, for the k nearest of every text."""
 
     method: str
     on_gpu: bool = False
@@ -49,26 +47,7 @@ class Step(Model):
     share: Share
 
 
-class Expectation(Model):
-    """What arithmetic says before anything is ported."""
-
-    n_texts: int
-    on_gpu: bool
-    time: Quantity  # projected
-
-
-class SimilarPair(Model):
-    """Two texts of the user, shortened, and the cosine of their vectors."""
-
-    first: str
-    second: str
-    score: float  # in [-1, 1]
-
-
-class SimilarityResult(ChapterResult):
-    chapter: ClassVar[str] = "similarity"
-    number: ClassVar[str] = "20"
-
+class SimilarityResult(ChapterResult, chapter="similarity", number="20"):
     source: DataSource
     embedding: str
     n_dimensions: int
@@ -76,10 +55,6 @@ class SimilarityResult(ChapterResult):
     validations: list[Validation]
     timings: list[Timing]
     break_even_n_texts: int | None = None  # smallest measured size at which the GPU wins, transfers included
-    most_similar: list[SimilarPair]
-    expectations: list[Expectation] = Field(default=[])
+    most_similar: list[tuple[str, str, float]]  # two texts of the user, shortened, and the cosine of their vectors
+    expectations: list[Timing] = Field(default=[])  # what arithmetic projects before anything is ported
     steps: list[Step] = Field(default=[])  # of the fastest method at the largest size
-
-    @property
-    def gpu_was_timed(self) -> bool:
-        return any(timing.on_gpu for timing in self.timings)

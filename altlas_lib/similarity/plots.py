@@ -9,10 +9,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from ..figures import COLOURS
-from ..results import Expectation, Timing, format_value
+from ..results import Timing, format_value
 
 
-def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence[Expectation] = ()) -> Axes:
+def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence[Timing] = ()) -> Axes:
     """Time against the number of texts, both logarithmic, one line per method, bars from the fastest run to the slowest.
 
     Bands are what arithmetic expects of each device; without any, a dashed line shows what growing with the square looks like.
