@@ -503,7 +503,7 @@ def test_results_of_other_parameters_code_or_order_are_called_stale(run):
     environment, _, similarity, *_ = saved = results()
     for result in saved:
         result.save(run)
-    assert report.stale(report.Report.read(run)) == []
+    assert list(report.stale(report.Report.read(run))) == []
     other = similarity.provenance.model_copy(update={"git_commit": "0" * 40})
     changed(similarity, provenance=other.model_dump()).save(run)
     later = environment.provenance.model_copy(update={"created_at": similarity.provenance.created_at + timedelta(hours=1)})

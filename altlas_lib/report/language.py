@@ -83,8 +83,7 @@ class Language:
             return self.text(sentence.text, **sentence.values) if sentence.values else self.say(sentence.text)
         if self.code == "en":
             return sentence
-        known = self.recognise(sentence)
-        return known or "; ".join(self.recognise(part) or part for part in sentence.split("; "))
+        return self.recognise(sentence) or "; ".join(self.recognise(part) or part for part in sentence.split("; "))
 
     def recognise(self, text: str) -> str | None:
         """A chapter's finished text in this language: a known sentence, a number, a list of known texts, or a known pattern,

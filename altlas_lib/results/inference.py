@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from .provenance import ChapterResult, DataSource
+from .provenance import ChapterResult, DataSource, UnderLoad
 from .quantity import Model, Quantity, Share
 from .training import Kept, Metric
 
@@ -85,7 +85,7 @@ class Forward(Model):
     note: str | None = None
 
 
-class InferenceResult(ChapterResult, chapter="inference", number="40"):
+class InferenceResult(ChapterResult, UnderLoad, chapter="inference", number="40"):
     model: str
     n_parameters: NonNegativeInt
     trained: bool  # else accuracy means nothing
@@ -95,7 +95,6 @@ class InferenceResult(ChapterResult, chapter="inference", number="40"):
     latencies: list[Latency]
     engines: list[Engine] = Field(default=[])
     forwards: list[Forward] = Field(default=[])
-    other_load: float | None = None  # of the processors by other programs while it was timed; None: not watched
     best: str | None = None  # the variant that goes to production by `altlas_lib.inference.choose_variant`; None: the original
     notes: list[str] = Field(default=[])
 

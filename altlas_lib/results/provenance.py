@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue, NonNegativeInt, ValidationError
 
 from ..devices import device_names
 from ..paths import RunFolder, outputs_dir, project_root, write_atomically
-from .quantity import Model, first_problem
+from .quantity import Model, Share, first_problem
 
 _DISTRIBUTION = "altlas-cuda-workbook"
 
@@ -72,10 +72,21 @@ class DataSource(Model):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class UnderLoad(Model):
+    """Something that was timed while other programs could take the processors."""
+
+    other_load: Share | None = None  # share of the processors that they took meanwhile; None: not known
+
+    @property
+    def is_too_busy(self) -> bool:
+        """Whether they slowed it down by so much that a gain over it would be theirs."""
+        return (self.other_load or 0) > LARGEST_OTHER_LOAD
+
+
 class FigureFile(Model):
     """A picture that a chapter saved under the run's `figures/`."""
 
-    file: str = Field(pattern=r"^[\w.-]+\.(png|svg)$")
+    file: str = Field(pattern=r"^[\w.-]+\.png$")
     title: str
     alt: str = Field(min_length=1)  # what the picture shows, for who cannot see it
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from .provenance import LARGEST_OTHER_LOAD, ChapterResult, DataSource
+from .provenance import ChapterResult, DataSource, UnderLoad
 from .quantity import Model, Quantity, Share
 
 
@@ -22,7 +22,7 @@ class Validation(Model):
         return self.largest_error <= self.tolerance and self.n_other_neighbours == 0
 
 
-class Timing(Model):
+class Timing(UnderLoad):
     """How long one method took, or is projected to take, for the k nearest of every text."""
 
     method: str
@@ -31,12 +31,6 @@ class Timing(Model):
     n_texts: int
     time: Quantity
     peak_memory: Quantity | None = None  # of the method's device, beyond the input
-    other_load: Share | None = None  # share of the processors that other programs took meanwhile; None: not known
-
-    @property
-    def is_too_busy(self) -> bool:
-        """Whether other programs slowed the CPU down by so much that a gain over it would be theirs."""
-        return not self.on_gpu and (self.other_load or 0) > LARGEST_OTHER_LOAD
 
 
 class Step(Model):

@@ -165,10 +165,10 @@ def test_the_panel_is_there_to_be_moved(page, lab):
     run_in_lab(page, lab, NOTEBOOKS[-1])  # once more: its widgets live in the kernel, which the test above has ended
     last = page.evaluate("window.jupyterapp.shell.currentWidget.content.widgets.length - 1")
     page.evaluate(f"window.jupyterapp.shell.currentWidget.content.scrollToItem({last})")
-    page.wait_for_selector(".widget-html-content table")
-    assert "10,000 texts, T4" in page.inner_text(".widget-html-content")
+    page.wait_for_selector(".widget-interact table")
+    assert "10,000 texts, T4" in page.inner_text(".widget-interact")
     page.select_option(".widget-dropdown select >> nth=0", label="H200")
-    page.wait_for_function("document.querySelector('.widget-html-content').innerText.includes('10,000 texts, H200')")
+    page.wait_for_function("document.querySelector('.widget-interact').innerText.includes('10,000 texts, H200')")
     page.screenshot(path=SCREENSHOTS / "what_if.png")
 
 
