@@ -283,7 +283,11 @@ FASTER = route("algorithm", "measured", 3.0, 3.1, 3.2)
             "no-go",
             "A cheaper way on the CPU comes first: f in service: change the call",
         ),
-        ([candidate("port it", 2.0, 3.0, routes=[FASTER])], "no-go", "first: f in service: pairs_above, 3.1x, measured"),
+        (
+            [candidate("port it", 2.0, 3.0, routes=[FASTER])],
+            "no-go",
+            "With pairs_above in place of f in service",
+        ),
         # another answer, too little, not measured: no cheaper way
         ([candidate("port it", 2.0, 3.0, routes=[route("algorithm", "measured", 3, 3, 3, same=False)])], "go", "Port f"),
         ([candidate("port it", 2.0, 3.0, routes=[route("algorithm", "measured", 1, 1.1, 3)])], "go", "Port f"),

@@ -94,6 +94,8 @@ def test_measuring_nothing_is_an_error():
         (512, "bytes", "512 bytes"),
         (12345.6, "GFLOP/s", "12,346 GFLOP/s"),
         (-2048, "bytes", "-2 KiB"),
+        (1_138_554, "rows/s", "1.14 million rows/s"),
+        (49_000, "rows/s", "49,000 rows/s"),
     ],
 )
 def test_values_read_well(value, unit, text):
@@ -150,6 +152,22 @@ def test_a_long_title_is_wrapped_and_not_cut(run):
         saved = figures.save_figure(fig, run, "00_x", alt="x")
         (drawn,) = [text for text in ax.findobj(Text) if text.get_text() == saved.title]
         assert 0 <= drawn.get_window_extent().x0 < drawn.get_window_extent().x1 <= fig.bbox.x1
+
+
+def test_a_picture_is_saved_without_the_titles_and_the_notebook_keeps_them(run):
+    """The report says them in its reader's language."""
+    pixels = []
+    for titles in (("one", "two"), ("another", "third")):
+        with figures.figure(nrows=2) as (fig, axes):
+            for ax, title in zip(axes, titles, strict=True):
+                ax.set_title(title)
+            saved = figures.save_figure(fig, run, "00_x", alt="x")
+            assert [ax.get_title("left") for ax in axes] == [*titles]
+        assert saved.title == "; ".join(titles)
+        pixels.append((run.figures / saved.file).read_bytes())
+    assert pixels[0] == pixels[1]
+    with figures.figure() as (fig, _), pytest.raises(ValueError, match="expected a title on one of its Axes"):
+        figures.save_figure(fig, run, "00_x", alt="x")
 
 
 def test_provenance_names_code_devices_and_versions(run):

@@ -27,7 +27,7 @@ _NUMBER = re.compile(
     r"([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(%|x| (?:ms|s|µs|min|bytes|KiB|MiB|GiB|GB|GB/s|GFLOP/s|TFLOP/s))?"
 )
 # Values of a pattern: what some of them are, where others are any text, and which are names that no translation touches.
-_VALUES = {"share": _NUMBER.pattern, "n": _NUMBER.pattern, "library": "[^,]+"}
+_VALUES = {"share": _NUMBER.pattern, "n": _NUMBER.pattern, "library": "[^,]+", "percent": r"\d+%"}
 _NAMES = ("function", "version", "way", "workload")
 
 

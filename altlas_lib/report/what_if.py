@@ -112,6 +112,7 @@ def panel(ceilings: Ceilings | None = None, similarity: SimilarityResult | None 
     slider = functools.partial(widgets.SelectionSlider, continuous_update=False)
     return widgets.interactive(
         answer,
+        {"auto_display": True},
         gpu=widgets.Dropdown(options=[gpu.name for gpu in load_catalogue()], value="T4", description="GPU"),
         n_texts=slider(options=sizes, value=10_000, description="texts"),
         n_dimensions=slider(options=(64, 128, 256, 384, 768, 1536), value=384, description="dimensions"),

@@ -13,6 +13,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 _SCALES = {
     "s": {"min": 60, "s": 1, "ms": 1e-3, "µs": 1e-6},
     "bytes": {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1},
+    "rows/s": {"million rows/s": 1e6, "rows/s": 1},
 }
 
 
