@@ -39,7 +39,7 @@ def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence
     ax.set_xticks([], minor=True)
     ax.yaxis.set_major_formatter("{x:g}")
     ax.set_title(_times_title(timings))
-    ax.legend(loc="upper left", fontsize=8)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.15), ncols=2, fontsize=8)
     return ax
 
 
