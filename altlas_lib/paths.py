@@ -1,6 +1,7 @@
 """Where things lie: the project, its data, and the folder of a run."""
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -11,7 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+UNFINISHED = ".tmp"  # what a killed writer leaves ends so, and begins with a dot
 
 
 def project_root() -> Path:
@@ -89,18 +92,47 @@ def run_folder(name: str) -> RunFolder:
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
-    """Write a file so that a kill at any moment leaves the old one or the new one, never a part."""
+    """Write a file so that a kill at any moment leaves the old one or the new one, never a part. A link is followed.
+
+    Raises:
+        OSError: the disk is full, the folder cannot be written to, or there is a device or FIFO; names the path.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    target = path.resolve()
+    if target.exists() and not target.is_file():  # a rename would put a file in the place of the device
+        raise OSError(errno.EINVAL, "no regular file, which can be replaced; name another", str(path))
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{UNFINISHED}")
     try:
         with open(temporary, "wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())  # else a power cut may keep the rename and lose the bytes
-        os.replace(temporary, path)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
+
+
+def lock_exclusively(file: IO) -> None:
+    """Hold an open file for this process; the system lets go when it is closed or the process ends.
+
+    Raises:
+        OSError: another one holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        position = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+        os.lseek(file.fileno(), 2**30, os.SEEK_SET)  # past what is written: others may read that, such as who holds it
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        os.lseek(file.fileno(), position, os.SEEK_SET)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @functools.cache

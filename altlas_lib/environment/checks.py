@@ -5,7 +5,7 @@ A check is a table, row of `checks.toml` -> whether it holds: the first row that
 
 import functools
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,21 @@ _TEXTS.globals |= {"AMPLE_DISK_BYTES": AMPLE_DISK_BYTES, "AMPLE_MEMORY_BYTES": A
 _template = functools.cache(_TEXTS.from_string)
 
 
+Check = tuple[str, str, dict[str, Any], Mapping[str, Any]]  # name, section of checks.toml, its rows, what their texts need
+
+
 def findings_from(facts: Facts) -> list[Finding]:
     """All findings, in the order in which a reader mends them: machine first, then driver, then libraries."""
+    return say(_checks(facts), facts=facts)
+
+
+def say(checks: Iterable[Check], **shared: Any) -> list[Finding]:
+    """Of each check the first row that holds, in the words of checks.toml, which `shared` and the check's values fill."""
     findings = []
-    for check, section, rows, values in _checks(facts):
+    for check, section, rows, values in checks:
         if row := next((name for name, holds in rows.items() if holds), None):
             status, *texts = shipped_toml(__package__, "checks.toml")[section][row]
-            found, *fix = (_template(text).render(facts=facts, **values) for text in texts)
+            found, *fix = (_template(text).render(**shared, **values) for text in texts)
             findings.append(Finding(check=check, status=status, found=found, fix=fix[0] if fix else None))
     return findings
 
@@ -47,8 +55,7 @@ def is_ready(findings: list[Finding]) -> bool:
     return all(finding.status != "failure" for finding in findings)
 
 
-def _checks(facts: Facts) -> Iterator[tuple[str, str, dict[str, Any], Mapping[str, Any]]]:
-    """Name, section of checks.toml, its rows, and what their texts need besides the facts."""
+def _checks(facts: Facts) -> Iterator[Check]:
     driver, numpy, keras = facts.libraries["driver"], facts.libraries["numpy"], facts.libraries["keras"]
     for check, rows in _machine(facts).items():
         yield check, check, rows, {}
@@ -58,11 +65,21 @@ def _checks(facts: Facts) -> Iterator[tuple[str, str, dict[str, Any], Mapping[st
     # Without a driver to a GPU on the bus the driver's own finding says why there is none.
     is_missing = not driver.gpus and (driver.version or not facts.n_nvidia_on_bus)
     yield "GPU", "GPU", {"hidden": driver.gpus and _is_hidden(facts), "none": is_missing}, {}
-    yield "NumPy", "NumPy", {"fails": numpy.error or not numpy.installed, "ok": True}, {"library": numpy}
+    yield (
+        "NumPy",
+        "NumPy",
+        {"not answered": not numpy.answered, "fails": numpy.error or not numpy.installed, "ok": True},
+        {"library": numpy},
+    )
     rate, possible = numpy.gflops_per_thread or 0.0, facts.libraries.get("numpy with AVX-512", numpy).gflops_per_thread or 0.0
     yield "BLAS kernels", "BLAS kernels", {"slow": possible >= NOTABLE_GAIN * rate > 0}, {"rate": rate, "possible": possible}
     usable = [name for name in KERAS_BACKENDS if facts.libraries[name].computed_on and not facts.libraries[name].error]
-    rows = {"ok": keras.installed and not keras.error, "other backend": keras.installed and usable, "fails": True}
+    rows = {
+        "ok": keras.installed and not keras.error,
+        "not answered": not keras.answered,
+        "other backend": keras.installed and usable,
+        "fails": True,
+    }
     yield "Keras", "Keras", rows, {"library": keras, "usable": usable}
     for name, (title, install) in shipped_toml(__package__, "checks.toml")["frameworks"].items():
         library, major = facts.libraries[name], max(12, min(13, _major(driver.cuda_version)))
@@ -118,6 +135,7 @@ def _framework(facts: Facts, name: str) -> dict[str, Any]:
         "chapter 20 needs it": not library.installed and is_cupy and driver.gpus,
         "Keras needs it": not library.installed and name == "tensorflow" and not keras.computed_on,
         "not installed": not library.installed,
+        "not answered": not library.answered,
         # Keras computes with it, or CuPy offers a GPU on which it then fails: a chapter would stop there.
         "stops a chapter": library.error and (name == (keras.backend or "tensorflow") or (is_cupy and library.gpus)),
         "fails": library.error,

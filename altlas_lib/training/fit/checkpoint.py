@@ -7,7 +7,6 @@ is. It is taken between two updates of the weights: gradient accumulators are em
 Files are written whole and then renamed, so that neither a kill nor a full disk harms an older one.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from ...paths import write_atomically
+from ...paths import lock_exclusively, write_atomically
 from ...results import Epoch
 from ..backend import keras
 from ..model.accumulation import AccumulatingOptimizer
@@ -84,7 +83,7 @@ class CheckpointFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115, closed by `close`; the system lets go after a kill
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_exclusively(self._lock)
         except OSError:
             self._lock.seek(0)
             problem = f"process {self._lock.read(20) or 'unknown'} trains in {self.path} already"
