@@ -95,7 +95,7 @@ class Child:
         self.send(None)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(grace_s)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):  # Windows has no process groups
             os.killpg(self.pid, signal.SIGKILL)
         left = end_marked(self._mark)
         for process in (self._guardian, self._process):
