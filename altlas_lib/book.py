@@ -83,7 +83,7 @@ class Chapter:
             try:
                 parameters.check_existence(name, value, asked)
             except (OSError, ValueError) as error:
-                raise RunError(f"{self.name}, parameter {name}={value!r}: {error}") from None
+                raise RunError(f"{self.name}, parameter {name}={value!r:.200}: {error}") from None
 
     def digest(self) -> str:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()

@@ -128,6 +128,11 @@ def text_of(path) -> str:
     return path.read_bytes().decode("utf-8", "surrogateescape")
 
 
+def read_language_model(path):
+    """Not in a child, as `read_model` does: thousands of them would take an hour."""
+    return llm.answer({"path": str(path)}) if path.is_file() else llm.read_model(path)
+
+
 FOLDER = paths.notebooks_dir() / "parameters"
 CSV = b'text,number\nhello world,1.5\n"quoted, text",2\n'
 DATES = pa.array([0, 2**62, -(2**62)], pa.timestamp("ms"))
@@ -160,7 +165,7 @@ READERS = {  # name -> suffix, valid content, reader
     "manifest": (".json", MANIFEST, functools.partial(load_run, Manifest.load, "run.json")),
     "dxdiag": (".txt", DXDIAG, lambda path: environment.findings_from_dxdiag(environment.read_dxdiag(path))),
     "requests": (".jsonl", b'{"method": "POST", "path": "/a", "json": {"b": [1]}}\n', lambda path: asgi.load_requests(path)),
-    "model.gguf": (".gguf", b"GGUF\x03\0\0\0\1\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0", lambda path: llm.answer({"path": str(path)})),
+    "model.gguf": (".gguf", b"GGUF\x03\0\0\0\1\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0", read_language_model),
     "--arg": (".txt", b'n={"a": [1, 2]}', lambda path: cli._argument(text_of(path))),
     "-p": (".txt", b"[1, 2, 3]", lambda path: book.Parameter("k", "list[int]", [1]).parse(text_of(path))),
 }

@@ -11,6 +11,7 @@ from altlas_lib.data.checks import OnBad
 from altlas_lib.inference.convert import METHODS
 from altlas_lib.paths import shipped_toml
 from altlas_lib.report.language import LANGUAGES
+from altlas_lib.training.model.config import PRESETS
 
 CHAPTERS = book.find_chapters()
 DECLARED = {name: parameter for chapter in CHAPTERS for name, parameter in chapter.parameters.items()}
@@ -41,7 +42,7 @@ def test_choices_are_those_of_the_library():
     assert ROWS["on_bad"]["one_of"] == list(get_args(OnBad))
     assert ROWS["language"]["one_of"] == list(LANGUAGES)
     assert ROWS["calibration_method"]["one_of"] == list(METHODS)
-    assert set(ROWS["preset"]["one_of"]) == set(shipped_toml("altlas_lib.training.model", "presets.toml"))
+    assert set(ROWS["preset"]["one_of"]) == set(PRESETS)
 
 
 @pytest.mark.parametrize(
