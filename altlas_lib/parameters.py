@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -56,64 +57,50 @@ def check_existence(name: str, value: Any, values: Mapping[str, Any]) -> None:
     Raises:
         ValueError, OSError: it is not.
     """
-    check = _CHECKS.get(declared(name).get("check"))
-    for each in value if isinstance(value, list) and name != "price_per_hour" else [value]:
-        if check and each:
-            check(each, values)
+    check = declared(name).get("check")
+    for each in value if isinstance(value, list) else [value]:
+        if each and check in _FINDING:
+            _FINDING[check](each, values)
+        elif each and check:
+            holds, expected = _EXPECTED[check]
+            if not holds(each):
+                raise ValueError(f"expected {expected}, seen from {str(Path.cwd())!r}; correct it")
 
 
-def _check_series(source: str, values: Mapping[str, Any]) -> None:
+def _find_series(source: str, values: Mapping[str, Any]) -> None:
     if source != "generated":
         data.check_series(source, table=values.get("series_table") or None, column=values.get("series_column") or None)
 
 
-def _check_object(text: str, _: Mapping[str, Any]) -> None:
-    try:
-        found = json.loads(text)
-    except RecursionError:
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError('expected a JSON object, such as {"n": 1000}')
-
-
-def _check_file(path: str, _: Mapping[str, Any]) -> None:
-    if not Path(path).expanduser().is_file():
-        raise ValueError(f"there is no such file, seen from {str(Path.cwd())!r}; correct the path")
-
-
-def _check_model(model: str, values: Mapping[str, Any]) -> None:
-    if model.endswith((".keras", ".onnx")):
-        _check_file(model, values)
-    elif ":" not in model:
-        raise ValueError("expected a .keras or .onnx file, or module:function")
-
-
-def _check_embedding(method: str, values: Mapping[str, Any]) -> None:
-    if method.endswith(".npy"):
-        _check_file(method, values)
-    elif method not in ("svd", "hashing") and not Path(method).is_dir():
-        raise ValueError("expected 'svd', 'hashing', a .npy matrix or a folder with a sentence-transformers model")
-
-
-def _check_run(name: str, _: Mapping[str, Any]) -> None:
-    if not (outputs_dir() / name / "results").is_dir() or Path(name).name != name:
-        raise ValueError(f"there is no such run in {outputs_dir()}")
-
-
-def _check_rules(_: Any, values: Mapping[str, Any]) -> None:
+def _find_rules(_: Any, values: Mapping[str, Any]) -> None:
     from .report import Rules
 
     Rules.load(values.get("rules"), price_per_hour=values.get("price_per_hour"))
 
 
-_CHECKS: dict[str | None, Callable[[Any, Mapping[str, Any]], Any]] = {
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+_FINDING: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {  # raises what names the nearest, or what there is
     "gpu": lambda name, _: devices.find_gpu(name),
     "texts": lambda source, values: data.check_texts(source, column=values.get("text_column") or None),
-    "series": _check_series,
-    "json object": _check_object,
-    "file": _check_file,
-    "model": _check_model,
-    "embedding": _check_embedding,
-    "run": _check_run,
-    "rules": _check_rules,
+    "series": _find_series,
+    "rules": _find_rules,
+}
+_EXPECTED: dict[str, tuple[Callable[[str], bool], str]] = {
+    "json object": (_is_object, 'a JSON object, such as {"n": 1000}'),
+    "file": (os.path.isfile, "a file that is there"),
+    "model": (
+        lambda name: os.path.isfile(name) if name.endswith((".keras", ".onnx")) else ":" in name,
+        "a .keras or .onnx file that is there, or module:function",
+    ),
+    "embedding": (
+        lambda name: name in ("svd", "hashing") or (os.path.isfile if name.endswith(".npy") else os.path.isdir)(name),
+        "'svd', 'hashing', a .npy matrix or a folder with a sentence-transformers model that is there",
+    ),
+    "run": (lambda name: os.path.basename(name) == name and (outputs_dir() / name / "results").is_dir(), "another run"),
 }
