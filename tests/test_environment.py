@@ -107,6 +107,15 @@ def test_a_laptop_without_a_gpu_is_ready_with_one_warning():
     assert "pip install" in find(LAPTOP, "GPU").fix
 
 
+def test_a_probe_that_a_busy_machine_did_not_answer_makes_it_not_unready():
+    findings = findings_from(changed(LAPTOP, libraries=dict.fromkeys(("numpy", "keras", "tensorflow"), UNANSWERED)))
+    assert environment.is_ready(findings)
+    assert all(
+        "not answered in 60 s" in finding.found for finding in findings if finding.check in ("NumPy", "Keras", "TensorFlow")
+    )
+    assert not any("does not load" in finding.found for finding in findings)
+
+
 def test_a_t4_server_is_ready_without_a_warning():
     assert problems(T4_SERVER) == {}
     assert find(T4_SERVER, "GPU 0").found == "Tesla T4, 15.0 GiB, compute capability 7.5, PCIe 3 x16"
