@@ -335,7 +335,7 @@ def test_every_row_of_the_texts_can_be_called_for_and_every_row_called_for_has_o
     for _, section, rows, _ in [*checks._checks(LAPTOP), *checks._checks(T4_SERVER)]:
         named.setdefault(section, set()).update(rows)
     texts = tomllib.loads(Path(checks.__file__).with_name("checks.toml").read_text("utf-8"))
-    assert {name for name in texts if not name.startswith("DxDiag")} - {"frameworks"} == named.keys()
+    assert {name for name in texts if not name.startswith("DxDiag")} - {"frameworks", "library"} == named.keys()
     for section, rows in named.items():
         codes = {name for name in rows | texts[section].keys() if not name or name.startswith("NVMLError")}
         assert rows - codes == texts[section].keys() - codes

@@ -43,6 +43,8 @@ def say(checks: Iterable[Check], **shared: Any) -> list[Finding]:
     """Of each check the first row that holds, in the words of checks.toml, which `shared` and the check's values fill."""
     findings = []
     for check, section, rows, values in checks:
+        if "library" in values and not values["library"].answered:
+            section, rows, values = "library", {"not answered": True}, {"name": check.lower()} | values
         if row := next((name for name, holds in rows.items() if holds), None):
             status, *texts = shipped_toml(__package__, "checks.toml")[section][row]
             found, *fix = (_template(text).render(**shared, **values) for text in texts)
@@ -65,21 +67,11 @@ def _checks(facts: Facts) -> Iterator[Check]:
     # Without a driver to a GPU on the bus the driver's own finding says why there is none.
     is_missing = not driver.gpus and (driver.version or not facts.n_nvidia_on_bus)
     yield "GPU", "GPU", {"hidden": driver.gpus and _is_hidden(facts), "none": is_missing}, {}
-    yield (
-        "NumPy",
-        "NumPy",
-        {"not answered": not numpy.answered, "fails": numpy.error or not numpy.installed, "ok": True},
-        {"library": numpy},
-    )
+    yield "NumPy", "NumPy", {"fails": numpy.error or not numpy.installed, "ok": True}, {"library": numpy}
     rate, possible = numpy.gflops_per_thread or 0.0, facts.libraries.get("numpy with AVX-512", numpy).gflops_per_thread or 0.0
     yield "BLAS kernels", "BLAS kernels", {"slow": possible >= NOTABLE_GAIN * rate > 0}, {"rate": rate, "possible": possible}
     usable = [name for name in KERAS_BACKENDS if facts.libraries[name].computed_on and not facts.libraries[name].error]
-    rows = {
-        "ok": keras.installed and not keras.error,
-        "not answered": not keras.answered,
-        "other backend": keras.installed and usable,
-        "fails": True,
-    }
+    rows = {"ok": keras.installed and not keras.error, "other backend": keras.installed and usable, "fails": True}
     yield "Keras", "Keras", rows, {"library": keras, "usable": usable}
     for name, (title, install) in shipped_toml(__package__, "checks.toml")["frameworks"].items():
         library, major = facts.libraries[name], max(12, min(13, _major(driver.cuda_version)))
@@ -135,7 +127,6 @@ def _framework(facts: Facts, name: str) -> dict[str, Any]:
         "chapter 20 needs it": not library.installed and is_cupy and driver.gpus,
         "Keras needs it": not library.installed and name == "tensorflow" and not keras.computed_on,
         "not installed": not library.installed,
-        "not answered": not library.answered,
         # Keras computes with it, or CuPy offers a GPU on which it then fails: a chapter would stop there.
         "stops a chapter": library.error and (name == (keras.backend or "tensorflow") or (is_cupy and library.gpus)),
         "fails": library.error,
