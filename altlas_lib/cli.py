@@ -51,6 +51,8 @@ def check(
     from . import environment
 
     with _said_plainly(ValueError):
+        if gpu_only and not dxdiag:
+            raise ValueError("--gpu-only goes with --dxdiag FILE: add that, or leave it out")
         if dxdiag:
             findings = environment.findings_from_dxdiag(environment.read_dxdiag(dxdiag), gpu_only=gpu_only)
         else:

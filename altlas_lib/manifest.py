@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, NonNegativeFloat, ValidationError
 
 from .paths import RunFolder, write_atomically
-from .reading import read_bounded
 
 if TYPE_CHECKING:
     from .book import Chapter
@@ -33,7 +32,7 @@ class Manifest(BaseModel):
     def load(cls, run: RunFolder) -> Self:
         """The run's manifest; an empty one where there is none or it cannot be read: then nothing counts as done."""
         try:
-            return cls.model_validate_json(read_bounded(run.path / "run.json"))
+            return cls.model_validate_json(run.read("run.json"))
         except (OSError, ValidationError):
             return cls()
 

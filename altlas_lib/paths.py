@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 import re
+import stat
 import sys
 import tomllib
 import uuid
@@ -14,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
+MIB = 2**20
 UNFINISHED = ".tmp"  # what a killed writer leaves ends so, and begins with a dot
 
 
@@ -74,6 +76,10 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report"
 
+    def read(self, name: str) -> bytes:
+        """A file of the run, which somebody may have put another in the place of; raises as `read_bounded`."""
+        return read_bounded(self.path / name)
+
 
 def run_folder(name: str) -> RunFolder:
     """The folder of the run called `name`, made if need be.
@@ -89,6 +95,25 @@ def run_folder(name: str) -> RunFolder:
     for folder in (run.executed, run.results, run.figures, run.report):
         folder.mkdir(parents=True, exist_ok=True)
     return run
+
+
+def read_bounded(path: str | Path, limit_bytes: int = 64 * MIB) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        OSError: there is none that can be read, it is a folder, FIFO or device, or larger than `limit_bytes`; names the path.
+    """
+    try:
+        # Opening a FIFO waits for its writer, unless it is asked not to; regular files are read as ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "no regular file", str(path))
+            content = file.read(limit_bytes + 1)
+    except ValueError as error:  # a NUL character, or half of one, in the path
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"larger than {limit_bytes / MIB:g} MiB, which no such file is", str(path))
+    return content
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:

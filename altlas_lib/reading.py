@@ -1,35 +1,14 @@
-"""Files of a user's, read within bounds: a FIFO does not block, a device does not fill the memory, YAML stays plain data."""
+"""YAML of a user's, as plain data within bounds."""
 
-import errno
-import os
-import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-MIB = 2**20
+from .paths import read_bounded
+
 _YAML_BYTES = 2**17  # some thousand parameters; PyYAML reads about 100 KiB a second
-
-
-def read_bounded(path: str | Path, limit_bytes: int = 64 * MIB) -> bytes:
-    """The bytes of a regular file.
-
-    Raises:
-        OSError: there is none that can be read, it is a folder, FIFO or device, or larger than `limit_bytes`; names the path.
-    """
-    try:
-        # Opening a FIFO waits for its writer, unless it is asked not to; regular files are read as ever.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError(errno.EINVAL, "no regular file", str(path))
-            content = file.read(limit_bytes + 1)
-    except ValueError as error:  # a NUL character, or half of one, in the path
-        raise OSError(errno.EINVAL, str(error), str(path)) from None
-    if len(content) > limit_bytes:
-        raise OSError(errno.EFBIG, f"larger than {limit_bytes / MIB:g} MiB, which no such file is", str(path))
-    return content
 
 
 class _PlainLoader(yaml.SafeLoader):

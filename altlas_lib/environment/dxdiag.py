@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import devices
-from ..paths import shipped_toml
-from ..reading import MIB, read_bounded
+from ..paths import MIB, read_bounded, shipped_toml
 from ..results import Finding
 from ..tables import plain
 from .checks import Check, say

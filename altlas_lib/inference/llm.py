@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..devices import GpuSpec, find_gpu, load_catalogue
-from ..paths import shipped_toml
-from ..reading import read_bounded
+from ..paths import read_bounded, shipped_toml
 from ..results import LanguageModel, LlmPlan, Quantity
 from .child import InferenceError, run_child
 

@@ -13,7 +13,6 @@ from pydantic import Field, JsonValue, NonNegativeInt, ValidationError
 
 from ..devices import device_names
 from ..paths import RunFolder, outputs_dir, project_root, write_atomically
-from ..reading import read_bounded
 from .quantity import Model, first_problem
 
 SCHEMA_VERSION = 3
@@ -130,7 +129,7 @@ class ChapterResult(Model):
         path = run.results / f"{cls.chapter}.json"
         again = f"run its chapter again: altlas run --run {run.name} --only {cls.number}"
         try:
-            return cls.model_validate_json(read_bounded(path))
+            return cls.model_validate_json(run.read(f"results/{path.name}"))
         except FileNotFoundError:
             raise ResultError(f"no {cls.chapter} result in run {run.name!r}; {again}") from None
         except (OSError, ValidationError) as error:

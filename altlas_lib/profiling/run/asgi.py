@@ -16,7 +16,7 @@ import httpx
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ...reading import read_bounded
+from ...paths import read_bounded
 from .targets import FunctionKey, ProfilingError, Runnable, Target, describe, resolve, target_name
 
 _LONGEST_SHUTDOWN_S = 3.0
