@@ -5,7 +5,6 @@ import errno
 import functools
 import os
 import re
-import stat
 import sys
 import tomllib
 import uuid
@@ -14,9 +13,6 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any
-
-MIB = 2**20
-UNFINISHED = ".tmp"  # what a killed writer leaves ends so, and begins with a dot
 
 
 def project_root() -> Path:
@@ -97,6 +93,10 @@ def run_folder(name: str) -> RunFolder:
     return run
 
 
+MIB = 2**20
+UNFINISHED = ".tmp"  # what a killed writer leaves ends so, and begins with a dot
+
+
 def read_bounded(path: str | Path, limit_bytes: int = 64 * MIB) -> bytes:
     """The bytes of a regular file.
 
@@ -104,10 +104,9 @@ def read_bounded(path: str | Path, limit_bytes: int = 64 * MIB) -> bytes:
         OSError: there is none that can be read, it is a folder, FIFO or device, or larger than `limit_bytes`; names the path.
     """
     try:
-        # Opening a FIFO waits for its writer, unless it is asked not to; regular files are read as ever.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError(errno.EINVAL, "no regular file", str(path))
+        if os.path.exists(path) and not os.path.isfile(path):  # to open a FIFO would wait for its writer
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        with open(path, "rb") as file:
             content = file.read(limit_bytes + 1)
     except ValueError as error:  # a NUL character, or half of one, in the path
         raise OSError(errno.EINVAL, str(error), str(path)) from None
