@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sqlite3
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -318,6 +319,15 @@ def test_a_source_that_can_be_no_file_is_named(source):
     for load in (data.load_texts, data.load_series):
         with pytest.raises(data.DataError):
             load(source)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are UTF-8 there")
+def test_a_file_whose_name_no_result_could_hold_is_refused(tmp_path):
+    path = tmp_path / os.fsdecode(b"bad\xff.csv")
+    path.write_bytes(CSV)
+    with pytest.raises(data.DataError, match="cannot be opened") as error:
+        data.load_texts(path, column="text")
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,12 @@ def existing_file(source: str | Path, suffixes: Iterable[str]) -> Path:
         if not path.stat().st_size:
             raise DataError(f"{path.name!r} is empty (0 bytes): give a file with data")
         path.open("rb").close()  # may it be read?
-    except (OSError, RuntimeError) as error:  # a name too long, a folder not to be looked into, the home of nobody
+        path.name.encode()  # a result will name it
+    except (
+        OSError,
+        RuntimeError,
+        UnicodeEncodeError,
+    ) as error:  # too long, in a folder not to be entered, of nobody
         raise DataError(f"{shown(str(source))} cannot be opened ({getattr(error, 'strerror', error)}); {expected}") from None
     return path
 
