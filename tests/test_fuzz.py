@@ -6,6 +6,7 @@ A small dose here; `make fuzz` sets ALTLAS_FUZZ, the number of inputs for each r
 import contextlib
 import functools
 import io
+import json
 import os
 import signal
 import sqlite3
@@ -134,6 +135,24 @@ def read_language_model(path):
     return llm.answer({"path": str(path)}) if path.is_file() else llm.read_model(path)
 
 
+def read_checkpoint(path):
+    from altlas_lib.training.fit.checkpoint import CheckpointError, CheckpointFolder
+
+    path.replace(path.with_name("update-000000001.npz"))
+    with contextlib.closing(CheckpointFolder(path.parent, {"a": 1}, resume=True)) as folder:
+        try:
+            return folder.load()
+        except CheckpointError as error:
+            raise data.DataError(str(error)) from error
+
+
+def of_checkpoint(**arrays) -> bytes:
+    buffer = io.BytesIO()
+    said = {"fingerprint": {"a": 1}, "progress": {"micro_batch_size": 1}, "names": [*arrays]}
+    np.savez(buffer, header=np.frombuffer(json.dumps(said).encode(), "uint8"), **arrays)
+    return buffer.getvalue()
+
+
 FOLDER = paths.notebooks_dir() / "parameters"
 CSV = b'text,number\nhello world,1.5\n"quoted, text",2\n'
 DATES = pa.array([0, 2**62, -(2**62)], pa.timestamp("ms"))
@@ -167,6 +186,7 @@ READERS = {  # name -> suffix, valid content, reader
     "dxdiag": (".txt", DXDIAG, lambda path: environment.findings_from_dxdiag(environment.read_dxdiag(path))),
     "requests": (".jsonl", b'{"method": "POST", "path": "/a", "json": {"b": [1]}}\n', lambda path: asgi.load_requests(path)),
     "model.gguf": (".gguf", b"GGUF\x03\0\0\0\1\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0", read_language_model),
+    "checkpoint": (".npz", of_checkpoint(x=np.zeros(2)), read_checkpoint),
     "--arg": (".txt", b'n={"a": [1, 2]}', lambda path: cli._argument(text_of(path))),
     "-p": (".txt", b"[1, 2, 3]", lambda path: book.Parameter("k", "list[int]", [1]).parse(text_of(path))),
 }
@@ -222,6 +242,10 @@ def test_damage_is_an_answer_or_a_message(reader, tmp_path, monkeypatch):
     monkeypatch.setattr(columns, "MAX_ROWS", 10**6)
     monkeypatch.setattr(columns, "ROW_TIME_LIMIT_S", 5.0)
     suffix, seed, read = READERS[reader]
+    if reader == "checkpoint":
+        pytest.importorskip(
+            "altlas_lib.training.fit.checkpoint", exc_type=ImportError
+        )  # Keras wants more memory than damage may
     counts = Counter()
 
     @settings(max_examples=N_INPUTS, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -237,7 +261,7 @@ def test_damage_is_an_answer_or_a_message(reader, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
-@pytest.mark.parametrize("reader", [name for name in READERS if name not in ("--arg", "-p")])
+@pytest.mark.parametrize("reader", [name for name in READERS if name not in ("--arg", "-p", "checkpoint")])
 def test_a_fifo_is_refused_at_once(reader, tmp_path):
     suffix, _, read = READERS[reader]
     path = tmp_path / f"fifo{suffix}"
@@ -319,6 +343,13 @@ def test_a_source_that_can_be_no_file_is_named(source):
     for load in (data.load_texts, data.load_series):
         with pytest.raises(data.DataError):
             load(source)
+
+
+@pytest.mark.parametrize("dtype", [[], [("a", "f4")], "U1", "M8[s]"])
+def test_a_checkpoint_of_arrays_that_are_no_numbers_is_refused(tmp_path, dtype):
+    (tmp_path / "x.npz").write_bytes(of_checkpoint(x=np.zeros(2, dtype)))
+    with pytest.raises(data.DataError, match="x is of dtype"):
+        read_checkpoint(tmp_path / "x.npz")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are UTF-8 there")
