@@ -11,9 +11,11 @@ import os
 import signal
 import sqlite3
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
+import gguf
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -22,7 +24,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from altlas_lib import book, cli, data, environment, paths, reading, results
+from altlas_lib import book, cli, data, devices, environment, paths, reading, results
 from altlas_lib.data import columns
 from altlas_lib.inference import InferenceError, llm
 from altlas_lib.manifest import Manifest
@@ -135,6 +137,23 @@ def read_language_model(path):
     return llm.answer({"path": str(path)}) if path.is_file() else llm.read_model(path)
 
 
+read_result = functools.partial(load_run, results.EnvironmentResult.load, "results/environment.json")
+read_manifest = functools.partial(load_run, Manifest.load, "run.json")
+
+
+def of_language_model() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        writer = gguf.GGUFWriter(Path(folder, "x.gguf"), "llama")
+        for add, value in ((writer.add_block_count, 1), (writer.add_embedding_length, 8), (writer.add_head_count, 2)):
+            add(value)
+        writer.add_tensor("token_embd.weight", np.zeros((4, 8), "float16"))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return Path(folder, "x.gguf").read_bytes()
+
+
 def read_checkpoint(path):
     from altlas_lib.training.fit.checkpoint import CheckpointError, CheckpointFolder
 
@@ -161,10 +180,14 @@ DXDIAG = (
     b"Device Key: Enum\\PCI\\VEN_10DE&DEV_1F9D\nDisplay Memory: 28000 MB\nDedicated Memory: 12000 MB\nShared Memory: 16000 MB\n"
     b"Driver Version: 32.0.15.8180\n"
 )
-PROVENANCE = (
-    b'{"schema_version": 3, "finding": "x", "figures": [],'
-    b' "provenance": {"created_at": "2026-01-01T00:00:00Z", "git_commit": null,'
-    b' "git_dirty": false, "parameters": {"a": [1]}, "devices": ["CPU"], "versions": {}}, "ready": true, "findings": []}'
+RATE = results.Quantity.measured([1.0, 2.0], "GFLOP/s", "CPU")
+RESULT = results.EnvironmentResult(
+    provenance=results.Provenance.now({"a": [1]}),
+    finding="x",
+    ready=True,
+    findings=[results.Finding(check="GPU", status="ok", found="T4")],
+    ceilings=results.Ceilings(cpu_matmul_float32=RATE, cpu_copy_bandwidth=RATE),
+    target_gpu=devices.find_gpu("T4"),
 )
 MANIFEST = b'{"parameters": {"n": 1}, "chapters": ["00_x"], "finished": {"00_x": {"parameters": {}, "notebook_sha256": "0"}}}'
 skip = {"on_bad": "skip"}
@@ -181,11 +204,15 @@ READERS = {  # name -> suffix, valid content, reader
     "vectors.npy": (".npy", of_array(np.eye(3)), data.load_embedding),
     "parameters": (".yaml", (FOLDER / "full.yaml").read_bytes(), lambda path: book.load_parameters_file(str(path))),
     "rules": (".yaml", b"money: {currency: EUR, runs_per_day: 5}\nport: {least_workload_gain: 2}\n", Rules.load),
-    "result": (".json", PROVENANCE, functools.partial(load_run, results.EnvironmentResult.load, "results/environment.json")),
-    "manifest": (".json", MANIFEST, functools.partial(load_run, Manifest.load, "run.json")),
+    "result": (
+        ".json",
+        RESULT.model_dump_json().encode(),
+        functools.partial(load_run, results.EnvironmentResult.load, "results/environment.json"),
+    ),
+    "manifest": (".json", MANIFEST, read_manifest),
     "dxdiag": (".txt", DXDIAG, lambda path: environment.findings_from_dxdiag(environment.read_dxdiag(path))),
     "requests": (".jsonl", b'{"method": "POST", "path": "/a", "json": {"b": [1]}}\n', lambda path: asgi.load_requests(path)),
-    "model.gguf": (".gguf", b"GGUF\x03\0\0\0\1\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0", read_language_model),
+    "model.gguf": (".gguf", of_language_model(), read_language_model),
     "checkpoint": (".npz", of_checkpoint(x=np.zeros(2)), read_checkpoint),
     "--arg": (".txt", b'n={"a": [1, 2]}', lambda path: cli._argument(text_of(path))),
     "-p": (".txt", b"[1, 2, 3]", lambda path: book.Parameter("k", "list[int]", [1]).parse(text_of(path))),
