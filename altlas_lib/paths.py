@@ -141,7 +141,7 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
 
 
 def lock_exclusively(file: IO) -> None:
-    """Hold an open file for this process; the system lets go when it is closed or the process ends.
+    """Hold an open, empty file for this process; the system lets go when it is closed or the process ends.
 
     Raises:
         OSError: another one holds it.
@@ -151,10 +151,7 @@ def lock_exclusively(file: IO) -> None:
     except ImportError:  # Windows
         import msvcrt
 
-        position = os.lseek(file.fileno(), 0, os.SEEK_CUR)
-        os.lseek(file.fileno(), 2**30, os.SEEK_SET)  # past what is written: others may read that, such as who holds it
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        os.lseek(file.fileno(), position, os.SEEK_SET)
     else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
