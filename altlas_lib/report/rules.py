@@ -7,6 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationError, field_validator
 
+from .. import reading
 from ..devices import GpuSpec, find_gpu, load_catalogue
 from ..results import Model, first_problem
 
@@ -90,7 +91,7 @@ class Rules(Model):
         rules, origin = read_yaml("rules.yaml"), f"rules {path}" if path else "prices"
         examples = rules["money"]["price_per_hour"]
         try:
-            changes = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}) if path else {}
+            changes = (reading.read_yaml(path) or {}) if path else {}
             given = [changes.get("money") or {}, {name: value for name, value in money.items() if value}]
             prices = {name: price for each in given for name, price in _prices(each.get("price_per_hour", {})).items()}
             for question, change in changes.items():
@@ -98,7 +99,7 @@ class Rules(Model):
             rules["money"] |= given[1] | {"price_per_hour": examples | prices}
             rules["money"]["given"] = given[0].keys() | given[1] | prices.keys()
             return cls.model_validate(rules)
-        except (OSError, UnicodeDecodeError, ValidationError, yaml.YAMLError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             reason = first_problem(error) if isinstance(error, ValidationError) else f"cannot be read ({error})"
             raise ValueError(f"{origin}: {reason}; expected lines as in altlas_lib/report/rules.yaml") from None
 

@@ -139,7 +139,7 @@ class ChapterResult(Model):
         path = run.results / f"{cls.chapter}.json"
         again = f"run its chapter again: altlas run --run {run.name} --only {cls.number}"
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(run.read(f"results/{path.name}"))
         except FileNotFoundError:
             raise ResultError(f"no {cls.chapter} result in run {run.name!r}; {again}") from None
         except (OSError, ValidationError) as error:
