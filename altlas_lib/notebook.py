@@ -43,7 +43,8 @@ class Notebook:
         self.figures.append(saved)
         if first:
             picture = base64.b64encode((self.run.figures / saved.file).read_bytes()).decode()
-            self._picture = f'<img src="data:image/png;base64,{picture}" alt="{escape(alt)}">'
+            image = f'<img src="data:image/png;base64,{picture}" alt="{escape(alt)}">'
+            self._picture = f"<p><strong>{escape(saved.title)}</strong></p>{image}"
             self._show(_NOT_YET)
 
     def save(self, kind: type[Result], *, finding: str, **found: Any) -> Result:
