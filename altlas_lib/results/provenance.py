@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, NonNegativeInt, ValidationError
 
 from ..devices import device_names
-from ..paths import RunFolder, outputs_dir, project_root, write_atomically
+from ..extras import DISTRIBUTION
+from ..paths import RunFolder, is_shipped, outputs_dir, project_root, write_atomically
 from .quantity import Model, first_problem
 
 SCHEMA_VERSION = 3
-_DISTRIBUTION = "altlas-cuda-workbook"
 
 # Of the processors. A program that wants them all takes 1 / (1 - 0.2) = 1.25 times as long, less than a projection's own error.
 LARGEST_OTHER_LOAD = 0.2
@@ -25,6 +25,8 @@ LARGEST_OTHER_LOAD = 0.2
 @functools.cache
 def git_state() -> tuple[str | None, bool]:
     """The commit of the checkout that this is, None where it is none, and whether it has uncommitted changes."""
+    if is_shipped():  # a repository around an installed package has nothing to do with it
+        return None, False
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(project_root()), *arguments]
@@ -39,8 +41,8 @@ def git_state() -> tuple[str | None, bool]:
 @functools.cache
 def library_versions() -> dict[str, str]:
     """The installed versions of this package and of all that it may require, tools of its developers aside."""
-    required = [each for each in metadata.requires(_DISTRIBUTION) or () if 'extra == "dev"' not in each]
-    names = [_DISTRIBUTION, *(re.match(r"[\w.-]+", each)[0] for each in required)]
+    required = [each for each in metadata.requires(DISTRIBUTION) or () if not re.search("extra == .dev.", each)]
+    names = [DISTRIBUTION, *(re.match(r"[\w.-]+", each)[0] for each in required)]
     installed = ((name, next(iter(metadata.distributions(name=name)), None)) for name in dict.fromkeys(names))
     return {name: found.version for name, found in installed if found}
 
