@@ -2,7 +2,7 @@
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(SUPPORTED)' 2>/dev/null && { echo $$python; break; }; done)
-EXTRAS ?= dev
+EXTRAS ?= $(if $(filter run lab serve,$(MAKECMDGOALS)),book,dev)
 PARAMETERS ?= quick
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,13 +24,13 @@ $(INSTALLED): pyproject.toml requirements.lock
 	@echo "installing into $(VENV) (once; a few minutes, about 3 GB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[$(EXTRAS)]'
-	@touch $@
+	@touch $@ $(if $(findstring dev,$(EXTRAS)),$(VENV)/installed-book)  # dev has all of book
 
 run: $(INSTALLED)  ## execute the whole book into outputs/quick/ and print where the report lies; PARAMETERS=full for the long one
 	@$(BIN)/altlas run --parameters $(PARAMETERS)
 
 lab: $(INSTALLED)  ## open JupyterLab in notebooks/; more of its options by ARGS='--no-browser --port=9999'
-	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+	@$(BIN)/altlas lab $(ARGS)
 
 test: lint unit notebooks book  ## lint, unit tests, notebook tests and a headless run of the book
 

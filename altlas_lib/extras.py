@@ -34,10 +34,9 @@ def unmet(extra: str = "") -> list[str]:
     return problems
 
 
-def lacking(extra: str) -> str | None:
-    """What of an extra is not installed, in whatever version, and the command that adds it; None: all of it is there."""
-    names = [each.name for each in requirements(extra) if not any(metadata.distributions(name=each.name))]
-    return f"needs {', '.join(names)}: {command_for(extra)}" if names else None
+def is_installed(extra: str) -> bool:
+    """Whether all that an extra adds is there, in whatever versions."""
+    return all(any(metadata.distributions(name=each.name)) for each in requirements(extra))
 
 
 def extra_of(module: str | None) -> str | None:

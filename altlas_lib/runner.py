@@ -97,10 +97,12 @@ def _leave_out_lacking(selected: Sequence[Chapter], tell: Callable[[str], None])
     """The chapters whose extras are installed; of the others the command that adds what they need is told."""
     usable = []
     for chapter in selected:
-        if chapter.number in _EXTRAS and (problem := extras.lacking(_EXTRAS[chapter.number])):
-            tell(f"{chapter.name:<32}left out: {problem}")
-        else:
+        extra = _EXTRAS.get(chapter.number)
+        if extra is None or extras.is_installed(extra):
             usable.append(chapter)
+        else:
+            command = extras.command_for(f"notebooks,{extra}", ["run"])
+            tell(f"{chapter.name:<32}left out, needs the extra {extra!r}: {command}")
     return usable
 
 

@@ -17,6 +17,7 @@ ROOT = paths.project_root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values())]
+REQUIREMENTS = [each for each in REQUIREMENTS if not each.startswith(PROJECT["name"])]  # extras that name other extras
 
 
 def run_python(program: str) -> str:

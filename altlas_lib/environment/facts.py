@@ -54,7 +54,7 @@ def _folder_of_outputs() -> Path:
 
 def _kernel_python() -> str | None:
     """That the kernelspec `python3` starts; None: there is no such kernelspec; "": nothing that reads kernelspecs."""
-    if extras.lacking("notebooks"):
+    if not extras.is_installed("notebooks"):
         return ""
     from jupyter_client import KernelManager
     from jupyter_client.kernelspec import NoSuchKernel
