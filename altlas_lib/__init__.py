@@ -31,6 +31,13 @@ PACKAGES = (
 __all__ = list(PACKAGES)
 
 
+def load_ipython_extension(shell) -> None:
+    """`%load_ext altlas_lib`."""
+    from .magics import AltlasMagics
+
+    shell.register_magics(AltlasMagics)
+
+
 def __getattr__(name: str):
     if name in PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
