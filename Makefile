@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/installed-$(EXTRAS)
 	image-test lock clean
 
 help:  ## list what make can do
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED)  ## make .venv and install everything into it, pinned; with a GPU: make setup EXTRAS=dev,gpu
 
@@ -34,18 +34,18 @@ lab: $(INSTALLED)  ## open JupyterLab in notebooks/; more of its options by ARGS
 
 test: lint unit notebooks book  ## lint, unit tests, notebook tests and a headless run of the book
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)  ## ruff, and notebooks without outputs
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
-unit: $(INSTALLED)
+unit: $(INSTALLED)  ## the unit tests
 	@$(BIN)/python -m pytest tests --ignore=tests/book --ignore=tests/e2e
 
-notebooks: $(INSTALLED)
+notebooks: $(INSTALLED)  ## each notebook with its own small defaults
 	@mkdir -p outputs/.cache && ALTLAS_OUTPUTS=$$(mktemp -d) && export ALTLAS_OUTPUTS && \
 	ln -s "$(CURDIR)/outputs/.cache" "$$ALTLAS_OUTPUTS/.cache" && $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks; \
 	status=$$?; rm -rf "$$ALTLAS_OUTPUTS"; exit $$status
 
-book: $(INSTALLED)
+book: $(INSTALLED)  ## the whole book, headless, with small parameters
 	@$(BIN)/python -m pytest tests/book
 
 e2e:  ## run the notebooks in JupyterLab and open the report, in a real browser (Debian's chromium); screenshots in outputs/e2e/

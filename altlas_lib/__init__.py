@@ -33,9 +33,11 @@ __all__ = list(PACKAGES)
 
 def load_ipython_extension(shell) -> None:
     """`%load_ext altlas_lib`."""
+    from . import shown
     from .magics import AltlasMagics
 
     shell.register_magics(AltlasMagics)
+    shown.register(shell.display_formatter.formatters)
 
 
 def __getattr__(name: str):

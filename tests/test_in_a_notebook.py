@@ -6,7 +6,8 @@ import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
-from altlas_lib import similarity
+from altlas_lib import report, similarity, training
+from altlas_lib.results import Candidate, FunctionTime, Quantity, Remedy, Route, WorkloadProfile
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def shell():
 
 def test_a_cell_is_profiled_from_the_values_that_its_names_have(shell):
     shell.user_ns["total"] = 1
-    cell = "# a comment first\nfor i in range(300_000):\n    total = total + i * i\nassert total == 1 + sum(i * i for i in range(300_000))\n"
+    cell = "# a comment first\nfor i in range(300_000):\n    total = total + i * i\nassert total == 8_999_955_000_050_001\n"
     report = shell.run_cell_magic("altlas", "--gpu L4 --time-limit 30", cell)
     assert shell.user_ns["total"] == 1
     assert [function.name for function in report.profile.functions] == ["cell"]
@@ -117,3 +118,41 @@ def test_top_k_and_plan_take_variables(shell, vectors):
 def test_what_the_magic_expects_is_said(shell, line):
     with pytest.raises(UsageError, match="plan MODEL"):
         shell.run_line_magic("altlas", line)
+
+
+# Results -----------------------------------------------------------------------------------------------------------------
+
+
+def shown(shell, result) -> tuple[str, str]:
+    data, _ = shell.display_formatter.format(result)
+    return data["text/plain"], data["text/html"]
+
+
+def test_a_memory_plan_shows_its_verdict_its_basis_and_its_parts(shell):
+    plan = training.plan_memory("reference", "T4", batch_size=64)
+    text, page = shown(shell, plan)
+    assert text.splitlines()[0] == "out of memory: 17.7 GiB, compiled for T4, of which a program can use 14.6 GiB"
+    assert "temporaries" in text
+    assert "<table" in page
+    text, _ = shown(shell, Remedy(name="as it is", plan=plan))
+    assert text.startswith("as it is: out of memory: 17.7 GiB, compiled for T4")
+    assert shown(shell, Remedy(name="halved", plan=None, problem="no compiler"))[0].startswith("halved: no compiler")
+
+
+def test_a_profile_and_a_candidate_show_their_answer_first(shell):
+    function = FunctionTime(name="slow", file="job.py", line=3, n_calls=1, sampled_own_share=0.9)
+    total = Quantity.measured([1.0, 2.0, 3.0], "s", "this CPU")
+    text, _ = shown(shell, WorkloadProfile(workload="job", target="job:work", total=total, n_runs=7, functions=[function]))
+    assert text.splitlines()[0] == "job: 2 s a run, measured on this CPU; 7 runs in all"
+    assert "slow" in text.splitlines()[3]
+    route = Route(kind="algorithm", name="a faster call", standing="offered", why="it is cheaper")
+    candidate = Candidate(workload="job", function="slow", share=0.9, largest_gain=10.0, reason="Because.", routes=[route])
+    text, page = shown(shell, candidate)
+    assert text.splitlines()[0] == "job: slow: unknown. Because."
+    assert "a faster call" in text
+    assert "a faster call" in page
+
+
+def test_a_decision_shows_its_verdict(shell, run):
+    decision = report.Report.read(run).decisions[0]
+    assert shown(shell, decision)[0].startswith(f"{decision.question} {decision.verdict}: {decision.why}")

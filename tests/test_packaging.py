@@ -128,6 +128,7 @@ RUN_BY = {
     r"altlas serve": "tests/test_serving_api.py",
     r"make serve": "tests/test_serving_api.py",
     r"pip install": "done by `make setup`",
+    r"altlas new": "tests/test_install.py",
     r"altlas run": "tests/book/test_book.py",
     r"altlas check": "tests/test_environment.py",
     r"altlas profile": "tests/test_profiling_targets.py",
@@ -153,6 +154,24 @@ def test_every_command_of_the_pages_is_run_by_a_test_or_says_why_not():
             assert word in (ROOT / who).read_text(), f"{who} does not run {command!r}"
 
 
+def snippets(page: Path) -> list[str]:
+    """A page's Python, magics as IPython runs them, cells of a notebook server aside."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
+    return [block for block in blocks if "google.colab" not in block]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/your-notebook.md"])
+def test_the_python_of_a_page_runs_as_it_stands(name, folder):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    shell.reset(new_session=False)
+    ran = [shell.run_cell(block) for block in snippets(ROOT / name)]
+    assert len(ran) >= 2
+    for result in ran:
+        result.raise_error()
+
+
 def test_the_commands_of_make_are_what_ci_runs():
     """`run`, `setup`, `test` and `e2e` are parts of what CI does in a fresh clone; the rest is tried here without doing it."""
     ci, makefile = (ROOT / ".ci/run").read_text(), (ROOT / "Makefile").read_text()
@@ -164,7 +183,7 @@ def test_the_commands_of_make_are_what_ci_runs():
 
 
 def test_every_altlas_option_of_the_pages_exists():
-    commands = set(re.findall(r"\baltlas (\w+)((?: +(?:--?[a-z][\w-]*|[^\s`|#]+))*)", code_of_pages()))
+    commands = set(re.findall(r"(?<![%\w])altlas (\w+)((?: +(?:--?[a-z][\w-]*|[^\s`|#]+))*)", code_of_pages()))
     assert commands
     known = {}
     for command, arguments in commands:
