@@ -81,7 +81,7 @@ lock: $(INSTALLED)  ## pin the newest versions that fit together into requiremen
 		--output-file requirements.lock pyproject.toml
 
 clean:  ## remove .venv, outputs and caches
-	rm -rf $(VENV) outputs/* outputs/.cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) outputs/* .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 gpu-session:  ## at most nine minutes on any NVIDIA GPU: tests, similarity, calibration, plans, training; ARGS=--rehearse without one
