@@ -142,7 +142,8 @@ RUN_BY = {
 
 
 def test_every_command_of_the_pages_is_run_by_a_test_or_says_why_not():
-    blocks = [block for page in PAGES for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.S | re.M)]
+    fenced = [pair for page in PAGES for pair in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.S | re.M)]
+    blocks = [block for language, block in fenced if not language]
     lines = [re.sub(r"^\$ ", "", line) for block in blocks for line in block.splitlines()]
     commands = [line for line in lines if re.match(r"(make|altlas|python|pip|docker|source|\.venv/bin/)\b", line)]
     assert len(commands) > 15
@@ -156,8 +157,8 @@ def test_every_command_of_the_pages_is_run_by_a_test_or_says_why_not():
 
 def snippets(page: Path) -> list[str]:
     """A page's Python, magics as IPython runs them, cells of a notebook server aside."""
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
-    return [block for block in blocks if "google.colab" not in block]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.S | re.M)
+    return [block for language, block in blocks if language == "python" and "google.colab" not in block]
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/your-notebook.md"])
