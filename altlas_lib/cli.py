@@ -273,6 +273,8 @@ def plan(
 def _plan_language_model(model: str, gpu: str, context: int, batch: int, as_json: bool) -> None:
     from . import inference
 
+    if model.endswith(".gguf"):
+        import gguf  # noqa: F401 (a child process reads the file; that its reader is missing is said here)
     with _said_plainly(inference.InferenceError, ValueError):
         found = inference.plan_model(inference.read_model(model), gpu, context=context, batch=batch)
     print(found.model_dump_json(indent=1) if as_json else inference.describe_plan(found))

@@ -80,5 +80,5 @@ class AltlasMagics(Magics):
         function.body[0].body = tree.body or function.body[0].body
         exec(compile(function, name, "exec"), namespace := dict(self.shell.user_ns))
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-        profile = profiling.profile(namespace["cell"], arguments=arguments, time_limit_s=asked.time_limit)
+        profile = profiling.profile(namespace["cell"], arguments=arguments, workload="cell", time_limit_s=asked.time_limit)
         return CellReport(profile, profiling.rank_candidates([profile], gpu=devices.find_gpu(asked.gpu)))

@@ -95,7 +95,8 @@ def test_a_cell_is_profiled_from_the_values_that_its_names_have(shell):
     assert report.profile.functions[0].lines[0].source.strip() in cell
     text, page = repr(report), report._repr_html_()
     assert text.splitlines()[0] == "__main__:cell"
-    assert "cell: " in text
+    assert report.profile.workload == "cell"
+    assert "  cell: " in text
     assert "<table" in page
     assert page.index("<table") < page.index("<details><summary>flame graph") < page.index("<iframe")
 
