@@ -240,10 +240,6 @@ def test_figures_state_their_message():
     with figures.figure() as (_, ax):
         assert plots.function_shares(ax, nothing).get_title("left") == ""
     with figures.figure() as (_, ax):
-        assert "200 operations per byte, 2.0 GFLOP/s" in plots.candidate_roofline(ax, [profile], gpu).get_title("left")
-    with figures.figure() as (_, ax):
-        assert "No array operations" in plots.candidate_roofline(ax, [attached], gpu).get_title("left")
-    with figures.figure() as (_, ax):
         assert "3x to 9x as fast on T4, projected" in plots.projected_gains(ax, [made_up_candidate()], gpu).get_title("left")
     with figures.figure() as (_, ax):
         drawn = plots.projected_gains(ax, [made_up_candidate("leave it", gain=(0.5, 2))], gpu)

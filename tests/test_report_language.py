@@ -79,7 +79,6 @@ def test_the_finding_and_the_figures_of_chapter_10():
     assert "%100" in turkish(title(profiling_plots.function_shares, profile))
     assert turkish(title(profiling_plots.projected_gains, found, T4)) == "f: T4 üzerinde 1,4 – 4,5 kat hızlı (öngörü)"
     turkish(title(profiling_plots.projected_gains, found[1:], T4))
-    turkish(title(profiling_plots.candidate_roofline, [profile], T4))
 
 
 def test_the_finding_and_the_figures_of_chapter_20():

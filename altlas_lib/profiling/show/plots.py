@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ...devices import GpuSpec
-from ...figures import COLOURS, draw_roofs, end_of_name, name_rows, short_number
-from ...results import Candidate, Ceilings, TimeClass, WorkloadProfile, format_value
+from ...figures import COLOURS, name_rows
+from ...results import Candidate, TimeClass, WorkloadProfile
 
 
 def function_shares(ax: Axes, profile: WorkloadProfile, *, n_functions: int = 6) -> Axes:
@@ -50,32 +50,6 @@ def time_classes(ax: Axes, profiles: Sequence[WorkloadProfile], *, n_functions: 
     most = shares.sum().idxmax()
     ax.set_title(f"Most of the time goes into {most}: {shares[most].sum() / len(profiles):.0f}%")
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16), ncols=4, fontsize=9)
-    return ax
-
-
-def candidate_roofline(
-    ax: Axes, profiles: Sequence[WorkloadProfile], target_gpu: GpuSpec, ceilings: Ceilings | None = None, *, n_points: int = 6
-) -> Axes:
-    """The functions whose array operations take most time, each at its intensity and the rate that it reaches on this CPU.
-
-    Only operations of known cost count; a function's other time is not in its rate.
-    """
-    draw_roofs(ax, ceilings, target_gpu)
-    points = []
-    for trace in (trace for profile in profiles for trace in profile.traces):
-        known = [operation for operation in trace.operations if operation.flops and operation.moved_bytes]
-        flops, moved_bytes, seconds = (sum(getattr(o, each) for o in known) for each in ("flops", "moved_bytes", "time_s"))
-        if seconds:
-            points.append((seconds, end_of_name(trace.function), flops / moved_bytes, flops / seconds / 1e9))
-    points = sorted(points, reverse=True)[:n_points]
-    for (seconds, name, intensity, gflops), marker in zip(points, "osD^vP*X", strict=False):
-        label = f"{name} ({format_value(seconds, 's')})"
-        ax.plot(intensity, gflops, marker, color="black", markersize=8, markerfacecolor="white", label=label)
-    ax.set_title("No array operations of known cost were seen")
-    for _, name, intensity, gflops in points[:1]:
-        ax.set_title(f"{name}: {short_number(intensity)} operations per byte, {short_number(gflops)} GFLOP/s here")
-    ax.set_ylabel("rate (GFLOP/s)")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2, fontsize=8)
     return ax
 
 
