@@ -225,20 +225,23 @@ def test_the_finding_names_functions_advice_and_that_nothing_ran_on_the_gpu():
     assert "T4" not in profiling.finding([made_up_profile()], [])
 
 
+def drawn_shares(ax) -> dict[str, list[float]]:
+    return {bars.get_label(): [pytest.approx(bar.get_width()) for bar in bars] for bars in ax.containers}
+
+
 def test_figures_state_their_message():
     profile, gpu = made_up_profile(), devices.find_gpu("T4")
-    attached = profile.model_copy(update={"total": None, "traces": []})
-    with figures.figure() as (_, ax):
-        assert "80% of 260 ms" in plots.function_shares(ax, profile).get_title("left")
-    with figures.figure() as (_, ax):
-        assert plots.function_shares(ax, attached).get_title("left") == "scores: 80% is spent in scores"
     with figures.figure() as (_, ax):
         assert plots.time_classes(ax, [profile]).get_title("left") == "Most of the time goes into arrays: 60%"
-    nothing = profile.model_copy(update={"functions": []})
+        assert drawn_shares(ax) == {"arrays": [60, 0], "interpreter": [20, 0], "not known": [0, 20]}
+    without = [each.model_copy(update={"sampled_own_share": None, "own_by_class": {}}) for each in profile.functions[:1]]
     with figures.figure() as (_, ax):
-        assert plots.time_classes(ax, [nothing]).get_title("left") == "py-spy saw no native frames"
+        drawn = plots.time_classes(ax, [profile.model_copy(update={"functions": without})])
+        assert drawn.get_title("left") == "py-spy saw no native frames"
+        assert drawn_shares(ax) == {"not known": [100]}  # by cProfile
     with figures.figure() as (_, ax):
-        assert plots.function_shares(ax, nothing).get_title("left") == ""
+        nothing = plots.time_classes(ax, [profile.model_copy(update={"functions": []})])
+        assert nothing.get_title("left") == "py-spy saw no native frames"
     with figures.figure() as (_, ax):
         assert "3x to 9x as fast on T4, projected" in plots.projected_gains(ax, [made_up_candidate()], gpu).get_title("left")
     with figures.figure() as (_, ax):

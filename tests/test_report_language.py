@@ -76,7 +76,10 @@ def test_the_finding_and_the_figures_of_chapter_10():
         f"gibi bırak). Ölçüldüğü yer: {CPU}. Kazançlar T4 için öngörüldü; orada hiçbir şey çalışmadı."
     )
     turkish(profiling.finding([profile, profile], []))
-    assert "%100" in turkish(title(profiling_plots.function_shares, profile))
+    assert "py-spy yerel çerçeve görmedi" in turkish(title(profiling_plots.time_classes, [profile]))
+    (function,) = profile.functions
+    seen = profile.model_copy(update={"functions": [function.model_copy(update={"own_by_class": {"arrays": 1.0}})]})
+    assert "%100" in turkish(title(profiling_plots.time_classes, [seen]))
     assert turkish(title(profiling_plots.projected_gains, found, T4)) == "f: T4 üzerinde 1,4 – 4,5 kat hızlı (öngörü)"
     turkish(title(profiling_plots.projected_gains, found[1:], T4))
 

@@ -13,42 +13,23 @@ from ...devices import GpuSpec
 from ...figures import COLOURS, name_rows
 from ...results import Candidate, TimeClass, WorkloadProfile
 
-
-def function_shares(ax: Axes, profile: WorkloadProfile, *, n_functions: int = 6) -> Axes:
-    """Horizontal bars: the own share of the `n_functions` first functions of a profile, as each tool saw it."""
-    functions = profile.functions[:n_functions]
-    shares = {"under cProfile": [100 * (profile.cprofile_share(each) or 0) for each in functions]}
-    if profile.n_samples:
-        shares[f"py-spy, {profile.n_samples:,} samples"] = [100 * each.sampled_own_share for each in functions]
-    if not functions:
-        return ax
-    pd.DataFrame(shares).plot.barh(ax=ax, width=0.8, color=[COLOURS["orange"], COLOURS["blue"]])
-    for drawn in ax.containers:
-        ax.bar_label(drawn, fmt="%.0f", padding=3)
-    name_rows(ax, range(len(functions)), [each.name for each in functions])
-    ax.margins(x=0.08)
-    ax.set_xlabel("own share of the workload's time, library code included (%)")
-    whole = f" of {profile.total} (median)" if profile.total else ""
-    ax.set_title(f"{profile.workload}: {profile.share(functions[0]):.0%}{whole} is spent in {functions[0].name}")
-    return ax
-
-
-_CLASS_COLOURS = dict(zip(get_args(TimeClass), ("orange", "red", "blue", "sky", "purple", "grey", "green"), strict=True))
+_COLOURS = ("orange", "red", "blue", "sky", "purple", "grey", "green")
+_CLASS_COLOURS = {**dict(zip(get_args(TimeClass), map(COLOURS.get, _COLOURS), strict=True)), "not known": "lightgrey"}
 
 
 def time_classes(ax: Axes, profiles: Sequence[WorkloadProfile], *, n_functions: int = 4) -> Axes:
     """One stacked bar for each of the first functions: its share of the workload, by what the innermost native frame did."""
-    first = [(profile.workload, each) for profile in profiles for each in profile.functions[:n_functions] if each.own_by_class]
-    if not first:
-        ax.set_title("py-spy saw no native frames")
-        return ax
-    rows = [{name: 100 * f.sampled_own_share * part for name, part in f.own_by_class.items()} for _, f in first]
+    first = [(profile, each) for profile in profiles for each in profile.functions[:n_functions]]
+    rows = [{name: 100 * p.share(f) * part for name, part in (f.own_by_class or {"not known": 1}).items()} for p, f in first]
     shares = pd.DataFrame(rows, columns=list(_CLASS_COLOURS)).dropna(axis=1, how="all")
-    shares.plot.barh(ax=ax, stacked=True, width=0.7, color=[COLOURS[_CLASS_COLOURS[name]] for name in shares])
-    name_rows(ax, range(len(first)), [f"{workload}: {function.name}" for workload, function in first])
-    ax.set_xlabel("share of the workload's time (%), by py-spy's native frames")
-    most = shares.sum().idxmax()
-    ax.set_title(f"Most of the time goes into {most}: {shares[most].sum() / len(profiles):.0f}%")
+    ax.set_title("py-spy saw no native frames")
+    if shares.empty:
+        return ax
+    shares.plot.barh(ax=ax, stacked=True, width=0.7, color=_CLASS_COLOURS)
+    name_rows(ax, range(len(first)), [f"{profile.workload}: {function.name}" for profile, function in first])
+    ax.set_xlabel("own share of the workload's time (%), library code included, by py-spy's native frames")
+    for kind, share in shares.sum().drop("not known", errors="ignore").nlargest(1).items():
+        ax.set_title(f"Most of the time goes into {kind}: {share / len(profiles):.0f}%")
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16), ncols=4, fontsize=9)
     return ax
 
