@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from profiling_helpers import QUICK, alive, by_name
+from profiling_helpers import QUICK, alive, by_name, tools_used
 from typer.testing import CliRunner
 
 from altlas_lib import cli, profiling
@@ -71,7 +71,7 @@ def test_a_script_runs_as_python_would_run_it(write, folder, py_spy_permitted):
     assert functions["work"].file == script.name
     assert functions["square"].n_calls == 30000
     assert {line.n_hits for line in functions["work"].lines} >= {1}
-    assert [tool.tool for tool in profile.tools] == ["cProfile", "py-spy", "line_profiler", "array trace"]
+    assert tools_used(profile) == ["cProfile", "py-spy", "line_profiler", "array trace"]
     assert any("imports" in note for note in profile.notes)
 
 

@@ -13,7 +13,7 @@ _NAMES_OF = {
     ".show.flamegraph": ("FlameGraph", "flame_graph"),
     ".show.tables": (
         *("answers", "baseline_table", "candidate_table", "finding", "function_table", "line_table", "operation_table"),
-        *("port_table", "route_table", "tool_table"),
+        *("port_table", "route_table"),
     ),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}

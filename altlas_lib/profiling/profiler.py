@@ -3,19 +3,16 @@
 import contextlib
 import linecache
 import os
-import platform
 import shlex
 import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..devices import OtherLoad, describe_cpu
-from ..results import LARGEST_OTHER_LOAD, Alternative, FunctionTime, Overhead, Quantity, WorkloadProfile
+from ..results import LARGEST_OTHER_LOAD, Alternative, FunctionTime, Quantity, WorkloadProfile
 from . import child
 from .project.operations import price_trace
 from .record.calls import RecordedFunction
@@ -27,12 +24,6 @@ from .run.asgi import load_requests
 from .run.targets import FunctionKey, ProfilingError, Target, target_key, target_kind, target_name
 
 BUSY_NOTE = "other programs took"
-_GAVE = {
-    "cProfile": "own and cumulative time, calls",
-    "py-spy": "shares, stacks, classes of time",
-    "line_profiler": "lines of the hottest functions",
-    "array trace": "operations on arrays",
-}
 _PROCESSES_WORTH_A_NOTE = 0.1  # of the processor time
 _TRACED_SHARE = 0.05  # of the time: what a function below it does with arrays changes no decision
 _TAKES = {
@@ -320,7 +311,6 @@ class Session(contextlib.AbstractContextManager):
             n_runs=sum(not run.tool.startswith("alternative") for run in self._runs),
             seconds_by_n_threads={run.n_threads: run.wall_s for run in slowest_first},  # so the fastest of each stays
             functions=[*self.functions().values()],
-            tools=[*self._tools(plain)],
             n_samples=self.stacks.total(),
             stacks=flame_stacks(self.stacks, self._project, self._root),
             traces=list(map(price_trace, self._found[RecordedFunction])),
@@ -331,16 +321,6 @@ class Session(contextlib.AbstractContextManager):
     def _measured(self, values: Iterable[float | None], unit: str = "s") -> Quantity | None:
         values = list(values)
         return None if None in values else Quantity.measured(values, unit, self._cpu)
-
-    def _tools(self, plain: Sequence[Run]) -> Iterator[Overhead]:
-        """Factors are of fastest runs: what else the machine does only ever adds time."""
-        own_versions = {"cProfile": platform.python_version(), "array trace": __version__}
-        for tool, gave in _GAVE.items():
-            seconds = [run.wall_s for run in self._under(tool)]
-            if self.stacks if tool == "py-spy" else seconds:  # a run that never ended was sampled too
-                factor = min(seconds) / min(run.wall_s for run in plain) if seconds and plain else None
-                version = own_versions.get(tool) or metadata.version(tool)
-                yield Overhead(tool=tool, version=version, gave=gave, factor=factor)
 
     def _note_others(self, baseline: Sequence[Run]) -> None:
         """Processes that the target started, and other programs."""

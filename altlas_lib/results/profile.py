@@ -44,15 +44,6 @@ class FunctionTime(Model):
     ran_in: Origin = "the calling thread"  # where most of its samples were taken
 
 
-class Overhead(Model):
-    """Which tool gave which figures, and what it cost."""
-
-    tool: str
-    version: str
-    gave: str  # which figures of the profile
-    factor: float | None = None  # fastest run with it / fastest without; None: no run to compare with
-
-
 class Alternative(Model):
     """Another function on the same input, measured in turns with the target, each with the thread count that suits it."""
 
@@ -76,7 +67,6 @@ class WorkloadProfile(Model):
     n_runs: NonNegativeInt = 0  # runs of the target in all, the first one and those under each tool
     seconds_by_n_threads: dict[int, float] = Field(default={})  # BLAS threads -> fastest run: the baseline's sweep
     functions: list[FunctionTime]  # greatest share first
-    tools: list[Overhead] = Field(default=[])
     n_samples: NonNegativeInt = 0  # stacks that py-spy took of the target; 0: it took none
     stacks: dict[str, int] = Field(default={})  # 'outer;inner' -> samples, the most frequent: the flame graph
     traces: list[ArrayTrace] = Field(default=[])

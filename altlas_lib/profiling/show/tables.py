@@ -45,11 +45,6 @@ def operation_table(profile: WorkloadProfile, *, n_rows: int = 10) -> tables.Tab
     return _table("operation_table", sorted(seen, key=lambda row: -row["operation"].time_s)[:n_rows])
 
 
-def tool_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
-    """Which tool gave which figures, and how many times as long the workload took under it."""
-    return _table("tool_table", ({"profile": profile, "tool": tool} for profile in profiles for tool in profile.tools))
-
-
 def baseline_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
     """One run of each workload without a profiler, with the number of BLAS threads that suits it best."""
 
