@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from profiling_helpers import QUICK, alive, notes, tools_used
-from threadpoolctl import threadpool_limits
 
 from altlas_lib import profiling
 from altlas_lib.profiling.record import sampling
@@ -282,13 +281,10 @@ def test_the_result_is_the_same_with_and_without_the_profilers(module, tmp_path,
     profile = profiling.profile(f"{user}:run", arguments={"folder": str(outputs)}, **options)
     assert tools_used(profile) == ["cProfile", "py-spy", "line_profiler", "array trace"], profile.notes
     services = importlib.import_module(user)
-    plain = set()
-    for n_threads in (None, 1):  # the sweep's: a product's last bits depend on them
-        with threadpool_limits(n_threads):
-            plain.add(services.digest(services.prepare()))
+    plain = services.digest(services.prepare())
     digests = [path.read_text() for path in outputs.iterdir()]
-    assert len(digests) >= 9  # each tool warms up and runs at least once; two thread counts without any
-    assert set(digests) == plain
+    assert len(digests) >= 6  # each tool runs at least once, after one run to warm up
+    assert set(digests) == {plain}
 
 
 # Targets that misbehave -------------------------------------------------------------------------------------------------

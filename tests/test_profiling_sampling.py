@@ -1,7 +1,6 @@
 """What py-spy saw: whose stacks count, in which kind of code they were, in which thread or process."""
 
 import json
-import os
 import platform
 import selectors
 import subprocess
@@ -250,10 +249,6 @@ def test_where_a_program_really_is(write, py_spy_permitted):
         assert sum(functions[name].own_by_class.values()) == pytest.approx(1)
     assert any(stack.endswith("main;repeat;regex;re;[regex]") for stack in profile.stacks)
     assert sum(profile.stacks.values()) == profile.n_samples
-    counts = sorted(profile.seconds_by_n_threads)
-    assert counts[0] == 1  # the sweep over BLAS threads
-    assert len(counts) == min(2, os.cpu_count())
-    assert profile.total.low == min(profile.seconds_by_n_threads.values())
 
 
 # Waits, threads and processes -----------------------------------------------------------------------------------------------

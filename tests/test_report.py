@@ -121,7 +121,6 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
                     workload=text,
                     target=text,
                     total=seconds(0.3),
-                    seconds_by_n_threads={1: 0.3},
                     functions=[function],
                     notes=[text],
                 )

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from .record.calls import RecordedFunction
-from .record.measure import Run, blas_threads, measure, race, time_lines, timed_run
+from .record.measure import Run, measure, race, time_lines, timed_run
 from .run.targets import FunctionKey, ProfilingError, Runnable, Target, call_user_code, describe, prepare, resolve
 
 _ON_TIME_S, _N_ON_TIME, _NEVER_ON_TIME_S = 0.05, 20, 3.0
@@ -63,17 +63,11 @@ class Jobs(contextlib.ExitStack):
         super().__init__()
         self._pickled_spec, self._runnable = pickled_spec, None
 
-    def do(self, job: str, time_limit_s: float, n_threads: int | None = None, **options: Any) -> Iterator[Any]:
-        """One of the methods below, which takes `options`.
-
-        Args:
-            time_limit_s: to plan with.
-            n_threads: of BLAS and OpenMP: 1, or as the program has them.
-        """
+    def do(self, job: str, time_limit_s: float, **options: Any) -> Iterator[Any]:
+        """One of the methods below, which takes `options`; it plans with the time limit."""
         self._time_limit_s = time_limit_s
         yield from self.warm_up()
-        with blas_threads(n_threads):
-            yield from getattr(self, job)(**options)
+        yield from getattr(self, job)(**options)
         yield from self._runnable.notes
 
     def warm_up(self) -> Iterator[FunctionKey | Run]:

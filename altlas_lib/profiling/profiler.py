@@ -55,11 +55,10 @@ def profile(
     """Where the time of a program goes, and what its functions do with arrays.
 
     A target runs many times with the same input and must be safe to run repeatedly: once to warm up; `n_repeats` times without
-    a profiler for each of two BLAS thread counts, up to 10 times if that takes less than a second, and `n_repeats` times under
-    cProfile; as often as `sampling_s` seconds allow under py-spy; once under line_profiler, and once under the array tracer.
-    `WorkloadProfile.n_runs` is the number that it came to. Its results stay as they are, but for the rounding that a thread
-    count decides. Imports and caches of the first run serve the later ones. A tool that fails, or for which no
-    time is left, leaves a note; of a long run see `record.measure.measure`.
+    a profiler, up to 10 times if that takes less than a second, and `n_repeats` times under cProfile; as often as `sampling_s`
+    seconds allow under py-spy; once under line_profiler, and once under the array tracer. `WorkloadProfile.n_runs` is the number
+    that it came to. Its results stay as they are. Imports and caches of the first run serve the later ones. A tool that fails,
+    or for which no time is left, leaves a note; of a long run see `record.measure.measure`.
 
     Code outside the user's project is folded into the function that called it: see `folding`, and `sampling.counted`
     for threads. Each resumption of a coroutine or generator is one of its calls.
@@ -179,7 +178,7 @@ class Session(contextlib.AbstractContextManager):
             self._child = process.Child(child.__name__)
             self._child.send(self._pickled_spec)
         try:
-            self._child.send({"job": job, "time_limit_s": limit_s, "n_threads": self._n_threads, **options})
+            self._child.send({"job": job, "time_limit_s": limit_s, **options})
             while not result.is_last:
                 text = self._child.receive(process.TICK_S)
                 if text is None and time.monotonic() > start + limit_s:
@@ -278,28 +277,15 @@ class Session(contextlib.AbstractContextManager):
     def _under(self, tool: str) -> list[Run]:
         return [run for run in self._runs if run.tool == tool]
 
-    @property
-    def _baseline(self) -> list[Run]:
-        """The runs without a profiler, with the thread count that suits the target best."""
-        plain = self._under("none")
-        best = min(plain, key=lambda run: run.wall_s, default=None)
-        return [run for run in plain if run.n_threads == best.n_threads]
-
-    @property
-    def _n_threads(self) -> int | None:
-        return self._baseline[0].n_threads if self._baseline else None
-
     def profile(self, target: str, workload: str) -> WorkloadProfile:
         """All of it."""
-        plain = self._under("none")
-        baseline = self._baseline or self._under("py-spy") or self._runs[:1]
-        if not plain:
+        baseline = self._under("none") or self._under("py-spy") or self._runs[:1]
+        if baseline[0].tool != "none":
             what = "runs under py-spy" if baseline[0].tool == "py-spy" else "the first run, nothing warm"
             self.notes.append(f"the total is that of {what}: there was no time for another")
         if not self._under("cProfile"):
             self.notes.append("cProfile gave no times: there was no time for a run under it")
         self._note_others(baseline)
-        slowest_first = sorted(plain, key=lambda run: (run.n_threads, -run.wall_s))
         return WorkloadProfile(
             workload=workload,
             target=target,
@@ -307,9 +293,8 @@ class Session(contextlib.AbstractContextManager):
             cpu=self._measured(run.cpu_s for run in baseline),
             quiet=self._measured(run.quiet_s for run in baseline),
             other_load=self._load.share,
-            is_parallel=any(run.is_parallel for run in plain or baseline),
+            is_parallel=any(run.is_parallel for run in baseline),
             n_runs=sum(not run.tool.startswith("alternative") for run in self._runs),
-            seconds_by_n_threads={run.n_threads: run.wall_s for run in slowest_first},  # so the fastest of each stays
             functions=[*self.functions().values()],
             n_samples=self.stacks.total(),
             stacks=flame_stacks(self.stacks, self._project, self._root),

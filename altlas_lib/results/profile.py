@@ -45,7 +45,7 @@ class FunctionTime(Model):
 
 
 class Alternative(Model):
-    """Another function on the same input, measured in turns with the target, each with the thread count that suits it."""
+    """Another function on the same input, measured in turns with the target."""
 
     name: str
     time: Quantity  # seconds of one warm run, as on a machine with nothing else to do (`quiet_s`)
@@ -56,7 +56,7 @@ class Alternative(Model):
 class WorkloadProfile(Model):
     workload: str
     target: str  # what ran: module:function, a script with its arguments, an application
-    total: Quantity | None  # one run without any profiler, the best thread count
+    total: Quantity | None  # one run without any profiler
     # processor seconds of those runs: of all threads, and of the processes that the target started
     cpu: Quantity | None = None
     # seconds of those runs as they would be if nobody else wanted a processor: at most the processor time and what the
@@ -65,7 +65,6 @@ class WorkloadProfile(Model):
     other_load: Share | None = None  # share of the processors that other programs took while it was measured
     is_parallel: bool = False  # other threads or processes than the calling one did a tenth or more
     n_runs: NonNegativeInt = 0  # runs of the target in all, the first one and those under each tool
-    seconds_by_n_threads: dict[int, float] = Field(default={})  # BLAS threads -> fastest run: the baseline's sweep
     functions: list[FunctionTime]  # greatest share first
     n_samples: NonNegativeInt = 0  # stacks that py-spy took of the target; 0: it took none
     stacks: dict[str, int] = Field(default={})  # 'outer;inner' -> samples, the most frequent: the flame graph

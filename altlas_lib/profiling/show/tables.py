@@ -9,7 +9,7 @@ from typing import Any
 
 from ... import tables
 from ...paths import shipped_toml
-from ...results import Candidate, WorkloadProfile, format_value
+from ...results import Candidate, WorkloadProfile
 from ..project.advice import evaluate
 from ..project.gpu_libraries import cupy_coverage
 
@@ -43,15 +43,6 @@ def operation_table(profile: WorkloadProfile, *, n_rows: int = 10) -> tables.Tab
     """The operations on arrays that took most time: what they computed on, and the rates that they reached on this CPU."""
     seen = [{"trace": trace, "operation": operation} for trace in profile.traces for operation in trace.operations]
     return _table("operation_table", sorted(seen, key=lambda row: -row["operation"].time_s)[:n_rows])
-
-
-def baseline_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
-    """One run of each workload without a profiler, with the number of BLAS threads that suits it best."""
-
-    def by_threads(profile: WorkloadProfile) -> str:
-        return ", ".join(f"{n}: {format_value(s, 's')}" for n, s in sorted(profile.seconds_by_n_threads.items()))
-
-    return _table("baseline_table", ({"profile": each, "by_threads": by_threads(each)} for each in profiles if each.total))
 
 
 def candidate_table(candidates: Sequence[Candidate]) -> tables.Table:
