@@ -55,10 +55,10 @@ def profile(
     """Where the time of a program goes, and what its functions do with arrays.
 
     A target runs many times with the same input and must be safe to run repeatedly: once to warm up; `n_repeats` times without
-    a profiler, up to 10 times if that takes less than a second, and `n_repeats` times under cProfile; as often as `sampling_s`
-    seconds allow under py-spy; once under line_profiler, and once under the array tracer. `WorkloadProfile.n_runs` is the number
-    that it came to. Its results stay as they are. Imports and caches of the first run serve the later ones. A tool that fails,
-    or for which no time is left, leaves a note; of a long run see `record.measure.measure`.
+    a profiler; as often as `sampling_s` seconds allow under py-spy; once under cProfile, under line_profiler, and under the
+    array tracer. `WorkloadProfile.n_runs` is the number that it came to. Its results stay as they are. Imports and caches of
+    the first run serve the later ones. A tool that fails, or for which no time is left, leaves a note; of a long run see
+    `record.measure.measure`.
 
     Code outside the user's project is folded into the function that called it: see `folding`, and `sampling.counted`
     for threads. Each resumption of a coroutine or generator is one of its calls.
@@ -245,25 +245,25 @@ class Session(contextlib.AbstractContextManager):
         return [key for key, of_key in own.items() if of_key > least_share * sum(own.values())]
 
     def functions(self) -> dict[FunctionKey, FunctionTime]:
-        """Every user's function, greatest share first; times are medians over the runs, 0 where it was not called."""
+        """Every user's function, greatest share first."""
         project, root, n_samples = self._project, self._root, self.stacks.total()
         sampled, holding = by_function(self.stacks, project, root)
         with_classes, _ = by_function(self.classified, project, root)
-        runs = [fold(run.recording, project.library, root) for run in self._runs if run.recording]
+        recordings = (run.recording for run in self._runs if run.recording)
+        folded = next((fold(recording, project.library, root) for recording in recordings), {})
         lines_of = {key: lines for run in self._runs for key, lines in run.lines}
         functions = {}
-        for key in dict.fromkeys([*(key for run in runs for key in run), *holding]):
-            rows = [run.get(key, (Time(), {})) for run in runs]
-            times, own = [time for time, _ in rows], [sum(own.values()) for _, own in rows]
-            seen = any(time.n_calls for time in times)  # else it ran in another thread, of which cProfile knows nothing
-            by_library, classes = sum((Counter(own) for _, own in rows), Counter()), with_classes[key]
+        for key in dict.fromkeys([*folded, *holding]):
+            time, own = folded.get(key, (Time(), {}))
+            seen = time.n_calls > 0  # else it ran in another thread, of which cProfile knows nothing
+            by_library, classes = +Counter(own), with_classes[key]
             functions[key] = FunctionTime(
                 name=display_name(key),
                 file=project.relative(key.file),
                 line=key.line,
-                n_calls=statistics.median_high(time.n_calls for time in times) if seen else None,
-                own=self._measured(own) if seen else None,
-                cumulative=self._measured(time.cumulative_s for time in times) if seen else None,
+                n_calls=time.n_calls if seen else None,
+                own=self._measured([sum(own.values())]) if seen else None,
+                cumulative=self._measured([time.cumulative_s]) if seen else None,
                 own_by_library={name: s / by_library.total() for name, s in by_library.most_common()},
                 sampled_own_share=sampled[key].total() / n_samples if n_samples else None,
                 sampled_share=holding[key].total() / n_samples if n_samples else None,

@@ -24,7 +24,6 @@ from .folding import CallGraph
 
 _MONITORING = getattr(sys, "monitoring", None)  # of Python 3.12
 _SHARE_OF_THE_LIMIT = 1 / 2  # for this tool; the others need the rest
-_SHORT_S, _MOST_RUNS = 1.0, 10  # a target that takes milliseconds is repeated, up to a second
 _PARALLEL = 0.1  # processor time of others than the calling thread over the time of a run, of a parallel target
 _N_LINES, _LONGEST_SOURCE = 8, 200
 
@@ -111,34 +110,27 @@ _CLOCKS = {  # the slow ones outside
 }
 
 
-# Without a profiler and under cProfile, in turns, so that both see the same machine -------------------------------------
+# Without a profiler and under cProfile ----------------------------------------------------------------------------------
 
 
-def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: float) -> Iterator[Run | str]:
-    """Run a warm target at least `n_repeats` times and as often under cProfile; runs, and notes.
+def measure(runnable: Runnable, latest_s: float, n_repeats: int, time_limit_s: float) -> Iterator[Run | str]:
+    """Run a warm target `n_repeats` times, and once under cProfile, which sees the calling thread only; runs, and notes.
 
-    cProfile sees the calling thread only. No run begins that would not end within half of the time limit, going by the one
-    before it.
+    No run begins that would not end within half of the time limit, going by the one before it.
 
     Args:
-        first_s: of the run that warmed up.
+        latest_s: of the run that warmed up.
     """
-    start, plain = perf_counter(), []
-
-    def has_time() -> bool:
-        latest_s = plain[-1].wall_s if plain else first_s
-        return perf_counter() - start + latest_s <= _SHARE_OF_THE_LIMIT * time_limit_s
-
-    for repeat in range(max(n_repeats, _MOST_RUNS)):
-        is_extra = repeat >= n_repeats
-        if not has_time() or (is_extra and sum(run.wall_s for run in plain) > _SHORT_S):
-            if not is_extra:
-                yield f"{repeat} of {n_repeats} repeats: too little of the time limit was left for more"
+    stop = perf_counter() + _SHARE_OF_THE_LIMIT * time_limit_s
+    for repeat in range(n_repeats):
+        if perf_counter() + latest_s > stop:
+            yield f"{repeat} of {n_repeats} repeats: too little of the time limit was left for more"
             return
-        plain.append(timed_run(runnable, "none"))
-        yield plain[-1]
-        if not is_extra and has_time():
-            yield _profiled_run(runnable, any(run.is_parallel for run in plain))
+        run = timed_run(runnable, "none")
+        yield run
+        latest_s = run.wall_s
+        if not repeat and perf_counter() + latest_s <= stop:
+            yield _profiled_run(runnable, run.is_parallel)
 
 
 def _profiled_run(runnable: Runnable, is_parallel: bool) -> Run:
