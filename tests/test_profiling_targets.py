@@ -275,7 +275,7 @@ def test_an_application_that_fails(write, monkeypatch, folder, name, requests, m
     monkeypatch.syspath_prepend(folder)
     with (
         pytest.raises(profiling.ProfilingError, match=message),
-        application(f"{write(APP)}:{name}", load_requests(requests), 2) as runnable,
+        application(f"{write(APP)}:{name}", load_requests(requests)) as runnable,
     ):
         runnable.run()
 
@@ -283,7 +283,7 @@ def test_an_application_that_fails(write, monkeypatch, folder, name, requests, m
 def test_an_application_without_lifespan_and_a_callable_one(write, monkeypatch, folder):
     monkeypatch.syspath_prepend(folder)
     user = write(APP)
-    with application(f"{user}:without_lifespan", load_requests([{"path": "/"}] * 5), 3) as runnable:
+    with application(f"{user}:without_lifespan", load_requests([{"path": "/"}] * 5)) as runnable:
         assert timed_run(runnable, "none").wall_s > 0
     module = __import__(user)
     profile = profiling.profile(module.app, requests=[{"path": "/echo", "body": "hello"}], **QUICK)

@@ -37,7 +37,6 @@ class TargetSpec:
     arguments: Mapping[str, Any] | None = None
     argv: Sequence[str] = ()
     requests: Sequence[Any] | None = None  # `asgi.AsgiRequest`
-    concurrency: int = 1
     alternatives: Sequence[Target] = ()
     same_answer: Target | None = None
     sources: dict[str, list[str]] = field(default_factory=dict)  # of files that only the parent has: a notebook's cells
@@ -125,7 +124,7 @@ class Jobs(contextlib.ExitStack):
         if spec.requests is not None:
             from .run.asgi import application  # httpx
 
-            return self.enter_context(application(spec.target, spec.requests, spec.concurrency))
+            return self.enter_context(application(spec.target, spec.requests))
         return prepare(spec.target, spec.setup, spec.arguments, spec.argv)
 
 

@@ -40,7 +40,6 @@ def profile(
     arguments: Mapping[str, Any] | None = None,
     argv: Sequence[str] = (),
     requests: str | os.PathLike | Sequence[Mapping[str, Any]] | None = None,
-    concurrency: int = 1,
     workload: str | None = None,
     n_repeats: int = 3,
     sampling_rate_hz: int = 200,
@@ -71,7 +70,6 @@ def profile(
         arguments: of the function, or of its set-up, by name.
         argv: arguments of a script.
         requests: a JSON Lines file, or a list, of `{"method", "path", "headers", "json" or "body"}`; one run sends all.
-        concurrency: requests under way at a time.
         workload: what results call it; the module's or script's last name by default.
         n_line_functions: whose lines are timed, those with the greatest shares.
         alternatives: functions, as `target`, that are run in turns with it, each on a set-up value or arguments of its own;
@@ -84,7 +82,7 @@ def profile(
         ValueError: a number that is not positive.
     """
     numbers = {"n_repeats": n_repeats, "sampling_rate_hz": sampling_rate_hz, "sampling_s": sampling_s}
-    for option, number in {**numbers, "time_limit_s": time_limit_s, "concurrency": concurrency}.items():
+    for option, number in {**numbers, "time_limit_s": time_limit_s}.items():
         if number <= 0:
             raise ValueError(f"{option} must be positive, got {number!r}")
     name, kind = target_name(target), "web application" if requests is not None else target_kind(target)
@@ -94,7 +92,7 @@ def profile(
         hint = "; in a terminal, options go before the target" if "argv" in refused else ""
         raise ProfilingError(f"target {name!r} is a {kind}, {nothing}{hint}")
     options |= {"argv": [*map(str, argv)], "requests": load_requests(requests) if requests is not None else None}
-    spec = child.TargetSpec(target, concurrency=concurrency, same_answer=same_answer, **options)
+    spec = child.TargetSpec(target, same_answer=same_answer, **options)
     with Session(name, _pickle(name, spec), time_limit_s) as session:
         session.measure(n_repeats)
         session.sample(sampling_s, sampling_rate_hz)
@@ -109,7 +107,7 @@ def profile(
         name = shlex.join([name, *map(str, argv)])
         session.notes.append("a script's imports are made in its first run, which is not counted, and kept for the later ones")
     elif requests:
-        name = f"{name} under {len(options['requests'])} requests" + (f", {concurrency} at a time" if concurrency > 1 else "")
+        name = f"{name} under {len(options['requests'])} requests"
     return session.profile(name, workload or short_name)
 
 
