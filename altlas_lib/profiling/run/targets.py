@@ -68,15 +68,11 @@ class Runnable:
             try:
                 call_user_code(functools.partial(under, self.call), f"target {self.name!r}", after=self.n_finished)
             finally:
-                if os.getpid() != process:  # the target forked, and its child came to this point too: it ends here
-                    _end_fork(sys.exception())
+                if (
+                    os.getpid() != process
+                ):  # the target forked, and its child came to this point too: it ends here, failed or not
+                    os._exit(sys.exception() is not None)
         self.n_finished += 1
-
-
-def _end_fork(error: BaseException | None) -> None:
-    """End this process with the status that Python would have given it."""
-    status = getattr(error.__cause__, "code", 1) if error else 0
-    os._exit(status if isinstance(status, int) else status is not None)
 
 
 def call_user_code(function: Callable[[], Any], what: str, *, after: int = 0) -> Any:
