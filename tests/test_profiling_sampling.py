@@ -86,9 +86,10 @@ def test_a_flame_graph_has_the_users_functions_and_the_libraries_that_they_enter
 
 
 class FakePySpy:
-    """Falls behind with native frames at its full rate."""
+    """Falls behind with native frames, at its full rate or always."""
 
     attempts: list[tuple[int, bool]] = []  # noqa: RUF012
+    keeps_up_hz = 0
 
     def __init__(self, pid: int, rate_hz: int, *, native: bool):
         self.attempts.append((rate_hz, native))
@@ -101,14 +102,20 @@ class FakePySpy:
         pass
 
     def is_behind(self) -> bool:
-        return self.native
+        return self.native and self.rate_hz > self.keeps_up_hz
 
     def recording(self) -> dict:
         leaf = [("sgemm", "/v/site-packages/numpy.libs/libopenblas.so")] if self.native else []
         return recorded({"main": [[*CALL, MAIN, *leaf]] * 10})
 
 
-def test_a_process_that_is_too_large_gets_its_classes_from_fewer_samples(monkeypatch):
+@pytest.mark.parametrize(
+    ("keeps_up_hz", "attempts", "classes"),
+    [(20, [(200, True), (20, True)], {"arrays": 1}), (0, [(200, True), (20, True), (200, False)], {})],
+)
+def test_of_a_process_that_is_too_large_fewer_samples_are_taken_or_no_native_frames(
+    monkeypatch, keeps_up_hz, attempts, classes
+):
     finished, notes = [], []
 
     def repeat():
@@ -116,16 +123,18 @@ def test_a_process_that_is_too_large_gets_its_classes_from_fewer_samples(monkeyp
         finished.append(True)
 
     monkeypatch.setattr(sampling, "PySpy", FakePySpy)
+    monkeypatch.setattr(FakePySpy, "keeps_up_hz", keeps_up_hz)
     FakePySpy.attempts.clear()
-    stacks, classified = sampling.sample(1, repeat, notes, 200)
-    assert FakePySpy.attempts == [(200, True), (200, False), (20, True)]
-    assert finished == [True] * 3  # what the sampler leaves goes on to its end: the child is ready for the next job
-    assert "from 10 samples of their own" in notes[0]
+    stacks = sampling.sample(1, repeat, notes, 200)
+    assert FakePySpy.attempts == attempts
+    assert finished == [True] * len(attempts)  # what the sampler leaves goes on to its end: the child is ready for the next job
+    assert notes[0] == "py-spy with native frames, 200 times a second: it cannot keep up"
+    assert len(notes) == len(attempts) - 1
     session = Session("app:main", b"", 60)
     session.keep(FunctionKey("/app.py", 1, "main"))
-    session.stacks, session.classified = stacks, classified
+    session.stacks = stacks
     (function,) = session.functions().values()
-    assert (function.sampled_own_share, function.own_by_class) == (1, {"arrays": 1})
+    assert (function.sampled_own_share, function.own_by_class) == (1, classes)
 
 
 def test_py_spy_that_cannot_follow_native_frames_goes_on_without(monkeypatch, py_spy_permitted):

@@ -137,7 +137,6 @@ class Session(contextlib.AbstractContextManager):
         self._runs: list[Run] = self._found[Run]
         self.notes: list[str] = self._found[str]
         self.stacks: Counter[Stack] = Counter()
-        self.classified: Counter[Stack] = Counter()
         self._alternatives: list[Alternative] = []
         self._load, self._cpu = OtherLoad(), str(describe_cpu())
 
@@ -215,7 +214,7 @@ class Session(contextlib.AbstractContextManager):
         with note_failure("py-spy gave no shares", self.notes):
             list(self._do("warm_up"))  # in another process, if there is none
             found = sample(self._child.pid, lambda: self._do("sample", for_s=for_s), self.notes, rate_hz)
-            self.stacks, self.classified = (counted(stacks, self._project) for stacks in found)
+            self.stacks = counted(found, self._project)
 
     def race(self, number: int, name: str, n_repeats: int) -> None:
         """The target and one of its alternatives."""
@@ -246,7 +245,6 @@ class Session(contextlib.AbstractContextManager):
         """Every user's function, greatest share first."""
         project, root, n_samples = self._project, self._root, self.stacks.total()
         sampled, holding = by_function(self.stacks, project, root)
-        with_classes, _ = by_function(self.classified, project, root)
         recordings = (run.recording for run in self._runs if run.recording)
         folded = next((fold(recording, project.library, root) for recording in recordings), {})
         lines_of = {key: lines for run in self._runs for key, lines in run.lines}
@@ -254,7 +252,7 @@ class Session(contextlib.AbstractContextManager):
         for key in dict.fromkeys([*folded, *holding]):
             time, own = folded.get(key, (Time(), {}))
             seen = time.n_calls > 0  # else it ran in another thread, of which cProfile knows nothing
-            by_library, classes = +Counter(own), with_classes[key]
+            by_library, samples = +Counter(own), sampled[key].total()
             functions[key] = FunctionTime(
                 name=display_name(key),
                 file=project.relative(key.file),
@@ -263,9 +261,9 @@ class Session(contextlib.AbstractContextManager):
                 own=self._measured([sum(own.values())]) if seen else None,
                 cumulative=self._measured([time.cumulative_s]) if seen else None,
                 own_by_library={name: s / by_library.total() for name, s in by_library.most_common()},
-                sampled_own_share=sampled[key].total() / n_samples if n_samples else None,
+                sampled_own_share=samples / n_samples if n_samples else None,
                 sampled_share=holding[key].total() / n_samples if n_samples else None,
-                own_by_class={kind: n / classes.total() for kind, n in classes.most_common() if kind},
+                own_by_class={kind: n / samples for kind, n in sampled[key].most_common() if kind},
                 lines=lines_of.get(key, []),
                 ran_in="the calling thread" if seen else holding[key].most_common(1)[0][0],
             )

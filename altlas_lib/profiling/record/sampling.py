@@ -195,16 +195,13 @@ class PySpy:
         return " ".join(said[max(said.find("Error:"), 0) :].split())[-1000:] or "it ended without a message"
 
 
-def sample(
-    pid: int, repeat: Callable[[], Iterator[Any]], notes: list[str], rate_hz: int
-) -> tuple[Counter[Stack], Counter[Stack]]:
-    """Stacks of a process while it runs, with native frames where py-spy can follow them; and those to take classes of.
+def sample(pid: int, repeat: Callable[[], Iterator[Any]], notes: list[str], rate_hz: int) -> Counter[Stack]:
+    """Stacks of a process while it runs, with native frames where py-spy can follow them.
 
     Of the thread that called the target, below the call; of other threads, and processes that it started, whole.
 
     py-spy stops every thread for each sample. In a process with many threads and large libraries that takes longer than the
-    time between samples, and then waits look longer than they are. So the shares come from samples without native frames
-    there, and only the classes of each function's time from fewer samples with them.
+    time between samples, and then waits look longer than they are: so it takes fewer there, else those without native frames.
 
     Args:
         repeat: an iterator, as long as the target runs again and again.
@@ -213,38 +210,33 @@ def sample(
     Raises:
         ProfilingError: the target did not run, or py-spy saw nothing of it.
     """
-    try:
-        stacks, is_behind = _record(pid, repeat(), notes, rate_hz, native=True)
-        if not is_behind:
-            return stacks, stacks
-        why = f"py-spy cannot follow native frames here {rate_hz} times a second"
-    except ProfilingError as error:
-        if not psutil.pid_exists(pid):
-            raise
-        why = str(error)
-    stacks, _ = _record(pid, repeat(), notes, rate_hz, native=False)
-    classified = Counter()
-    with note_failure("no classes of time", notes):
-        classified, _ = _record(pid, repeat(), notes, max(rate_hz // _FEWER, 1), native=True)
-        notes.append(f"classes of time are from {classified.total()} samples of their own, fewer a second: {why}")
-    return stacks, classified
+    refused = []
+    for hz, native in ((rate_hz, True), (max(rate_hz // _FEWER, 1), True), (rate_hz, False)):
+        try:
+            stacks = _record(pid, repeat(), notes, hz, native=native)
+            notes += refused
+            return stacks
+        except ProfilingError as error:
+            if not native or not psutil.pid_exists(pid):
+                raise
+            refused.append(f"py-spy with native frames, {hz} times a second: {error}")
 
 
-def _record(pid: int, running: Iterator, notes: list[str], rate_hz: int, *, native: bool) -> tuple[Counter[Stack], bool]:
-    """And whether py-spy was too far behind to go on."""
+def _record(pid: int, running: Iterator, notes: list[str], rate_hz: int, *, native: bool) -> Counter[Stack]:
     is_behind, failures = False, []
     with PySpy(pid, rate_hz, native=native) as py_spy:
         with note_failure("not finished", failures):
             for _ in running:
-                if is_behind := py_spy.is_behind():
+                if is_behind := native and py_spy.is_behind():
                     break
         stacks = read_stacks(py_spy.recording(), pid, native=native)
-    with note_failure("not finished", failures):
+    if is_behind:
         list(running)  # what is left of the job goes on without it
+        raise ProfilingError("it cannot keep up")
     if not any(stack.origin == "the calling thread" for stack in stacks):
         raise ProfilingError("; ".join(failures) or "it saw nothing of the target; raise sampling_s")
     notes += failures
-    return stacks, is_behind
+    return stacks
 
 
 def read_stacks(recording: dict, pid: int, *, native: bool) -> Counter[Stack]:

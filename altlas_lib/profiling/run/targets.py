@@ -68,9 +68,7 @@ class Runnable:
             try:
                 call_user_code(functools.partial(under, self.call), f"target {self.name!r}", after=self.n_finished)
             finally:
-                if (
-                    os.getpid() != process
-                ):  # the target forked, and its child came to this point too: it ends here, failed or not
+                if os.getpid() != process:  # the target forked, and its child came to this point too: it ends here
                     os._exit(sys.exception() is not None)
         self.n_finished += 1
 
