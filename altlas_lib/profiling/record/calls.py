@@ -5,19 +5,22 @@ The parent prices a `Call` by the table in `project.operations`; `benchmarks.pub
 
 import math
 import re
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from typing_extensions import TypeAliasType
 
 # An extension type whose name is none of these is described as 'object'.
-DTYPE = re.compile(r"(u?int|b?float|complex)\d+\w*|bool|mixed|object|string|category|str\d*|bytes\d*|(datetime|timedelta)64.*")
+DTYPE = re.compile(
+    r"^((u?int|b?float|complex)\d\w*|bool|mixed|object|string|category|(str|bytes)\d*|(datetime|timedelta)64.*)$"
+)
 
 
 class Array(NamedTuple):
     """An array by what decides its cost; its values are not kept."""
 
-    dtype: str  # 'float32'; 'mixed' for a table
-    shape: tuple[int, ...]
+    dtype: Annotated[str, Field(pattern=DTYPE.pattern)]  # 'float32'; 'mixed' for a table
+    shape: tuple[StrictInt, ...]
     n_bytes: int | None = None  # where it is not the elements' size times their number, as of a sparse matrix or a table
     n_stored: int | None = None  # of a sparse matrix its stored values, of a boolean mask the elements that are True
 
@@ -28,6 +31,10 @@ class Array(NamedTuple):
     def n(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+
+# ["float32", [1760, 1760]] is an array, as it comes out of a file or from another process.
+Value = TypeAliasType("Value", Annotated[Array | list["Value"] | dict[str, "Value"] | Any, Field(union_mode="left_to_right")])
 
 
 class ModelWork(NamedTuple):
@@ -55,17 +62,11 @@ class Call(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
+    args: tuple[Value, ...] = ()
+    kwargs: dict[str, Value] = {}
     results: tuple[Array, ...] = ()
     is_view: bool = False
     model_work: ModelWork | None = None
-
-    @field_validator("args", "kwargs", mode="before")
-    @classmethod
-    def _arrays_from_json(cls, value: Any) -> Any:
-        """["float32", [1760, 1760]] is an array, as it comes out of a file or from another process."""
-        return _with_arrays(value) if isinstance(value, dict) else tuple(map(_with_arrays, value))
 
     @property
     def operands(self) -> list[Array]:
@@ -75,19 +76,6 @@ class Call(BaseModel):
             inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
             found += [each for each in inner if isinstance(each, Array)]
         return found
-
-
-def _with_arrays(value: Any) -> Any:
-    match value:
-        case Array():
-            return value
-        case [str(dtype), [*sizes], *rest] if DTYPE.fullmatch(dtype) and all(isinstance(size, int) for size in sizes):
-            return Array(dtype, tuple(sizes), *rest)
-        case list() | tuple():
-            return [_with_arrays(each) for each in value]
-        case dict():
-            return {key: _with_arrays(each) for key, each in value.items()}
-    return value
 
 
 class RecordedCall(BaseModel):
