@@ -86,14 +86,6 @@ class RecordedCall(BaseModel):
     time_s: float
 
 
-class HiddenTransfer(BaseModel):
-    """A place that would copy between GPU and host on each execution, were the arrays on a GPU."""
-
-    line: int
-    what: str  # 'float(x)', 'x.item()', 'truth of an array', 'iteration over an array', 'array for pandas.Series', ...
-    n_times: int
-
-
 class RecordedFunction(BaseModel):
     """What one of the user's functions asked of libraries in one run.
 
@@ -101,6 +93,7 @@ class RecordedFunction(BaseModel):
         n_element_accesses: single elements read or written from Python.
         input_bytes: of arrays that came as arguments, in each call; of others that were read, such as weights, once.
         output_bytes: of arrays that were returned.
+        hidden_transfers: as `results.HiddenTransfer`, by line.
     """
 
     function: str
@@ -111,4 +104,4 @@ class RecordedFunction(BaseModel):
     n_element_accesses: int = 0
     input_bytes: float = 0
     output_bytes: float = 0
-    hidden_transfers: list[HiddenTransfer] = []
+    hidden_transfers: list[dict[str, Any]] = []
