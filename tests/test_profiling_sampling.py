@@ -70,13 +70,13 @@ def test_a_wait_for_other_threads_is_theirs():
     assert shares(recorded(threads)) == {"main": (4, 4), "work": (10, 10)}
 
 
-def test_a_flame_graph_has_the_users_functions_and_the_libraries_that_they_enter():
+def test_a_flame_graph_has_the_users_functions_and_the_libraries_below_them():
     numpy = [("sum", "/x/site-packages/numpy/core.py"), ("wrap", "/x/site-packages/scipy/y.py")]
     leaf = ("DOUBLE_add", "/x/site-packages/numpy/_core/_multiarray_umath.cpython-311.so")
     stacks = [[*CALL, LOOP, MAIN, *numpy, leaf]] * 3 + [[*CALL, LOOP, MAIN, LOADS, ("a;b", "/app.py")], [*CALL, LOOP]]
     project = Project("/app.py")
     assert sampling.flame_stacks(counted(recorded({"main": stacks}), True), project, ROOT) == {
-        "root;main;numpy;[arrays]": 3,
+        "root;main;numpy;scipy;[arrays]": 3,
         "root;main;json;a,b;[interpreter]": 1,
         "root;selectors;[waiting]": 1,
     }

@@ -20,8 +20,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import dropwhile, takewhile
-from operator import itemgetter
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -313,18 +312,17 @@ def by_function(
 
 
 def flame_stacks(stacks: Counter[Stack], project: Project, root: FunctionKey) -> dict[str, int]:
-    """The most frequent stacks, 'outer;inner;[class]' -> samples: the user's functions, and the libraries that they enter."""
+    """The most frequent stacks, 'outer;inner;[class]' -> samples: the user's functions, and the names of libraries below them.
+
+    A function that calls itself is one frame. What called the user's code is the root's.
+    """
     named = Counter()
     for stack, n in stacks.items():
-        frames = [(project.library(function), display_name(function)) for function in stack.functions]
-        frames = [(library, name) for library, name in frames if library not in (OWN_LINES, "altlas")]
-        frames = list(dropwhile(itemgetter(0), frames)) or frames[-1:]  # what called the user's code is the root's
-        names = [display_name(root)] if frames[:1] != [(None, display_name(root))] else []
-        for (library, name), (outer, _) in zip(frames, [(None, ""), *frames], strict=False):
-            if not (library and outer):  # of a library the function that enters it, by the library's name
-                names.append(library or name)
-        names += [f"[{stack.time_class}]"] if stack.time_class else []
-        named[";".join(name.replace(";", ",") for name in names)] += n
+        first = next((i for i, each in enumerate(stack.functions) if project.library(each) is None), -1)
+        frames = [project.library(each) or display_name(each) for each in stack.functions[first:]]
+        frames = [display_name(root), *(name for name in frames if name not in (OWN_LINES, "altlas"))]
+        frames += [f"[{stack.time_class}]"] if stack.time_class else []
+        named[";".join(name.replace(";", ",") for name, _ in groupby(frames))] += n
     return dict(named.most_common(_LARGEST_N_STACKS))
 
 
