@@ -80,8 +80,6 @@ def test_the_finding_and_the_figures_of_chapter_10():
     (function,) = profile.functions
     seen = profile.model_copy(update={"functions": [function.model_copy(update={"own_by_class": {"arrays": 1.0}})]})
     assert "%100" in turkish(title(profiling_plots.time_classes, [seen]))
-    assert turkish(title(profiling_plots.projected_gains, found, T4)) == "f: T4 üzerinde 1,4 – 4,5 kat hızlı (öngörü)"
-    turkish(title(profiling_plots.projected_gains, found[1:], T4))
 
 
 def test_the_finding_and_the_figures_of_chapter_20():

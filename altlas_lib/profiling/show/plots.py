@@ -1,7 +1,4 @@
-"""Figures of chapter 10: where the time goes, and what a GPU would gain.
-
-Each function draws into an Axes and returns it; the title states the message, the axes carry units.
-"""
+"""The figure of chapter 10: where the time goes. Its title states the message, its axes carry units."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -9,9 +6,8 @@ from typing import get_args
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ...devices import GpuSpec
 from ...figures import COLOURS, name_rows
-from ...results import Candidate, TimeClass, WorkloadProfile
+from ...results import TimeClass, WorkloadProfile
 
 _COLOURS = ("orange", "red", "blue", "sky", "purple", "grey", "green")
 _CLASS_COLOURS = {**dict(zip(get_args(TimeClass), map(COLOURS.get, _COLOURS), strict=True)), "not known": "lightgrey"}
@@ -31,25 +27,4 @@ def time_classes(ax: Axes, profiles: Sequence[WorkloadProfile], *, n_functions: 
     for kind, share in shares.sum().drop("not known", errors="ignore").nlargest(1).items():
         ax.set_title(f"Most of the time goes into {kind}: {share / len(profiles):.0f}%")
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16), ncols=4, fontsize=9)
-    return ax
-
-
-def projected_gains(ax: Axes, candidates: Sequence[Candidate], target_gpu: GpuSpec) -> Axes:
-    """A bar from the low to the high end of each candidate's projected gain; pale: with the data already on the GPU."""
-    rows = [candidate for candidate in candidates if candidate.gain]
-    for row, candidate in enumerate(rows):
-        now, resident = candidate.projection.now.value, candidate.projection.on_gpu_resident
-        ends = [(now / resident.high, now / resident.low, "sky", 0.7), (candidate.gain.low, candidate.gain.high, "blue", 0.35)]
-        for low, high, colour, height in ends:
-            ax.barh(row, high - low, height, low, color=COLOURS[colour])
-        ax.annotate(candidate.advice, (max(ends[0][1], ends[1][1]), row), (6, 0), textcoords="offset points", va="center")
-    name_rows(ax, range(len(rows)), [f"{candidate.workload}: {candidate.function}" for candidate in rows])
-    ax.axvline(1, color=COLOURS["grey"], linewidth=1)
-    ax.set(xscale="log", xlabel=f"projected gain of the function on {target_gpu.name}, not run\npale: data already on the GPU")
-    ax.xaxis.set_major_formatter("{x:g}x")
-    ax.margins(x=0.3)
-    best = max(rows, key=lambda candidate: candidate.gain.low, default=None)
-    ax.set_title(f"No candidate is sure to gain on {target_gpu.name}")
-    if best and best.gain.low > 1:
-        ax.set_title(f"{best.function}: {best.gain} as fast on {target_gpu.name}, projected")
     return ax
