@@ -12,7 +12,7 @@ _NAMES_OF = {
     ".run.targets": ("ProfilingError",),
     ".show.flamegraph": ("FlameGraph", "flame_graph"),
     ".show.tables": (
-        *("answers", "candidate_table", "finding", "function_table", "line_table", "operation_table"),
+        *("candidate_table", "finding", "function_table", "line_table", "operation_table"),
         *("port_table", "route_table"),
     ),
 }

@@ -3,7 +3,6 @@
 `tables.toml` says what the columns are; here is what rows are made of.
 """
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -81,14 +80,6 @@ def finding(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]
     gpus = sorted({candidate.projection.gpu for candidate in candidates if candidate.projection})
     projected = f" Gains are projected for {', '.join(gpus)}; nothing ran there." if gpus else ""
     return f"{'; '.join(parts)}.{measured}{projected}"
-
-
-def answers(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]) -> str:
-    """A paragraph for each candidate: what to do with it first, and why."""
-    lines = [f"{c.workload}: {c.function}: {_verdict(c)}. {c.reason}" for c in candidates]
-    without = {profile.workload for profile in profiles} - {candidate.workload for candidate in candidates}
-    lines += [f"{workload}: no function owns a tenth of its time: nothing to change" for workload in sorted(without)]
-    return "\n".join(textwrap.fill(line, 110, subsequent_indent="    ") for line in lines)
 
 
 def _verdict(candidate: Candidate) -> str:
