@@ -125,7 +125,7 @@ def test_of_a_process_that_is_too_large_fewer_samples_are_taken_or_no_native_fra
     monkeypatch.setattr(sampling, "PySpy", FakePySpy)
     monkeypatch.setattr(FakePySpy, "keeps_up_hz", keeps_up_hz)
     FakePySpy.attempts.clear()
-    stacks = sampling.sample(1, repeat, notes, 200)
+    stacks = sampling.sample(1, repeat, notes)
     assert FakePySpy.attempts == attempts
     assert finished == [True] * len(attempts)  # what the sampler leaves goes on to its end: the child is ready for the next job
     assert notes[0] == "py-spy with native frames, 200 times a second: it cannot keep up"

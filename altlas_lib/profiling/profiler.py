@@ -42,7 +42,6 @@ def profile(
     requests: str | os.PathLike | Sequence[Mapping[str, Any]] | None = None,
     workload: str | None = None,
     n_repeats: int = 3,
-    sampling_rate_hz: int = 200,
     sampling_s: float = 2.0,
     time_limit_s: float = 120.0,
     n_line_functions: int = 3,
@@ -81,8 +80,7 @@ def profile(
         ProfilingError: the target cannot be found, called or finished; the message says why and what to do.
         ValueError: a number that is not positive.
     """
-    numbers = {"n_repeats": n_repeats, "sampling_rate_hz": sampling_rate_hz, "sampling_s": sampling_s}
-    for option, number in {**numbers, "time_limit_s": time_limit_s}.items():
+    for option, number in {"n_repeats": n_repeats, "sampling_s": sampling_s, "time_limit_s": time_limit_s}.items():
         if number <= 0:
             raise ValueError(f"{option} must be positive, got {number!r}")
     name, kind = target_name(target), "web application" if requests is not None else target_kind(target)
@@ -95,7 +93,7 @@ def profile(
     spec = child.TargetSpec(target, same_answer=same_answer, **options)
     with Session(name, _pickle(name, spec), time_limit_s) as session:
         session.measure(n_repeats)
-        session.sample(sampling_s, sampling_rate_hz)
+        session.sample(sampling_s)
         if functions := session.hottest()[:n_line_functions]:
             session.use("line_profiler gave no lines", "lines", functions=functions)
         if trace_arrays:
@@ -209,11 +207,11 @@ class Session(contextlib.AbstractContextManager):
                 raise
             self.notes.append(f"not finished: {error}")
 
-    def sample(self, for_s: float, rate_hz: int) -> None:
+    def sample(self, for_s: float) -> None:
         """The target under py-spy, which is attached to its process."""
         with note_failure("py-spy gave no shares", self.notes):
             list(self._do("warm_up"))  # in another process, if there is none
-            found = sample(self._child.pid, lambda: self._do("sample", for_s=for_s), self.notes, rate_hz)
+            found = sample(self._child.pid, lambda: self._do("sample", for_s=for_s), self.notes)
             self.stacks = counted(found, self._project)
 
     def race(self, number: int, name: str, n_repeats: int) -> None:

@@ -33,7 +33,7 @@ from .folding import OWN_LINES, Project
 
 _TO_ATTACH_S = _TO_WRITE_S = 30.0
 _TOO_FAR_BEHIND_S = 2.0
-_FEWER = 10  # times fewer samples a second, where py-spy cannot keep up
+_ATTEMPTS = (200, True), (20, True), (200, False)  # samples a second, with native frames or without
 _LARGEST_N_STACKS = 300
 
 
@@ -194,7 +194,7 @@ class PySpy:
         return " ".join(said[max(said.find("Error:"), 0) :].split())[-1000:] or "it ended without a message"
 
 
-def sample(pid: int, repeat: Callable[[], Iterator[Any]], notes: list[str], rate_hz: int) -> Counter[Stack]:
+def sample(pid: int, repeat: Callable[[], Iterator[Any]], notes: list[str]) -> Counter[Stack]:
     """Stacks of a process while it runs, with native frames where py-spy can follow them.
 
     Of the thread that called the target, below the call; of other threads, and processes that it started, whole.
@@ -210,15 +210,15 @@ def sample(pid: int, repeat: Callable[[], Iterator[Any]], notes: list[str], rate
         ProfilingError: the target did not run, or py-spy saw nothing of it.
     """
     refused = []
-    for hz, native in ((rate_hz, True), (max(rate_hz // _FEWER, 1), True), (rate_hz, False)):
+    for rate_hz, native in _ATTEMPTS:
         try:
-            stacks = _record(pid, repeat(), notes, hz, native=native)
+            stacks = _record(pid, repeat(), notes, rate_hz, native=native)
             notes += refused
             return stacks
         except ProfilingError as error:
             if not native or not psutil.pid_exists(pid):
                 raise
-            refused.append(f"py-spy with native frames, {hz} times a second: {error}")
+            refused.append(f"py-spy with native frames, {rate_hz} times a second: {error}")
 
 
 def _record(pid: int, running: Iterator, notes: list[str], rate_hz: int, *, native: bool) -> Counter[Stack]:
