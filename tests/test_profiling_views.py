@@ -135,10 +135,12 @@ def test_a_hostile_function_name_is_text_in_page_and_notebook():
     assert not re.search(r"(src|href)=|https?:", page)  # nothing is loaded
 
 
-def test_without_samples_there_is_no_flame_graph_and_the_notes_say_why():
-    profile = made_up_profile().model_copy(update={"stacks": {}, "notes": ["py-spy gave no shares: refused"]})
-    with pytest.raises(ValueError, match=r"no stacks.*refused"):
-        profiling.flame_graph(profile)
+def test_without_samples_the_flame_graph_has_the_notes_that_say_why():
+    profile = made_up_profile().model_copy(update={"stacks": {}, "n_samples": 0, "notes": ["py-spy gave no shares: refused"]})
+    page = html.unescape(profiling.flame_graph(profile))
+    assert ": 0 samples" in page
+    assert "<p>py-spy gave no shares: refused</p>" in page
+    assert "<button" not in page
 
 
 # Tables and figures -----------------------------------------------------------------------------------------------------

@@ -35,11 +35,6 @@ def total(bands: Iterable[Band]) -> Band:
     return sum(lows), sum(highs)
 
 
-def geometric_mean(band: Band) -> float:
-    """Of a band's ends: as far from one end as from the other, in times."""
-    return math.sqrt(band[0] * band[1])
-
-
 def transfer_seconds(trace: ArrayTrace, rates: Rates, batch: int = 1) -> Band:
     """A function's arrays brought in and its results back, in each of its calls; pageable memory in the slow end, pinned in
     the fast one. Other arrays that it reads, such as weights, count once in a run."""
@@ -106,7 +101,7 @@ def project(
         bound_by = "unseen" if by_cause["unseen"] > sum(known.values()) else max(known, key=known.get)
         return Quantity.projected(low, max(high, low * _PYTHON_SPREAD), "s", rates.gpu.name, bound_by)
 
-    _, slowest = max(each, key=lambda pair: geometric_mean(total(pair[0].values())), default=({}, None))
+    _, slowest = max(each, key=lambda pair: math.prod(total(pair[0].values())), default=({}, None))
     return Projection(
         gpu=rates.gpu.name,
         basis=rates.basis,

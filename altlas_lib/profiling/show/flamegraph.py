@@ -50,14 +50,10 @@ class FlameGraph(str):
 def flame_graph(profile: WorkloadProfile) -> FlameGraph:
     """The stacks that py-spy took, each as wide as its share of the samples; a click zooms in, a click on the lowest row out.
 
-    Raises:
-        ValueError: py-spy took no samples of the profile.
+    Without any the page has the profile's notes, which say why.
     """
-    if not profile.stacks:
-        notes = "; ".join(profile.notes) or "it has none"
-        raise ValueError(f"the profile of {profile.workload!r} holds no stacks; its notes say why: {notes}")
     frames = frames_of(profile.stacks)
-    depth = 1 + max(frame.depth for frame in frames)
+    depth = 1 + max((frame.depth for frame in frames), default=0)
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("flamegraph.html.j2").render(profile=profile, frames=frames, depth=depth, row_px=_ROW_PX)
     # Without allow-same-origin the page cannot touch the notebook around it, whatever a function is named.
