@@ -4,7 +4,6 @@ import contextlib
 import linecache
 import os
 import shlex
-import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -223,8 +222,7 @@ class Session(contextlib.AbstractContextManager):
             [run.quiet_s or run.wall_s for run in runs if run.tool == tool] for tool in ("comparison", "alternative")
         )
         if then_s:
-            gains = min(now_s) / max(then_s), statistics.median(now_s) / statistics.median(then_s), max(now_s) / min(then_s)
-            gain = self._measured(gains, "x").model_copy(update={"n_runs": len(then_s)})
+            gain = self._measured((now / then for now, then in zip(now_s, then_s, strict=False)), "x")
             time_s, same_answer = self._measured(then_s), runs[1].same_answer
             self._alternatives.append(Alternative(name=name, time=time_s, gain=gain, same_answer=same_answer))
 
@@ -306,9 +304,10 @@ class Session(contextlib.AbstractContextManager):
         share = sum(run.processes_s for run in baseline) / (sum(run.cpu_s for run in baseline) or 1)
         if share > _PROCESSES_WORTH_A_NOTE:
             n_samples = sum(n for stack, n in self.stacks.items() if stack.origin == "another process")
-            looks = f"py-spy took {n_samples} samples in them" if n_samples else "py-spy found no Python function in them"
             whose = "processor time went to processes that the target started"
-            self.notes.append(f"{share:.0%} of the {whose}: {looks}, the other tools do not look into them")
+            self.notes.append(
+                f"{share:.0%} of the {whose}: py-spy took {n_samples} samples of Python in them, other tools none"
+            )
         if (self._load.share or 0) > LARGEST_OTHER_LOAD:
             rough = "times and shares are rough; profile again when it is quiet"
             self.notes.append(f"{BUSY_NOTE} {self._load.share:.0%} of the processors while it was measured: {rough}")

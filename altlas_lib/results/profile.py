@@ -49,7 +49,7 @@ class Alternative(Model):
 
     name: str
     time: Quantity  # seconds of one warm run, as on a machine with nothing else to do (`quiet_s`)
-    gain: Quantity  # times as fast as the target, by medians; low and high: the slowest run of one, the fastest of the other
+    gain: Quantity  # times as fast as the target: a run of each, one after the other
     same_answer: bool | None  # None: the answers cannot be compared
 
 
