@@ -33,7 +33,7 @@ def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> tables.Table
 
 def line_table(profile: WorkloadProfile, *, n_rows: int = 8) -> tables.Table:
     """The most expensive lines of the hottest functions: what line_profiler saw of them, where py-spy saw them on the stack."""
-    lines = [{"function": function, "line": line} for function in profile.functions for line in function.lines]
+    lines = [{"profile": profile, "function": each, "line": line} for each in profile.functions for line in each.lines]
     lines.sort(key=lambda row: -(row["function"].sampled_share or 0) * row["line"].share)
     return _table("line_table", lines[:n_rows])
 
