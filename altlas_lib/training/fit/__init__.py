@@ -21,11 +21,12 @@ def fit(model: "keras.Model", data: Any, validation_data: Any = None, *, n_epoch
     devices, and up to that number less one samples are left out of an epoch.
 
     Args:
-        model: compiled, without gradient accumulation of its own. Losses are means over samples.
+        model: compiled, without gradient accumulation of its own. Losses are means over samples; one with a mask is a mean over
+            less, and micro-batches, which are weighed by their samples, then do not add up to exactly the big batch's.
         data: `(x, y)` or `(x, y, weights)` of arrays, or of lists and dictionaries of arrays; a `keras.utils.PyDataset` or a
-            `tf.data.Dataset` of batches; or what has `len()` and `gather(positions)`. Arrays and a `PyDataset`'s batches come
-            in an order of their own in each epoch, a `tf.data.Dataset` in its own. `dataset[i]` is asked for again after a kill
-            and has to be the same; a `PyDataset`'s `on_epoch_end` is not called.
+            `tf.data.Dataset` of batches. Arrays and a `PyDataset`'s batches come in an order of their own in each epoch, a
+            `tf.data.Dataset` in its own. `dataset[i]` is asked for again after a kill and has to be the same; a `PyDataset`'s
+            `on_epoch_end` is not called.
         validation_data: like `data`; its loss is measured after each epoch.
         n_epochs: at most; more may be asked for when a training is continued.
         **settings: as follow.
