@@ -125,7 +125,6 @@ def profile(
     requests: Annotated[
         Path | None, typer.Option(metavar="FILE", help='JSON Lines: {"method": "POST", "path": "/items", "json": ...}.')
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 1,
     gpu: Annotated[str, typer.Option(help="The GPU of the catalogue to project onto, such as T4, A10, L4, H200.")] = "T4",
     time_limit_s: Annotated[
         float, typer.Option("--time-limit", min=1, metavar="S", help="Seconds for all runs together.")
@@ -180,7 +179,6 @@ def profile(
             arguments=dict(map(_argument, arguments or ())),
             argv=argv or (),
             requests=requests,
-            concurrency=concurrency,
             alternatives=alternatives or (),
             same_answer=same_answer,
             check_port=check_port,

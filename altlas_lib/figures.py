@@ -81,14 +81,14 @@ def save_figure(fig: Figure, run: RunFolder, name: str, *, alt: str) -> FigureFi
     return record
 
 
-def draw_roofs(ax: Axes, ceilings: Ceilings | None, target_gpu: GpuSpec) -> None:
+def draw_roofs(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> None:
     intensity = np.logspace(-1, 4, 200)  # operations per byte moved
     own = (
         ("this CPU, float32", "cpu_copy_bandwidth", "cpu_matmul_float32", "blue"),
         ("this GPU, float32", "gpu_copy_bandwidth", "gpu_matmul_float32", "green"),
         ("this GPU, float16", "gpu_copy_bandwidth", "gpu_matmul_float16", "sky"),
     )
-    rates = [(label, getattr(ceilings, copy), getattr(ceilings, product), c) for label, copy, product, c in own if ceilings]
+    rates = [(label, getattr(ceilings, copy), getattr(ceilings, product), c) for label, copy, product, c in own]
     measured = [row for row in rates if row[1] and row[2]]
     for label, bandwidth, rate, colour in measured:
         low, roof, high = (np.minimum(intensity * getattr(bandwidth, v), getattr(rate, v)) for v in ("low", "value", "high"))
@@ -101,7 +101,7 @@ def draw_roofs(ax: Axes, ceilings: Ceilings | None, target_gpu: GpuSpec) -> None
     ax.set(xscale="log", yscale="log", xlim=(intensity[0], intensity[-1]))
     where = " and ".join(dict.fromkeys(rate.device for _, _, rate, _ in measured))
     ax.set_xlabel("arithmetic intensity (operations per byte moved)" + (f"\nsolid: measured on {where}" if where else ""))
-    ax.set_ylabel("rate (GFLOP/s)" if not ceilings else "highest possible rate (GFLOP/s)")
+    ax.set_ylabel("highest possible rate (GFLOP/s)")
 
 
 def short_number(number: float) -> str:

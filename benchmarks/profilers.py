@@ -1,4 +1,4 @@
-"""What profiling costs: cProfile, py-spy and line_profiler alone, beside the same tools and the array trace in our profile.
+"""What profiling costs: cProfile, py-spy and line_profiler alone, beside a whole profile of ours.
 
     python -m benchmarks.profilers --rounds 5
     python -m benchmarks.profilers --show benchmarks/results/profilers.json
@@ -15,14 +15,13 @@ import json
 import os
 import random
 import re
-import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from pydantic import Field
@@ -31,14 +30,8 @@ from threadpoolctl import threadpool_limits
 from altlas_lib.paths import write_atomically
 from altlas_lib.results import Model, Provenance
 
-Tool = Literal["none", "cProfile", "py-spy", "line_profiler", "ours: cProfile", "ours: py-spy", "ours: lines", "ours: arrays"]
-ALONE: tuple[Tool, ...] = ("none", "cProfile", "py-spy", "line_profiler")
-OURS: dict[str, Tool] = {
-    "cProfile": "ours: cProfile",
-    "py-spy": "ours: py-spy",
-    "line_profiler": "ours: lines",
-    "array trace": "ours: arrays",
-}
+Tool = Literal["none", "cProfile", "py-spy", "line_profiler"]
+TOOLS: tuple[Tool, ...] = get_args(Tool)
 _FOR_S = 1.0
 
 
@@ -114,14 +107,12 @@ class Record(Model):
     costs: list[Cost]
     whole_profile_s: dict[str, list[float]] = Field(description="program -> seconds that altlas_lib.profiling.profile took")
 
-    def cost(self, program: str, tool: Tool) -> Cost | None:
-        return next((cost for cost in self.costs if (cost.program, cost.tool) == (program, tool)), None)
+    def cost(self, program: str, tool: Tool) -> Cost:
+        return next(cost for cost in self.costs if (cost.program, cost.tool) == (program, tool))
 
     def factor(self, cost: Cost) -> float:
-        """Fastest run with the tool / without, over all rounds; of our own tools the median of what each profile says."""
-        if cost.fastest_s:
-            return min(cost.fastest_s) / min(self.cost(cost.program, "none").fastest_s)
-        return statistics.median(cost.factors)
+        """Fastest run with the tool / without, over all rounds."""
+        return min(cost.fastest_s) / min(self.cost(cost.program, "none").fastest_s)
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------
@@ -161,39 +152,33 @@ def _alone(program: str, tool: Tool) -> float:
 def measure(rounds: int) -> Record:
     from altlas_lib import profiling
 
-    costs = {(program, tool): Cost(program=program, tool=tool) for program in PROGRAMS for tool in (*ALONE, *OURS.values())}
+    costs = {(program, tool): Cost(program=program, tool=tool) for program in PROGRAMS for tool in TOOLS}
     whole_s: dict[str, list[float]] = {program: [] for program in PROGRAMS}
     for number in range(rounds):
         for program in PROGRAMS:
-            tools = [*ALONE[number % len(ALONE) :], *ALONE[: number % len(ALONE)]]  # another one first in each round
+            tools = [*TOOLS[number % len(TOOLS) :], *TOOLS[: number % len(TOOLS)]]  # another one first in each round
             for tool in tools:
                 costs[program, tool].fastest_s.append(_alone(program, tool))
             plain_s = costs[program, "none"].fastest_s[-1]
-            for tool in ALONE:
+            for tool in TOOLS:
                 costs[program, tool].factors.append(costs[program, tool].fastest_s[-1] / plain_s)
             start = time.perf_counter()
-            profile = profiling.profile(f"{__spec__.name}:{PROGRAMS[program].__name__}")
+            profiling.profile(f"{__spec__.name}:{PROGRAMS[program].__name__}")
             whole_s[program].append(time.perf_counter() - start)
-            for used in profile.tools:
-                if used.factor is not None:
-                    costs[program, OURS[used.tool]].factors.append(used.factor)
         print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-    measured = [cost for cost in costs.values() if cost.factors]
     provenance = Provenance.now({"rounds": rounds, "for_s": _FOR_S})
-    return Record(provenance=provenance, costs=measured, whole_profile_s=whole_s)
+    return Record(provenance=provenance, costs=list(costs.values()), whole_profile_s=whole_s)
 
 
 def table(record: Record) -> str:
     """Each tool's factor with its spread over the rounds, program by program."""
     programs = list(record.whole_profile_s)
     rows = [["times as long as without", *programs]]
-    for tool in (*ALONE[1:], *OURS.values()):
+    for tool in TOOLS[1:]:
         row = [tool]
         for program in programs:
             cost = record.cost(program, tool)
-            row.append(
-                f"{record.factor(cost):.2f} ({min(cost.factors):.2f} to {max(cost.factors):.2f})" if cost else "not measured"
-            )
+            row.append(f"{record.factor(cost):.2f} ({min(cost.factors):.2f} to {max(cost.factors):.2f})")
         rows.append(row)
     rows.append(["one run without (ms)", *(f"{1e3 * min(record.cost(p, 'none').fastest_s):.1f}" for p in programs)])
     rows.append(["our whole profile (s)", *(f"{min(record.whole_profile_s[p]):.1f}" for p in programs)])

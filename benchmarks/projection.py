@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from altlas_lib.figures import COLOURS
 from altlas_lib.paths import write_atomically
 from altlas_lib.profiling.project.operations import price
-from altlas_lib.profiling.project.projection import geometric_mean, total
+from altlas_lib.profiling.project.projection import total
 from altlas_lib.profiling.record.folding import Project
 from altlas_lib.profiling.record.tracing import trace
 from altlas_lib.profiling.run.targets import FunctionKey
@@ -47,7 +47,7 @@ class KernelRecord(Model):
     @property
     def ratio(self) -> float:
         """Geometric mean of the band / measured median."""
-        return geometric_mean((self.modelled.low, self.modelled.high)) / self.measured.value
+        return statistics.geometric_mean((self.modelled.low, self.modelled.high)) / self.measured.value
 
     @property
     def inside(self) -> bool:
@@ -260,7 +260,7 @@ def figure(found: ProjectionRecord, path: Path) -> None:
     characters = list(dict.fromkeys(kernel.character for kernel in found.kernels))
     for i, character in enumerate(characters):
         kernels = [kernel for kernel in found.kernels if kernel.character == character]
-        means = np.array([geometric_mean((kernel.modelled.low, kernel.modelled.high)) for kernel in kernels])
+        means = np.array([statistics.geometric_mean((kernel.modelled.low, kernel.modelled.high)) for kernel in kernels])
         ends = np.array([(kernel.modelled.low, kernel.modelled.high) for kernel in kernels]).T
         ax.errorbar(
             *([kernel.measured.value for kernel in kernels], means, np.abs(ends - means)),

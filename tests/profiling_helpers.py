@@ -21,6 +21,17 @@ def notes(profile: WorkloadProfile) -> list[str]:
     return [note for note in profile.notes if not note.startswith(BUSY_NOTE)]
 
 
+def tools_used(profile: WorkloadProfile) -> list[str]:
+    """By what only they can have seen."""
+    saw = {
+        "cProfile": any(function.own for function in profile.functions),
+        "py-spy": profile.n_samples,
+        "line_profiler": any(function.lines for function in profile.functions),
+        "array trace": profile.traces,
+    }
+    return [tool for tool, seen in saw.items() if seen]
+
+
 def alive(pid: int) -> bool:
     for _ in range(50):  # who has been killed takes a moment to go
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:

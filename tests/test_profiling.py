@@ -15,8 +15,7 @@ from collections import Counter, defaultdict
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from profiling_helpers import QUICK, alive, notes
-from threadpoolctl import threadpool_limits
+from profiling_helpers import QUICK, alive, notes, tools_used
 
 from altlas_lib import profiling
 from altlas_lib.profiling.record import sampling
@@ -101,8 +100,7 @@ def test_the_true_split_of_time_is_found(module, py_spy_permitted):
     assert functions["left"].lines[0].n_hits == 10
     assert functions["left"].lines[0].share == pytest.approx(1, abs=0.05)
     assert not functions["main"].lines
-    assert [tool.tool for tool in profile.tools] == ["cProfile", "py-spy", "line_profiler"]
-    assert all(tool.version[0].isdigit() and tool.factor > 0.5 for tool in profile.tools)
+    assert tools_used(profile) == ["cProfile", "py-spy", "line_profiler"]
 
 
 def test_setup_and_imports_are_not_charged(module, py_spy_permitted):
@@ -281,15 +279,12 @@ def test_the_result_is_the_same_with_and_without_the_profilers(module, tmp_path,
     outputs.mkdir()
     options = {**QUICK, "n_line_functions": 2, "trace_arrays": True}
     profile = profiling.profile(f"{user}:run", arguments={"folder": str(outputs)}, **options)
-    assert [tool.tool for tool in profile.tools] == ["cProfile", "py-spy", "line_profiler", "array trace"], profile.notes
+    assert tools_used(profile) == ["cProfile", "py-spy", "line_profiler", "array trace"], profile.notes
     services = importlib.import_module(user)
-    plain = set()
-    for n_threads in (None, 1):  # the sweep's: a product's last bits depend on them
-        with threadpool_limits(n_threads):
-            plain.add(services.digest(services.prepare()))
+    plain = services.digest(services.prepare())
     digests = [path.read_text() for path in outputs.iterdir()]
-    assert len(digests) >= 9  # each tool warms up and runs at least once; two thread counts without any
-    assert set(digests) == plain
+    assert len(digests) >= 6  # each tool runs at least once, after one run to warm up
+    assert set(digests) == {plain}
 
 
 # Targets that misbehave -------------------------------------------------------------------------------------------------
@@ -301,8 +296,8 @@ def test_the_result_is_the_same_with_and_without_the_profilers(module, tmp_path,
         ("", "expected 'module:function'"),
         ("json", "expected 'module:function'"),
         ("os; rm -rf:x", "expected 'module:function'"),
-        ("no_such_module_here:f", "no module named 'no_such_module_here'"),
-        ("json.no_such:f", "no module named 'json.no_such'"),
+        ("no_such_module_here:f", "raised ModuleNotFoundError: No module named 'no_such_module_here'"),
+        ("json.no_such:f", "raised ModuleNotFoundError: No module named 'json.no_such'"),
         ("json:dump_s", "json has no 'dump_s'; did you mean 'dumps'"),
         ("json:zzz", "name a function that it defines"),
         ("json:__name__", "is str, not callable"),
@@ -319,7 +314,7 @@ def test_a_name_that_leads_nowhere(target, message):
         ("def main(:", r"raised SyntaxError: invalid syntax \(user_.*\.py, line 1\)"),
         ("1 / 0", "raised ZeroDivisionError: division by zero at"),
         ("import sys; sys.exit('not as a module')", "raised SystemExit: not as a module"),
-        ("import no_such_dependency", "no module named 'no_such_dependency'"),
+        ("import no_such_dependency", "raised ModuleNotFoundError: No module named 'no_such_dependency'"),
         ("async def main(): yield", "is a generator"),
         ("def main(): yield", "is a generator"),
     ],
@@ -397,7 +392,7 @@ def test_arguments_of_any_kind_reach_the_child_and_what_cannot_is_named():
         profiling.profile("builtins:sorted", arguments={"values": (each for each in "ab")})
 
 
-@pytest.mark.parametrize("number", ["n_repeats", "sampling_rate_hz", "sampling_s", "time_limit_s"])
+@pytest.mark.parametrize("number", ["n_repeats", "sampling_s", "time_limit_s"])
 def test_numbers_must_be_positive(number):
     with pytest.raises(ValueError, match="must be positive, got 0"):
         profiling.profile("json:dumps", **{number: 0})
@@ -413,7 +408,7 @@ def test_without_py_spy_the_profile_says_so(monkeypatch, tmp_path, which):
     profile = profiling.profile("json:dumps", arguments={"obj": [1, 2, 3]}, **QUICK)
     assert profile.n_samples == 0
     assert all(function.sampled_share is None and function.sampled_own_share is None for function in profile.functions)
-    assert [tool.tool for tool in profile.tools] == ["cProfile"]
+    assert tools_used(profile) == ["cProfile"]
     assert profile.functions[0].own.value > 0
     (note,) = notes(profile)
     assert note.startswith("py-spy gave no shares")

@@ -15,7 +15,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from altlas_lib.profiling.project import operations
 from altlas_lib.profiling.project.operations import price, price_trace
-from altlas_lib.profiling.record.calls import Array, Call, HiddenTransfer, ModelWork, RecordedCall, RecordedFunction
+from altlas_lib.profiling.record.calls import Array, Call, ModelWork, RecordedCall, RecordedFunction
 
 A = np.arange(1200, dtype="f4").reshape(40, 30) % 7 + 1
 B = np.ones((30, 20), "f4")
@@ -354,7 +354,7 @@ def test_a_recorded_function_is_priced_call_by_call():
         ],
         n_element_accesses=4,
         input_bytes=7,
-        hidden_transfers=[HiddenTransfer(line=3, what="float(x)", n_times=2)],
+        hidden_transfers=[{"line": 3, "what": "float(x)", "n_times": 2}],
     )
     found = price_trace(recorded)
     assert (found.function, found.line, found.n_calls, found.n_element_accesses, found.input_bytes) == ("f", 3, 2, 4, 7)

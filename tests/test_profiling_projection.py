@@ -4,6 +4,7 @@ import contextlib
 import math
 import sys
 import time
+from statistics import geometric_mean
 from types import SimpleNamespace
 
 import gpu_stand_in
@@ -19,7 +20,7 @@ from altlas_lib.profiling.project import calibrate as calibration
 from altlas_lib.profiling.project.calibrate import Calibration, calibrate
 from altlas_lib.profiling.project.gpu import Rates, call_bands, call_seconds, dtype_class, gpu_rates, operation_seconds
 from altlas_lib.profiling.project.operations import price
-from altlas_lib.profiling.project.projection import geometric_mean, project, set_up_seconds, split, total, transfer_seconds
+from altlas_lib.profiling.project.projection import project, set_up_seconds, split, total, transfer_seconds
 from altlas_lib.profiling.record.calls import Array, Call, ModelWork
 from altlas_lib.results import (
     ArrayOperation,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from profiling_helpers import QUICK, alive, by_name
+from profiling_helpers import QUICK, alive, by_name, tools_used
 from typer.testing import CliRunner
 
 from altlas_lib import cli, profiling
@@ -71,7 +71,7 @@ def test_a_script_runs_as_python_would_run_it(write, folder, py_spy_permitted):
     assert functions["work"].file == script.name
     assert functions["square"].n_calls == 30000
     assert {line.n_hits for line in functions["work"].lines} >= {1}
-    assert [tool.tool for tool in profile.tools] == ["cProfile", "py-spy", "line_profiler", "array trace"]
+    assert tools_used(profile) == ["cProfile", "py-spy", "line_profiler", "array trace"]
     assert any("imports" in note for note in profile.notes)
 
 
@@ -99,8 +99,8 @@ def test_a_script_that_changes_its_process_forks_and_leaves_processes_behind(wri
     before = dict(os.environ)
     profile = profiling.profile(f"{write(HOSTILE_SCRIPT)}.py", **QUICK)
     runs = [line.split() for line in Path("pids").read_text().splitlines()]
-    assert len(runs) >= 5
-    assert {status for status, _ in runs} == {"3"}  # its own fork ends as it would, and does not go on with our work
+    assert len(runs) >= 4
+    assert {status for status, _ in runs} == {"1"}  # its own fork ends as a failure, and does not go on with our work
     assert not any(alive(int(pid)) for _, pid in runs)
     assert profile.total.n_runs >= 1
     assert capfd.readouterr() == ("", "")
@@ -113,7 +113,7 @@ def test_a_script_that_changes_its_process_forks_and_leaves_processes_behind(wri
     [
         ("import sys; sys.exit(3)", r"ended by sys.exit\(3\): expected an end without a failure"),
         ("1 / 0", "raised ZeroDivisionError: division by zero at .*without the profiler first"),
-        ("import os; os.mkdir('made')", "raised FileExistsError: .* in run 2; it must be safe to run repeatedly"),
+        ("import os; os.mkdir('made')", "raised FileExistsError: .*make it run without the profiler first, again and again"),
         ("input('name? ')", "raised EOFError: .*standard input is empty"),
         ("import os; os._exit(7)", "with status 7 before it returned"),
         ("def f(:\n    pass", r"no Python source \(invalid syntax \(user_.*\.py, line 1\)"),
@@ -275,7 +275,7 @@ def test_an_application_that_fails(write, monkeypatch, folder, name, requests, m
     monkeypatch.syspath_prepend(folder)
     with (
         pytest.raises(profiling.ProfilingError, match=message),
-        application(f"{write(APP)}:{name}", load_requests(requests), 2) as runnable,
+        application(f"{write(APP)}:{name}", load_requests(requests)) as runnable,
     ):
         runnable.run()
 
@@ -283,7 +283,7 @@ def test_an_application_that_fails(write, monkeypatch, folder, name, requests, m
 def test_an_application_without_lifespan_and_a_callable_one(write, monkeypatch, folder):
     monkeypatch.syspath_prepend(folder)
     user = write(APP)
-    with application(f"{user}:without_lifespan", load_requests([{"path": "/"}] * 5), 3) as runnable:
+    with application(f"{user}:without_lifespan", load_requests([{"path": "/"}] * 5)) as runnable:
         assert timed_run(runnable, "none").wall_s > 0
     module = __import__(user)
     profile = profiling.profile(module.app, requests=[{"path": "/echo", "body": "hello"}], **QUICK)
@@ -411,7 +411,7 @@ def test_the_command_prints_tables_and_writes_the_profile(write, folder, py_spy_
     result = altlas("--arg", "n=500", "--for", "0.3", "--gpu", "T4", "--json", "profile.json", f"{user}:main")
     assert result.returncode == 0, result.stderr
     assert all(len(line) <= 120 for line in result.stdout.splitlines())
-    for expected in ("one run: ", "where the time goes", "arrays", "hottest lines", "cosine: ", "py-spy 0", "array trace"):
+    for expected in ("one run: ", "where the time goes", "arrays", "hottest lines", "cosine: ", "own, py-spy", "ms of a run"):
         assert expected in result.stdout
     assert "cosine" in by_name(WorkloadProfile.model_validate_json(Path("profile.json").read_bytes()))
     assert [path.name for path in folder.iterdir() if path.suffix != ".py" and path.name != "__pycache__"] == ["profile.json"]

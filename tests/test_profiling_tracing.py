@@ -1187,7 +1187,7 @@ def test_hidden_transfers_are_found_by_line(program):
     assert run.result == unchecked.result == user.main()
     assert unchecked.of["step"].hidden_transfers == run.of["main"].hidden_transfers == []
     first = user.step.__code__.co_firstlineno
-    places = {(each.line - first, each.what): each.n_times for each in run.of["step"].hidden_transfers}
+    places = {(each["line"] - first, each["what"]): each["n_times"] for each in run.of["step"].hidden_transfers}
     assert places == {
         (2, "truth of an array"): 1,
         (3, "float(x)"): 1,
@@ -1503,7 +1503,7 @@ def test_fused_kernels_of_torch_are_counted(program):
     sequential = {each.call.model_work.flops for each in run.of["main"].calls if "Sequential" in each.call.name}
     assert sequential == {2 * 5 * 8 * 4, 2 * 5 * (8 * 64 + 64 * 4)}
     assert names(run.of["Mine.forward"]).count("torch.nn.Linear.__call__") == 1
-    assert {each.what for each in run.of["main"].hidden_transfers} == {"truth of an array", "float(x)"}
+    assert {each["what"] for each in run.of["main"].hidden_transfers} == {"truth of an array", "float(x)"}
 
 
 def test_classes_that_cannot_be_looked_up_do_no_harm(program):

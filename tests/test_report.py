@@ -41,7 +41,6 @@ from altlas_lib.results import (
     LoadPoint,
     MemoryPlan,
     Metric,
-    Overhead,
     Projection,
     Provenance,
     Quality,
@@ -121,9 +120,7 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
                     workload=text,
                     target=text,
                     total=seconds(0.3),
-                    seconds_by_n_threads={1: 0.3},
                     functions=[function],
-                    tools=[Overhead(tool=text, version=text, gave=text, factor=1.5)],
                     notes=[text],
                 )
             ],

@@ -76,10 +76,10 @@ def test_the_finding_and_the_figures_of_chapter_10():
         f"gibi bırak). Ölçüldüğü yer: {CPU}. Kazançlar T4 için öngörüldü; orada hiçbir şey çalışmadı."
     )
     turkish(profiling.finding([profile, profile], []))
-    assert "%100" in turkish(title(profiling_plots.function_shares, profile))
-    assert turkish(title(profiling_plots.projected_gains, found, T4)) == "f: T4 üzerinde 1,4 – 4,5 kat hızlı (öngörü)"
-    turkish(title(profiling_plots.projected_gains, found[1:], T4))
-    turkish(title(profiling_plots.candidate_roofline, [profile], T4))
+    assert "py-spy yerel çerçeve görmedi" in turkish(title(profiling_plots.time_classes, [profile]))
+    (function,) = profile.functions
+    seen = profile.model_copy(update={"functions": [function.model_copy(update={"own_by_class": {"arrays": 1.0}})]})
+    assert "%100" in turkish(title(profiling_plots.time_classes, [seen]))
 
 
 def test_the_finding_and_the_figures_of_chapter_20():
@@ -179,6 +179,8 @@ def test_every_alternative_text_of_the_notebooks():
         ("of its own time own lines 90%, numpy 10%", "kendi süresinin payları: kendi satırları %90, numpy %10"),
         ("regex: 63% of 1.5 ms is spent in arrays", "regex: 1,5 ms sürenin %63 kadarı arrays içinde geçiyor"),
         ("regex: 63% of 1.5 ms (median) is spent in arrays", "regex: ortanca 1,5 ms sürenin %63 kadarı arrays içinde geçiyor"),
+        ("regex spends 63% in arrays (leave it)", "regex: %63 arrays (olduğu gibi bırak)"),
+        ("regex (1.5 ms per run) spends 63% in arrays (port it)", "regex (çalıştırma başına 1,5 ms): %63 arrays (GPU'ya taşı)"),
     ],
 )
 def test_numbers_are_rewritten_and_the_users_words_are_not(text, expected):

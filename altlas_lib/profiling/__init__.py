@@ -12,8 +12,8 @@ _NAMES_OF = {
     ".run.targets": ("ProfilingError",),
     ".show.flamegraph": ("FlameGraph", "flame_graph"),
     ".show.tables": (
-        *("answers", "baseline_table", "candidate_table", "finding", "function_table", "line_table", "operation_table"),
-        *("port_table", "route_table", "tool_table"),
+        *("candidate_table", "finding", "function_table", "line_table", "operation_table"),
+        *("port_table", "route_table"),
     ),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}

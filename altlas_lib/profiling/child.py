@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from .record.calls import RecordedFunction
-from .record.measure import Run, blas_threads, measure, race, time_lines, timed_run
+from .record.measure import Run, measure, race, time_lines, timed_run
 from .run.targets import FunctionKey, ProfilingError, Runnable, Target, call_user_code, describe, prepare, resolve
 
 _ON_TIME_S, _N_ON_TIME, _NEVER_ON_TIME_S = 0.05, 20, 3.0
@@ -37,7 +37,6 @@ class TargetSpec:
     arguments: Mapping[str, Any] | None = None
     argv: Sequence[str] = ()
     requests: Sequence[Any] | None = None  # `asgi.AsgiRequest`
-    concurrency: int = 1
     alternatives: Sequence[Target] = ()
     same_answer: Target | None = None
     sources: dict[str, list[str]] = field(default_factory=dict)  # of files that only the parent has: a notebook's cells
@@ -63,17 +62,11 @@ class Jobs(contextlib.ExitStack):
         super().__init__()
         self._pickled_spec, self._runnable = pickled_spec, None
 
-    def do(self, job: str, time_limit_s: float, n_threads: int | None = None, **options: Any) -> Iterator[Any]:
-        """One of the methods below, which takes `options`.
-
-        Args:
-            time_limit_s: to plan with.
-            n_threads: of BLAS and OpenMP: 1, or as the program has them.
-        """
+    def do(self, job: str, time_limit_s: float, **options: Any) -> Iterator[Any]:
+        """One of the methods below, which takes `options`; it plans with the time limit."""
         self._time_limit_s = time_limit_s
         yield from self.warm_up()
-        with blas_threads(n_threads):
-            yield from getattr(self, job)(**options)
+        yield from getattr(self, job)(**options)
         yield from self._runnable.notes
 
     def warm_up(self) -> Iterator[FunctionKey | Run]:
@@ -131,7 +124,7 @@ class Jobs(contextlib.ExitStack):
         if spec.requests is not None:
             from .run.asgi import application  # httpx
 
-            return self.enter_context(application(spec.target, spec.requests, spec.concurrency))
+            return self.enter_context(application(spec.target, spec.requests))
         return prepare(spec.target, spec.setup, spec.arguments, spec.argv)
 
 

@@ -3,19 +3,15 @@
 import contextlib
 import linecache
 import os
-import platform
 import shlex
-import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..devices import OtherLoad, describe_cpu
-from ..results import LARGEST_OTHER_LOAD, Alternative, FunctionTime, Overhead, Quantity, WorkloadProfile
+from ..results import LARGEST_OTHER_LOAD, Alternative, FunctionTime, Quantity, WorkloadProfile
 from . import child
 from .project.operations import price_trace
 from .record.calls import RecordedFunction
@@ -27,12 +23,6 @@ from .run.asgi import load_requests
 from .run.targets import FunctionKey, ProfilingError, Target, target_key, target_kind, target_name
 
 BUSY_NOTE = "other programs took"
-_GAVE = {
-    "cProfile": "own and cumulative time, calls",
-    "py-spy": "shares, stacks, classes of time",
-    "line_profiler": "lines of the hottest functions",
-    "array trace": "operations on arrays",
-}
 _PROCESSES_WORTH_A_NOTE = 0.1  # of the processor time
 _TRACED_SHARE = 0.05  # of the time: what a function below it does with arrays changes no decision
 _TAKES = {
@@ -49,10 +39,8 @@ def profile(
     arguments: Mapping[str, Any] | None = None,
     argv: Sequence[str] = (),
     requests: str | os.PathLike | Sequence[Mapping[str, Any]] | None = None,
-    concurrency: int = 1,
     workload: str | None = None,
     n_repeats: int = 3,
-    sampling_rate_hz: int = 200,
     sampling_s: float = 2.0,
     time_limit_s: float = 120.0,
     n_line_functions: int = 3,
@@ -64,11 +52,10 @@ def profile(
     """Where the time of a program goes, and what its functions do with arrays.
 
     A target runs many times with the same input and must be safe to run repeatedly: once to warm up; `n_repeats` times without
-    a profiler for each of two BLAS thread counts, up to 10 times if that takes less than a second, and `n_repeats` times under
-    cProfile; as often as `sampling_s` seconds allow under py-spy; once under line_profiler, and once under the array tracer.
-    `WorkloadProfile.n_runs` is the number that it came to. Its results stay as they are, but for the rounding that a thread
-    count decides. Imports and caches of the first run serve the later ones. A tool that fails, or for which no
-    time is left, leaves a note; of a long run see `record.measure.measure`.
+    a profiler; as often as `sampling_s` seconds allow under py-spy; once under cProfile, under line_profiler, and under the
+    array tracer. `WorkloadProfile.n_runs` is the number that it came to. Its results stay as they are. Imports and caches of
+    the first run serve the later ones. A tool that fails, or for which no time is left, leaves a note; of a long run see
+    `record.measure.measure`.
 
     Code outside the user's project is folded into the function that called it: see `folding`, and `sampling.counted`
     for threads. Each resumption of a coroutine or generator is one of its calls.
@@ -81,7 +68,6 @@ def profile(
         arguments: of the function, or of its set-up, by name.
         argv: arguments of a script.
         requests: a JSON Lines file, or a list, of `{"method", "path", "headers", "json" or "body"}`; one run sends all.
-        concurrency: requests under way at a time.
         workload: what results call it; the module's or script's last name by default.
         n_line_functions: whose lines are timed, those with the greatest shares.
         alternatives: functions, as `target`, that are run in turns with it, each on a set-up value or arguments of its own;
@@ -93,8 +79,7 @@ def profile(
         ProfilingError: the target cannot be found, called or finished; the message says why and what to do.
         ValueError: a number that is not positive.
     """
-    numbers = {"n_repeats": n_repeats, "sampling_rate_hz": sampling_rate_hz, "sampling_s": sampling_s}
-    for option, number in {**numbers, "time_limit_s": time_limit_s, "concurrency": concurrency}.items():
+    for option, number in {"n_repeats": n_repeats, "sampling_s": sampling_s, "time_limit_s": time_limit_s}.items():
         if number <= 0:
             raise ValueError(f"{option} must be positive, got {number!r}")
     name, kind = target_name(target), "web application" if requests is not None else target_kind(target)
@@ -104,10 +89,10 @@ def profile(
         hint = "; in a terminal, options go before the target" if "argv" in refused else ""
         raise ProfilingError(f"target {name!r} is a {kind}, {nothing}{hint}")
     options |= {"argv": [*map(str, argv)], "requests": load_requests(requests) if requests is not None else None}
-    spec = child.TargetSpec(target, concurrency=concurrency, same_answer=same_answer, **options)
+    spec = child.TargetSpec(target, same_answer=same_answer, **options)
     with Session(name, _pickle(name, spec), time_limit_s) as session:
         session.measure(n_repeats)
-        session.sample(sampling_s, sampling_rate_hz)
+        session.sample(sampling_s)
         if functions := session.hottest()[:n_line_functions]:
             session.use("line_profiler gave no lines", "lines", functions=functions)
         if trace_arrays:
@@ -119,7 +104,7 @@ def profile(
         name = shlex.join([name, *map(str, argv)])
         session.notes.append("a script's imports are made in its first run, which is not counted, and kept for the later ones")
     elif requests:
-        name = f"{name} under {len(options['requests'])} requests" + (f", {concurrency} at a time" if concurrency > 1 else "")
+        name = f"{name} under {len(options['requests'])} requests"
     return session.profile(name, workload or short_name)
 
 
@@ -149,7 +134,6 @@ class Session(contextlib.AbstractContextManager):
         self._runs: list[Run] = self._found[Run]
         self.notes: list[str] = self._found[str]
         self.stacks: Counter[Stack] = Counter()
-        self.classified: Counter[Stack] = Counter()
         self._alternatives: list[Alternative] = []
         self._load, self._cpu = OtherLoad(), str(describe_cpu())
 
@@ -188,7 +172,7 @@ class Session(contextlib.AbstractContextManager):
             self._child = process.Child(child.__name__)
             self._child.send(self._pickled_spec)
         try:
-            self._child.send({"job": job, "time_limit_s": limit_s, "n_threads": self._n_threads, **options})
+            self._child.send({"job": job, "time_limit_s": limit_s, **options})
             while not result.is_last:
                 text = self._child.receive(process.TICK_S)
                 if text is None and time.monotonic() > start + limit_s:
@@ -222,12 +206,12 @@ class Session(contextlib.AbstractContextManager):
                 raise
             self.notes.append(f"not finished: {error}")
 
-    def sample(self, for_s: float, rate_hz: int) -> None:
+    def sample(self, for_s: float) -> None:
         """The target under py-spy, which is attached to its process."""
         with note_failure("py-spy gave no shares", self.notes):
             list(self._do("warm_up"))  # in another process, if there is none
-            found = sample(self._child.pid, lambda: self._do("sample", for_s=for_s), self.notes, rate_hz)
-            self.stacks, self.classified = (counted(stacks, self._project) for stacks in found)
+            found = sample(self._child.pid, lambda: self._do("sample", for_s=for_s), self.notes)
+            self.stacks = counted(found, self._project)
 
     def race(self, number: int, name: str, n_repeats: int) -> None:
         """The target and one of its alternatives."""
@@ -238,8 +222,7 @@ class Session(contextlib.AbstractContextManager):
             [run.quiet_s or run.wall_s for run in runs if run.tool == tool] for tool in ("comparison", "alternative")
         )
         if then_s:
-            gains = min(now_s) / max(then_s), statistics.median(now_s) / statistics.median(then_s), max(now_s) / min(then_s)
-            gain = self._measured(gains, "x").model_copy(update={"n_runs": len(then_s)})
+            gain = self._measured((now / then for now, then in zip(now_s, then_s, strict=False)), "x")
             time_s, same_answer = self._measured(then_s), runs[1].same_answer
             self._alternatives.append(Alternative(name=name, time=time_s, gain=gain, same_answer=same_answer))
 
@@ -255,29 +238,28 @@ class Session(contextlib.AbstractContextManager):
         return [key for key, of_key in own.items() if of_key > least_share * sum(own.values())]
 
     def functions(self) -> dict[FunctionKey, FunctionTime]:
-        """Every user's function, greatest share first; times are medians over the runs, 0 where it was not called."""
+        """Every user's function, greatest share first."""
         project, root, n_samples = self._project, self._root, self.stacks.total()
         sampled, holding = by_function(self.stacks, project, root)
-        with_classes, _ = by_function(self.classified, project, root)
-        runs = [fold(run.recording, project.library, root) for run in self._runs if run.recording]
+        recordings = (run.recording for run in self._runs if run.recording)
+        folded = next((fold(recording, project.library, root) for recording in recordings), {})
         lines_of = {key: lines for run in self._runs for key, lines in run.lines}
         functions = {}
-        for key in dict.fromkeys([*(key for run in runs for key in run), *holding]):
-            rows = [run.get(key, (Time(), {})) for run in runs]
-            times, own = [time for time, _ in rows], [sum(own.values()) for _, own in rows]
-            seen = any(time.n_calls for time in times)  # else it ran in another thread, of which cProfile knows nothing
-            by_library, classes = sum((Counter(own) for _, own in rows), Counter()), with_classes[key]
+        for key in dict.fromkeys([*folded, *holding]):
+            time, own = folded.get(key, (Time(), {}))
+            seen = time.n_calls > 0  # else it ran in another thread, of which cProfile knows nothing
+            by_library, samples = +Counter(own), sampled[key].total()
             functions[key] = FunctionTime(
                 name=display_name(key),
                 file=project.relative(key.file),
                 line=key.line,
-                n_calls=statistics.median_high(time.n_calls for time in times) if seen else None,
-                own=self._measured(own) if seen else None,
-                cumulative=self._measured(time.cumulative_s for time in times) if seen else None,
+                n_calls=time.n_calls if seen else None,
+                own=self._measured([sum(own.values())]) if seen else None,
+                cumulative=self._measured([time.cumulative_s]) if seen else None,
                 own_by_library={name: s / by_library.total() for name, s in by_library.most_common()},
-                sampled_own_share=sampled[key].total() / n_samples if n_samples else None,
+                sampled_own_share=samples / n_samples if n_samples else None,
                 sampled_share=holding[key].total() / n_samples if n_samples else None,
-                own_by_class={kind: n / classes.total() for kind, n in classes.most_common() if kind},
+                own_by_class={kind: n / samples for kind, n in sampled[key].most_common() if kind},
                 lines=lines_of.get(key, []),
                 ran_in="the calling thread" if seen else holding[key].most_common(1)[0][0],
             )
@@ -287,28 +269,15 @@ class Session(contextlib.AbstractContextManager):
     def _under(self, tool: str) -> list[Run]:
         return [run for run in self._runs if run.tool == tool]
 
-    @property
-    def _baseline(self) -> list[Run]:
-        """The runs without a profiler, with the thread count that suits the target best."""
-        plain = self._under("none")
-        best = min(plain, key=lambda run: run.wall_s, default=None)
-        return [run for run in plain if run.n_threads == best.n_threads]
-
-    @property
-    def _n_threads(self) -> int | None:
-        return self._baseline[0].n_threads if self._baseline else None
-
     def profile(self, target: str, workload: str) -> WorkloadProfile:
         """All of it."""
-        plain = self._under("none")
-        baseline = self._baseline or self._under("py-spy") or self._runs[:1]
-        if not plain:
+        baseline = self._under("none") or self._under("py-spy") or self._runs[:1]
+        if baseline[0].tool != "none":
             what = "runs under py-spy" if baseline[0].tool == "py-spy" else "the first run, nothing warm"
             self.notes.append(f"the total is that of {what}: there was no time for another")
         if not self._under("cProfile"):
             self.notes.append("cProfile gave no times: there was no time for a run under it")
         self._note_others(baseline)
-        slowest_first = sorted(plain, key=lambda run: (run.n_threads, -run.wall_s))
         return WorkloadProfile(
             workload=workload,
             target=target,
@@ -316,11 +285,9 @@ class Session(contextlib.AbstractContextManager):
             cpu=self._measured(run.cpu_s for run in baseline),
             quiet=self._measured(run.quiet_s for run in baseline),
             other_load=self._load.share,
-            is_parallel=any(run.is_parallel for run in plain or baseline),
+            is_parallel=any(run.is_parallel for run in baseline),
             n_runs=sum(not run.tool.startswith("alternative") for run in self._runs),
-            seconds_by_n_threads={run.n_threads: run.wall_s for run in slowest_first},  # so the fastest of each stays
             functions=[*self.functions().values()],
-            tools=[*self._tools(plain)],
             n_samples=self.stacks.total(),
             stacks=flame_stacks(self.stacks, self._project, self._root),
             traces=list(map(price_trace, self._found[RecordedFunction])),
@@ -332,24 +299,15 @@ class Session(contextlib.AbstractContextManager):
         values = list(values)
         return None if None in values else Quantity.measured(values, unit, self._cpu)
 
-    def _tools(self, plain: Sequence[Run]) -> Iterator[Overhead]:
-        """Factors are of fastest runs: what else the machine does only ever adds time."""
-        own_versions = {"cProfile": platform.python_version(), "array trace": __version__}
-        for tool, gave in _GAVE.items():
-            seconds = [run.wall_s for run in self._under(tool)]
-            if self.stacks if tool == "py-spy" else seconds:  # a run that never ended was sampled too
-                factor = min(seconds) / min(run.wall_s for run in plain) if seconds and plain else None
-                version = own_versions.get(tool) or metadata.version(tool)
-                yield Overhead(tool=tool, version=version, gave=gave, factor=factor)
-
     def _note_others(self, baseline: Sequence[Run]) -> None:
         """Processes that the target started, and other programs."""
         share = sum(run.processes_s for run in baseline) / (sum(run.cpu_s for run in baseline) or 1)
         if share > _PROCESSES_WORTH_A_NOTE:
             n_samples = sum(n for stack, n in self.stacks.items() if stack.origin == "another process")
-            looks = f"py-spy took {n_samples} samples in them" if n_samples else "py-spy found no Python function in them"
             whose = "processor time went to processes that the target started"
-            self.notes.append(f"{share:.0%} of the {whose}: {looks}, the other tools do not look into them")
+            self.notes.append(
+                f"{share:.0%} of the {whose}: py-spy took {n_samples} samples of Python in them, other tools none"
+            )
         if (self._load.share or 0) > LARGEST_OTHER_LOAD:
             rough = "times and shares are rough; profile again when it is quiet"
             self.notes.append(f"{BUSY_NOTE} {self._load.share:.0%} of the processors while it was measured: {rough}")

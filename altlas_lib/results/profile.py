@@ -44,28 +44,19 @@ class FunctionTime(Model):
     ran_in: Origin = "the calling thread"  # where most of its samples were taken
 
 
-class Overhead(Model):
-    """Which tool gave which figures, and what it cost."""
-
-    tool: str
-    version: str
-    gave: str  # which figures of the profile
-    factor: float | None = None  # fastest run with it / fastest without; None: no run to compare with
-
-
 class Alternative(Model):
-    """Another function on the same input, measured in turns with the target, each with the thread count that suits it."""
+    """Another function on the same input, measured in turns with the target."""
 
     name: str
     time: Quantity  # seconds of one warm run, as on a machine with nothing else to do (`quiet_s`)
-    gain: Quantity  # times as fast as the target, by medians; low and high: the slowest run of one, the fastest of the other
+    gain: Quantity  # times as fast as the target: a run of each, one after the other
     same_answer: bool | None  # None: the answers cannot be compared
 
 
 class WorkloadProfile(UnderLoad):
     workload: str
     target: str  # what ran: module:function, a script with its arguments, an application
-    total: Quantity | None  # one run without any profiler, the best thread count
+    total: Quantity | None  # one run without any profiler
     # processor seconds of those runs: of all threads, and of the processes that the target started
     cpu: Quantity | None = None
     # seconds of those runs as they would be if nobody else wanted a processor: at most the processor time and what the
@@ -73,9 +64,7 @@ class WorkloadProfile(UnderLoad):
     quiet: Quantity | None = None
     is_parallel: bool = False  # other threads or processes than the calling one did a tenth or more
     n_runs: NonNegativeInt = 0  # runs of the target in all, the first one and those under each tool
-    seconds_by_n_threads: dict[int, float] = Field(default={})  # BLAS threads -> fastest run: the baseline's sweep
     functions: list[FunctionTime]  # greatest share first
-    tools: list[Overhead] = Field(default=[])
     n_samples: NonNegativeInt = 0  # stacks that py-spy took of the target; 0: it took none
     stacks: dict[str, int] = Field(default={})  # 'outer;inner' -> samples, the most frequent: the flame graph
     traces: list[ArrayTrace] = Field(default=[])

@@ -162,20 +162,6 @@ def _sort_for_a_few(evidence: _Evidence) -> float:
     return evidence.share(each for each in evidence.named("sort argsort sort_values") if few & {*each.shapes[:1]})
 
 
-def _all_differences(each: _Seen) -> tuple[int, int, int] | None:
-    """The shape of (n, 1, d) with (m, d) or (1, m, d)."""
-    match each.shapes:
-        case [(n, 1, d), (*one, m, e)] | [(*one, m, e), (n, 1, d)] if d == e and min(n, m) > 1 and one in ([], [1]):
-            return n, m, d
-    return None
-
-
-def _distances_by_broadcasting(evidence: _Evidence) -> float:
-    sums = [e for e in evidence.seen if e.operation.kind == "reduction" or e.last in ("norm", "einsum")]
-    made = {shape for each in sums for shape in each.shapes} & {*map(_all_differences, evidence.seen)}
-    return evidence.share(each for each in evidence.seen if made & {_all_differences(each), *each.shapes})
-
-
 def _rows_of_a_table(evidence: _Evidence) -> float:
     by_row = evidence.named("apply applymap iterrows itertuples map_elements map_rows iter_rows")
     rows = [each for each in by_row if each.library in ("pandas", "polars")]

@@ -5,19 +5,22 @@ The parent prices a `Call` by the table in `project.operations`; `benchmarks.pub
 
 import math
 import re
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from typing_extensions import TypeAliasType
 
 # An extension type whose name is none of these is described as 'object'.
-DTYPE = re.compile(r"(u?int|b?float|complex)\d+\w*|bool|mixed|object|string|category|str\d*|bytes\d*|(datetime|timedelta)64.*")
+DTYPE = re.compile(
+    r"^((u?int|b?float|complex)\d\w*|bool|mixed|object|string|category|(str|bytes)\d*|(datetime|timedelta)64.*)$"
+)
 
 
 class Array(NamedTuple):
     """An array by what decides its cost; its values are not kept."""
 
-    dtype: str  # 'float32'; 'mixed' for a table
-    shape: tuple[int, ...]
+    dtype: Annotated[str, Field(pattern=DTYPE.pattern)]  # 'float32'; 'mixed' for a table
+    shape: tuple[StrictInt, ...]
     n_bytes: int | None = None  # where it is not the elements' size times their number, as of a sparse matrix or a table
     n_stored: int | None = None  # of a sparse matrix its stored values, of a boolean mask the elements that are True
 
@@ -28,6 +31,10 @@ class Array(NamedTuple):
     def n(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+
+# ["float32", [1760, 1760]] is an array, as it comes out of a file or from another process.
+Value = TypeAliasType("Value", Annotated[Array | list["Value"] | dict[str, "Value"] | Any, Field(union_mode="left_to_right")])
 
 
 class ModelWork(NamedTuple):
@@ -55,17 +62,11 @@ class Call(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
+    args: tuple[Value, ...] = ()
+    kwargs: dict[str, Value] = {}
     results: tuple[Array, ...] = ()
     is_view: bool = False
     model_work: ModelWork | None = None
-
-    @field_validator("args", "kwargs", mode="before")
-    @classmethod
-    def _arrays_from_json(cls, value: Any) -> Any:
-        """["float32", [1760, 1760]] is an array, as it comes out of a file or from another process."""
-        return _with_arrays(value) if isinstance(value, dict) else tuple(map(_with_arrays, value))
 
     @property
     def operands(self) -> list[Array]:
@@ -77,33 +78,12 @@ class Call(BaseModel):
         return found
 
 
-def _with_arrays(value: Any) -> Any:
-    match value:
-        case Array():
-            return value
-        case [str(dtype), [*sizes], *rest] if DTYPE.fullmatch(dtype) and all(isinstance(size, int) for size in sizes):
-            return Array(dtype, tuple(sizes), *rest)
-        case list() | tuple():
-            return [_with_arrays(each) for each in value]
-        case dict():
-            return {key: _with_arrays(each) for key, each in value.items()}
-    return value
-
-
 class RecordedCall(BaseModel):
     """A call, how often a function made it in one run, and the seconds of all of them together."""
 
     call: Call
     n_calls: int
     time_s: float
-
-
-class HiddenTransfer(BaseModel):
-    """A place that would copy between GPU and host on each execution, were the arrays on a GPU."""
-
-    line: int
-    what: str  # 'float(x)', 'x.item()', 'truth of an array', 'iteration over an array', 'array for pandas.Series', ...
-    n_times: int
 
 
 class RecordedFunction(BaseModel):
@@ -113,6 +93,7 @@ class RecordedFunction(BaseModel):
         n_element_accesses: single elements read or written from Python.
         input_bytes: of arrays that came as arguments, in each call; of others that were read, such as weights, once.
         output_bytes: of arrays that were returned.
+        hidden_transfers: as `results.HiddenTransfer`, by line.
     """
 
     function: str
@@ -123,4 +104,4 @@ class RecordedFunction(BaseModel):
     n_element_accesses: int = 0
     input_bytes: float = 0
     output_bytes: float = 0
-    hidden_transfers: list[HiddenTransfer] = []
+    hidden_transfers: list[dict[str, Any]] = []

@@ -17,9 +17,8 @@ _OPAQUE = {"While", "StatelessWhile", "If", "StatelessIf", "PartitionedCall", "S
 
 def framework_object(function: Any, operands: list[Any]) -> Any:
     """What a framework's call is a call of: the model or the function, whose work shapes alone do not tell; else None."""
-    if not any(name in sys.modules for name in FRAMEWORKS):  # quicker than a comparison of sets: there are many modules
-        return None
-    if isinstance(function, type) or not _framework(function, operands):
+    is_loaded = any(name in sys.modules for name in FRAMEWORKS)  # quicker than a comparison of sets: there are many modules
+    if not is_loaded or isinstance(function, type) or not _framework(function, operands):
         return None
     owner = bound_to(function)
     return type(owner) if is_array_type(type(owner)) else function if owner is None else owner

@@ -169,8 +169,7 @@ def code_with_recorders(
         source = "".join(linecache.getlines(file))
         try:
             module = _Rewriter(functions, check_port).visit(ast.parse(source, file))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # calls of constants; and what the plain compilation has warned of already
+            with warnings.catch_warnings(action="ignore"):  # calls of constants; of the rest Python has warned already
                 marked = compile(ast.fix_missing_locations(module), file, "exec", dont_inherit=True)
             plain = compile(source, file, "exec", dont_inherit=True)
             _add_twins(twins, plain, marked, FunctionKey.of(marked), recorder)

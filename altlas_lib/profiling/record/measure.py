@@ -17,7 +17,6 @@ from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import psutil
-import threadpoolctl
 from pydantic import BaseModel
 
 from ..run.targets import FunctionKey, Runnable, call_user_code, code_replaced
@@ -25,8 +24,6 @@ from .folding import CallGraph
 
 _MONITORING = getattr(sys, "monitoring", None)  # of Python 3.12
 _SHARE_OF_THE_LIMIT = 1 / 2  # for this tool; the others need the rest
-_SWEPT = 1 / 10  # of the limit: a longer run is not tried with another thread count
-_SHORT_S, _MOST_RUNS = 1.0, 10  # a target that takes milliseconds is repeated, up to a second
 _PARALLEL = 0.1  # processor time of others than the calling thread over the time of a run, of a parallel target
 _N_LINES, _LONGEST_SOURCE = 8, 200
 
@@ -36,7 +33,6 @@ class Run(BaseModel, ser_json_inf_nan="constants"):
 
     Attributes:
         tool: that it ran under: "warm-up", "none", "comparison", or a profiler.
-        n_threads: of the BLAS and OpenMP pools.
         own_s, calling_s: processor time of all threads of this process, and of that the calling thread's.
         processes_s: processor time of the processes that it started.
         delayed_s: for which the calling thread was ready to run while others had the processors; NaN: not known.
@@ -45,7 +41,6 @@ class Run(BaseModel, ser_json_inf_nan="constants"):
     """
 
     tool: str
-    n_threads: int | None = None
     wall_s: float
     own_s: float
     calling_s: float
@@ -73,9 +68,7 @@ class Run(BaseModel, ser_json_inf_nan="constants"):
 # Runs -----------------------------------------------------------------------------------------------------------------------
 
 
-def timed_run(
-    runnable: Runnable, tool: str, n_threads: int | None = None, under: Callable[[Callable[[], Any]], Any] = operator.call
-) -> Run:
+def timed_run(runnable: Runnable, tool: str, under: Callable[[Callable[[], Any]], Any] = operator.call) -> Run:
     """One run of the target; `under` calls it, in its own way. Raises as `Runnable.run`."""
     measured: dict[str, Any] = {}
 
@@ -86,9 +79,8 @@ def timed_run(
         finally:  # also at `sys.exit(0)`
             measured.update({name: clock() - before[name] for name, clock in _CLOCKS.items()})
 
-    with blas_threads(n_threads):
-        runnable.run(between_clocks)
-    return Run(tool=tool, n_threads=n_threads, **measured)
+    runnable.run(between_clocks)
+    return Run(tool=tool, **measured)
 
 
 def _delayed_s() -> float:
@@ -118,55 +110,30 @@ _CLOCKS = {  # the slow ones outside
 }
 
 
-def blas_thread_counts() -> list[int]:
-    """Threads to try: as many as the loaded BLAS and OpenMP libraries use by themselves, and 1. `[1]` where none is loaded."""
-    own = max((pool["num_threads"] for pool in threadpoolctl.threadpool_info()), default=1)
-    return list(dict.fromkeys((own, 1)))
+# Without a profiler and under cProfile ----------------------------------------------------------------------------------
 
 
-def blas_threads(n: int | None) -> contextlib.AbstractContextManager:
-    """BLAS and OpenMP held to one thread where `n` is 1; else as the program has them."""
-    return threadpoolctl.threadpool_limits(1) if n == 1 else contextlib.nullcontext()
+def measure(runnable: Runnable, latest_s: float, n_repeats: int, time_limit_s: float) -> Iterator[Run | str]:
+    """Run a warm target `n_repeats` times, and once under cProfile, which sees the calling thread only; runs, and notes.
 
-
-# Without a profiler and under cProfile, in turns, so that both see the same machine -------------------------------------
-
-
-def measure(runnable: Runnable, first_s: float, n_repeats: int, time_limit_s: float) -> Iterator[Run | str]:
-    """Run a warm target at least `n_repeats` times with each thread count and as often under cProfile; runs, and notes.
-
-    The counts are the program's own, and 1: contention between threads must not pass for the cost of the work. cProfile
-    records under the count that was best until then, and sees the calling thread only.
-
-    A long run is not repeated needlessly. No run begins that would not end within half of the time limit, going by the one
-    before it. Another thread count is tried if a run takes less than a tenth.
+    No run begins that would not end within half of the time limit, going by the one before it.
 
     Args:
-        first_s: of the run that warmed up.
+        latest_s: of the run that warmed up.
     """
-    start, counts, plain = perf_counter(), blas_thread_counts(), []
-
-    def has_time() -> bool:
-        latest_s = plain[-1].wall_s if plain else first_s
-        return perf_counter() - start + latest_s <= _SHARE_OF_THE_LIMIT * time_limit_s
-
-    for repeat in range(max(n_repeats, _MOST_RUNS)):
-        is_extra = repeat >= n_repeats
-        if not has_time() or (is_extra and sum(run.wall_s for run in plain) > _SHORT_S):
-            if not is_extra:
-                yield f"{repeat} of {n_repeats} repeats: too little of the time limit was left for more"
+    stop = perf_counter() + _SHARE_OF_THE_LIMIT * time_limit_s
+    for repeat in range(n_repeats):
+        if perf_counter() + latest_s > stop:
+            yield f"{repeat} of {n_repeats} repeats: too little of the time limit was left for more"
             return
-        for n in counts:
-            plain.append(timed_run(runnable, "none", n))
-            yield plain[-1]
-            if plain[-1].wall_s > _SWEPT * time_limit_s:
-                del counts[1:]
-        if not is_extra and has_time():
-            best = min(plain, key=lambda run: run.wall_s)
-            yield _profiled_run(runnable, best.n_threads, any(run.is_parallel for run in plain))
+        run = timed_run(runnable, "none")
+        yield run
+        latest_s = run.wall_s
+        if not repeat and perf_counter() + latest_s <= stop:
+            yield _profiled_run(runnable, run.is_parallel)
 
 
-def _profiled_run(runnable: Runnable, n_threads: int, is_parallel: bool) -> Run:
+def _profiled_run(runnable: Runnable, is_parallel: bool) -> Run:
     """A run under cProfile.
 
     From Python 3.12 on cProfile is told of all threads' calls, and takes them for the calling thread's: where others run, they
@@ -180,7 +147,7 @@ def _profiled_run(runnable: Runnable, n_threads: int, is_parallel: bool) -> Run:
                 _hear_only_this_thread()
             call()
 
-    run = timed_run(runnable, "cProfile", n_threads, under)
+    run = timed_run(runnable, "cProfile", under)
     run.recording = CallGraph.of(profiler.getstats())
     return run
 

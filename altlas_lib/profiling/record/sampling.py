@@ -20,8 +20,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from itertools import dropwhile, takewhile
-from operator import itemgetter
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ from .folding import OWN_LINES, Project
 
 _TO_ATTACH_S = _TO_WRITE_S = 30.0
 _TOO_FAR_BEHIND_S = 2.0
-_FEWER = 10  # times fewer samples a second, where py-spy cannot keep up
+_ATTEMPTS = (200, True), (20, True), (200, False)  # samples a second, with native frames or without
 _LARGEST_N_STACKS = 300
 
 
@@ -197,16 +196,13 @@ class PySpy:
         return " ".join(said[max(said.find("Error:"), 0) :].split())[-1000:] or "it ended without a message"
 
 
-def sample(
-    pid: int, repeat: Callable[[], Iterator[Any]], notes: list[str], rate_hz: int
-) -> tuple[Counter[Stack], Counter[Stack]]:
-    """Stacks of a process while it runs, with native frames where py-spy can follow them; and those to take classes of.
+def sample(pid: int, repeat: Callable[[], Iterator[Any]], notes: list[str]) -> Counter[Stack]:
+    """Stacks of a process while it runs, with native frames where py-spy can follow them.
 
     Of the thread that called the target, below the call; of other threads, and processes that it started, whole.
 
     py-spy stops every thread for each sample. In a process with many threads and large libraries that takes longer than the
-    time between samples, and then waits look longer than they are. So the shares come from samples without native frames
-    there, and only the classes of each function's time from fewer samples with them.
+    time between samples, and then waits look longer than they are: so it takes fewer there, else those without native frames.
 
     Args:
         repeat: an iterator, as long as the target runs again and again.
@@ -215,38 +211,33 @@ def sample(
     Raises:
         ProfilingError: the target did not run, or py-spy saw nothing of it.
     """
-    try:
-        stacks, is_behind = _record(pid, repeat(), notes, rate_hz, native=True)
-        if not is_behind:
-            return stacks, stacks
-        why = f"py-spy cannot follow native frames here {rate_hz} times a second"
-    except ProfilingError as error:
-        if not psutil.pid_exists(pid):
-            raise
-        why = str(error)
-    stacks, _ = _record(pid, repeat(), notes, rate_hz, native=False)
-    classified = Counter()
-    with note_failure("no classes of time", notes):
-        classified, _ = _record(pid, repeat(), notes, max(rate_hz // _FEWER, 1), native=True)
-        notes.append(f"classes of time are from {classified.total()} samples of their own, fewer a second: {why}")
-    return stacks, classified
+    refused = []
+    for rate_hz, native in _ATTEMPTS:
+        try:
+            stacks = _record(pid, repeat(), notes, rate_hz, native=native)
+            notes += refused
+            return stacks
+        except ProfilingError as error:
+            if not native or not psutil.pid_exists(pid):
+                raise
+            refused.append(f"py-spy with native frames, {rate_hz} times a second: {error}")
 
 
-def _record(pid: int, running: Iterator, notes: list[str], rate_hz: int, *, native: bool) -> tuple[Counter[Stack], bool]:
-    """And whether py-spy was too far behind to go on."""
+def _record(pid: int, running: Iterator, notes: list[str], rate_hz: int, *, native: bool) -> Counter[Stack]:
     is_behind, failures = False, []
     with PySpy(pid, rate_hz, native=native) as py_spy:
         with note_failure("not finished", failures):
             for _ in running:
-                if is_behind := py_spy.is_behind():
+                if is_behind := native and py_spy.is_behind():
                     break
         stacks = read_stacks(py_spy.recording(), pid, native=native)
-    with note_failure("not finished", failures):
+    if is_behind:
         list(running)  # what is left of the job goes on without it
+        raise ProfilingError("it cannot keep up")
     if not any(stack.origin == "the calling thread" for stack in stacks):
         raise ProfilingError("; ".join(failures) or "it saw nothing of the target; raise sampling_s")
     notes += failures
-    return stacks, is_behind
+    return stacks
 
 
 def read_stacks(recording: dict, pid: int, *, native: bool) -> Counter[Stack]:
@@ -323,18 +314,17 @@ def by_function(
 
 
 def flame_stacks(stacks: Counter[Stack], project: Project, root: FunctionKey) -> dict[str, int]:
-    """The most frequent stacks, 'outer;inner;[class]' -> samples: the user's functions, and the libraries that they enter."""
+    """The most frequent stacks, 'outer;inner;[class]' -> samples: the user's functions, and the names of libraries below them.
+
+    A function that calls itself is one frame. What called the user's code is the root's.
+    """
     named = Counter()
     for stack, n in stacks.items():
-        frames = [(project.library(function), display_name(function)) for function in stack.functions]
-        frames = [(library, name) for library, name in frames if library not in (OWN_LINES, "altlas")]
-        frames = list(dropwhile(itemgetter(0), frames)) or frames[-1:]  # what called the user's code is the root's
-        names = [display_name(root)] if frames[:1] != [(None, display_name(root))] else []
-        for (library, name), (outer, _) in zip(frames, [(None, ""), *frames], strict=False):
-            if not (library and outer):  # of a library the function that enters it, by the library's name
-                names.append(library or name)
-        names += [f"[{stack.time_class}]"] if stack.time_class else []
-        named[";".join(name.replace(";", ",") for name in names)] += n
+        first = next((i for i, each in enumerate(stack.functions) if project.library(each) is None), -1)
+        frames = [project.library(each) or display_name(each) for each in stack.functions[first:]]
+        frames = [display_name(root), *(name for name in frames if name not in (OWN_LINES, "altlas"))]
+        frames += [f"[{stack.time_class}]"] if stack.time_class else []
+        named[";".join(name.replace(";", ",") for name, _ in groupby(frames))] += n
     return dict(named.most_common(_LARGEST_N_STACKS))
 
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from ..run.targets import FunctionKey, code_replaced
-from .calls import Call, HiddenTransfer, RecordedCall, RecordedFunction
+from .calls import Call, RecordedCall, RecordedFunction
 from .describing import array_bytes, arrays_in, bound_to, describe_call, home_of, is_array_type, name_of, public_name
 from .folding import Project, compiled_by_numba
 from .frameworks import framework_object, model_work
@@ -283,7 +283,7 @@ class Recorder:
             file=project.relative(self.key.file),
             line=self.key.line,
             calls=[RecordedCall(**vars(entry)) for entry in entries],
-            hidden_transfers=[HiddenTransfer(line=line, what=what, n_times=n) for (line, what), n in places],
+            hidden_transfers=[{"line": line, "what": what, "n_times": n} for (line, what), n in places],
             **vars(self.counted),
         )
 

@@ -80,7 +80,7 @@ def load_requests(requests: str | os.PathLike | Sequence[Mapping[str, Any]]) -> 
 
 
 @contextlib.contextmanager
-def application(target: Target, requests: Sequence[AsgiRequest], concurrency: int) -> Iterator[Runnable]:
+def application(target: Target, requests: Sequence[AsgiRequest]) -> Iterator[Runnable]:
     """The application `module:app`, or what `module:factory()` returns, started; each run sends all requests.
 
     The root function of its profile is the application as a whole: the framework and the event loop.
@@ -93,7 +93,7 @@ def application(target: Target, requests: Sequence[AsgiRequest], concurrency: in
     with asyncio.Runner() as runner:
         if failure := runner.run(lifespan.start(app, state)):
             raise ProfilingError(f"application {name!r}: its startup failed: {failure}")
-        call = lambda: runner.run(_send_all(name, transport, ready, concurrency, notes))  # noqa: E731
+        call = lambda: runner.run(_send_all(name, transport, ready, notes))  # noqa: E731
         yield Runnable(name, call, FunctionKey(file, 1, name), notes=notes)
         if failure := runner.run(lifespan.tell("shutdown", _LONGEST_SHUTDOWN_S)):
             notes.append(f"the application's shutdown failed: {failure}")
@@ -122,29 +122,23 @@ class _Lifespan:
         return message.get("message", "no message") if message.get("type") == f"lifespan.{phase}.failed" else None
 
 
-async def _send_all(
-    name: str, transport: httpx.ASGITransport, requests: Sequence[httpx.Request], concurrency: int, notes: list[str]
-) -> None:
-    """All requests, `concurrency` at a time; what failed is noted, as a server would log it.
+async def _send_all(name: str, transport: httpx.ASGITransport, requests: Sequence[httpx.Request], notes: list[str]) -> None:
+    """One request after the other; what failed is noted, as a server would log it.
 
     Raises:
         ProfilingError: none was answered with a status below 400.
     """
-    pending, failures = iter(enumerate(requests, 1)), []  # shared
-
-    async def send() -> None:
-        for number, request in pending:
-            try:
-                response = await transport.handle_async_request(request)
-                if response.status_code < 400:
-                    continue
-                text = (await response.aread())[:200].decode(errors="replace")
-                failure = f"was answered with {response.status_code}: {text!r}"
-            except Exception as error:  # the application's; httpx asserts that it has sent a whole answer
-                failure = f"raised {describe(error)}"
-            failures.append(f"request {number} ({request.method} {request.url.raw_path.decode()}) {failure}")
-
-    await asyncio.gather(*(send() for _ in range(concurrency)))
+    failures = []
+    for number, request in enumerate(requests, 1):
+        try:
+            response = await transport.handle_async_request(request)
+            if response.status_code < 400:
+                continue
+            text = (await response.aread())[:200].decode(errors="replace")
+            failure = f"was answered with {response.status_code}: {text!r}"
+        except Exception as error:  # the application's; httpx asserts that it has sent a whole answer
+            failure = f"raised {describe(error)}"
+        failures.append(f"request {number} ({request.method} {request.url.raw_path.decode()}) {failure}")
     if len(failures) == len(requests):
         answered = f"application {name!r} answered none of {len(failures)} requests: {failures[0]}"
         raise ProfilingError(f"{answered}; mend the requests, or make it answer without the profiler first")

@@ -55,7 +55,6 @@ class Runnable:
     root: FunctionKey  # gets the time of library code that no function of the user called
     inputs: tuple = ()  # values and named arguments that `call` passes on
     notes: list[str] = field(default_factory=list)
-    n_finished: int = 0
 
     def run(self, under: Callable[[Callable[[], Any]], Any] = operator.call) -> None:
         """Run it once; `under` calls the target, in its own way.
@@ -66,36 +65,24 @@ class Runnable:
         process = os.getpid()
         with contextlib.chdir(os.getcwd()):  # the next run begins where this one began
             try:
-                call_user_code(functools.partial(under, self.call), f"target {self.name!r}", after=self.n_finished)
+                call_user_code(functools.partial(under, self.call), f"target {self.name!r}")
             finally:
                 if os.getpid() != process:  # the target forked, and its child came to this point too: it ends here
-                    _end_fork(sys.exception())
-        self.n_finished += 1
+                    os._exit(sys.exception() is not None)
 
 
-def _end_fork(error: BaseException | None) -> None:
-    """End this process with the status that Python would have given it."""
-    status = getattr(error.__cause__, "code", 1) if error else 0
-    os._exit(status if isinstance(status, int) else status is not None)
-
-
-def call_user_code(function: Callable[[], Any], what: str, *, after: int = 0) -> Any:
-    """What `function` returns; a `ProfilingError` if it fails. `after`: earlier runs that ended well."""
-    when = f" in run {after + 1}" if after else ""
-    what_next = (
-        "it must be safe to run repeatedly"
-        if after
-        else "make it run without the profiler first, with arguments (--arg) or a set-up"
-    )
+def call_user_code(function: Callable[[], Any], what: str) -> Any:
+    """What `function` returns; a `ProfilingError` if it fails."""
     try:
         return function()
     except ProfilingError:
         raise
     except SystemExit as end:
         if end.code not in (None, 0):
-            raise ProfilingError(f"{what} ended{when} by sys.exit({end.code!r}): expected an end without a failure") from end
+            raise ProfilingError(f"{what} ended by sys.exit({end.code!r}): expected an end without a failure") from end
     except Exception as error:
-        raise ProfilingError(f"{what} raised {describe(error)}{when}; {what_next}") from error
+        what_next = "make it run without the profiler first, again and again, with arguments (--arg) or a set-up"
+        raise ProfilingError(f"{what} raised {describe(error)}; {what_next}") from error
 
 
 def describe(error: BaseException) -> str:
@@ -226,11 +213,9 @@ def _import(name: str) -> Any:
     module_name, attribute, is_factory = match.groups()
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        what_next = "install it, or start in the folder that holds it (the current folder is searched)"
-        _fail(name, f": no module named {error.name!r}; {what_next}")
     except (Exception, SystemExit) as error:
-        _fail(name, f": importing {module_name} raised {describe(error)}; make `import {module_name}` work first")
+        what_next = f"make `import {module_name}` work first, in this folder or installed"
+        _fail(name, f": importing {module_name} raised {describe(error)}; {what_next}")
     try:
         value = operator.attrgetter(attribute)(module)
     except AttributeError:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
 
@@ -42,30 +41,21 @@ def frames_of(stacks: Mapping[str, int]) -> list[Frame]:
     return frames
 
 
-@dataclass(frozen=True)
-class FlameGraph:
-    """Shown by JupyterLab, and in a notebook exported to HTML, without a network. `html` is the whole page."""
+class FlameGraph(str):
+    """An iframe, shown by JupyterLab, and in a notebook exported to HTML, without a network."""
 
-    html: str
-    height_px: int
-
-    def _repr_html_(self) -> str:
-        # Without allow-same-origin the page cannot touch the notebook around it, whatever a function is named.
-        style = f"width: 100%; height: {self.height_px}px; border: 0"
-        return f'<iframe title="flame graph" sandbox="allow-scripts" style="{style}" srcdoc="{escape(self.html)}"></iframe>'
+    _repr_html_ = str.__str__
 
 
 def flame_graph(profile: WorkloadProfile) -> FlameGraph:
     """The stacks that py-spy took, each as wide as its share of the samples; a click zooms in, a click on the lowest row out.
 
-    Raises:
-        ValueError: py-spy took no samples of the profile.
+    Without any the page has the profile's notes, which say why.
     """
-    if not profile.stacks:
-        notes = "; ".join(profile.notes) or "it has none"
-        raise ValueError(f"the profile of {profile.workload!r} holds no stacks; its notes say why: {notes}")
     frames = frames_of(profile.stacks)
-    depth = 1 + max(frame.depth for frame in frames)
+    depth = 1 + max((frame.depth for frame in frames), default=0)
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("flamegraph.html.j2").render(profile=profile, frames=frames, depth=depth, row_px=_ROW_PX)
-    return FlameGraph(page, _ROW_PX * (depth + 2) + 16)
+    # Without allow-same-origin the page cannot touch the notebook around it, whatever a function is named.
+    style = f"width: 100%; height: {_ROW_PX * (depth + 2) + 16}px; border: 0"
+    return FlameGraph(f'<iframe title="flame graph" sandbox="allow-scripts" style="{style}" srcdoc="{escape(page)}"></iframe>')

@@ -1,7 +1,4 @@
-"""Figures of chapter 10: where the time goes, and what a GPU would gain.
-
-Each function draws into an Axes and returns it; the title states the message, the axes carry units.
-"""
+"""The figure of chapter 10: where the time goes. Its title states the message, its axes carry units."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -9,92 +6,25 @@ from typing import get_args
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ...devices import GpuSpec
-from ...figures import COLOURS, draw_roofs, end_of_name, name_rows, short_number
-from ...results import Candidate, Ceilings, TimeClass, WorkloadProfile, format_value
+from ...figures import COLOURS, name_rows
+from ...results import TimeClass, WorkloadProfile
 
-
-def function_shares(ax: Axes, profile: WorkloadProfile, *, n_functions: int = 6) -> Axes:
-    """Horizontal bars: the own share of the `n_functions` first functions of a profile, as each tool saw it."""
-    functions = profile.functions[:n_functions]
-    shares = {"under cProfile": [100 * (profile.cprofile_share(each) or 0) for each in functions]}
-    if profile.n_samples:
-        shares[f"py-spy, {profile.n_samples:,} samples"] = [100 * each.sampled_own_share for each in functions]
-    if not functions:
-        return ax
-    pd.DataFrame(shares).plot.barh(ax=ax, width=0.8, color=[COLOURS["orange"], COLOURS["blue"]])
-    for drawn in ax.containers:
-        ax.bar_label(drawn, fmt="%.0f", padding=3)
-    name_rows(ax, range(len(functions)), [each.name for each in functions])
-    ax.margins(x=0.08)
-    ax.set_xlabel("own share of the workload's time, library code included (%)")
-    whole = f" of {profile.total} (median)" if profile.total else ""
-    ax.set_title(f"{profile.workload}: {profile.share(functions[0]):.0%}{whole} is spent in {functions[0].name}")
-    return ax
-
-
-_CLASS_COLOURS = dict(zip(get_args(TimeClass), ("orange", "red", "blue", "sky", "purple", "grey", "green"), strict=True))
+_COLOURS = ("orange", "red", "blue", "sky", "purple", "grey", "green")
+_CLASS_COLOURS = {**dict(zip(get_args(TimeClass), map(COLOURS.get, _COLOURS), strict=True)), "not known": "lightgrey"}
 
 
 def time_classes(ax: Axes, profiles: Sequence[WorkloadProfile], *, n_functions: int = 4) -> Axes:
     """One stacked bar for each of the first functions: its share of the workload, by what the innermost native frame did."""
-    first = [(profile.workload, each) for profile in profiles for each in profile.functions[:n_functions] if each.own_by_class]
-    if not first:
-        ax.set_title("py-spy saw no native frames")
-        return ax
-    rows = [{name: 100 * f.sampled_own_share * part for name, part in f.own_by_class.items()} for _, f in first]
+    first = [(profile, each) for profile in profiles for each in profile.functions[:n_functions]]
+    rows = [{name: 100 * p.share(f) * part for name, part in (f.own_by_class or {"not known": 1}).items()} for p, f in first]
     shares = pd.DataFrame(rows, columns=list(_CLASS_COLOURS)).dropna(axis=1, how="all")
-    shares.plot.barh(ax=ax, stacked=True, width=0.7, color=[COLOURS[_CLASS_COLOURS[name]] for name in shares])
-    name_rows(ax, range(len(first)), [f"{workload}: {function.name}" for workload, function in first])
-    ax.set_xlabel("share of the workload's time (%), by py-spy's native frames")
-    most = shares.sum().idxmax()
-    ax.set_title(f"Most of the time goes into {most}: {shares[most].sum() / len(profiles):.0f}%")
+    ax.set_title("py-spy saw no native frames")
+    if shares.empty:
+        return ax
+    shares.plot.barh(ax=ax, stacked=True, width=0.7, color=_CLASS_COLOURS)
+    name_rows(ax, range(len(first)), [f"{profile.workload}: {function.name}" for profile, function in first])
+    ax.set_xlabel("own share of the workload's time (%), library code included, by py-spy's native frames")
+    for kind, share in shares.sum().drop("not known", errors="ignore").nlargest(1).items():
+        ax.set_title(f"Most of the time goes into {kind}: {share / len(profiles):.0f}%")
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16), ncols=4, fontsize=9)
-    return ax
-
-
-def candidate_roofline(
-    ax: Axes, profiles: Sequence[WorkloadProfile], target_gpu: GpuSpec, ceilings: Ceilings | None = None, *, n_points: int = 6
-) -> Axes:
-    """The functions whose array operations take most time, each at its intensity and the rate that it reaches on this CPU.
-
-    Only operations of known cost count; a function's other time is not in its rate.
-    """
-    draw_roofs(ax, ceilings, target_gpu)
-    points = []
-    for trace in (trace for profile in profiles for trace in profile.traces):
-        known = [operation for operation in trace.operations if operation.flops and operation.moved_bytes]
-        flops, moved_bytes, seconds = (sum(getattr(o, each) for o in known) for each in ("flops", "moved_bytes", "time_s"))
-        if seconds:
-            points.append((seconds, end_of_name(trace.function), flops / moved_bytes, flops / seconds / 1e9))
-    points = sorted(points, reverse=True)[:n_points]
-    for (seconds, name, intensity, gflops), marker in zip(points, "osD^vP*X", strict=False):
-        label = f"{name} ({format_value(seconds, 's')})"
-        ax.plot(intensity, gflops, marker, color="black", markersize=8, markerfacecolor="white", label=label)
-    ax.set_title("No array operations of known cost were seen")
-    for _, name, intensity, gflops in points[:1]:
-        ax.set_title(f"{name}: {short_number(intensity)} operations per byte, {short_number(gflops)} GFLOP/s here")
-    ax.set_ylabel("rate (GFLOP/s)")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2, fontsize=8)
-    return ax
-
-
-def projected_gains(ax: Axes, candidates: Sequence[Candidate], target_gpu: GpuSpec) -> Axes:
-    """A bar from the low to the high end of each candidate's projected gain; pale: with the data already on the GPU."""
-    rows = [candidate for candidate in candidates if candidate.gain]
-    for row, candidate in enumerate(rows):
-        now, resident = candidate.projection.now.value, candidate.projection.on_gpu_resident
-        ends = [(now / resident.high, now / resident.low, "sky", 0.7), (candidate.gain.low, candidate.gain.high, "blue", 0.35)]
-        for low, high, colour, height in ends:
-            ax.barh(row, high - low, height, low, color=COLOURS[colour])
-        ax.annotate(candidate.advice, (max(ends[0][1], ends[1][1]), row), (6, 0), textcoords="offset points", va="center")
-    name_rows(ax, range(len(rows)), [f"{candidate.workload}: {candidate.function}" for candidate in rows])
-    ax.axvline(1, color=COLOURS["grey"], linewidth=1)
-    ax.set(xscale="log", xlabel=f"projected gain of the function on {target_gpu.name}, not run\npale: data already on the GPU")
-    ax.xaxis.set_major_formatter("{x:g}x")
-    ax.margins(x=0.3)
-    best = max(rows, key=lambda candidate: candidate.gain.low, default=None)
-    ax.set_title(f"No candidate is sure to gain on {target_gpu.name}")
-    if best and best.gain.low > 1:
-        ax.set_title(f"{best.function}: {best.gain} as fast on {target_gpu.name}, projected")
     return ax

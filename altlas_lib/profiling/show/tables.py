@@ -3,13 +3,12 @@
 `tables.toml` says what the columns are; here is what rows are made of.
 """
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ... import tables
 from ...paths import shipped_toml
-from ...results import Candidate, WorkloadProfile, format_value
+from ...results import Candidate, WorkloadProfile
 from ..project.advice import evaluate
 from ..project.gpu_libraries import cupy_coverage
 
@@ -33,9 +32,9 @@ def function_table(profile: WorkloadProfile, *, n_rows: int = 8) -> tables.Table
 
 
 def line_table(profile: WorkloadProfile, *, n_rows: int = 8) -> tables.Table:
-    """The most expensive lines of the hottest functions, under line_profiler."""
-    lines = [{"function": function, "line": line} for function in profile.functions for line in function.lines]
-    lines.sort(key=lambda row: -profile.share(row["function"]) * row["line"].share)
+    """The most expensive lines of the hottest functions: what line_profiler saw of them, where py-spy saw them on the stack."""
+    lines = [{"profile": profile, "function": each, "line": line} for each in profile.functions for line in each.lines]
+    lines.sort(key=lambda row: -(row["function"].sampled_share or 0) * row["line"].share)
     return _table("line_table", lines[:n_rows])
 
 
@@ -43,20 +42,6 @@ def operation_table(profile: WorkloadProfile, *, n_rows: int = 10) -> tables.Tab
     """The operations on arrays that took most time: what they computed on, and the rates that they reached on this CPU."""
     seen = [{"trace": trace, "operation": operation} for trace in profile.traces for operation in trace.operations]
     return _table("operation_table", sorted(seen, key=lambda row: -row["operation"].time_s)[:n_rows])
-
-
-def tool_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
-    """Which tool gave which figures, and how many times as long the workload took under it."""
-    return _table("tool_table", ({"profile": profile, "tool": tool} for profile in profiles for tool in profile.tools))
-
-
-def baseline_table(profiles: Sequence[WorkloadProfile]) -> tables.Table:
-    """One run of each workload without a profiler, with the number of BLAS threads that suits it best."""
-
-    def by_threads(profile: WorkloadProfile) -> str:
-        return ", ".join(f"{n}: {format_value(s, 's')}" for n, s in sorted(profile.seconds_by_n_threads.items()))
-
-    return _table("baseline_table", ({"profile": each, "by_threads": by_threads(each)} for each in profiles if each.total))
 
 
 def candidate_table(candidates: Sequence[Candidate]) -> tables.Table:
@@ -95,14 +80,6 @@ def finding(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]
     gpus = sorted({candidate.projection.gpu for candidate in candidates if candidate.projection})
     projected = f" Gains are projected for {', '.join(gpus)}; nothing ran there." if gpus else ""
     return f"{'; '.join(parts)}.{measured}{projected}"
-
-
-def answers(profiles: Sequence[WorkloadProfile], candidates: Sequence[Candidate]) -> str:
-    """A paragraph for each candidate: what to do with it first, and why."""
-    lines = [f"{c.workload}: {c.function}: {_verdict(c)}. {c.reason}" for c in candidates]
-    without = {profile.workload for profile in profiles} - {candidate.workload for candidate in candidates}
-    lines += [f"{workload}: no function owns a tenth of its time: nothing to change" for workload in sorted(without)]
-    return "\n".join(textwrap.fill(line, 110, subsequent_indent="    ") for line in lines)
 
 
 def _verdict(candidate: Candidate) -> str:

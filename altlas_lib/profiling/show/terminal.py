@@ -17,7 +17,7 @@ _WIDEST = 120
 
 
 def format_profile(profile: WorkloadProfile, candidates: Sequence[Candidate] = (), *, check_port: bool = False) -> str:
-    """What to do and why with every way out, the cheapest first; then the evidence: functions, lines, tools and notes."""
+    """What to do and why with every way out, the cheapest first; then the evidence: functions, lines and notes."""
     width = max(60, min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns))
 
     def wrapped(text: Any, indent: str = "  ") -> str:
