@@ -27,8 +27,7 @@ class CellReport:
 
     def _repr_html_(self) -> str:
         shown = [
-            f"<pre>{html.escape(profiling.answers([self.profile], self.candidates))}</pre>",
-            profiling.baseline_table([self.profile]).to_html(),
+            f"<p><strong>{html.escape(profiling.finding([self.profile], self.candidates))}</strong></p>",
             profiling.function_table(self.profile).to_html(),
             profiling.route_table(self.candidates).to_html() if self.candidates else "",
         ]

@@ -25,7 +25,8 @@ def _show_profile(profile: WorkloadProfile) -> _Shown:
 
 
 def _show_candidate(candidate: Candidate) -> _Shown:
-    return _Shown(profiling.answers([], [candidate]), profiling.route_table([candidate]))
+    owns = f"{candidate.function} owns {candidate.share:.0%} of {candidate.workload}"
+    return _Shown(f"{owns}: {candidate.advice}. {candidate.reason}", profiling.route_table([candidate]))
 
 
 def _show_plan(plan: MemoryPlan) -> _Shown:

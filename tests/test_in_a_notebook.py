@@ -149,7 +149,7 @@ def test_a_profile_and_a_candidate_show_their_answer_first(shell):
     route = Route(kind="algorithm", name="a faster call", standing="offered", why="it is cheaper")
     candidate = Candidate(workload="job", function="slow", share=0.9, largest_gain=10.0, reason="Because.", routes=[route])
     text, page = shown(shell, candidate)
-    assert text.splitlines()[0] == "job: slow: unknown. Because."
+    assert text.splitlines()[0] == "slow owns 90% of job: unknown. Because."
     assert "a faster call" in text
     assert "a faster call" in page
 

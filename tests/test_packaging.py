@@ -124,6 +124,7 @@ def test_every_make_command_of_the_pages_exists():
 RUN_BY = {
     r"make (run|setup|test|e2e|help|clean|lab)\b": "tests/test_packaging.py",  # test_the_commands_of_make_are_what_ci_runs
     r"make (gpu-test|gpu-session|run EXTRAS=dev,gpu)": "needs a GPU",
+    r"make fuzz": "tests/test_fuzz.py",
     r"make bench-similarity": "tests/test_benchmarks.py",
     r"altlas serve": "tests/test_serving_api.py",
     r"make serve": "tests/test_serving_api.py",

@@ -23,7 +23,7 @@ def time_classes(ax: Axes, profiles: Sequence[WorkloadProfile], *, n_functions: 
         return ax
     shares.plot.barh(ax=ax, stacked=True, width=0.7, color=_CLASS_COLOURS)
     name_rows(ax, range(len(first)), [f"{profile.workload}: {function.name}" for profile, function in first])
-    ax.set_xlabel("own share of the workload's time (%), library code included, by py-spy's native frames")
+    ax.set_xlabel("own share of the workload's time (%), by py-spy's native frames")
     for kind, share in shares.sum().drop("not known", errors="ignore").nlargest(1).items():
         ax.set_title(f"Most of the time goes into {kind}: {share / len(profiles):.0f}%")
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16), ncols=4, fontsize=9)
