@@ -1,6 +1,7 @@
 """The command line: `altlas check | run | profile | calibrate | plan | optimize | compare | serve`."""
 
 import contextlib
+import enum
 import json
 import logging
 import os
@@ -21,6 +22,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class Precision(enum.Enum):
+    """Of `altlas plan --amp`."""
+
+    FLOAT16 = "fp16"
+    BFLOAT16 = "bf16"
 
 
 @contextlib.contextmanager
@@ -185,7 +193,8 @@ def plan(
     model: Annotated[
         str,
         typer.Argument(
-            help="A preset (reference, option1, option2, quick), module:function that builds a Keras model, or a .keras file; "
+            help="A preset (reference, option1, option2, quick), module:function that builds a Keras model or a PyTorch module "
+            "(alone or as (module, (x, y), loss, optimizer)), or a .keras file; "
             "of a large language model a .gguf file, or a folder with config.json and safetensors."
         ),
     ] = "reference",
@@ -205,7 +214,13 @@ def plan(
             "--input", metavar="NAME=D,D", help="An input's shape without the batch, where it is unknown; repeatable."
         ),
     ] = None,
-    search: Annotated[bool, typer.Option("--search", help="Of a preset: compile for each mitigation's largest batch.")] = False,
+    amp: Annotated[Precision | None, typer.Option(help="Mixed precision.", show_default="the model's own")] = None,
+    checkpoint: Annotated[
+        bool, typer.Option("--checkpoint", help="Of a PyTorch module: keep the inputs of repeated blocks only.")
+    ] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="Of a preset or a PyTorch module: find each mitigation's largest batch.")
+    ] = False,
     time_limit_s: Annotated[float, typer.Option("--time-limit", min=1, metavar="S", help="Seconds for compiling.")] = 480.0,
     context: Annotated[int, typer.Option(min=1, help="Of a language model: tokens of each stream.")] = 8192,
     batch: Annotated[int, typer.Option(min=1, help="Of a language model: streams at a time.")] = 1,
@@ -231,6 +246,10 @@ def plan(
     with _said_plainly(training.PlanError, ValueError, interrupted="interrupted; what was compiled is kept for the next time"):
         shapes = dict(map(_shape, input_shapes or ()))
         how = {"input_shapes": shapes, "time_limit_s": time_limit_s}
+        if amp:
+            how["dtype_policy"] = {"fp16": "mixed_float16", "bf16": "mixed_bfloat16"}[amp.value]
+        if checkpoint:
+            how["recompute"] = ("*",)
         is_preset = ":" not in model and not model.endswith(".keras")
         if is_preset and gpu == "all":
             found = training.gpu_table(model)
@@ -246,6 +265,8 @@ def plan(
                     raise training.PlanError(f"not even one sample of {model} fits {gpu}; what it needs: --batch-size 1")
                 largest = None if batch_size else plan.configuration["batch_size"]
                 found = [Remedy(name=model, plan=plan, largest_batch=largest)]
+                if batch_size and plan.peak.basis == "projected":
+                    found = training.module_mitigations(model, gpu, plan, search=search, **how)
             rows, explained = training.mitigation_rows(found), training.explanation(found)
         if as_json:
             print(json.dumps([each.model_dump(mode="json") for each in found], indent=1))

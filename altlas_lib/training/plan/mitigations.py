@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ...devices import GpuSpec, find_gpu, load_catalogue
 from ...paths import shipped_toml
@@ -87,6 +88,38 @@ def mitigation_table(
     return [plan(row) for row in find_mitigations(config)]
 
 
+# What can be changed about a PyTorch module's step without changing the module, beside its batch.
+_MODULE_CHANGES = {
+    "autocast in float16": {"dtype_policy": "mixed_float16"},
+    "checkpointing of repeated blocks": {"recompute": ("*",)},
+    "both": {"dtype_policy": "mixed_float16", "recompute": ("*",)},
+}
+
+
+def module_mitigations(model: Any, gpu: str | GpuSpec, plan: MemoryPlan, *, search: bool = False, **how: Any) -> list[Remedy]:
+    """What else a PyTorch module's step could be, beside its plan: the same update from half the micro-batch, and the above.
+
+    Args:
+        search: for the largest batch of each, too.
+        **how: as for `plan_memory`; what the plan was made with.
+    """
+    batch_size = plan.configuration["batch_size"]
+    halved = {"gradient_accumulation_steps": 2, "batch_size": -(-batch_size // 2)}
+    found = []
+    for name, change in {"as it is": {}, "accumulation": halved, **_MODULE_CHANGES}.items():
+        planned = problem = largest = None
+        options = {"batch_size": batch_size} | how | change
+        try:
+            planned = plan_memory(model, gpu, **options) if change else plan
+            if search and name != "accumulation":
+                best = largest_batch(model, gpu, **{key: value for key, value in options.items() if key != "batch_size"})
+                largest = best.configuration["batch_size"] if best else 0
+        except PlanError as error:
+            problem = str(error)
+        found.append(Remedy(name=name, plan=planned, largest_batch=largest, problem=problem))
+    return found
+
+
 def gpu_table(model: str | ModelConfig = "reference") -> list[GpuFit]:
     """Each GPU of the catalogue, smallest memory first, and what makes the model fit there, by what was compiled already.
 
@@ -151,10 +184,11 @@ def explanation(mitigations: Sequence[Remedy]) -> Iterator[str]:
     for first in plans[:1]:
         parts = ", ".join(f"{part} {format_value(size, 'bytes')}" for part, size in first.bytes_by_part.items() if size)
         counts = f"{first.n_parameters:,} parameters, {first.configuration['optimizer']}"
-        yield f"Peak of one training step, {first.peak.basis} by XLA for {first.gpu}; nothing ran. First: {parts}; {counts}."
+        by = "by XLA" if first.peak.value else "from PyTorch's operations"
+        yield f"Peak of one training step, {first.peak.basis} {by} for {first.gpu}; nothing ran. First: {parts}; {counts}."
         usable, overhead = (f"{size / 2**30:.2f} GiB" for size in (first.usable_bytes, first.overhead_bytes))
         beside = f"CUDA offers {usable} there. Beside the peak {overhead} are needed (CUDA's context, prefetched batches)."
-        yield f'{beside} "fits": with 10 % of the peak in reserve; "tight": without.'
+        yield f'{beside} "fits": with 10 % of the peak in reserve; "tight": without; "undecided": a band over the limit.'
         searched = '"largest": the largest micro-batch that fits, by a search; "-": not searched for (altlas plan --search).'
         yield f"{searched} Times are bands, projected from flops and bytes."
     yield from dict.fromkeys(note for plan in plans for note in plan.notes)

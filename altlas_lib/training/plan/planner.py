@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
+
 from ...devices import GpuSpec, find_gpu
 from ...results import MemoryPlan, Quantity
 from ..checks import EXPECTED_MODEL, check_count, describe_class
 from ..model.config import PRESETS, ModelConfig, find_preset
 from ..private import sublayers
+from ..pytorch.task import is_module
 from .answers import REDO, find_answer, keep_answer
 from .request import PlanError, StepCost, StepRequest, compile_steps, describe_gpu, has_compiler
 
@@ -25,6 +28,11 @@ PREFETCHED_BATCHES = 2  # that the input pipeline keeps on the GPU ahead of the 
 # A plan may be off by 10 %: allocations are rounded up and leave gaps, and on the GPU itself XLA may choose library calls
 # that need larger workspaces than those planned (4 MiB for a product on a T4). Within it nothing is promised.
 SAFETY_FACTOR = 1.10
+# Of a band that PyTorch's operations and its allocator's rules give (`pytorch.step`).
+TORCH_NOTE = (
+    "from what lives at once to 1.1 times what the caching allocator reserves, with what convolutions borrow at worst; not "
+    "modelled: cuDNN's FFT algorithms, pieces that other streams hold, outputs that a loop keeps until the next step"
+)
 JAX_SHARE = 0.75  # of the GPU's memory, which JAX takes by default
 
 # Shares of the data sheet's rates that a whole step reaches: matrix products of a model of this size leave much of a GPU
@@ -56,18 +64,21 @@ def plan_memory(
     Args:
         model: a configuration, a preset's name, or any Keras model that JAX can run: the model, a `.keras` file, or
             "module:function" that builds it. A compiled model brings its loss and its optimizer; else they are mean squared
-            error and Adam.
+            error and Adam. Or a PyTorch module, alone or as `(module, (x, y), loss, optimizer)` (`pytorch.task.Task`), or
+            "module:function" that builds it: planned on tensors without values, projected as a band.
         gpu: a name of the catalogue.
         batch_size: samples per micro-batch.
-        dtype_policy: None is the model's own, float32 for a configuration. A model that is built already has its own.
-        recompute: names of layers of a model that is no configuration, as for `fit`.
+        dtype_policy: None is the model's own, float32 for a configuration. A model that is built already has its own; a
+            PyTorch module runs under autocast for "mixed_float16" and "mixed_bfloat16".
+        recompute: names of layers of a model that is no configuration, as for `fit`; of a PyTorch module also "*", every
+            repeated block.
         input_shapes: input's name -> shape without the batch, for inputs with unknown dimensions.
         only_cached: an answer that is there, or an error at once.
 
     Raises:
         ValueError: a GPU, preset or number that does not exist.
-        PlanError: it is no Keras model, cannot be loaded or has unknown dimensions, Keras knows no such dtype policy, XLA
-            failed, it took longer than `time_limit_s`, or the answer is not there.
+        PlanError: it is no Keras or PyTorch model, cannot be loaded or has unknown dimensions, Keras knows no such dtype
+            policy, XLA or the module failed, it took longer than `time_limit_s`, or the answer is not there.
     """
     gpu = gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu)
     options = {
@@ -101,7 +112,7 @@ def _find_subject(model: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
 
     Raises:
         ValueError: no such preset.
-        PlanError: it is no Keras model, cannot be read, or its own layers cannot be imported.
+        PlanError: it is no Keras or PyTorch model, cannot be read, or its own layers cannot be imported.
     """
     keras = sys.modules.get("keras")
     if isinstance(model, str) and not model.endswith(".keras"):
@@ -115,6 +126,10 @@ def _find_subject(model: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
     if isinstance(model, str | Path):
         _check_keras_file(Path(model))
         return Path(model).name, {"keras_file": str(Path(model).resolve())}
+    if is_module(model):
+        module = model[0] if isinstance(model, tuple) else model
+        sys.modules["torch"].save(model, folder / "module.pt", pickle_module=cloudpickle)
+        return type(module).__name__, {"module_file": str(folder / "module.pt")}
     if keras and isinstance(model, keras.Model):
         model.save(folder / "model.keras")
         return model.name, {"keras_file": str(folder / "model.keras"), "modules": _find_modules(model, keras)}
@@ -147,7 +162,7 @@ def _find_modules(model: Any, keras: Any) -> tuple[str, ...]:
 def _compile(request: StepRequest, time_limit_s: float, only_cached: bool) -> StepCost:
     if only_cached:
         raise PlanError(f"not compiled yet: `altlas plan` compiles it, half a minute for a batch size; all presets: {REDO}")
-    if not has_compiler():
+    if not request.module_file and not has_compiler():
         needed = "pip install jax jax-cuda12-plugin jax-cuda12-pjrt"
         raise PlanError(f"the planner asks JAX's compiler for CUDA, which is not installed: {needed}")
     (cost,) = compile_steps([request], time_limit_s=time_limit_s)
@@ -158,15 +173,21 @@ def _compile(request: StepRequest, time_limit_s: float, only_cached: bool) -> St
 
 def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, notes: Sequence[str] = ()) -> MemoryPlan:
     """A step's cost beside what the GPU has."""
-    peak, notes = Quantity.compiled(cost.peak_bytes, "bytes", gpu.name), list(notes)
+    notes = list(notes)
+    if cost.reserved_bytes is None:
+        peak = Quantity.compiled(cost.peak_bytes, "bytes", gpu.name)
+    else:
+        high_bytes = SAFETY_FACTOR * cost.reserved_bytes
+        peak = Quantity.projected(cost.peak_bytes, high_bytes, "bytes", gpu.name, "what lives at once")
+        notes.append(TORCH_NOTE)
     overhead_bytes = CONTEXT_BYTES + PREFETCHED_BATCHES * cost.inputs_bytes
     usable_bytes = int(gpu.usable_memory_gib * 2**30)
     time, why_not = step_time(cost, gpu)
     if why_not:
         notes.append(why_not)
-    if cost.dtype_policy != "float32" and float(gpu.compute_capability) >= 8:
+    if cost.reserved_bytes is None and cost.dtype_policy != "float32" and float(gpu.compute_capability) >= 8:
         notes.append("planned without cuDNN's fused attention, which JAX would use on this GPU for 16 bits: at most this much")
-    if JAX_SHARE * usable_bytes < peak.value <= usable_bytes:
+    if peak.value and JAX_SHARE * usable_bytes < peak.value <= usable_bytes:
         notes.append("on the JAX backend set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95: by default it takes 75 % of the GPU only")
     asked = request.model_dump(
         mode="json", include={"batch_size", "gradient_accumulation_steps", "recompute", "input_shapes"}, exclude_defaults=True
@@ -180,7 +201,7 @@ def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, no
         bytes_by_part=cost.bytes_by_part,
         overhead_bytes=overhead_bytes,
         usable_bytes=usable_bytes,
-        verdict=verdict(peak.value, overhead_bytes, usable_bytes),
+        verdict=verdict(cost.peak_bytes, overhead_bytes, usable_bytes, peak.high),
         n_parameters=cost.n_parameters,
         step_time=time,
         compile_s=cost.compile_s,
@@ -188,10 +209,16 @@ def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, no
     )
 
 
-def verdict(peak_bytes: float, overhead_bytes: int, usable_bytes: int) -> str:
-    """`fits` with a reserve of 10 % of the peak, `tight` without it, else `out of memory`."""
-    if SAFETY_FACTOR * peak_bytes + overhead_bytes <= usable_bytes:
+def verdict(peak_bytes: float, overhead_bytes: int, usable_bytes: int, high_bytes: float | None = None) -> str:
+    """`fits` with a reserve of 10 % of the peak, `tight` without it, else `out of memory`.
+
+    Of a band from `peak_bytes` to `high_bytes`, which has its reserve in it: `fits` where its upper end does, `undecided`
+    where its lower one does.
+    """
+    if (high_bytes or SAFETY_FACTOR * peak_bytes) + overhead_bytes <= usable_bytes:
         return "fits"
+    if high_bytes:
+        return "undecided" if peak_bytes + overhead_bytes <= usable_bytes else "out of memory"
     return "tight" if peak_bytes + overhead_bytes <= usable_bytes else "out of memory"
 
 
