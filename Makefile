@@ -41,8 +41,8 @@ unit: $(INSTALLED)
 	@$(BIN)/python -m pytest tests --ignore=tests/book --ignore=tests/e2e
 
 notebooks: $(INSTALLED)
-	@mkdir -p outputs/.cache && ALTLAS_OUTPUTS=$$(mktemp -d) && export ALTLAS_OUTPUTS && \
-	ln -s "$(CURDIR)/outputs/.cache" "$$ALTLAS_OUTPUTS/.cache" && $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks; \
+	@ALTLAS_OUTPUTS=$$(mktemp -d) && export ALTLAS_OUTPUTS && \
+	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks; \
 	status=$$?; rm -rf "$$ALTLAS_OUTPUTS"; exit $$status
 
 book: $(INSTALLED)
@@ -81,7 +81,7 @@ lock: $(INSTALLED)  ## pin the newest versions that fit together into requiremen
 		--output-file requirements.lock pyproject.toml
 
 clean:  ## remove .venv, outputs and caches
-	rm -rf $(VENV) outputs/* outputs/.cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) outputs/* .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 gpu-session:  ## at most nine minutes on any NVIDIA GPU: tests, similarity, calibration, plans, training; ARGS=--rehearse without one

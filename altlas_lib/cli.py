@@ -218,9 +218,6 @@ def plan(
     checkpoint: Annotated[
         bool, typer.Option("--checkpoint", help="Of a PyTorch module: keep the inputs of repeated blocks only.")
     ] = False,
-    search: Annotated[
-        bool, typer.Option("--search", help="Of a preset or a PyTorch module: find each mitigation's largest batch.")
-    ] = False,
     time_limit_s: Annotated[float, typer.Option("--time-limit", min=1, metavar="S", help="Seconds for compiling.")] = 480.0,
     context: Annotated[int, typer.Option(min=1, help="Of a language model: tokens of each stream.")] = 8192,
     batch: Annotated[int, typer.Option(min=1, help="Of a language model: streams at a time.")] = 1,
@@ -229,8 +226,7 @@ def plan(
     """Say whether a training fits a GPU that need not be here, asking its compiler. Nothing is trained.
 
     Of a preset it prints what each mitigation of running out of memory brings; these answers come with the library. Compiling
-    a model of your own takes a minute for a batch size; the answers are kept. Exit code 0: planned. 1: it could not be, and the
-    message says why.
+    a model of your own takes a minute for a batch size. Exit code 0: planned. 1: it could not be, and the message says why.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started, as Ctrl-C does
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # nothing of TensorFlow's own is of interest here
@@ -243,7 +239,7 @@ def plan(
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    with _said_plainly(training.PlanError, ValueError, interrupted="interrupted; what was compiled is kept for the next time"):
+    with _said_plainly(training.PlanError, ValueError, interrupted="interrupted; nothing was planned"):
         shapes = dict(map(_shape, input_shapes or ()))
         how = {"input_shapes": shapes, "time_limit_s": time_limit_s}
         if amp:
@@ -257,7 +253,7 @@ def plan(
             explained = ["Of what was compiled, smallest memory first; more by python -m altlas_lib.training.plan"]
         else:
             if is_preset and batch_size is None:
-                found = training.mitigation_table(model, gpu, search=search, time_limit_s=time_limit_s, tell=tell)
+                found = training.mitigation_table(model, gpu, time_limit_s=time_limit_s)
             else:
                 plan = training.plan_memory(model, gpu, batch_size=batch_size, **how) if batch_size else None
                 plan = plan or training.largest_batch(model, gpu, tell=tell, **how)
@@ -266,14 +262,13 @@ def plan(
                 largest = None if batch_size else plan.configuration["batch_size"]
                 found = [Remedy(name=model, plan=plan, largest_batch=largest)]
                 if batch_size and plan.peak.basis == "projected":
-                    found = training.module_mitigations(model, gpu, plan, search=search, **how)
+                    found = training.module_mitigations(model, gpu, plan, **how)
             rows, explained = training.mitigation_rows(found), training.explanation(found)
         if as_json:
             print(json.dumps([each.model_dump(mode="json") for each in found], indent=1))
         else:
-            shown = [column for column in rows[0] if column != "per sample"]
             text = [textwrap.fill(line, 120, subsequent_indent="  ") for line in explained]
-            print("\n".join([tables.show(rows).text(120, columns=shown), "", *text]))
+            print("\n".join([tables.show(rows).text(120), "", *text]))
 
 
 def _plan_language_model(model: str, gpu: str, context: int, batch: int, as_json: bool) -> None:

@@ -31,13 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     qualities = []
     for name, regime_strength in (("planted regime", 0.8), ("fair", 0.0)):
         series = data.crash_series(options.values, regime_strength=regime_strength)
-        qualities += training.compare_options(name, series, config, seeds=range(options.seeds), **how)
+        samples, seeds = training.prepare(series.values, window=config.window), range(options.seeds)
+        reference = training.forecasts(samples, config, seeds=seeds, **how)
+        qualities += training.compare_options(name, series, config, reference, seeds=seeds, **how)
     parameters = {"preset": options.preset, "n_values": options.values, "n_seeds": options.seeds, **how}
     record = Record(provenance=Provenance.now(parameters), qualities=qualities)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(options.output, record.model_dump_json(indent=1) + "\n")
-    for row in training.quality_rows(qualities):
-        print("; ".join(f"{name} {value}" for name, value in row.items()))
+    for each in qualities:
+        kept = each.gain_kept
+        said = f"{kept.value:.1%} ({kept.low:.1%} to {kept.high:.1%})" if kept else "there is none"
+        print(f"{each.option}, {each.series}: gain kept {said}; claimed {each.claimed[0]:.0%} to {each.claimed[1]:.0%}")
 
 
 if __name__ == "__main__":

@@ -143,8 +143,9 @@ def work(contestant: str, preset: str, n_samples: int, n_epochs: int) -> dict[st
     """Seconds per micro-batch and peak memory of one contestant, in this process."""
     from altlas_lib import training
     from altlas_lib.training.backend import keras
-    from altlas_lib.training.fit.dataset import MicroBatches, open_dataset
-    from altlas_lib.training.model import accumulation, losses, windows
+    from altlas_lib.training.fit.dataset import MicroBatches
+    from altlas_lib.training.fit.series import open_samples
+    from altlas_lib.training.model import accumulation, losses
 
     loop, size, n_per_update = CONTESTANTS[contestant]
     config = training.find_preset(preset)
@@ -175,8 +176,7 @@ def work(contestant: str, preset: str, n_samples: int, n_epochs: int) -> dict[st
         parts = positions, np.r_[samples.split.validation]
         cuts = [accumulation.MicroBatching(len(part), size, size) for part in parts]
         train, validation = (
-            MicroBatches(open_dataset(windows.Part(samples, part, config.window), size), cut)
-            for part, cut in zip(parts, cuts, strict=True)
+            MicroBatches(open_samples(samples, part, config.window, size), cut) for part, cut in zip(parts, cuts, strict=True)
         )
         model.fit(train, validation_data=validation, epochs=n_epochs, shuffle=False, verbose=0)
     first, last_ones = np.array(marks[0]), np.array(marks[last])

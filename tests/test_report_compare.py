@@ -13,7 +13,6 @@ from altlas_lib.report.bands import Band
 from altlas_lib.report.compare import Change, quantities
 from altlas_lib.results import Quantity, format_value
 from altlas_lib.training.plan import planner
-from altlas_lib.training.plan.request import StepCost
 
 TIMES = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=6)
 
@@ -189,23 +188,16 @@ def test_the_sliders_show_the_librarys_own_projection(run, ceilings, gpu, n_text
     assert [on_gpu.high < on_cpu.low for on_cpu, on_gpu in both] == [False, True]
 
 
-def test_memory_comes_from_plans_that_are_kept_and_waits_for_no_compiler(run, monkeypatch):
+def test_memory_comes_from_plans_that_ship_and_waits_for_no_compiler(run, monkeypatch):
     compiled = []
 
-    def compile_steps(requests, **options):
-        compiled.extend(requests)
-        return (StepCost(temporaries_bytes=3 * 2**30) for _ in requests)
-
-    monkeypatch.setattr(planner, "compile_steps", compile_steps)
-    before = report.WhatIf("T4", 100, 64, 8)
-    assert (before.times(100)[0], before.break_even_n_texts) == (None, None)
-    assert "not compiled yet" in dict(before.rows())["training in batches of 8"]
+    monkeypatch.setattr(planner, "compile_steps", lambda requests, **options: compiled.extend(requests))
+    unknown, shipped = (report.WhatIf("T4", 100, 64, batch_size) for batch_size in (9, 64))
+    assert (unknown.times(100)[0], unknown.break_even_n_texts) == (None, None)
+    assert "not compiled yet" in dict(unknown.rows())["training in batches of 9"]
+    assert shipped.plan.verdict == "out of memory"
+    assert "out of memory: 17.7 GiB (compiled for T4)" in dict(shipped.rows())["training in batches of 64"]
     assert not compiled
-    planner.plan_memory("reference", "T4", batch_size=8)
-    after = report.WhatIf("T4", 100, 64, 8)
-    assert len(compiled) == 1
-    assert after.plan.verdict == "fits"
-    assert "fits: 3 GiB" in dict(after.rows())["training in batches of 8"]
 
 
 def test_what_cannot_be_meant_is_refused(run):

@@ -113,11 +113,11 @@ def test_a_layers_bytes_as_counted_by_hand():
     """Weights of 4 MiB; the most lives when the gradient of the weights is made."""
     found, n = plan("one_layer", 1024), 4 * MIB
     assert found.n_parameters == 1024 * 1024
-    assert found.bytes_by_part | {"temporaries": 0} == {
-        "weights": n, "optimizer": 0, "accumulators": 0, "inputs": 2 * n, "temporaries": 0,
-    }  # fmt: skip
-    # Backward: the output, its gradient (the loss' gradient scales it), then the weights' gradient; the loss is a block.
-    assert 2 * n <= found.bytes_by_part["temporaries"] - 1024 <= 3 * n
+    parts = dict(found.bytes_by_part)
+    temporaries = parts.pop("temporaries")
+    assert parts == {"weights": n, "optimizer": 0, "inputs": 2 * n}
+    # The output and its gradient, then that one and the weights'; beside them the loss and its gradient, a block each.
+    assert 2 * n <= temporaries <= 2 * n + 4 * 512
     assert found.peak.basis == "projected"
     assert found.peak.low == sum(found.bytes_by_part.values())
     assert found.verdict == "fits"

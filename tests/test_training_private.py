@@ -90,13 +90,6 @@ def test_optimizers_take_their_variables_in_their_own_order():
     assert parameters == ["self", "optimizer_variables", "grads", "trainable_variables"]
 
 
-def test_a_mask_is_carried_by_the_outputs():
-    tokens = keras.Input((None,), dtype="int32")
-    masked = keras.layers.Embedding(5, 2, mask_zero=True)(tokens)
-    assert private.find_masks([masked])
-    assert not private.find_masks([keras.layers.Embedding(5, 2)(tokens)])
-
-
 def test_the_jax_trainer_takes_its_state_in_this_order():
     printed = in_jax("""
         import jax

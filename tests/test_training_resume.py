@@ -143,19 +143,6 @@ def test_an_infinity_in_one_micro_batch_skips_its_update_and_no_other():
     np.testing.assert_allclose(weights_of(model), weights_of(plain), atol=2e-4)  # rounding of float16
 
 
-def test_an_accumulating_optimizer_survives_the_file(tmp_path):
-    cut = MicroBatching(20, 8, 3)
-    model = small_model(AccumulatingOptimizer(keras.optimizers.Adam(0.01), cut))
-    x, y = some_rows(cut.n_samples)
-    model.fit(Rows(x, y, cut), shuffle=False, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert loaded.optimizer.micro_batching == cut
-    for one in (model, loaded):
-        one.fit(Rows(x, y, cut), shuffle=False, verbose=0)
-    np.testing.assert_array_equal(weights_of(loaded), weights_of(model))
-
-
 @pytest.mark.parametrize(
     ("cut", "message"),
     [((10, 4, 5), "micro-batches of 5 for updates of 4"), ((10, 4, 0), "micro-batches of 0"), ((3, 4, 2), "are 3 samples.*4")],
@@ -302,7 +289,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, mo
 
 def test_two_trainings_in_one_folder_are_one_too_many(tmp_path):
     held = CheckpointFolder(tmp_path, ONE, resume=True)
-    with pytest.raises(CheckpointError, match=f"process {os.getpid()} trains in .* already: wait for it, end it, or name"):
+    with pytest.raises(CheckpointError, match=r"another process trains in .* already: wait for it, end it, or name"):
         CheckpointFolder(tmp_path, ONE, resume=True)
     held.close()
     opened(tmp_path)

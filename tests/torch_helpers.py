@@ -80,3 +80,27 @@ def lazily():
 
 def plain_sgd(weights):
     return torch.optim.SGD(weights, 0.1)
+
+
+class Exported(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.norm, self.dropout, self.out = nn.LayerNorm(16), nn.Dropout(0.5), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.norm(x + self.dropout(self.attention(x, x, x, need_weights=False)[0]))
+        return self.out(x.mean(1)).softmax(-1), x.amax((1, 2))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self, is_fixed=False):
+        super().__init__()
+        self.words, self.is_fixed = nn.Embedding(10, 4), is_fixed
+
+    def forward(self, tokens, scale):
+        return self.words(tokens).reshape(2 if self.is_fixed else -1, 12) * scale
+
+
+def export_builder():
+    return TwoInputs(), ({"tokens": torch.zeros(1, 3, dtype=torch.long), "scale": torch.ones(1, 1)}, None)

@@ -183,6 +183,7 @@ def train_on_two_devices():
 def hold_folder(folder):
     """Keep a checkpoint folder open until the process is killed."""
     held = CheckpointFolder(folder, {}, resume=True)
+    print("held", flush=True)
     signal.pause()
     held.close()
 

@@ -18,7 +18,7 @@ class WhatIf:
     Attributes:
         ceilings: of this machine, as chapter 00 measured them.
         similarity: chapter 20's result: its CPU times count more than the ceilings, where it has as many dimensions.
-        plan: of one training step of the reference model, from the planner's cache: a slider does not wait for a compiler.
+        plan: of one training step of the reference model, as it ships: a slider does not wait for a compiler.
             Where it has none, why.
 
     Raises:
@@ -42,7 +42,7 @@ class WhatIf:
     def plan(self) -> MemoryPlan | str:
         from ..training import PlanError, plan_memory
 
-        how = {"batch_size": self.batch_size, "dtype_policy": self.dtype_policy, "only_cached": True}
+        how = {"batch_size": self.batch_size, "dtype_policy": self.dtype_policy, "time_limit_s": 0}
         try:
             return plan_memory("reference", find_gpu(self.gpu), **how)
         except PlanError as error:

@@ -13,10 +13,9 @@ class Epoch(Model):
 
     epoch: int
     metrics: dict[str, float]  # Keras' names: `loss`, `regression_loss`, ..., `val_` for the validation part
-    duration_s: float
+    duration_s: float  # of an epoch that was continued: since then
     micro_batch_size: int
     n_updates: int
-    n_skipped_updates: int = 0  # for which the loss scale was too large: float16 overflowed
     memory_device: str
     memory_bytes: int
     peak_memory_bytes: int
@@ -61,7 +60,6 @@ class MemoryPlan(Model):
     verdict: Literal["fits", "tight", "undecided", "out of memory"]  # undecided: a band over the limit
     n_parameters: int
     step_time: Quantity | None = None  # projected, from the step's operations and bytes
-    compile_s: float | None = None
     notes: list[str] = Field(default=[])
 
 
@@ -101,10 +99,8 @@ class Quality(Model):
     n_seeds: int
     n_parameters: int
     metrics: list[Metric]  # the option's
-    score_kept: Kept  # accuracy at 1.5 over the reference's; two models that know nothing keep all of it
-    gain_kept: Kept | None  # of the gain over the base rate; None: the reference has none to keep
-    claimed: tuple[float, float]  # the plan's: shares of quality, from and to
-    verdict: str
+    gain_kept: Kept | None  # of the reference's gain over the base rate; None: it has none to keep
+    claimed: tuple[float, float]  # the specification's: shares of quality, from and to
 
 
 class TrainingResult(ChapterResult):

@@ -21,10 +21,9 @@ _FACE = {
     "fit.checkpoint": "CheckpointError weights_hash",
     "fit.loop": "TrainingRun",
     "fit.series": "LOSS_WEIGHTS predict train",
-    "model.accumulation": "AccumulatingOptimizer MicroBatching",
     "model.config": "FEATURE_WINDOWS PRESETS ModelConfig NBeatsConfig TcnConfig TransformerConfig find_preset",
     "model.features": "project_features rolling_features",
-    "model.multi_scale": "build_model parameters_by_part",
+    "model.multi_scale": "build_model",
     "model.recompute": "ChunkedAttention",
     "model.windows": "Predictions Samples prepare",
     "own": "describe_data load_own",
@@ -33,7 +32,7 @@ _FACE = {
     "plan.request": "PlanError",
     "score.finding": "finding verdict",
     "score.metrics": "base_rate_predictions best_possible_predictions compare compare_options constant_answer evaluate "
-    "forecasts quality_rows",
+    "forecasts",
 }
 _MODULE_OF = {name: module for module, names in _FACE.items() for name in names.split()}
 __all__ = ["fit", *_MODULE_OF]

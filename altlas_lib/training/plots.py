@@ -1,4 +1,4 @@
-"""Figures of chapter 30: the series, memory by part, training and scores.
+"""Figures of chapter 30: memory by part, training and scores.
 
 Each function draws into an Axes and returns it; the title states the message, the axes carry units.
 """
@@ -13,25 +13,6 @@ from ..figures import COLOURS
 from ..results import Metric, Remedy
 
 
-def multiplier_survival(ax: Axes, values: np.ndarray, *, return_to_player: float = 0.97) -> Axes:
-    """Share of the values that reach x, on logarithmic axes, beside the odds of a game that pays back `return_to_player`.
-
-    Args:
-        values: (n,) multipliers, 1.00 or more.
-    """
-    reached = np.sort(values)
-    ax.step(reached, 1 - np.arange(len(reached)) / len(reached), where="pre", label=f"share of {len(reached):,} values")
-    x = np.geomspace(1, reached[-1], 200)
-    ax.plot(x, return_to_player / x, "--", color=COLOURS["grey"], label=f"{return_to_player} / x")
-    ax.axvline(1.5, color=COLOURS["orange"], linewidth=1, label="1.5, the model's threshold")
-    ax.set(xscale="log", yscale="log", xlabel="multiplier x", ylabel="P(value ≥ x)")
-    ax.xaxis.set_major_formatter("{x:,.0f}")
-    share, odds = np.mean(reached >= 1.5), return_to_player / 1.5
-    ax.set_title(f"{share:.1%} of the values reach 1.5; {return_to_player} / x is {odds:.1%}")
-    ax.legend()
-    return ax
-
-
 def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:
     """What a training step holds on the GPU under each mitigation, part by part, beside what the GPU has."""
     plans = {remedy.name: remedy.plan for remedy in remedies if remedy.plan}
@@ -39,16 +20,15 @@ def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:
     sizes_gib = pd.DataFrame.from_dict(parts, orient="index") / 2**30
     colours = [*list(COLOURS.values())[: sizes_gib.shape[1] - 1], COLOURS["grey"]]
     sizes_gib.plot.barh(ax=ax, stacked=True, width=0.8, color=colours, legend=False)
-    ends = sizes_gib.sum(axis=1)
-    for row, plan in enumerate(plans.values()):
-        ax.annotate(f" {plan.verdict}", (ends.iloc[row], row), va="center", fontsize=9)
+    ax.bar_label(ax.containers[-1], [plan.verdict for plan in plans.values()], padding=3, fontsize=9)
     name, first = next(iter(plans.items()))
     usable_gib = first.usable_bytes / 2**30
     offered = f"what CUDA offers on a {first.gpu}: {usable_gib:.1f} GiB"
     ax.axvline(usable_gib, color=COLOURS["red"], linestyle="--", label=offered)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.set(xlabel=f"memory of one training step, {first.peak.basis} (GiB)", xlim=(0, 1.2 * max(*ends, usable_gib)))
+    ax.set_xlabel(f"memory of one training step, {first.peak.basis} (GiB)")
+    ax.set_xlim(0, 1.2 * max(*sizes_gib.sum(axis=1), usable_gib))
     n_fit = sum(plan.verdict == "fits" for plan in plans.values())
     fits = {"fits": "does", "tight": "barely does"}.get(first.verdict, "does not")
     ax.set_title(f"{n_fit} of {len(plans)} fit a {first.gpu}; the {name} {fits}")

@@ -14,7 +14,7 @@
   " while(" as a loop's name in the text of a module.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -70,8 +70,3 @@ def _count(module: Any, what: str) -> float | None:
         return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module()).get(what)
     except (ImportError, AttributeError, RuntimeError):
         return None
-
-
-def find_masks(tensors: Iterable[Any]) -> bool:
-    """Whether Keras carries a mask along with one of the tensors, so that a loss is a mean over less than the samples."""
-    return any(getattr(tensor, "_keras_mask", None) is not None for tensor in tensors)

@@ -8,10 +8,8 @@ Files are written whole and then renamed, so that neither a kill nor a full disk
 """
 
 import fcntl
-import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from importlib import import_module
@@ -26,6 +24,7 @@ from ...results import Epoch
 from ..backend import keras
 from ..model.accumulation import AccumulatingOptimizer
 from ..private import sublayers
+from .dataset import digest_arrays
 
 Arrays = dict[str, np.ndarray]
 _HEADER, _BEST, _N_KEPT = "header", "best/", 2
@@ -41,11 +40,9 @@ class Progress(BaseModel):
     Attributes:
         epoch: epochs that are done; `update`: updates done of the next one.
         n_updates: of all epochs, those included that the loss scale made skip.
-        n_applied: updates that the optimizer had made when the epoch at hand began, those before this training included.
         is_stopped: by a callback.
         micro_batch_size: what was asked for, or what the device's memory was found to allow.
         best_loss: smallest validation loss, after `best_epoch` epochs.
-        epoch_s: time spent on the epoch at hand.
         step_times_s: the latest, per micro-batch.
     """
 
@@ -55,13 +52,11 @@ class Progress(BaseModel):
     epoch: int = 0
     update: int = 0
     n_updates: int = 0
-    n_applied: int = 0
     is_stopped: bool = False
     best_loss: float | None = None
     best_epoch: int = 0
     history: list[Epoch] = []
     notes: list[str] = []
-    epoch_s: float = 0.0
     step_times_s: list[float] = []
 
 
@@ -82,16 +77,13 @@ class CheckpointFolder:
     def __init__(self, path: str | Path, fingerprint: dict[str, Any], *, resume: bool):
         self.path, self.fingerprint = Path(path), fingerprint
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115, closed by `close`; the system lets go after a kill
+        self._lock = open(self.path / ".lock", "a")  # noqa: SIM115, closed by `close`; the system lets go after a kill
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._lock.seek(0)
-            problem = f"process {self._lock.read(20) or 'unknown'} trains in {self.path} already"
             self.close()
+            problem = f"another process trains in {self.path} already"
             raise CheckpointError(f"{problem}: wait for it, end it, or name another folder") from None
-        self._lock.truncate(0)
-        print(os.getpid(), end="", file=self._lock, flush=True)
         if self.files and not resume:
             self.close()
             problem = f"{self.path} holds {self.files[-1].name} of an earlier training"
@@ -216,7 +208,4 @@ def restore(model: keras.Model, arrays: Mapping[str, np.ndarray], *groups: str) 
 
 def weights_hash(model: keras.Model) -> str:
     """SHA-256 of the model's variables: equal where every bit is."""
-    digest = hashlib.sha256()
-    for variable in model.variables:
-        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)))
-    return digest.hexdigest()
+    return digest_arrays(1, [keras.ops.convert_to_numpy(variable) for variable in model.variables])

@@ -23,7 +23,7 @@ class Dataset:
         batch_size: of an update; the last one of an epoch may have less.
         gather: positions of samples, of one unit where that has more than one sample -> (x, y) or (x, y, weights).
         unit: neighbours that stay together in whatever order: 1, a batch, or all.
-        digest: SHA-256 of arrays' bytes, of a thousand samples that are made when they are asked for, or of the first batch.
+        digest: SHA-256 of arrays' bytes, or of the first batch.
     """
 
     n_samples: int
@@ -38,8 +38,7 @@ def open_dataset(data: Any, batch_size: int | None = None, *, name: str = "data"
 
     Args:
         data: `(x, y)` or `(x, y, weights)` of arrays, or of lists and dictionaries of arrays; a `keras.utils.PyDataset` or
-            `tf.data.Dataset` of batches, each of which makes an update; or samples that are made when they are asked for, by
-            `len()` and `gather(positions)`, which gives the like of `(x, y)`.
+            `tf.data.Dataset` of batches, each of which makes an update; or what this function gave.
         batch_size: of an update, 32 by default; of batches it is theirs.
 
     Raises:
@@ -50,10 +49,8 @@ def open_dataset(data: Any, batch_size: int | None = None, *, name: str = "data"
         return _open_batches(data, data.num_batches, batch_size, name)
     if tensorflow and isinstance(data, tensorflow.data.Dataset):
         return _open_batches(_Stream(data), int(data.cardinality()), batch_size, name, is_ordered=True)
-    if hasattr(data, "gather"):
-        n = len(data)
-        some = np.unique(np.linspace(0, n - 1, 1000).astype(int))
-        return Dataset(n, batch_size or min(32, n), data.gather, 1, lambda: _digest(n, data.gather(some)))
+    if isinstance(data, Dataset):
+        return data
     leaves = _leaves(data)
     if not leaves or not all(np.ndim(array) for array in leaves):
         raise ValueError(f"{name} is {describe_class(data)}: expected (x, y) of arrays, a PyDataset or a tf.data.Dataset")
@@ -62,7 +59,7 @@ def open_dataset(data: Any, batch_size: int | None = None, *, name: str = "data"
         raise ValueError(f"{name} has arrays of {sorted(lengths)} samples: expected the same number in each, 1 or more")
     n, arrays = lengths.pop(), _map_arrays(np.asarray, data)
     gather = functools.partial(_take, arrays)
-    return Dataset(n, batch_size or min(32, n), gather, 1, lambda: _digest(n, arrays))
+    return Dataset(n, batch_size or min(32, n), gather, 1, lambda: digest_arrays(n, arrays))
 
 
 def _leaves(batch: Any) -> list[Any]:
@@ -77,7 +74,8 @@ def _take(batch: Any, at: Any) -> Any:
     return _map_arrays(lambda array: array[at], batch)
 
 
-def _digest(n_samples: int, batch: Any) -> str:
+def digest_arrays(n_samples: int, batch: Any) -> str:
+    """SHA-256 of arrays in any structure, and of the number of samples that they stand for."""
     digest = hashlib.sha256(f"{n_samples}".encode())
     for array in _leaves(batch):
         digest.update(repr((array.dtype, array.shape)).encode())
@@ -100,7 +98,7 @@ def _open_batches(data: Any, n_batches: int | None, batch_size: int | None, name
     if batch_size not in (None, size):
         raise ValueError(f"batch_size is {batch_size}, {name} comes in batches of {size}: leave it out")
     n_samples = (n_batches - 1) * size + read_batch(n_batches - 1)[1]
-    first_digest = _digest(n_samples, first)
+    first_digest = digest_arrays(n_samples, first)
 
     def gather(at: np.ndarray) -> Any:
         number, start = divmod(int(at[0]), size)
@@ -111,7 +109,7 @@ def _open_batches(data: Any, n_batches: int | None, batch_size: int | None, name
         return _take(batch, slice(start, start + len(at)))
 
     def digest() -> str:
-        if _digest(n_samples, read_batch.__wrapped__(0)[0]) != first_digest:
+        if digest_arrays(n_samples, read_batch.__wrapped__(0)[0]) != first_digest:
             problem = f"{name} gives other samples each time it is read, so a training could not be continued bit for bit"
             advice = "take randomness out of it (tf.data: reshuffle_each_iteration=False), or train without a folder"
             raise ValueError(f"{problem}: {advice}")

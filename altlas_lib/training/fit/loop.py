@@ -93,14 +93,14 @@ class Loop:
         if self.micro_batching.n_per_update > 1:
             _check_accumulates(model)
         own = keras.callbacks.LambdaCallback(on_epoch_begin=self.begin_epoch, on_train_batch_end=self.end_micro_batch)
-        callbacks = [*settings.callbacks, own]
-        self.callbacks = OneTraining(callbacks, add_history=True, add_progbar=settings.verbose > 0, model=model)
+        bar = {"add_history": True, "add_progbar": settings.verbose > 0}
+        self.callbacks = OneTraining([*settings.callbacks, own], model=model, **bar)
         self.progress = Progress(micro_batch_size=self.micro_batching.micro_batch_size)
         self.snapshot: tuple[Progress, Arrays] = self.progress, {}
         self.folder: CheckpointFolder | None = None
         self.best: Arrays = {}
-        self.loss = self.updated_at_s = None
-        self.began_at_s, self.start = 0.0, 0  # of the epoch at hand; start: its first micro-batch in this process
+        self.start, self.loss = 0, 0.0  # of the epoch at hand: its first micro-batch in this process, the latest update's loss
+        self.times_s: list[float] = []  # of its start, then of the ends of its updates
 
     def run(self) -> TrainingRun:
         settings = self.settings
@@ -111,8 +111,14 @@ class Loop:
                 names |= {"data": self.data.digest(), "validation": self.validation and self.validation.digest()}
                 fingerprint = describe_training(self.model, **names, **vars(self.micro_batching))
                 self.folder = CheckpointFolder(settings.checkpoint_folder, fingerprint, resume=settings.resume)
+            found = self.folder and self.folder.load()
             with recompute_layers(self.model, settings.recompute):
-                self._begin()
+                if found:
+                    self.snapshot, self.best = found[:2], found[2]
+                    self._roll_back()
+                else:
+                    self._install_optimizer()
+                    self._save()
                 memory_use(reset=True)
                 keras.callbacks.CallbackList.on_train_begin(self.callbacks)
                 while not self._is_done():
@@ -129,18 +135,6 @@ class Loop:
         waited = progress.epoch - progress.best_epoch
         return progress.is_stopped or progress.epoch >= self.settings.n_epochs or (patience is not None and waited >= patience)
 
-    def _begin(self) -> None:
-        """From the newest checkpoint, else from the start."""
-        self._install_optimizer()
-        if private.find_masks(getattr(self.model, "outputs", None) or []) and self.micro_batching.n_per_update > 1:
-            self._note("the loss is a mean over what is not masked; micro-batches are weighed by their samples all the same")
-        if found := self.folder and self.folder.load():
-            self.snapshot, self.best = found[:2], found[2]
-            self._roll_back()
-        else:
-            self.progress.n_applied = self._count_applied()
-            self._save()
-
     def _divide(self, size: int) -> MicroBatching:
         n_devices, batch_size = n_replicas(), self.data.batch_size
         if size % n_devices or batch_size % n_devices:
@@ -150,13 +144,12 @@ class Loop:
 
     def _validation_batches(self) -> MicroBatches | None:
         """Of no more samples than in training: what fits there fits here."""
-        if self.validation is None:
+        data, size = self.validation, self.micro_batching.micro_batch_size
+        if data is None:
             return None
-        n = self.validation.n_samples // n_replicas() * n_replicas()
-        batch_size = min(n, self.validation.batch_size)
-        return MicroBatches(
-            self.validation, MicroBatching(n, batch_size, min(batch_size, self.micro_batching.micro_batch_size))
-        )
+        n = data.n_samples // n_replicas() * n_replicas()
+        batch_size = min(n, data.batch_size)
+        return MicroBatches(data, MicroBatching(n, batch_size, min(batch_size, size)))
 
     def _install_optimizer(self) -> None:
         """The user's optimizer, for the micro-batches at hand."""
@@ -166,16 +159,13 @@ class Loop:
             optimizer.build(self.model.trainable_variables)
         private.set_optimizer(self.model, optimizer)
 
-    def _count_applied(self) -> int:
-        return int(keras.ops.convert_to_numpy(self.optimizer.iterations))
-
     def _roll_back(self) -> None:
         """To the snapshot: this process's, or one of a checkpoint."""
         progress, arrays = self.snapshot
         self.progress = progress.model_copy(deep=True)
         self.micro_batching = self._divide(self.progress.micro_batch_size)
         self._install_optimizer()
-        restore(self.model, arrays, "model", "optimizer")
+        self.restore(arrays, "model", "optimizer")
 
     def _train_epoch(self) -> None:
         n_devices, size, reason = n_replicas(), self.micro_batching.micro_batch_size, None
@@ -204,8 +194,7 @@ class Loop:
             self.model.optimizer.index.assign(self.start)
         order = np.random.default_rng([self.settings.seed, progress.epoch])
         batches = MicroBatches(self.data, self.micro_batching, order, self.start)
-        self.loss = self.updated_at_s = None
-        self.began_at_s = perf_counter() - progress.epoch_s
+        self.loss, self.times_s = 0.0, [perf_counter()]
         self.callbacks.set_params({"verbose": self.settings.verbose, "epochs": self.settings.n_epochs, "steps": len(batches)})
         how = {"validation_data": self._validation_batches(), "shuffle": False, "callbacks": self.callbacks}
         try:
@@ -217,29 +206,23 @@ class Loop:
     def begin_epoch(self, epoch: int, logs: Any) -> None:
         """Where an epoch is continued, puts back the sums of its metrics."""
         if self.start:
-            restore(self.model, self.snapshot[1], "metrics")
+            self.restore(self.snapshot[1], "metrics")
 
     def end_micro_batch(self, batch: int, logs: dict[str, Any]) -> None:
         """Of an update's last one, reads the loss of the update before: until then the device has this one to work on."""
-        progress, cut = self.progress, self.micro_batching
+        progress, cut, every = self.progress, self.micro_batching, self.settings.checkpoint_every
         end = cut.bounds(self.start + batch).stop
         if end % cut.batch_size and end < cut.n_samples:
             return
         progress.update += 1
         progress.n_updates += 1
-        self._check_finite(loss=float(self.loss or 0))
-        now_s = perf_counter()
-        if self.updated_at_s is not None and end % cut.batch_size == 0:
-            progress.step_times_s.append((now_s - self.updated_at_s) / cut.n_per_update)
-            del progress.step_times_s[:-_N_STEP_TIMES]
-        self.loss, self.updated_at_s = logs["loss"], now_s
-        every = self.settings.checkpoint_every
+        self._check_finite(loss=float(self.loss))
+        self.times_s.append(perf_counter())
+        self.loss = logs["loss"]
         # The end of an epoch has a checkpoint of its own.
         if every and progress.n_updates % every == 0 and progress.update < cut.n_updates:
             self._check_finite(loss=float(self.loss))
-            progress.epoch_s = now_s - self.began_at_s
             self._save()
-            self.updated_at_s = perf_counter()
 
     def _check_finite(self, **metrics: float) -> None:
         if bad := {name: value for name, value in metrics.items() if not np.isfinite(value)}:
@@ -247,30 +230,32 @@ class Loop:
 
     def _end_epoch(self, metrics: dict[str, float]) -> None:
         self._check_finite(**metrics)
-        progress, memory, n_applied = self.progress, memory_use(reset=True), self._count_applied()
+        progress, cut = self.progress, self.micro_batching
+        # Whole updates, but for the first, which traces and compiles; the time of a checkpoint is in the update after it.
+        n_whole = cut.n_samples // cut.batch_size - self.start // cut.n_per_update
+        times_s = np.diff(self.times_s[1 : n_whole + 1]) / cut.n_per_update
+        progress.step_times_s = [*progress.step_times_s, *times_s][-_N_STEP_TIMES:]
         progress.epoch += 1
         progress.history.append(
             Epoch(
                 epoch=progress.epoch,
                 metrics=metrics,
-                duration_s=perf_counter() - self.began_at_s,
-                micro_batch_size=self.micro_batching.micro_batch_size,
-                n_updates=self.micro_batching.n_updates,
-                n_skipped_updates=self.micro_batching.n_updates - (n_applied - progress.n_applied),
+                duration_s=perf_counter() - self.times_s[0],
+                micro_batch_size=cut.micro_batch_size,
+                n_updates=cut.n_updates,
                 notes=progress.notes[sum(len(entry.notes) for entry in progress.history) :],
-                **vars(memory),
+                **vars(memory_use(reset=True)),
             )
         )
         loss = metrics["val_loss" if self.validation else "loss"]
         if progress.best_loss is None or loss < progress.best_loss:
             progress.best_loss, progress.best_epoch = loss, progress.epoch
-        progress.update, progress.epoch_s, progress.n_applied = 0, 0.0, n_applied
-        progress.is_stopped = self.model.stop_training
+        progress.update, progress.is_stopped = 0, getattr(self.model, "stop_training", False)
         self._save()
 
     def _save(self) -> None:
         """Take a snapshot, and write it down where there is a folder; where that fails, training goes on."""
-        progress, arrays = self.progress.model_copy(deep=True), capture(self.model)
+        progress, arrays = self.progress.model_copy(deep=True), self.capture()
         self.snapshot = progress, arrays
         if self.settings.patience is not None and progress.best_epoch == progress.epoch and not progress.update:
             self.best = {name: array for name, array in arrays.items() if name.startswith("model")}
@@ -280,17 +265,23 @@ class Loop:
         except OSError as error:
             self._note(f"no checkpoint of update {progress.n_updates} ({error}); the ones before it are as they were")
 
+    def capture(self) -> Arrays:
+        """Everything that a step of training may change, by names that begin with their group."""
+        return capture(self.model)
+
+    def restore(self, arrays: Arrays, *groups: str) -> None:
+        restore(self.model, arrays, *groups)
+
     def _result(self) -> TrainingRun:
         progress, device = self.progress, device_name()
         if self.best:
-            restore(self.model, self.best, "model")
+            self.restore(self.best, "model")
         peaks_bytes = [entry.peak_memory_bytes for entry in progress.history if entry.memory_device == gpu_name()]
         # Where no epoch has two whole updates: epochs, their first update and validation included.
-        n_steps = self.micro_batching.n_micro_batches
-        step_times_s = progress.step_times_s or [entry.duration_s / n_steps for entry in progress.history]
+        whole_epochs_s = [entry.duration_s / self.micro_batching.n_micro_batches for entry in progress.history]
         return TrainingRun(
             model=self.model,
-            step_time=Quantity.measured(step_times_s, "s", device),
+            step_time=Quantity.measured(progress.step_times_s or whole_epochs_s, "s", device),
             peak_memory=Quantity.measured([max(peaks_bytes)], "bytes", device) if peaks_bytes else None,
             n_retreats=sum(note.startswith("out of memory") for note in progress.notes),
             **{name: getattr(progress, name) for name in ("history", "micro_batch_size", "best_epoch", "notes")},

@@ -11,9 +11,9 @@ from ..model.accumulation import MicroBatching
 from ..model.config import CLASSIFICATION, REGRESSION, THRESHOLD_HEAD, ModelConfig
 from ..model.losses import balanced_weights, compile_losses, unweighted_probability
 from ..model.multi_scale import build_model
-from ..model.windows import Part, Predictions, Samples
+from ..model.windows import Predictions, Samples
 from . import fit
-from .dataset import MicroBatches, open_dataset
+from .dataset import Dataset, MicroBatches, digest_arrays
 from .loop import TrainingRun
 
 LOSS_WEIGHTS = {REGRESSION: 0.65, CLASSIFICATION: 0.10, THRESHOLD_HEAD: 0.25}  # of the specification's first stage
@@ -23,7 +23,6 @@ def train(
     samples: Samples,
     model: ModelConfig | Callable[[], keras.Model],
     *,
-    n_epochs: int,
     micro_batch_size: int = 64,
     gradient_accumulation_steps: int = 1,
     learning_rate: float = 1e-4,
@@ -31,7 +30,6 @@ def train(
     gamma: float = 0.0,
     dtype_policy: str = "float32",
     seed: int = 0,
-    patience: int | None = 15,
     **how: Any,
 ) -> TrainingRun:
     """Build a model and train it on the training part of a series with Adam.
@@ -45,7 +43,7 @@ def train(
         dtype_policy: `"float32"`, or `"mixed_float16"`: computed in float16 with loss scaling, kept in float32; of a prototype
             the function decides.
         seed: of weights, dropout and order. It is set for the whole process (`keras.utils.set_random_seed`).
-        **how: as for `fit`, and n_epochs and patience, too.
+        **how: as for `fit`, n_epochs among them; patience is 15 by default.
 
     Raises:
         ValueError: a number that is too small, a training part of less than one update or with one class only, an unknown
@@ -64,11 +62,22 @@ def train(
         built = model()
         check_prototype(built, samples)
     window = built.input["window"].shape[1]
-    training, validation = (Part(samples, np.r_[part], window) for part in (samples.split.train, samples.split.validation))
-    weights = balanced_weights(samples.targets(training.positions)[THRESHOLD_HEAD])
+    training, validation = np.r_[samples.split.train], np.r_[samples.split.validation]
+    weights = balanced_weights(samples.targets(training)[THRESHOLD_HEAD])
     built.compile(keras.optimizers.Adam(learning_rate), compile_losses(*weights, gamma), loss_weights=dict(loss_weights))
-    sizes = {"batch_size": micro_batch_size * gradient_accumulation_steps, "micro_batch_size": micro_batch_size}
-    return fit(built, training, validation, n_epochs=n_epochs, patience=patience, seed=seed, **sizes, **how)
+    data = open_samples(samples, training, window, micro_batch_size * gradient_accumulation_steps)
+    how = {"patience": 15, "micro_batch_size": micro_batch_size, "seed": seed, **how}
+    return fit(built, data, open_samples(samples, validation, window), **how)
+
+
+def open_samples(samples: Samples, positions: np.ndarray, window: int, batch_size: int = 32) -> Dataset:
+    """The samples at some positions, for a model with a window of so many values: gathered when they are asked for."""
+
+    def gather(at: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        return samples.inputs(positions[at], window), samples.targets(positions[at])
+
+    given = (samples.values, samples.scaled_logs, samples.features, positions)
+    return Dataset(len(positions), batch_size, gather, 1, lambda: digest_arrays(len(positions), given))
 
 
 def predict(model: keras.Model, samples: Samples, part: slice, batch_size: int = 64) -> Predictions:
@@ -77,7 +86,7 @@ def predict(model: keras.Model, samples: Samples, part: slice, batch_size: int =
     n, n_devices = len(positions), n_replicas()
     padded = np.resize(positions, -(-n // n_devices) * n_devices)  # each device gets as many
     size = min(-(-batch_size // n_devices) * n_devices, len(padded))
-    data = open_dataset(Part(samples, padded, model.input["window"].shape[1]))
+    data = open_samples(samples, padded, model.input["window"].shape[1])
     heads = model.predict(MicroBatches(data, MicroBatching(len(padded), size, size)), verbose=0)
     threshold = unweighted_probability(heads[THRESHOLD_HEAD][:n, 0], loss.below_weight, loss.above_weight, loss.gamma)
     return Predictions(threshold >= 0.5, heads[CLASSIFICATION][:n].argmax(axis=1), heads[REGRESSION][:n, 0])

@@ -1,7 +1,6 @@
 """Metrics of a training where Prometheus finds them, so that one board shows a server and the trainings beside it."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +31,25 @@ def metrics_textfile(file: str | Path, run: str) -> "keras.callbacks.Callback":
     step = Gauge("altlas_training_step_seconds", "Time of a micro-batch", ["run"], registry=registry).labels(run)
     loss = Gauge("altlas_training_loss", "The loss", ["run", "part"], registry=registry)
     peak = Gauge("altlas_training_gpu_peak_bytes", "Peak memory of the GPU's allocator", ["run"], registry=registry)
-    times = {"step": time.monotonic(), "written": float("-inf")}
+    began_s, written_s = 0.0, float("-inf")
 
-    def write(logs: dict[str, Any] | None, *, at_once: bool) -> None:
+    def begin_step(batch: int, logs: dict[str, Any] | None = None) -> None:
+        nonlocal began_s
+        began_s = time.monotonic()
+
+    def end_step(batch: int, logs: dict[str, Any] | None = None) -> None:
+        step.set(time.monotonic() - began_s)
+        if time.monotonic() - written_s > _LEAST_PAUSE_S:
+            write(batch, logs)
+
+    def write(number: int, logs: dict[str, Any] | None = None) -> None:
+        nonlocal written_s
         for part, name in (("training", "loss"), ("validation", "val_loss")):
             if logs and name in logs:
                 loss.labels(run, part).set(float(logs[name]))
-        if at_once or time.monotonic() - times["written"] > _LEAST_PAUSE_S:
-            use = memory_use()
-            if use.memory_device != "host":
-                peak.labels(run).set(use.peak_memory_bytes)
-            write_to_textfile(str(file), registry)
-            times["written"] = time.monotonic()
+        if (use := memory_use()).memory_device != "host":
+            peak.labels(run).set(use.peak_memory_bytes)
+        write_to_textfile(str(file), registry)
+        written_s = time.monotonic()
 
-    def begin_step(batch: int, logs: dict[str, Any] | None = None) -> None:
-        times["step"] = time.monotonic()
-
-    def end_step(batch: int, logs: dict[str, Any] | None = None) -> None:
-        step.set(time.monotonic() - times["step"])
-        write(logs, at_once=False)
-
-    def end_epoch(epoch: int, logs: dict[str, Any] | None = None) -> None:
-        write(logs, at_once=True)
-
-    hooks: dict[str, Callable] = {"on_train_batch_begin": begin_step, "on_train_batch_end": end_step, "on_epoch_end": end_epoch}
-    return keras.callbacks.LambdaCallback(**hooks)
+    return keras.callbacks.LambdaCallback(on_train_batch_begin=begin_step, on_train_batch_end=end_step, on_epoch_end=write)

@@ -7,7 +7,7 @@ micro-batch but not its update, and the growth of the loss scale is counted in m
 
 from dataclasses import dataclass
 
-from ..backend import across_replicas, keras, n_replicas, serializable
+from ..backend import across_replicas, keras, n_replicas
 
 ops = keras.ops
 
@@ -53,7 +53,6 @@ class MicroBatching:
         return slice(start, min(start + self.micro_batch_size, (update + 1) * self.batch_size, self.n_samples))
 
 
-@serializable
 class AccumulatingOptimizer(keras.optimizers.Optimizer):
     """Sums the gradients of an update's micro-batches and hands the sum to another optimizer.
 
@@ -61,15 +60,16 @@ class AccumulatingOptimizer(keras.optimizers.Optimizer):
     loss by this share: the sum is the gradient of the big batch's mean loss. Put it around a `LossScaleOptimizer`, not inside:
     an infinity in a micro-batch then skips the whole update, as in the big batch. Compile the model with
     `auto_scale_loss=False`, or Keras wraps a second one around both. Losses are means over samples: with the reductions "sum"
-    and "mean_with_sample_weight" a micro-batch's share of the samples is not its share of the loss.
+    and "mean_with_sample_weight" a micro-batch's share of the samples is not its share of the loss. A model is saved with the
+    inner optimizer, which `fit` puts back.
 
     Args:
         micro_batching: of every epoch that the model is trained on.
     """
 
-    def __init__(self, inner_optimizer: keras.optimizers.Optimizer, micro_batching: MicroBatching, name: str = "accumulating"):
-        super().__init__(learning_rate=0.0, name=name)  # not used: the inner one has its own
-        self.inner_optimizer, self.micro_batching = keras.optimizers.get(inner_optimizer), micro_batching
+    def __init__(self, inner_optimizer: keras.optimizers.Optimizer, micro_batching: MicroBatching):
+        super().__init__(learning_rate=0.0, name="accumulating")  # not used: the inner one has its own
+        self.inner_optimizer, self.micro_batching = inner_optimizer, micro_batching
         self.index = self.add_variable((), dtype="int", aggregation="only_first_replica", name="micro_batch")
 
     def build(self, variables):
@@ -158,11 +158,3 @@ class AccumulatingOptimizer(keras.optimizers.Optimizer):
             for total, value in zip(self.sums, new_sums, strict=True):
                 total.assign(value)
         return trainable, [*map(scope.get_current_value, own), *new_inner]
-
-    def get_config(self):
-        inner = keras.optimizers.serialize(self.inner_optimizer)
-        return {"name": self.name, "inner_optimizer": inner, "micro_batching": vars(self.micro_batching)}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        return cls(**config | {"micro_batching": MicroBatching(**config["micro_batching"])})

@@ -83,41 +83,26 @@ class ModelConfig(Model):
         return self
 
 
-def option1(config: ModelConfig) -> ModelConfig:
-    """The specification's first lighter model: without the longest window's stack and the Transformer.
+def lighten(config: ModelConfig) -> dict[str, ModelConfig]:
+    """The specification's two lighter models, by the names of the presets that are cut from the reference.
+
+    - option1: without the longest window's stack and the Transformer.
+    - option2: the Transformer at half its width, layers, heads and feed-forward width.
 
     Raises:
         ValueError: the model has no Transformer, or one stack only.
     """
-    longest = max(_check_can_be_lightened(config).nbeats, key=lambda stack: stack.window)
-    return config.model_copy(update={"nbeats": tuple(s for s in config.nbeats if s != longest), "transformer": None})
-
-
-def option2(config: ModelConfig) -> ModelConfig:
-    """The specification's second lighter model: the Transformer at half its width, layers, heads and feed-forward width.
-
-    Raises:
-        ValueError: the model has no Transformer, or one stack only.
-    """
-    sizes = _check_can_be_lightened(config).transformer.model_dump()
-    halved = {name: max(1, size // 2) for name, size in sizes.items() if name != "window"}
-    return config.model_copy(update={"transformer": config.transformer.model_copy(update=halved)})
-
-
-def _check_can_be_lightened(config: ModelConfig) -> ModelConfig:
     if not config.transformer or len(config.nbeats) < 2:
         raise ValueError("the options are cut from a model with a Transformer and two N-BEATS stacks or more: take another")
-    return config
+    longest = max(config.nbeats, key=lambda stack: stack.window)
+    stacks = tuple(stack for stack in config.nbeats if stack != longest)
+    halved = {name: max(1, size // 2) for name, size in config.transformer.model_dump(exclude={"window"}).items()}
+    lighter = {"nbeats": stacks, "transformer": None}, {"transformer": config.transformer.model_copy(update=halved)}
+    return {f"option{i}": config.model_copy(update=changes) for i, changes in enumerate(lighter, start=1)}
 
 
-_SIZES = shipped_toml(__package__, "presets.toml")
-_REFERENCE = ModelConfig(**_SIZES["reference"])
-PRESETS = {
-    "reference": _REFERENCE,
-    "option1": option1(_REFERENCE),
-    "option2": option2(_REFERENCE),
-    "quick": ModelConfig(**_SIZES["quick"]),
-}
+PRESETS = {name: ModelConfig(**sizes) for name, sizes in shipped_toml(__package__, "presets.toml").items()}
+PRESETS |= lighten(PRESETS["reference"])
 
 
 def find_preset(name: str) -> ModelConfig:

@@ -7,8 +7,6 @@ Only Keras layers and `keras.ops`: the model is the same on TensorFlow, JAX and 
 - Transformer encoder: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
 """
 
-from collections import Counter
-
 import numpy as np
 
 from ..backend import keras, serializable
@@ -146,13 +144,3 @@ def _connect(config: ModelConfig, n_features: int) -> keras.Model:
         },
         name="multi_scale",
     )
-
-
-def parameters_by_part(model: keras.Model) -> dict[str, int]:
-    """The number of parameters of each part of the model (a layer's part is its name up to the hyphen), and `total`."""
-    counts = Counter()
-    for layer in model.layers:
-        counts[layer.name.partition("-")[0]] += layer.count_params()
-    order = ("nbeats", "tcn", "transformer", "fusion", "heads")
-    parts = sorted(+counts, key=lambda part: (order.index(part.partition("_")[0]), len(part), part))  # 50 before 200, 1000
-    return {**{part: counts[part] for part in parts}, "total": model.count_params()}

@@ -109,25 +109,3 @@ class Predictions:
     above: np.ndarray
     classes: np.ndarray
     logs: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Samples at some positions, gathered when they are asked for.
-
-    Attributes:
-        positions: (n,) of the samples.
-        window: of the model that they are for, in values.
-    """
-
-    samples: Samples
-    positions: np.ndarray
-    window: int
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def gather(self, at: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Inputs and targets of the samples `at` these places of `positions`."""
-        positions = self.positions[at]
-        return self.samples.inputs(positions, self.window), self.samples.targets(positions)

@@ -1,7 +1,6 @@
-"""Answers of the compiler that are there at once: those that ship with the library, and those that this machine made."""
+"""Answers of the compiler that are there at once: those that ship with the library."""
 
 import ast
-import contextlib
 import functools
 import hashlib
 import json
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from ...paths import outputs_dir, write_atomically
+from ...paths import write_atomically
 from .request import XLA_FLAGS, StepCost, StepRequest
 
 SHIPPED_FILE = Path(__file__).with_name("shipped.json")
@@ -37,45 +36,30 @@ class Answers(BaseModel):
         """One line for each step, in the order in which they were made."""
         steps = ",\n".join(f'"{key}": {cost.model_dump_json(exclude_defaults=True)}' for key, cost in self.steps.items())
         head = f'"versions": {json.dumps(self.versions)},\n"sources": "{self.sources}"'
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, f'{{{head},\n"steps": {{\n{steps}\n}}}}\n')
 
 
-def read_answers(file: Path, *, of_any_version: bool = False) -> Answers:
-    """Those of a file; none where it is gone or damaged, or of a step that has changed since, or of other versions."""
-    here = Answers(versions=package_versions(), sources=source_digest())
-    try:
-        found = Answers.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError):
-        return here
-    return found if found.sources == here.sources and (of_any_version or found.versions == here.versions) else here
-
-
 @functools.cache
-def _read_shipped() -> Answers:
-    return read_answers(SHIPPED_FILE, of_any_version=True)
+def read_shipped() -> Answers:
+    """What ships, by whatever versions; nothing where it is gone or damaged, or of a step that has changed since."""
+    try:
+        found = Answers.model_validate_json(SHIPPED_FILE.read_bytes())
+    except (OSError, ValidationError):
+        found = Answers()
+    return found if found.sources == source_digest() else begin_anew()
+
+
+def begin_anew() -> Answers:
+    """No answers yet, of this library and of the versions that are here."""
+    return Answers(versions=package_versions(), sources=source_digest())
 
 
 def find_answer(request: StepRequest) -> tuple[StepCost | None, list[str]]:
     """What is known of a step, and a note where other versions than those that are here compiled it."""
-    key, shipped, here = request_key(request), _read_shipped(), package_versions()
-    if cost := read_answers(_own_file()).steps.get(key):
-        return cost, []
+    shipped, here = read_shipped(), package_versions()
     other = [f"{name} {made} (here {here[name]})" for name, made in shipped.versions.items() if here.get(name, made) != made]
     notes = [f"compiled with {', '.join(other)}; again with yours: {REDO}"] if other else []
-    return shipped.steps.get(key), notes
-
-
-def keep_answer(request: StepRequest, cost: StepCost) -> None:
-    """Keep it under `outputs/.cache`; where that fails it costs the next time only."""
-    answers = read_answers(_own_file())
-    answers.steps[request_key(request)] = cost
-    with contextlib.suppress(OSError):
-        answers.save(_own_file())
-
-
-def _own_file() -> Path:
-    return outputs_dir() / ".cache" / "plans.json"
+    return shipped.steps.get(request_key(request)), notes
 
 
 class _DropDocstrings(ast.NodeTransformer):

@@ -1,6 +1,7 @@
 """Will this training fit on that GPU? The answer of the GPU's own compiler, before anything runs."""
 
 import bisect
+import json
 import sys
 import tempfile
 import zipfile
@@ -16,11 +17,13 @@ from ..checks import EXPECTED_MODEL, check_count, describe_class
 from ..model.config import PRESETS, ModelConfig, find_preset
 from ..private import sublayers
 from ..pytorch.task import is_module
-from .answers import REDO, find_answer, keep_answer
+from .answers import REDO, find_answer
 from .request import PlanError, StepCost, StepRequest, compile_steps, describe_gpu, has_compiler
 
 if TYPE_CHECKING:
     import keras
+
+    Subject = ModelConfig | keras.Model | str | Path
 
 # What lives on the GPU beside the step's arrays: CUDA's context with the code of its libraries, an allowance.
 CONTEXT_BYTES = 2**29
@@ -33,7 +36,6 @@ TORCH_NOTE = (
     "from what lives at once to 1.1 times what the caching allocator reserves, with what convolutions borrow at worst; not "
     "modelled: cuDNN's FFT algorithms, pieces that other streams hold, outputs that a loop keeps until the next step"
 )
-JAX_SHARE = 0.75  # of the GPU's memory, which JAX takes by default
 
 # Shares of the data sheet's rates that a whole step reaches: matrix products of a model of this size leave much of a GPU
 # idle, elementwise kernels come near the memory's rate. Assumptions, hence a wide band; launches are not counted.
@@ -41,25 +43,14 @@ ARITHMETIC_EFFICIENCY = (0.2, 0.8)
 BANDWIDTH_EFFICIENCY = (0.5, 0.9)
 
 _MAX_CONFIG_BYTES = 2**26  # of a `.keras` file's layers: the largest of keras.applications has less than 1 MiB
-_MAX_UNPACKED, _MAX_RATIO = 2**30, 20  # bytes that any file may unpack to, else so many times its own size
 
 
 def plan_memory(
-    model: "ModelConfig | keras.Model | str | Path",
-    gpu: str | GpuSpec = "T4",
-    *,
-    batch_size: int,
-    gradient_accumulation_steps: int = 1,
-    dtype_policy: str | None = None,
-    recompute: Sequence[str] = (),
-    input_shapes: dict[str, Sequence[int]] | None = None,
-    time_limit_s: float = 300,
-    only_cached: bool = False,
+    model: "Subject", gpu: str | GpuSpec = "T4", *, batch_size: int, time_limit_s: float = 300, **step: Any
 ) -> MemoryPlan:
     """What one training step (forward, backward, optimizer, accumulation) needs on a GPU, by XLA's compiler for it.
 
-    The presets' answers ship with the library. Others are compiled in a child process on the CPU in 10 to 60 s; those of
-    configurations are kept under `outputs/.cache` for the next time.
+    The presets' answers ship with the library. Others are compiled in a child process on the CPU in 10 to 60 s.
 
     Args:
         model: a configuration, a preset's name, or any Keras model that JAX can run: the model, a `.keras` file, or
@@ -68,37 +59,36 @@ def plan_memory(
             "module:function" that builds it: planned on tensors without values, projected as a band.
         gpu: a name of the catalogue.
         batch_size: samples per micro-batch.
+        time_limit_s: for compiling; 0: an answer that ships, or an error at once.
+        **step: as follow.
+        gradient_accumulation_steps: micro-batches of an update, 1 by default.
         dtype_policy: None is the model's own, float32 for a configuration. A model that is built already has its own; a
             PyTorch module runs under autocast for "mixed_float16" and "mixed_bfloat16".
         recompute: names of layers of a model that is no configuration, as for `fit`; of a PyTorch module also "*", every
             repeated block.
         input_shapes: input's name -> shape without the batch, for inputs with unknown dimensions.
-        only_cached: an answer that is there, or an error at once.
 
     Raises:
-        ValueError: a GPU, preset or number that does not exist.
+        ValueError: a GPU, preset, number or name of an argument that does not exist.
         PlanError: it is no Keras or PyTorch model, cannot be loaded or has unknown dimensions, Keras knows no such dtype
-            policy, XLA or the module failed, it took longer than `time_limit_s`, or the answer is not there.
+            policy, XLA or the module failed, or it took longer than `time_limit_s`.
     """
     gpu = gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu)
-    options = {
-        "batch_size": check_count("batch_size", batch_size),
-        "gradient_accumulation_steps": check_count("gradient_accumulation_steps", gradient_accumulation_steps),
-        "input_shapes": input_shapes or {},
-        "dtype_policy": dtype_policy,
-        "recompute": recompute,
-        "target": describe_gpu(gpu),
-    }
+    step = {"gradient_accumulation_steps": 1, "dtype_policy": None, **step, "batch_size": batch_size}
+    step |= {name: check_count(name, step[name]) for name in ("batch_size", "gradient_accumulation_steps")}
     with tempfile.TemporaryDirectory(prefix="altlas-") as folder:
         label, subject = _find_subject(model, Path(folder))
         if "config" in subject:
-            options["dtype_policy"] = dtype_policy or "float32"  # said or not: one answer
-        elif dtype_policy and "keras_file" in subject:
-            raise PlanError(f"model {label!r} is built already: for {dtype_policy} name the function, 'module:function'")
-        request = StepRequest(**subject, **options)
+            step["dtype_policy"] = step["dtype_policy"] or "float32"  # said or not: one answer
+        elif step["dtype_policy"] and "keras_config" in subject:
+            raise PlanError(
+                f"model {label!r} is built already: for {step['dtype_policy']} name its function, 'module:function'"
+            )
+        request = StepRequest(**subject, **step, target=describe_gpu(gpu))
         cost, notes = find_answer(request) if request.config else (None, [])
         if not cost:
-            cost, notes = _compile(request, time_limit_s, only_cached), []
+            _check_can_compile(request, time_limit_s)
+            (cost,), notes = compile_steps([request], time_limit_s=time_limit_s), []
     if cost.error:
         raise PlanError(cost.error)
     return make_plan(request, label, gpu, cost, notes)
@@ -108,7 +98,7 @@ def _find_subject(model: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
     """What to call the model, and the request's fields that say which it is, without building it.
 
     Args:
-        folder: for the file of a model object.
+        folder: for the file of a PyTorch module in memory.
 
     Raises:
         ValueError: no such preset.
@@ -124,30 +114,27 @@ def _find_subject(model: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
         plain = model.model_copy(update={"recompute": False, "memory_efficient_attention": False})
         return names.get(plain) or plain.model_dump(mode="json"), {"config": model}
     if isinstance(model, str | Path):
-        _check_keras_file(Path(model))
-        return Path(model).name, {"keras_file": str(Path(model).resolve())}
+        return Path(model).name, {"keras_config": _read_config(Path(model))}
     if is_module(model):
         module = model[0] if isinstance(model, tuple) else model
         sys.modules["torch"].save(model, folder / "module.pt", pickle_module=cloudpickle)
         return type(module).__name__, {"module_file": str(folder / "module.pt")}
     if keras and isinstance(model, keras.Model):
-        model.save(folder / "model.keras")
-        return model.name, {"keras_file": str(folder / "model.keras"), "modules": _find_modules(model, keras)}
+        config = json.dumps(keras.saving.serialize_keras_object(model))
+        return model.name, {"keras_config": config, "modules": _find_modules(model, keras)}
     raise PlanError(f"the model is {describe_class(model)}: {EXPECTED_MODEL}, a .keras file, 'module:function' or a preset")
 
 
-def _check_keras_file(file: Path) -> None:
-    """That it is one, and bounded."""
+def _read_config(file: Path) -> str:
+    """Of a `.keras` file the model without its weights, which are not read."""
     try:
         if not file.is_file():
             raise OSError("no such file")
         with zipfile.ZipFile(file) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * file.stat().st_size):
-                raise OSError(f"it would unpack to {unpacked:,} bytes, from {file.stat().st_size:,}")
             if archive.getinfo("config.json").file_size > _MAX_CONFIG_BYTES:
                 raise OSError(f"its config.json has more than {_MAX_CONFIG_BYTES:,} bytes")
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+            return archive.read("config.json").decode()
+    except Exception as error:  # whatever damage makes of a zip file
         problem = f"{file.name} cannot be read as a .keras file ({error})"
         raise PlanError(f"{problem}; write it by model.save({file.name!r})") from None
 
@@ -159,44 +146,29 @@ def _find_modules(model: Any, keras: Any) -> tuple[str, ...]:
     return tuple(sorted(each for each in modules if each.partition(".")[0] not in ("keras", "altlas_lib", "builtins")))
 
 
-def _compile(request: StepRequest, time_limit_s: float, only_cached: bool) -> StepCost:
-    if only_cached:
+def _check_can_compile(request: StepRequest, time_limit_s: float) -> None:
+    if time_limit_s <= 0:
         raise PlanError(f"not compiled yet: `altlas plan` compiles it, half a minute for a batch size; all presets: {REDO}")
     if not request.module_file and not has_compiler():
         needed = "pip install jax jax-cuda12-plugin jax-cuda12-pjrt"
         raise PlanError(f"the planner asks JAX's compiler for CUDA, which is not installed: {needed}")
-    (cost,) = compile_steps([request], time_limit_s=time_limit_s)
-    if request.config and not cost.error:
-        keep_answer(request, cost)
-    return cost
 
 
 def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, notes: Sequence[str] = ()) -> MemoryPlan:
     """A step's cost beside what the GPU has."""
-    notes = list(notes)
-    if cost.reserved_bytes is None:
-        peak = Quantity.compiled(cost.peak_bytes, "bytes", gpu.name)
-    else:
+    peak, notes = Quantity.compiled(cost.peak_bytes, "bytes", gpu.name), list(notes)
+    if cost.reserved_bytes:
         high_bytes = SAFETY_FACTOR * cost.reserved_bytes
         peak = Quantity.projected(cost.peak_bytes, high_bytes, "bytes", gpu.name, "what lives at once")
         notes.append(TORCH_NOTE)
-    overhead_bytes = CONTEXT_BYTES + PREFETCHED_BATCHES * cost.inputs_bytes
+    overhead_bytes = CONTEXT_BYTES + PREFETCHED_BATCHES * cost.bytes_by_part.get("inputs", 0)
     usable_bytes = int(gpu.usable_memory_gib * 2**30)
     time, why_not = step_time(cost, gpu)
-    if why_not:
-        notes.append(why_not)
-    if cost.reserved_bytes is None and cost.dtype_policy != "float32" and float(gpu.compute_capability) >= 8:
-        notes.append("planned without cuDNN's fused attention, which JAX would use on this GPU for 16 bits: at most this much")
-    if peak.value and JAX_SHARE * usable_bytes < peak.value <= usable_bytes:
-        notes.append("on the JAX backend set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95: by default it takes 75 % of the GPU only")
-    asked = request.model_dump(
-        mode="json", include={"batch_size", "gradient_accumulation_steps", "recompute", "input_shapes"}, exclude_defaults=True
-    )
+    step = request.model_dump(mode="json", include={"batch_size", "gradient_accumulation_steps", "recompute", "input_shapes"})
     switches = request.config.model_dump(include={"recompute", "memory_efficient_attention"}) if request.config else {}
-    policies = {"dtype_policy": cost.dtype_policy, "optimizer": cost.optimizer}
     return MemoryPlan(
         gpu=gpu.name,
-        configuration={"model": label, "gradient_accumulation_steps": 1, **asked, **policies, **switches},
+        configuration={"model": label, "dtype_policy": cost.dtype_policy, "optimizer": cost.optimizer, **step, **switches},
         peak=peak,
         bytes_by_part=cost.bytes_by_part,
         overhead_bytes=overhead_bytes,
@@ -204,8 +176,7 @@ def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, no
         verdict=verdict(cost.peak_bytes, overhead_bytes, usable_bytes, peak.high),
         n_parameters=cost.n_parameters,
         step_time=time,
-        compile_s=cost.compile_s,
-        notes=notes,
+        notes=[*notes, *filter(None, [why_not])],
     )
 
 
@@ -250,11 +221,7 @@ CANDIDATES = [1, 2, 4, *sorted({8 * round(2 ** (i / 8 - 3)) for i in range(24, 1
 
 
 def largest_batch(
-    model: "ModelConfig | keras.Model | str | Path",
-    gpu: str | GpuSpec = "T4",
-    *,
-    tell: Callable[[str], None] = lambda line: None,
-    **options: Any,
+    model: "Subject", gpu: str | GpuSpec = "T4", *, tell: Callable[[str], None] = lambda line: None, **options: Any
 ) -> MemoryPlan | None:
     """The plan of the largest micro-batch that fits, searched for by compiling; None: not even one sample does.
 

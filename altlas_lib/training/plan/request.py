@@ -3,13 +3,12 @@
 Nothing here needs Keras or JAX.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from importlib import metadata, resources
 
 from pydantic import BaseModel, PositiveInt
 
@@ -25,14 +24,14 @@ class PlanError(RuntimeError):
     """A step that could not be planned; the message says why and what to do."""
 
 
-class StepRequest(BaseModel):
-    """One training step. Exactly one of `config`, `keras_file`, `builder` and `module_file` says of which model."""
+class StepRequest(BaseModel, extra="forbid"):
+    """One training step. Exactly one of `config`, `keras_config`, `builder` and `module_file` says of which model."""
 
     config: ModelConfig | None = None
-    keras_file: str | None = None
+    keras_config: str | None = None  # Keras' JSON of a model, its compilation included
     builder: str | None = None  # "module:function", called without arguments
     module_file: str | None = None  # of a PyTorch module in memory, for the time of the question
-    modules: tuple[str, ...] = ()  # to import before the file is loaded: they register its own layers and losses
+    modules: tuple[str, ...] = ()  # to import before that is read: they register its own layers and losses
     recompute: tuple[str, ...] = ()  # names of layers
     input_shapes: dict[str, tuple[PositiveInt, ...]] = {}  # without the batch, of inputs with unknown dimensions
     batch_size: PositiveInt
@@ -44,20 +43,15 @@ class StepRequest(BaseModel):
 class StepCost(BaseModel):
     """What the step needs, in bytes; or `error`.
 
-    `temporaries_bytes` is all that lives within the step only: activations, gradients, workspaces that XLA plans for.
+    Of the parts `temporaries` is all that lives within the step only: activations, gradients, workspaces that XLA plans for.
     """
 
-    weights_bytes: int = 0
-    optimizer_bytes: int = 0
-    accumulators_bytes: int = 0
-    inputs_bytes: int = 0
-    temporaries_bytes: int = 0
+    bytes_by_part: dict[str, int] = {}  # weights, optimizer, accumulators, inputs, temporaries
     reserved_bytes: int | None = None  # of PyTorch's allocator, at most; None: compiled, the peak is what is needed
     n_parameters: int = 0
     n_flops: float | None = None
     moved_bytes: float | None = None  # by what XLA compiled itself; by library calls: not counted
     has_loop: bool = False  # whose body XLA counts once, whatever its length
-    compile_s: float = 0.0
     dtype_policy: str = "float32"
     optimizer: str = "adam"
     error: str | None = None
@@ -66,65 +60,39 @@ class StepCost(BaseModel):
     def peak_bytes(self) -> int:
         return sum(self.bytes_by_part.values())
 
-    @property
-    def bytes_by_part(self) -> dict[str, int]:
-        parts = ("weights", "optimizer", "accumulators", "inputs", "temporaries")
-        return {part: getattr(self, f"{part}_bytes") for part in parts}
-
 
 def describe_gpu(gpu: GpuSpec) -> str:
-    """The GPU as XLA wants it described, a `GpuTargetConfigProto` in text form.
+    """The GPU as XLA wants it described, a `GpuTargetConfigProto` in text form, on one line.
 
-    The fields that no GPU of the catalogue differs in are those of XLA's own descriptions
-    (openxla/xla, xla/backends/gpu/target_config/specs).
+    What the template states are fields that no GPU of the catalogue differs in, as in XLA's own descriptions
+    (openxla/xla, xla/backends/gpu/target_config/specs). XLA computes results twice rather than need more than the memory.
     """
     multiprocessor = find_multiprocessor(gpu.compute_capability)
     major, minor = gpu.compute_capability.split(".")
-    device = {
-        "threads_per_block_limit": 1024,
-        "threads_per_warp": 32,
-        "shared_memory_per_block": 48 * 1024,
-        "shared_memory_per_core": multiprocessor.shared_memory_kib * 1024,
-        "shared_memory_per_block_optin": multiprocessor.shared_memory_per_block_kib * 1024,
-        "threads_per_core_limit": multiprocessor.max_threads,
-        "core_count": gpu.multiprocessors,
-        "fpus_per_core": multiprocessor.float32_cores,
-        "block_dim_limit_x": 2**31 - 1,
-        "block_dim_limit_y": 65535,
-        "block_dim_limit_z": 65535,
+    sizes = {
+        "shared_memory": multiprocessor.shared_memory_kib * 2**10,
+        "shared_memory_per_block": multiprocessor.shared_memory_per_block_kib * 2**10,
         "memory_bandwidth": int(gpu.memory_bandwidth_gb_per_s * 1e9),
-        "l2_cache_size": int(gpu.l2_cache_mib * 2**20),
-        "clock_rate_ghz": gpu.boost_clock_ghz,
-        "device_memory_size": int(gpu.usable_memory_gib * 2**30),  # XLA computes results twice rather than need more
-        "registers_per_core_limit": 65536,
-        "registers_per_block_limit": 65536,
-        "cuda_compute_capability": f"{{ major: {major} minor: {minor} }}",
+        "l2_cache": int(gpu.l2_cache_mib * 2**20),
+        "device_memory": int(gpu.usable_memory_gib * 2**30),
     }
-    fields = " ".join(f"{name}: {value}" for name, value in device.items()).replace("capability: {", "capability {")
-    return (
-        f'gpu_device_info {{ {fields} }} platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} '
-        f'runtime_version {{ major: 12 minor: 9 patch: 0 }} device_description_str: "{gpu.name}"'
-    )
-
-
-def _find_module(name: str) -> ModuleSpec | None:
-    try:
-        return importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # of the package that it is in
-        return None
+    template = resources.files(__package__).joinpath("templates", "gpu_target.txt").read_text("utf-8")
+    filled = template.format(gpu=gpu, multiprocessor=multiprocessor, major=major, minor=minor, **sizes)
+    return " ".join(filled.split())
 
 
 def has_compiler() -> bool:
     """Whether JAX's CUDA plug-in is installed, which compiles for GPUs."""
-    return any(_find_module(f"jax_plugins.xla_cuda{version}") for version in (12, 13))
+    return any(found for version in (12, 13) for found in metadata.distributions(name=f"jax-cuda{version}-plugin"))
 
 
 def xla_flags() -> str:
     """For the compiling process. Besides JAX's plug-in XLA needs two files of CUDA's toolkit, libdevice and ptxas, which
     are in the wheel nvidia-cuda-nvcc-cu12; its own are preferred to a toolkit's of whatever version is on the machine.
     """
-    wheel = _find_module("nvidia.cuda_nvcc")
-    return f'{XLA_FLAGS} --xla_gpu_cuda_data_dir="{wheel.submodule_search_locations[0]}"' if wheel else XLA_FLAGS
+    for wheel in metadata.distributions(name="nvidia-cuda-nvcc-cu12"):
+        return f'{XLA_FLAGS} --xla_gpu_cuda_data_dir="{wheel.locate_file("nvidia/cuda_nvcc")}"'
+    return XLA_FLAGS
 
 
 def compile_steps(requests: Sequence[StepRequest], *, time_limit_s: float) -> list[StepCost]:

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -45,7 +44,7 @@ def _load_model(request: StepRequest) -> keras.Model:
     try:
         for module in request.modules:
             importlib.import_module(module)
-        return keras.models.load_model(request.keras_file)
+        return keras.saving.deserialize_keras_object(json.loads(request.keras_config))
     except Exception as error:  # a damaged file, an unknown layer, a Lambda
         raise PlanError(
             f"the model cannot be loaded on Keras' JAX backend ({type(error).__name__}: {str(error).strip().splitlines()[0]}): "
@@ -56,27 +55,20 @@ def _load_model(request: StepRequest) -> keras.Model:
 def _make_inputs(model: keras.Model, request: StepRequest) -> Any:
     """Symbolic tensors of whole shapes in the structure of the model's input (single, list, dict)."""
     known, shapes = getattr(model, "inputs", None), request.input_shapes
-    if not known and not shapes:
-        raise PlanError(
-            f"model {model.name!r} does not know its inputs, as one that is a class of its own: name them with their shapes "
-            "without the batch, as in input_shapes={'x': (128,)} (or --input x=128); for other dtypes than float32 wrap it by "
-            "keras.Model(inputs, model(inputs))"
-        )
     if not known:
         tensors = {name: keras.KerasTensor((request.batch_size, *shape)) for name, shape in shapes.items()}
+        if not tensors:
+            advice = "name them, as in input_shapes={'x': (128,)} (or --input x=128), or wrap it by keras.Model(inputs, ...)"
+            raise PlanError(f"model {model.name!r} does not know its inputs, as one that is a class of its own: {advice}")
         return tensors if len(tensors) > 1 else next(iter(tensors.values()))
-    if unknown := shapes.keys() - {tensor.name for tensor in known}:
-        raise PlanError(f"input_shapes names {sorted(unknown)}: the model's inputs are {[tensor.name for tensor in known]}")
 
     def whole(tensor):
-        sizes = tensor.shape[1:]
+        sizes, example = tensor.shape[1:], tuple(size or 128 for size in tensor.shape[1:])
         shape = shapes.get(tensor.name, sizes)
-        if len(shape) != len(sizes) or None in shape or any(b not in (None, a) for a, b in zip(shape, sizes, strict=True)):
-            example = tuple(size or 128 for size in sizes)
-            raise PlanError(
-                f"input {tensor.name!r} has shape {sizes} without the batch, {shape} is to be planned: give all dimensions, "
-                f"as in input_shapes={{{tensor.name!r}: {example}}} (or --input {tensor.name}={','.join(map(str, example))})"
-            )
+        if len(shape) != len(sizes) or not all(b and a in (None, b) for a, b in zip(sizes, shape, strict=True)):
+            problem = f"input {tensor.name!r} has shape {sizes} without the batch, {shape} is to be planned"
+            advice = f"input_shapes={{{tensor.name!r}: {example}}} (or --input {tensor.name}={','.join(map(str, example))})"
+            raise PlanError(f"{problem}: give all dimensions, as in {advice}")
         return keras.KerasTensor((request.batch_size, *shape), tensor.dtype)
 
     return keras.tree.map_structure(whole, known[0] if isinstance(model, keras.Sequential) else model.input)
@@ -151,23 +143,23 @@ def _compile_step(request: StepRequest) -> StepCost:
         jax.errors.JaxRuntimeError: XLA failed.
     """
     model, lowered, state, batch = lower_step(request)
-    began_s = time.perf_counter()
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
     new_outputs_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes  # not written in the place of an input
     policies = {layer.dtype_policy.name for layer in private.sublayers(model)}  # some layers may stay in float32
     sums_bytes = _count_bytes(getattr(model.optimizer, "sums", []))
     return StepCost(
-        weights_bytes=_count_bytes([*state[0], *state[1], *state[3]]),
-        optimizer_bytes=_count_bytes(state[2]) - sums_bytes,
-        accumulators_bytes=sums_bytes,
-        inputs_bytes=_count_bytes(jax.tree.leaves(batch)),
-        temporaries_bytes=memory.temp_size_in_bytes + max(new_outputs_bytes, 0),
+        bytes_by_part={
+            "weights": _count_bytes([*state[0], *state[1], *state[3]]),
+            "optimizer": _count_bytes(state[2]) - sums_bytes,
+            "accumulators": sums_bytes,
+            "inputs": _count_bytes(jax.tree.leaves(batch)),
+            "temporaries": memory.temp_size_in_bytes + max(new_outputs_bytes, 0),
+        },
         n_parameters=model.count_params(),
         n_flops=private.count_operations(lowered),
         moved_bytes=private.count_moved_bytes(compiled),
         has_loop=private.has_loop(compiled),
-        compile_s=time.perf_counter() - began_s,
         dtype_policy=min(policies - {"float32"}, default="float32"),
         optimizer=type(_unwrap(model.optimizer)).__name__.lower(),
     )

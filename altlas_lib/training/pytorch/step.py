@@ -11,12 +11,9 @@ because autograd asks a device that is not there for its guard; what CUDA does o
 
 import copy
 import importlib
-import time
 import weakref
-from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeCopyMode
@@ -26,10 +23,9 @@ from torch.utils.flop_counter import flop_registry
 
 from ..plan.request import PlanError, StepCost, StepRequest
 from .allocator import CachingAllocator, round_up
-from .task import Task, is_module, recompute_modules
+from .task import AMP_POLICIES, Task, is_module, recompute_modules
 
 aten = torch.ops.aten
-AMP_DTYPES = {"mixed_float16": torch.float16, "mixed_bfloat16": torch.bfloat16}
 # cuBLAS' workspace before compute capability 9 (aten/src/ATen/cuda/CublasHandlePool.cpp: 2 x 4096 + 8 x 16 KiB), one for the
 # forward and one for the backward pass' thread.
 CUBLAS_WORKSPACES_BYTES = 2 * (2 * 4096 + 8 * 16) * 1024
@@ -110,7 +106,7 @@ class _Recorder(TorchDispatchMode):
         results = func(*args, **(kwargs or {}))
         self.add(results)
         if not func.is_view:
-            touched = sum(each.nbytes for each in tree_leaves((args, kwargs, results)) if isinstance(each, torch.Tensor))
+            touched = _count_bytes((args, kwargs, results))
             self.moved_bytes += touched
             if func.overloadpacket in flop_registry:
                 self.n_flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=results)
@@ -142,49 +138,48 @@ def plan_step(task: Task, request: StepRequest) -> StepCost:
     Raises:
         PlanError: nobody said which shapes its inputs have.
     """
-    began_s, recorder, inputs_bytes = time.perf_counter(), _Recorder(), 0
-    if task.data is None and not request.input_shapes:
+    recorder, shapes = _Recorder(), request.input_shapes.values()
+    if task.data is None and not shapes:
         raise PlanError(
             "the shapes of the module's inputs are unknown: give (module, (x, y)) with one sample or more, or name float32 "
             "inputs without the batch, as in input_shapes={'x': (3, 224, 224)} (or --input x=3,224,224)"
         )
-    named = tuple(np.empty((0, *shape), "float32") for shape in request.input_shapes.values())
-    samples = tree_map(lambda array: None if array is None else torch.as_tensor(array), task.data or (named, None))
-    amp, optimizer = AMP_DTYPES.get(request.dtype_policy), task.make_optimizer()
+    samples = task.data or (tuple(torch.empty(1, *shape) for shape in shapes), None)
+    samples = tree_map(lambda array: None if array is None else torch.as_tensor(array), samples)
     recompute_modules(task.module, request.recompute)
+    amp, optimizer = getattr(torch, AMP_POLICIES.get(request.dtype_policy, ""), None), task.make_optimizer()
     for group in optimizer.param_groups:
         if group.get("foreach", False) is None and not group.get("fused"):
             group["foreach"] = True
-    weights_bytes = recorder.add([*task.module.parameters(), *task.module.buffers()])
+    parts = {"weights": recorder.add([*task.module.parameters(), *task.module.buffers()])}
     with recorder:
         for i in range(
             2 * min(request.gradient_accumulation_steps, 2)
         ):  # two updates: the second one has a state to begin with
             batch = tree_map_only(torch.Tensor, lambda t: t.new_empty(request.batch_size, *t.shape[1:]), samples)
-            inputs_bytes = sum(each.nbytes for each in tree_leaves(batch) if each is not None)
-            with torch.autocast("cpu", amp) if amp else nullcontext():
+            parts["inputs"] = _count_bytes(batch)
+            with torch.autocast("cpu", amp, enabled=amp is not None):
                 loss = task.compute_loss(*batch)
             loss.backward()
             del loss, batch
             if request.gradient_accumulation_steps == 1 or i % 2:
                 optimizer.step()
                 optimizer.zero_grad()
-    state = [each for each in tree_leaves([*optimizer.state.values()]) if isinstance(each, torch.Tensor)]
-    optimizer_bytes = sum(round_up(each.nbytes) for each in state)
+    parts["optimizer"] = _count_bytes([*optimizer.state.values()])
     live, reserved = replay(recorder.events)
     return StepCost(
-        weights_bytes=weights_bytes,
-        optimizer_bytes=optimizer_bytes,
-        inputs_bytes=inputs_bytes,
-        temporaries_bytes=live - weights_bytes - optimizer_bytes - inputs_bytes,
+        bytes_by_part=parts | {"temporaries": live - sum(parts.values())},
         reserved_bytes=reserved + CUBLAS_WORKSPACES_BYTES,
         n_parameters=sum(each.numel() for each in task.module.parameters()),
         n_flops=recorder.n_flops / 2,
         moved_bytes=recorder.moved_bytes / 2,
-        compile_s=time.perf_counter() - began_s,
         dtype_policy=request.dtype_policy or "float32",
         optimizer=type(optimizer).__name__.lower(),
     )
+
+
+def _count_bytes(values: Any) -> int:
+    return sum(round_up(each.nbytes) for each in tree_leaves(values) if isinstance(each, torch.Tensor))
 
 
 def answer(request: StepRequest) -> StepCost | None:

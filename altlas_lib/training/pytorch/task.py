@@ -12,6 +12,8 @@ from ..checks import describe_class
 if TYPE_CHECKING:
     import torch
 
+AMP_POLICIES = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}  # Keras' names, and PyTorch's for autocast
+
 
 def is_module(model: Any) -> bool:
     """Whether it is a PyTorch module, or a tuple that begins with one; PyTorch is not loaded for it."""

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy import stats
 from ...data import CrashSeries, Series
 from ...results import Kept, Metric, Quality
 from ..fit.series import predict, train
-from ..model.config import CLASSIFICATION, REGRESSION, THRESHOLD_HEAD, ModelConfig, option1, option2
+from ..model.config import CLASSIFICATION, REGRESSION, THRESHOLD_HEAD, ModelConfig, lighten
 from ..model.features import HIGH, THRESHOLD
 from ..model.multi_scale import build_model
 from ..model.windows import Predictions, Samples, prepare
@@ -20,6 +20,7 @@ ACCURACY, CLASS_ACCURACY = "accuracy at 1.5", "accuracy of 3 classes"
 FALSE_SIGNALS, LOG_ERROR = 'false "above" signals', "error of log value"
 WITH_A_BEST, LESS_IS_BETTER = (ACCURACY, CLASS_ACCURACY, LOG_ERROR), (FALSE_SIGNALS, LOG_ERROR)
 
+Forecast = Predictions | Sequence[Predictions]  # of one model, or of a model trained with several seeds
 Group = Sequence[np.ndarray]  # of one score, an array for each seed; see `scores`
 
 _N_RESAMPLES = 2000
@@ -145,10 +146,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def compare(
-    model: Predictions | Sequence[Predictions],
-    base_rate: Predictions,
-    actual: np.ndarray,
-    best_possible: Predictions | None = None,
+    model: Forecast, base_rate: Predictions, actual: np.ndarray, best_possible: Predictions | None = None
 ) -> list[Metric]:
     """The scores of forecasts of the same values side by side, the most important one first.
 
@@ -187,7 +185,7 @@ def compare(
     return metrics
 
 
-def evaluate(model: Predictions | Sequence[Predictions], samples: Samples, series: Series) -> list[Metric]:
+def evaluate(model: Forecast, samples: Samples, series: Series) -> list[Metric]:
     """The scores of a forecast of the test part, beside the base rate's and, for a generated series, the best possible.
 
     Args:
@@ -201,11 +199,7 @@ def evaluate(model: Predictions | Sequence[Predictions], samples: Samples, serie
 
 # What lighter models keep -----------------------------------------------------------------------------------------------
 
-# The plan's options and the shares of quality that it says they keep.
-OPTIONS: dict[str, tuple[Callable[[ModelConfig], ModelConfig], tuple[float, float]]] = {
-    "option 1": (option1, (0.95, 0.98)),
-    "option 2": (option2, (0.90, 0.95)),
-}
+CLAIMED = {"option1": (0.95, 0.98), "option2": (0.90, 0.95)}  # shares of quality that the specification says they keep
 
 
 def forecasts(samples: Samples, config: ModelConfig, *, seeds: Sequence[int], **training: Any) -> list[Predictions]:
@@ -214,85 +208,38 @@ def forecasts(samples: Samples, config: ModelConfig, *, seeds: Sequence[int], **
 
 
 def compare_options(
-    name: str,
-    series: Series,
-    config: ModelConfig,
-    reference: Sequence[Predictions] | None = None,
-    *,
-    seeds: Sequence[int] = (0, 1, 2),
-    **training: Any,
+    name: str, series: Series, config: ModelConfig, reference: Sequence[Predictions], *, seeds: Sequence[int], **training: Any
 ) -> list[Quality]:
     """Train the two lighter options of `config` with each seed, and say what of its forecast's quality they keep.
 
     Args:
         name: of the series, in the result.
-        reference: forecasts by `config` itself, one for each seed; None: it is trained, too.
+        reference: `forecasts` by `config` itself, one for each seed.
         seeds: three or more; between fewer the interval says little.
         **training: as for `train`.
 
     Raises:
         ValueError: `config` has no Transformer to lighten.
     """
-    samples, qualities = prepare(series.values, window=config.window), []
-    lighter = [(option, lighten(config), claimed) for option, (lighten, claimed) in OPTIONS.items()]
-    reference = reference or forecasts(samples, config, seeds=seeds, **training)
-    for option, light, claimed in lighter:
+    samples, qualities, lighter = prepare(series.values, window=config.window), [], lighten(config)
+    for option, light in lighter.items():
         # Sample t is the value at t for all of them: the same test part, though the lighter model may look less far back.
         predictions = forecasts(samples, light, seeds=seeds, **training)
-        metrics, (score, gain) = evaluate(predictions, samples, series), kept(predictions, reference, samples)
         what = {"option": option, "series": name, "n_seeds": len(seeds), "n_parameters": build_model(light).count_params()}
-        said = {"claimed": claimed, "verdict": claim_verdict(gain, claimed)}
-        qualities.append(Quality(**what, metrics=metrics, score_kept=score, gain_kept=gain, **said))
+        kept = gain_kept(predictions, reference, samples)
+        metrics = evaluate(predictions, samples, series)
+        qualities.append(Quality(**what, metrics=metrics, gain_kept=kept, claimed=CLAIMED[option]))
     return qualities
 
 
-def quality_rows(qualities: Sequence[Quality]) -> list[dict[str, Any]]:
-    """A row of a table for each option on each series."""
-
-    def percent(kept: Kept | None) -> str:
-        return f"{kept.value:.1%} ({kept.low:.1%} to {kept.high:.1%})" if kept else "there is none"
-
-    return [
-        {
-            "option": quality.option,
-            "series": quality.series,
-            "n_parameters": f"{quality.n_parameters:,}",
-            "accuracy at 1.5": f"{quality.metrics[0].model:.1%}",
-            "base rate": f"{quality.metrics[0].base_rate:.1%}",
-            "accuracy kept": percent(quality.score_kept),
-            "gain kept": percent(quality.gain_kept),
-            "claimed": "{:.0%} to {:.0%}".format(*quality.claimed),
-            "verdict": quality.verdict,
-        }
-        for quality in qualities
-    ]
-
-
-def kept(light: Sequence[Predictions], reference: Sequence[Predictions], samples: Samples) -> tuple[Kept, Kept | None]:
-    """Ratios of the two accuracies at 1.5, and of their gains over the base rate where the reference has a sure one."""
-    actual = samples.values[samples.split.test]
-    forecast_groups = (light, reference, [base_rate_predictions(samples)])
-    groups = [[scores(each, actual)[ACCURACY] for each in group] for group in forecast_groups]
-    # Of light, reference and base rate what was found, and after it what might have been.
-    found = [np.append(mean_score(group), draws) for group, draws in zip(groups, resampled(*groups), strict=True)]
-
-    def ratio(above: np.ndarray, below: np.ndarray) -> Kept:
-        low, high = interval(above[1:] / np.maximum(below[1:], np.finfo(float).tiny))
-        return Kept(value=above[0] / below[0], low=low, high=high)
-
-    score, gain = ratio(found[0], found[1]), found[1] - found[2]
-    strictly = resampled(*groups[1:])  # with the imagined win and loss of the reference
-    if min(interval(gain[1:])[0], interval(strictly[0] - strictly[1])[0]) <= 0:
-        return score, None
-    return score, ratio(found[0] - found[2], gain)
-
-
-def claim_verdict(gain_kept: Kept | None, claimed: tuple[float, float]) -> str:
-    """Whether what was kept bears the plan's claim out, saying no more than the interval does."""
-    low, high = claimed
-    if gain_kept is None:
-        return "nothing to keep: the reference predicts no better than the base rate"
-    if gain_kept.low > high or gain_kept.high < low:
-        return f"keeps {'more' if gain_kept.low > high else 'less'} than claimed"
-    is_within = low <= gain_kept.low and gain_kept.high <= high
-    return "as claimed" if is_within else "not decided: the interval holds more than the claim"
+def gain_kept(light: Sequence[Predictions], reference: Sequence[Predictions], samples: Samples) -> Kept | None:
+    """Of the reference's gain over the base rate in accuracy at 1.5; None: it has none that is sure."""
+    actual, base = samples.values[samples.split.test], [base_rate_predictions(samples)]
+    groups = [[scores(each, actual)[ACCURACY] for each in group] for group in (light, reference, base)]
+    (of_light, of_reference, of_base), strictly = resampled(*groups), resampled(*groups[1:])
+    # Also with the imagined win and loss of the reference.
+    if min(interval(of_reference - of_base)[0], interval(strictly[0] - strictly[1])[0]) <= 0:
+        return None
+    low, high = interval((of_light - of_base) / np.maximum(of_reference - of_base, np.finfo(float).tiny))
+    light_mean, reference_mean, base_mean = map(mean_score, groups)
+    return Kept(value=(light_mean - base_mean) / (reference_mean - base_mean), low=low, high=high)
