@@ -218,6 +218,7 @@ def plan(
     checkpoint: Annotated[
         bool, typer.Option("--checkpoint", help="Of a PyTorch module: keep the inputs of repeated blocks only.")
     ] = False,
+    n_devices: Annotated[int, typer.Option("--devices", min=1, help="GPUs of one machine that share --batch-size.")] = 1,
     time_limit_s: Annotated[float, typer.Option("--time-limit", min=1, metavar="S", help="Seconds for compiling.")] = 480.0,
     context: Annotated[int, typer.Option(min=1, help="Of a language model: tokens of each stream.")] = 8192,
     batch: Annotated[int, typer.Option(min=1, help="Of a language model: streams at a time.")] = 1,
@@ -252,7 +253,10 @@ def plan(
             rows = training.gpu_rows(found)
             explained = ["Of what was compiled, smallest memory first; more by python -m altlas_lib.training.plan"]
         else:
-            if is_preset and batch_size is None:
+            if n_devices > 1:
+                plan = training.plan_devices(model, gpu, n_devices, batch_size=batch_size or 0, **how)
+                found = [Remedy(name=f"{model} on {n_devices} devices", plan=plan)]
+            elif is_preset and batch_size is None:
                 found = training.mitigation_table(model, gpu, time_limit_s=time_limit_s)
             else:
                 plan = training.plan_memory(model, gpu, batch_size=batch_size, **how) if batch_size else None

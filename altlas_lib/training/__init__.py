@@ -27,6 +27,7 @@ _FACE = {
     "model.recompute": "ChunkedAttention",
     "model.windows": "Predictions Samples prepare",
     "own": "describe_data load_own",
+    "plan.devices": "plan_devices",
     "plan.mitigations": "explanation gpu_rows gpu_table mitigation_rows mitigation_table module_mitigations",
     "plan.planner": "largest_batch plan_memory",
     "plan.request": "PlanError",
