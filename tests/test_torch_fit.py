@@ -47,6 +47,7 @@ def flatten(module):
     return np.concatenate([value.detach().numpy().ravel() for value in module.state_dict().values()])
 
 
+@pytest.mark.frameworks("fit", "PyTorch")
 @pytest.mark.parametrize("micro_batch_size", [1, 5, 6, 16, None])
 def test_any_split_equals_the_whole_batch(trainings, micro_batch_size):
     """45 samples: the last update has 13, of which the last micro-batch has less than the others."""
@@ -57,6 +58,7 @@ def test_any_split_equals_the_whole_batch(trainings, micro_batch_size):
     assert run.history[1].metrics["val_loss"] < run.history[0].metrics["val_loss"]
 
 
+@pytest.mark.frameworks("resume", "PyTorch")
 @pytest.mark.timeout(600)
 def test_killed_at_any_micro_batch_it_ends_with_the_same_bits(tmp_path):
     """Dropout, NumPy's and Python's generators, a loss scale, batch statistics, recomputation, an LSTM."""
@@ -162,6 +164,7 @@ def torchrun(folder, name, n=2, *, run="", **more):
     return done.returncode, done.stderr, json.loads(file.read_text()) if file.exists() else None
 
 
+@pytest.mark.frameworks("devices", "PyTorch")
 def test_two_processes_train_what_one_does_with_the_whole_batch(trainings, tmp_path):
     """45 samples in updates of 16: the last micro-batch of an epoch has one sample, and none for the second process."""
     code, said, found = torchrun(tmp_path, "plain")

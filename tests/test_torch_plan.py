@@ -142,6 +142,7 @@ def test_a_module_in_memory_is_planned_as_its_builder():
     assert found.configuration["model"] == "Linear"
 
 
+@pytest.mark.frameworks("plan", "PyTorch")
 def test_bert_holds_what_is_known_of_its_activations():
     """Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198, equation 2): 34 s b h + 5 a s^2 b bytes a layer in half
     precision, of which 2 s b h + a s^2 b are masks of bytes and the rest doubles in float32."""

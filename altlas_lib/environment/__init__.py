@@ -10,7 +10,7 @@ from .ceilings import measure_ceilings
 from .checks import findings_from, is_ready
 from .facts import Facts
 from .licensing import licences
-from .tables import ceilings_table, findings_table, format_findings, licence_table, summarize
+from .tables import ceilings_table, findings_table, format_findings, framework_table, licence_table, summarize
 
 
 def check_environment() -> list[Finding]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .. import tables
 from ..devices import GpuSpec
+from ..paths import shipped_toml
 from ..results import Ceilings, Finding, Licence, format_value
 from .checks import is_ready
 
@@ -67,6 +68,11 @@ def licence_table(found: Sequence[Licence]) -> tables.Table:
     """Declared licences; what needs a look before a closed-source product ships is flagged."""
     columns = ["package", "version", "declared licence; bundled parts need review", "look at"]
     return tables.show([(each.package, each.version, each.declared, each.flag) for each in found], columns)
+
+
+def framework_table() -> tables.Table:
+    """What works with which framework, and where a test shows it."""
+    return tables.show(shipped_toml(__package__, "frameworks.toml")["row"])
 
 
 def summarize(findings: list[Finding], ceilings: Ceilings, target_gpu: GpuSpec) -> str:
