@@ -5,7 +5,6 @@ import io
 import json
 import os
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -32,7 +31,10 @@ class TorchLoop(Loop):
 
     def __init__(self, task: Task, validation_data: Any, settings: Settings, dtype_policy: str | None):
         self.rank, self.n_ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(self.device)  # for whatever does not name one
         if self.n_ranks > 1 and not distributed.is_initialized():
             distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self.model, self.settings, self.validation = task.module.to(self.device), settings, None
@@ -116,13 +118,13 @@ class TorchLoop(Loop):
             with contextlib.nullcontext() if is_last or self.n_ranks == 1 else self.task.module.no_sync():
                 loss, n = self._compute_loss(self.data, batches.positions[at])
                 self.scaler.scale(loss * (n * self.n_ranks / n_update)).backward()  # processes' gradients are averaged
-            self.loss_sum += float(loss.detach()) * n
+            self.loss_sum = self.loss_sum + loss.detach().double() * n  # where it is: nothing waits for the device
             if is_last:
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
                 self.optimizer.zero_grad()
             self.end_micro_batch(i, {"loss": loss.detach()})
-        metrics = {"loss": self._add_up(self.loss_sum) / cut.n_samples}
+        metrics = {"loss": self._add_up(float(self.loss_sum)) / cut.n_samples}
         metrics |= {"val_loss": self._validate()} if self.validation else {}
         for rank in range(self.n_ranks if self.n_ranks > 1 else 0):
             mine = memory_use().peak_memory_bytes if rank == self.rank else 0
@@ -156,7 +158,7 @@ class TorchLoop(Loop):
     def capture(self) -> Arrays:
         """The module; and the optimizer, the loss scale, the epoch's losses and generators of every process."""
         name, keys, *rest = np.random.get_state()
-        mine = {"loss_sum": self.loss_sum, "torch": torch.get_rng_state(), "numpy": (name, keys.tolist(), *rest)}
+        mine = {"loss_sum": float(self.loss_sum), "torch": torch.get_rng_state(), "numpy": (name, keys.tolist(), *rest)}
         mine |= {"python": random.getstate(), "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []}
         states = [mine]
         if self.n_ranks > 1:
@@ -197,9 +199,9 @@ def fit_module(
     data: Any,
     validation_data: Any,
     *,
-    loss: Callable | None = None,
-    optimizer: Callable | None = None,
-    dtype_policy: str | None = None,
+    loss: Any = None,
+    optimizer: Any = None,
+    dtype_policy: Any = None,
     **settings: Any,
 ) -> TrainingRun:
     """`fit` of a module, or of what its building function returned; loss and optimizer as of a `Task`.

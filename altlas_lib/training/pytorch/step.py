@@ -207,4 +207,5 @@ def answer(request: StepRequest) -> StepCost | None:
         with mode:
             return plan_step(Task.of(made), request)
     except Exception as error:  # whatever the user's module raises
-        return StepCost(error=f"the step failed on tensors without values ({type(error).__name__}: {str(error)[:500]})")
+        said = f"the step failed on tensors without values ({type(error).__name__}: {str(error)[:500]})"
+        return StepCost(error=f"{said}: keep .item() and branches on values out of module, loss and optimizer")
