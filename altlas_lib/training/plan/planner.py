@@ -1,7 +1,6 @@
 """Will this training fit on that GPU? The answer of the GPU's own compiler, before anything runs."""
 
 import bisect
-import json
 import sys
 import tempfile
 import zipfile
@@ -120,8 +119,7 @@ def _find_subject(model: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
         sys.modules["torch"].save(model, folder / "module.pt", pickle_module=cloudpickle)
         return type(module).__name__, {"module_file": str(folder / "module.pt")}
     if keras and isinstance(model, keras.Model):
-        config = json.dumps(keras.saving.serialize_keras_object(model))
-        return model.name, {"keras_config": config, "modules": _find_modules(model, keras)}
+        return model.name, {"keras_config": model.to_json(), "modules": _find_modules(model, keras)}
     raise PlanError(f"the model is {describe_class(model)}: {EXPECTED_MODEL}, a .keras file, 'module:function' or a preset")
 
 

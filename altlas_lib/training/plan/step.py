@@ -44,7 +44,7 @@ def _load_model(request: StepRequest) -> keras.Model:
     try:
         for module in request.modules:
             importlib.import_module(module)
-        return keras.saving.deserialize_keras_object(json.loads(request.keras_config))
+        return keras.models.model_from_json(request.keras_config)
     except Exception as error:  # a damaged file, an unknown layer, a Lambda
         raise PlanError(
             f"the model cannot be loaded on Keras' JAX backend ({type(error).__name__}: {str(error).strip().splitlines()[0]}): "
