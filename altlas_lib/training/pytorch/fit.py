@@ -71,7 +71,7 @@ class TorchLoop(Loop):
 
     def _open_folder(self) -> tuple[Progress, Arrays, Arrays] | None:
         """The newest checkpoint, which the first process alone reads and writes, in all processes."""
-        found, settings = [None], self.settings
+        found, settings = None, self.settings
         if settings.checkpoint_folder is not None and not self.rank:
             described = {
                 "module": [[name, *each.shape, each.dtype] for name, each in self.model.state_dict().items()],
@@ -84,10 +84,8 @@ class TorchLoop(Loop):
             described |= {name: getattr(settings, name) for name in ("seed", "patience")} | vars(self.micro_batching)
             fingerprint = json.loads(json.dumps(described | {"dtype_policy": self.dtype_policy}, default=str))
             self.folder = CheckpointFolder(settings.checkpoint_folder, fingerprint, resume=settings.resume)
-            found = [self.folder.load()]
-        if self.n_ranks > 1:
-            distributed.broadcast_object_list(found)
-        return found[0]
+            found = self.folder.load()
+        return self._gather(found)[0]
 
     def _divide(self, size: int) -> MicroBatching:
         """In micro-batches of all processes together."""
@@ -124,12 +122,10 @@ class TorchLoop(Loop):
                 self.scaler.update()
                 self.optimizer.zero_grad()
             self.end_micro_batch(i, {"loss": loss.detach()})
-        metrics = {"loss": self._add_up(float(self.loss_sum)) / cut.n_samples}
+        metrics = {"loss": sum(self._gather(float(self.loss_sum))) / cut.n_samples}
         metrics |= {"val_loss": self._validate()} if self.validation else {}
-        for rank in range(self.n_ranks if self.n_ranks > 1 else 0):
-            mine = memory_use().peak_memory_bytes if rank == self.rank else 0
-            metrics[f"peak_memory_bytes_{rank}"] = self._add_up(mine)
-        return metrics
+        peaks = self._gather(memory_use().peak_memory_bytes) if self.n_ranks > 1 else []
+        return metrics | {f"peak_memory_bytes_{rank}": float(n_bytes) for rank, n_bytes in enumerate(peaks)}
 
     def _compute_loss(self, data: Any, positions: np.ndarray) -> tuple[torch.Tensor, int]:
         """Of this process's share of a micro-batch, and of how many samples; one that counts for none where there are less."""
@@ -146,25 +142,21 @@ class TorchLoop(Loop):
             for start in range(0, n_samples, size):
                 loss, n = self._compute_loss(self.validation, np.arange(start, min(start + size, n_samples)))
                 total += float(loss) * n
-        return self._add_up(total) / n_samples
+        return sum(self._gather(total)) / n_samples
 
-    def _add_up(self, number: float) -> float:
-        total = torch.tensor(number, dtype=torch.float64)
+    def _gather(self, mine: Any) -> list[Any]:
+        """What every process has, in their order."""
+        found = [mine] * self.n_ranks
         if self.n_ranks > 1:
-            total = total.to(self.device)
-            distributed.all_reduce(total)
-        return float(total)
+            distributed.all_gather_object(found, mine)
+        return found
 
     def capture(self) -> Arrays:
         """The module; and the optimizer, the loss scale, the epoch's losses and generators of every process."""
         name, keys, *rest = np.random.get_state()
         mine = {"loss_sum": float(self.loss_sum), "torch": torch.get_rng_state(), "numpy": (name, keys.tolist(), *rest)}
         mine |= {"python": random.getstate(), "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []}
-        states = [mine]
-        if self.n_ranks > 1:
-            states = [None] * self.n_ranks
-            distributed.all_gather_object(states, mine)
-        rest = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "processes": states}
+        rest = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "processes": self._gather(mine)}
         return {"model": _pack(self.model.state_dict()), "rest": _pack(rest)}
 
     def restore(self, arrays: Arrays, *groups: str) -> None:
