@@ -74,10 +74,6 @@ def without_data():
     return nn.Sequential(nn.Linear(10, 3))
 
 
-def lazily():
-    return without_data()
-
-
 def plain_sgd(weights):
     return torch.optim.SGD(weights, 0.1)
 
