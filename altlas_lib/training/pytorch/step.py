@@ -7,6 +7,8 @@ because autograd asks a device that is not there for its guard; what CUDA does o
   autocast to float32"), of which the CPU's leaves out softmax and the normalisations;
 - attention is the memory-efficient kernel, dropout keeps a mask of booleans;
 - optimizers update all weights at once (`foreach`), as they do on CUDA by default.
+
+Not imitated: CUDA's fused `rms_norm` and cuDNN's recurrent layers, whose parts, as counted here, hold more than they do.
 """
 
 import copy
