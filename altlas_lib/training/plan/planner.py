@@ -33,7 +33,8 @@ SAFETY_FACTOR = 1.10
 # Of a band that PyTorch's operations and its allocator's rules give (`pytorch.step`).
 TORCH_NOTE = (
     "from what lives at once to 1.1 times what the caching allocator reserves, with what convolutions borrow at worst; not "
-    "modelled: cuDNN's FFT algorithms and recurrent layers, pieces that other streams hold, outputs that a loop keeps until the next step"
+    "modelled: cuDNN's FFT algorithms and recurrent layers, pieces that other streams hold, outputs that a loop keeps until "
+    "the next step"
 )
 
 # Shares of the data sheet's rates that a whole step reaches: matrix products of a model of this size leave much of a GPU
