@@ -18,7 +18,7 @@ class Mitigation(NamedTuple):
     """A row of `mitigations.toml` for a model: what is trained in its place, in which step."""
 
     name: str
-    config: ModelConfig
+    config: ModelConfig | Any  # or a PyTorch module, as `plan_memory` takes it
     step: dict[str, Any]
     claimed: str | None
 
@@ -50,9 +50,13 @@ def mitigation_table(
     Raises:
         ValueError: no such preset or GPU.
     """
-    gpu = gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu)
+    rows = find_mitigations(find_preset(model) if isinstance(model, str) else model)
+    return _plan_rows(rows, gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu), time_limit_s)
+
+
+def _plan_rows(rows: Sequence[Mitigation], gpu: str | GpuSpec, time_limit_s: float) -> list[Remedy]:
     remedies, end_s = [], time.monotonic() + time_limit_s
-    for row in find_mitigations(find_preset(model) if isinstance(model, str) else model):
+    for row in rows:
         planned = problem = None
         try:
             planned = plan_memory(row.config, gpu, **row.step, time_limit_s=end_s - time.monotonic())
@@ -70,23 +74,18 @@ _MODULE_CHANGES = {
 }
 
 
-def module_mitigations(model: Any, gpu: str | GpuSpec, plan: MemoryPlan, **how: Any) -> list[Remedy]:
+def module_mitigations(model: Any, gpu: str | GpuSpec, plan: MemoryPlan, time_limit_s: float = 480, **how: Any) -> list[Remedy]:
     """What else a PyTorch module's step could be, beside its plan: the same update from half the micro-batch, and the above.
 
     Args:
+        time_limit_s: for all.
         **how: as for `plan_memory`; what the plan was made with.
     """
-    batch_size = plan.configuration["batch_size"]
-    halved = {"gradient_accumulation_steps": 2, "batch_size": -(-batch_size // 2)}
-    found = [Remedy(name="as it is", plan=plan)]
-    for name, change in {"accumulation": halved, **_MODULE_CHANGES}.items():
-        planned = problem = None
-        try:
-            planned = plan_memory(model, gpu, **{"batch_size": batch_size} | how | change)
-        except PlanError as error:
-            problem = str(error)
-        found.append(Remedy(name=name, plan=planned, problem=problem))
-    return found
+    how |= {"batch_size": plan.configuration["batch_size"]}
+    halved = {"batch_size": -(-how["batch_size"] // 2), "gradient_accumulation_steps": 2}
+    changes = {"accumulation": halved, **_MODULE_CHANGES}
+    rows = [Mitigation(name, model, how | change, None) for name, change in changes.items()]
+    return [Remedy(name="as it is", plan=plan), *_plan_rows(rows, gpu, time_limit_s)]
 
 
 def gpu_table(model: str | ModelConfig = "reference") -> list[GpuFit]:

@@ -73,16 +73,15 @@ class TorchLoop(Loop):
         """The newest checkpoint, which the first process alone reads and writes, in all processes."""
         found, settings = None, self.settings
         if settings.checkpoint_folder is not None and not self.rank:
-            described = {
-                "module": [[name, *each.shape, each.dtype] for name, each in self.model.state_dict().items()],
-                "optimizer": [type(self.optimizer).__qualname__, self.optimizer.defaults],
+            described = {name: getattr(settings, name) for name in ("seed", "patience")} | vars(self.micro_batching)
+            described |= {
+                "module": str(self.model),
+                "optimizer": str(self.optimizer),
                 "loss": getattr(self.task.loss, "__qualname__", type(self.task.loss).__qualname__),
-                "data": [each and each.digest() for each in (self.data, self.validation)],
-                "versions": [__version__, torch.__version__],
-                "n_devices": self.n_ranks,
             }
-            described |= {name: getattr(settings, name) for name in ("seed", "patience")} | vars(self.micro_batching)
-            fingerprint = json.loads(json.dumps(described | {"dtype_policy": self.dtype_policy}, default=str))
+            described |= {"data": self.data.digest(), "validation": self.validation and self.validation.digest()}
+            described |= {"n_devices": self.n_ranks, "dtype_policy": self.dtype_policy, "torch": torch.__version__}
+            fingerprint = json.loads(json.dumps(described | {"altlas_lib": __version__}, default=str))
             self.folder = CheckpointFolder(settings.checkpoint_folder, fingerprint, resume=settings.resume)
             found = self.folder.load()
         return self._gather(found)[0]
@@ -186,25 +185,16 @@ def _unpack(array: np.ndarray) -> Any:
     return torch.load(io.BytesIO(array.tobytes()), map_location="cpu", weights_only=True)
 
 
-def fit_module(
-    model: Any,
-    data: Any,
-    validation_data: Any,
-    *,
-    loss: Any = None,
-    optimizer: Any = None,
-    dtype_policy: Any = None,
-    **settings: Any,
-) -> TrainingRun:
-    """`fit` of a module, or of what its building function returned; loss and optimizer as of a `Task`.
+def fit_module(model: Any, data: Any, validation_data: Any, *, dtype_policy: str | None = None, **settings: Any) -> TrainingRun:
+    """`fit` of a module, or of what its building function returned; among the settings loss and optimizer, as of a `Task`.
 
     Raises:
         ValueError: no such dtype policy, or settings that only a Keras model has.
     """
-    asked, task = Settings(**settings), Task.of(model)
+    own = {name: settings.pop(name) for name in ("loss", "optimizer") if name in settings}
+    task, asked = replace(Task.of(model), data=data, **own), Settings(**settings)
     if asked.callbacks or asked.verbose:
         raise ValueError("callbacks and verbose are for Keras models: of a module read the log, checkpoint_folder/log.jsonl")
     if dtype_policy not in (None, "float32", *AMP_POLICIES):
         raise ValueError(f"dtype_policy is {dtype_policy!r}: expected float32, {' or '.join(AMP_POLICIES)}")
-    task = replace(task, data=data, loss=loss or task.loss, optimizer=optimizer or task.optimizer)
     return TorchLoop(task, validation_data, asked, dtype_policy).run()
