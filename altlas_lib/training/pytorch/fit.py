@@ -154,7 +154,7 @@ class TorchLoop(Loop):
         """The module; and the optimizer, the loss scale, the epoch's losses and generators of every process."""
         name, keys, *rest = np.random.get_state()
         mine = {"loss_sum": float(self.loss_sum), "torch": torch.get_rng_state(), "numpy": (name, keys.tolist(), *rest)}
-        mine |= {"python": random.getstate(), "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []}
+        mine |= {"python": random.getstate(), "cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None}
         rest = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "processes": self._gather(mine)}
         return {"model": _pack(self.model.state_dict()), "rest": _pack(rest)}
 
@@ -171,7 +171,8 @@ class TorchLoop(Loop):
             torch.set_rng_state(mine["torch"])
             np.random.set_state(mine["numpy"])
             random.setstate(mine["python"])
-            torch.cuda.set_rng_state_all(mine["cuda"])
+            if mine["cuda"] is not None:  # of this process's GPU alone
+                torch.cuda.set_rng_state(mine["cuda"])
 
 
 def _pack(state: Any) -> np.ndarray:
