@@ -77,7 +77,7 @@ def plan_memory(
     step = {"gradient_accumulation_steps": 1, "dtype_policy": None, **step, "batch_size": batch_size}
     step |= {name: check_count(name, step[name]) for name in ("batch_size", "gradient_accumulation_steps")}
     with tempfile.TemporaryDirectory(prefix="altlas-") as folder:
-        label, subject = _find_subject(model, Path(folder))
+        label, subject = _save_module(model, Path(folder)) if is_module(model) else _find_subject(model)
         if "config" in subject:
             step["dtype_policy"] = step["dtype_policy"] or "float32"  # said or not: one answer
         elif step["dtype_policy"] and "keras_config" in subject:
@@ -94,11 +94,14 @@ def plan_memory(
     return make_plan(request, label, gpu, cost, notes)
 
 
-def _find_subject(model: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
-    """What to call the model, and the request's fields that say which it is, without building it.
+def _save_module(model: Any, folder: Path) -> tuple[str, dict[str, Any]]:
+    """What to call a PyTorch module in memory, and its file, for the time of the question."""
+    sys.modules["torch"].save(model, folder / "module.pt", pickle_module=cloudpickle)
+    return type(model[0] if isinstance(model, tuple) else model).__name__, {"module_file": str(folder / "module.pt")}
 
-    Args:
-        folder: for the file of a PyTorch module in memory.
+
+def _find_subject(model: Any) -> tuple[Any, dict[str, Any]]:
+    """What to call the model, and the request's fields that say which it is, without building it.
 
     Raises:
         ValueError: no such preset.
@@ -115,10 +118,6 @@ def _find_subject(model: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
         return names.get(plain) or plain.model_dump(mode="json"), {"config": model}
     if isinstance(model, str | Path):
         return Path(model).name, {"keras_config": _read_config(Path(model))}
-    if is_module(model):
-        module = model[0] if isinstance(model, tuple) else model
-        sys.modules["torch"].save(model, folder / "module.pt", pickle_module=cloudpickle)
-        return type(module).__name__, {"module_file": str(folder / "module.pt")}
     if keras and isinstance(model, keras.Model):
         return model.name, {"keras_config": model.to_json(), "modules": _find_modules(model, keras)}
     raise PlanError(f"the model is {describe_class(model)}: {EXPECTED_MODEL}, a .keras file, 'module:function' or a preset")
