@@ -3,20 +3,18 @@
 import ast
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from . import parameters
 from .names import nearest
 from .paths import notebooks_dir
-
-_TYPES = {kind.__name__: kind for kind in (int, float, str, bool)}
-_TYPES |= {str(kind): kind for kind in (list[int], list[float], list[str])}
+from .reading import read_yaml
 
 
 class RunError(Exception):
@@ -31,29 +29,28 @@ class Parameter:
     type_name: str
     default: Any
 
-    @property
-    def _adapter(self) -> TypeAdapter:
-        return TypeAdapter(_TYPES[self.type_name], config=ConfigDict(allow_inf_nan=False))
-
     def validate(self, value: Any) -> Any:
-        """`value` where it has the parameter's type (an int may stand for a float, nothing else is converted).
+        """`value` where it is what the parameter may be (an int may stand for a float, nothing else is converted).
 
         Raises:
-            RunError: it has another type.
+            RunError: it has another type, or is out of range.
         """
-        try:
-            return self._adapter.validate_python(value, strict=True)
-        except ValidationError:
-            raise RunError(f"parameter {self.name}={value!r}: expected {self.type_name}, such as {self.default!r}") from None
+        with self._refusing(repr(value)):
+            return parameters.adapter(self.name, self.type_name).validate_python(value, strict=True)
 
     def parse(self, text: str) -> Any:
         """The value that `-p name=text` means: a list is written as JSON, `-p sizes=[100,1000]`."""
+        adapter = parameters.adapter(self.name, self.type_name)
+        with self._refusing(text):
+            return adapter.validate_json(text) if self.type_name.startswith("list") else adapter.validate_strings(text)
+
+    @contextlib.contextmanager
+    def _refusing(self, given: str) -> Iterator[None]:
         try:
-            return (
-                self._adapter.validate_json(text) if self.type_name.startswith("list") else self._adapter.validate_strings(text)
-            )
+            yield
         except ValidationError:
-            raise RunError(f"parameter {self.name}={text}: expected {self.type_name}, such as {self.default!r}") from None
+            expected = parameters.describe(self.name, self.type_name)
+            raise RunError(f"parameter {self.name}={given[:200]}: expected {expected}, such as {self.default!r}") from None
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,19 @@ class Chapter:
     def own(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the book's parameter values that this notebook declares."""
         return {name: value for name, value in values.items() if name in self.parameters}
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Look whether the files, columns, GPUs and runs that its parameters name are there, before anything starts.
+
+        Raises:
+            RunError: one is not.
+        """
+        asked = {name: parameter.default for name, parameter in self.parameters.items()} | self.own(values)
+        for name, value in asked.items():
+            try:
+                parameters.check_existence(name, value, asked)
+            except (OSError, ValueError) as error:
+                raise RunError(f"{self.name}, parameter {name}={value!r:.200}: {error}") from None
 
     def digest(self) -> str:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
@@ -103,12 +113,12 @@ def _parse_line(notebook: Path, line: ast.stmt) -> Parameter:
     match line:
         case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
             type_name = ast.unparse(annotation)
-            if type_name in _TYPES:
+            if type_name in parameters.TYPES:
                 with contextlib.suppress(ValueError):
                     return Parameter(name, type_name, ast.literal_eval(value))
     raise RunError(
         f"{notebook.name}, parameters cell: {ast.unparse(line)!r}; "
-        f"expected 'name: type = literal' with a type of {', '.join(_TYPES)}"
+        f"expected 'name: type = literal' with a type of {', '.join(parameters.TYPES)}"
     )
 
 
@@ -142,15 +152,16 @@ def load_parameters_file(name_or_path: str) -> tuple[Path, dict[str, Any]]:
         RunError: no such file, or it is not a mapping of parameter names to values.
     """
     folder = notebooks_dir() / "parameters"
-    named = folder / f"{name_or_path}.yaml"
-    path = named if named.is_file() else Path(name_or_path).resolve()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError:
+        named = folder / f"{name_or_path}.yaml"
+        path = named if named.is_file() else Path(name_or_path)
+        content = read_yaml(path)
+    except OSError as error:
         names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise RunError(f"no parameters {name_or_path!r}; give one of {names}, or the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is not YAML: {error}") from None
+        expected = f"give one of {names}, or the path of a YAML file"
+        raise RunError(f"no parameters {name_or_path!r}; {expected} ({error.strerror})") from None
+    except ValueError as error:
+        raise RunError(str(error)) from None
     if content is None:
         content = {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

@@ -45,14 +45,26 @@ def _said_plainly(*errors: type[Exception], interrupted: str = "interrupted") ->
 
 
 @app.command()
-def check(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+def check(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    dxdiag: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Say it of the Windows machine whose DxDiag.txt this is instead.")
+    ] = None,
+    gpu_only: Annotated[bool, typer.Option("--gpu-only", help="With --dxdiag: of its GPUs and their driver only.")] = False,
+) -> None:
     """Say whether this machine can run the book, what is missing, and how to get it.
 
-    Exit code 0: it can, on what it has. 1: it cannot.
+    Exit code 0: it can, on what it has (with --dxdiag: it suits CUDA). 1: it cannot.
     """
     from . import environment
 
-    findings = environment.check_environment()
+    with _said_plainly(ValueError):
+        if gpu_only and not dxdiag:
+            raise ValueError("--gpu-only goes with --dxdiag FILE: add that, or leave it out")
+        if dxdiag:
+            findings = environment.findings_from_dxdiag(environment.read_dxdiag(dxdiag), gpu_only=gpu_only)
+        else:
+            findings = environment.check_environment()
     ready = environment.is_ready(findings)
     if as_json:
         print(json.dumps({"ready": ready, "findings": [finding.model_dump() for finding in findings]}, indent=1))
@@ -349,8 +361,8 @@ def _named(
         if not is_name(name) or not equals:
             raise ValueError("no name before an equals sign")
         return name, parse(value)
-    except ValueError as error:
-        raise ValueError(f"{option} {text}: {error}; expected {expected}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{option} {text[:200]}: {error}; expected {expected}") from None
 
 
 def _argument(text: str) -> tuple[str, Any]:

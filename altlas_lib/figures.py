@@ -56,24 +56,26 @@ def figure(**subplots_arguments) -> Iterator[tuple[Figure, Axes]]:
 
 
 def save_figure(fig: Figure, run: RunFolder, name: str, *, alt: str) -> FigureFile:
-    """Write `figures/<name>-<hash>.png` of the run; the title is the first Axes' one.
+    """Write `figures/<name>-<hash>.png` of the run without its titles: a report says them in its reader's language.
 
     The hash of the content in the name keeps the picture of a valid result when a later execution fails half-way.
 
     Raises:
-        ValueError: the figure has no title, or `alt` is empty.
+        ValueError: no Axes has a title, or `alt` is empty.
     """
-    title = fig.axes[0].get_title("left") if fig.axes else ""
-    if not title or not alt:
-        raise ValueError(f"figure {name!r}: expected a title on its first Axes and an alt text, got {title!r} and {alt!r}")
-    for ax in fig.axes:
-        ax.set_title(ax.get_title("left"), loc="left", wrap=True)  # beside long names of rows there is little space
+    titles = {ax: title for ax in fig.axes if (title := ax.get_title("left"))}
+    if not titles or not alt:
+        raise ValueError(f"figure {name!r}: expected a title on one of its Axes and an alt text, got {alt!r}")
+    for ax in titles:
+        ax.set_title("", loc="left")
     drawn, picture = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png")
+    for ax, title in titles.items():
+        ax.set_title(title, loc="left", wrap=True)  # beside long names of rows there is little space
     # 256 colours are what a figure has, shades of its edges aside: a third of the size, in a report that holds fifteen.
     Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(picture, "PNG", optimize=True)
     digest = hashlib.sha256(picture.getvalue()).hexdigest()
-    record = FigureFile(file=f"{name}-{digest[:8]}.png", title=title, alt=alt)
+    record = FigureFile(file=f"{name}-{digest[:8]}.png", title="; ".join(titles.values()), alt=alt)
     write_atomically(run.figures / record.file, picture.getvalue())
     return record
 

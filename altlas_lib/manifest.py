@@ -32,7 +32,7 @@ class Manifest(BaseModel):
     def load(cls, run: RunFolder) -> Self:
         """The run's manifest; an empty one where there is none or it cannot be read: then nothing counts as done."""
         try:
-            return cls.model_validate_json((run.path / "run.json").read_bytes())
+            return cls.model_validate_json(run.read("run.json"))
         except (OSError, ValidationError):
             return cls()
 

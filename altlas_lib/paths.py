@@ -1,6 +1,7 @@
 """Where things lie: the project, its data, and the folder of a run."""
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def project_root() -> Path:
@@ -71,6 +72,10 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report"
 
+    def read(self, name: str) -> bytes:
+        """A file of the run, which somebody may have put another in the place of; raises as `read_bounded`."""
+        return read_bounded(self.path / name)
+
 
 def run_folder(name: str) -> RunFolder:
     """The folder of the run called `name`, made if need be.
@@ -88,19 +93,67 @@ def run_folder(name: str) -> RunFolder:
     return run
 
 
+MIB = 2**20
+UNFINISHED = ".tmp"  # what a killed writer leaves ends so, and begins with a dot
+
+
+def read_bounded(path: str | Path, limit_bytes: int = 64 * MIB) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        OSError: there is none that can be read, it is a folder, FIFO or device, or larger than `limit_bytes`; names the path.
+    """
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):  # to open a FIFO would wait for its writer
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        with open(path, "rb") as file:
+            content = file.read(limit_bytes + 1)
+    except ValueError as error:  # a NUL character, or half of one, in the path
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"larger than {limit_bytes / MIB:g} MiB, which no such file is", str(path))
+    return content
+
+
 def write_atomically(path: Path, content: str | bytes) -> Path:
-    """Write a file so that a kill at any moment leaves the old one or the new one, never a part."""
+    """Write a file so that a kill at any moment leaves the old one or the new one, never a part. A link is followed.
+
+    Raises:
+        OSError: the disk is full, the folder cannot be written to, or there is a device or FIFO; names the path.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    target = path.resolve()
+    if target.exists() and not target.is_file():  # a rename would put a file in the place of the device
+        raise OSError(errno.EINVAL, "no regular file, which can be replaced; name another", str(path))
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{UNFINISHED}")
     try:
         with open(temporary, "wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())  # else a power cut may keep the rename and lose the bytes
-        os.replace(temporary, path)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
+
+
+def lock_exclusively(file: IO) -> None:
+    """Hold an open, empty file for this process; the system lets go when it is closed or the process ends.
+
+    Raises:
+        OSError: another one holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @functools.cache

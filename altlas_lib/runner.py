@@ -1,7 +1,8 @@
 """Execute the book's notebooks by papermill into a run's folder: one line each, resumable."""
 
 import contextlib
-import fcntl
+import errno
+import glob
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import nbformat
 
 from .book import Chapter, RunError, find_chapters, load_parameters_file, resolve_parameters, select_chapters
 from .manifest import Finished, Manifest
-from .paths import RunFolder, outputs_dir, run_folder, stderr_to
+from .paths import UNFINISHED, RunFolder, lock_exclusively, outputs_dir, run_folder, stderr_to
 from .results import CHAPTERS, ResultError
 
 
@@ -30,7 +31,8 @@ class ChapterFailure(Exception):
 
     def __str__(self) -> str:
         source = "\n".join(f"    {line}" for line in self.source.splitlines())
-        return f"{self.chapter}, In [{self.execution_count}], failed:\n{source}\n{self.error}\nexecuted so far: {self.notebook}"
+        so_far = f"executed so far: {self.notebook}\n{_what_next(self.error, RunFolder(self.notebook.parent.parent))}"
+        return f"{self.chapter}, In [{self.execution_count}], failed:\n{source}\n{self.error}\n{so_far}"
 
 
 @contextlib.contextmanager
@@ -38,9 +40,12 @@ def _lock(run: RunFolder) -> Iterator[None]:
     """Two runs into one folder would mix their results."""
     with open(run.path / ".lock", "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock_exclusively(file)
+        except OSError:
             raise RunError(f"run {run.name!r} is in progress elsewhere; wait for it, or choose another --run NAME") from None
+        for folder in (run.path, run.executed, run.results, run.figures, run.report):
+            for unfinished in folder.glob(f".*{UNFINISHED}"):  # its writer was killed
+                unfinished.unlink(missing_ok=True)
         yield
 
 
@@ -91,10 +96,24 @@ def _is_done(chapter: Chapter, run: RunFolder, manifest: Manifest, parameters: M
 
 
 def _run_to_resume(name: str | None) -> RunFolder:
-    manifests = sorted(outputs_dir().glob(f"{name or '*'}/run.json"), key=lambda path: path.stat().st_mtime)
+    pattern = "*" if name is None else glob.escape(name)
+    manifests = sorted(outputs_dir().glob(f"{pattern}/run.json"), key=lambda path: path.stat().st_mtime)
     if not manifests:
         raise RunError(f"--resume: no run {name or ''!r} in {outputs_dir()}; start one with `altlas run`")
-    return run_folder(manifests[-1].parent.name)
+    return _named_folder(manifests[-1].parent.name if name is None else name)
+
+
+def _named_folder(name: str) -> RunFolder:
+    try:
+        return run_folder(name)
+    except ValueError as error:
+        raise RunError(f"{error}: --run NAME") from None
+
+
+def _what_next(problem: str, run: RunFolder) -> str:
+    full = f"free space on the disk of {run.path} (or set ALTLAS_OUTPUTS to a folder on another)"
+    is_full = os.strerror(errno.ENOSPC) in problem or os.strerror(errno.EDQUOT) in problem
+    return f"next: {full if is_full else 'mend that'}, then altlas run --resume --run {run.name}"
 
 
 def run_book(
@@ -126,16 +145,15 @@ def run_book(
     run = _run_to_resume(name) if resume else None
     asked = Manifest.load(run) if run else Manifest()
     selected = select_chapters(chapters, only=only or ([] if from_ else asked.chapters), from_=from_)
-    if parameters or not run:
-        parameters_path, from_file = load_parameters_file(parameters or "quick")
+    if parameters is not None or not run:
+        parameters_path, from_file = load_parameters_file("quick" if parameters is None else parameters)
         name = name or parameters_path.stem
     else:
         from_file = asked.parameters
     values = resolve_parameters(chapters, selected, from_file, assignments)
-    try:
-        run = run or run_folder(name)
-    except ValueError as error:
-        raise RunError(f"{error}: --run NAME") from None
+    for chapter in selected:
+        chapter.check(values)
+    run = run or _named_folder(name)
     with _lock(run):
         manifest = Manifest.load(run)
         manifest.ask_for(selected, values, chapters)
@@ -149,7 +167,10 @@ def run_book(
         manifest.save(run)
         for chapter in selected:
             started = time.perf_counter()
-            execute(chapter, run, chapter.own(values))
+            try:
+                execute(chapter, run, chapter.own(values))
+            except OSError as error:  # the executed notebook or its log could not be written
+                raise RunError(f"{chapter.name}: {error}; {_what_next(str(error), run)}") from None
             manifest.finished[chapter.name] = Finished(
                 parameters=chapter.own(values),
                 notebook_sha256=chapter.digest(),

@@ -217,6 +217,7 @@ def test_the_fastest_variant_that_keeps_the_score_is_chosen():
     assert inference.choose_variant(variants, latencies, largest_loss=0.1).name == "b"
     assert inference.choose_variant(variants, latencies, least_gain=5) is None
     assert inference.choose_variant(variants, []) is None
+    assert inference.choose_variant([], latencies) is None
 
 
 # Measuring ---------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,6 @@ from altlas_lib.results import (
     RouteStanding,
     ServingResult,
     SimilarityResult,
-    SimilarPair,
     Timing,
     TrainingResult,
     Validation,
@@ -159,7 +158,7 @@ def results(text="plain", *, gpu=False, break_even=None, passed=True):
             validations=validations,
             timings=timings,
             break_even_n_texts=break_even,
-            most_similar=[SimilarPair(first=text, second=text, score=0.5)],
+            most_similar=[(text, text, 0.5)],
         ),
         TrainingResult(
             **shared,
@@ -504,7 +503,7 @@ def test_results_of_other_parameters_code_or_order_are_called_stale(run):
     environment, _, similarity, *_ = saved = results()
     for result in saved:
         result.save(run)
-    assert report.stale(report.Report.read(run)) == []
+    assert list(report.stale(report.Report.read(run))) == []
     other = similarity.provenance.model_copy(update={"git_commit": "0" * 40})
     changed(similarity, provenance=other.model_dump()).save(run)
     later = environment.provenance.model_copy(update={"created_at": similarity.provenance.created_at + timedelta(hours=1)})
@@ -595,7 +594,7 @@ def test_missing_and_damaged_results_are_named_with_the_command_that_makes_them(
     assert (
         page.count("<code>altlas run --run test --only 00 --only 20 --only 30 --only 40 --only 50 --only 90</code>") == 2
     )  # and as next step
-    assert "schema_version: Input should be 3, got 0" in Page(page).text
+    assert "schema_version: Input should be 4, got 0" in Page(page).text
     assert re.findall(r'<h2 id="(\w+)">', page) == ["claims", "hotspots", "provenance"]  # no empty sections
     assert {link for name, link in Page(page).attributes if name == "href"} == {"#hotspots"}
     assert not earlier.exists()  # no Markdown report without its chapter

@@ -162,7 +162,7 @@ def test_a_result_of_an_older_schema_is_refused_with_the_reason(run):
     one, two = saved("one", results()), saved("two", results())
     (two.results / "similarity.json").write_text('{"schema_version": 0}')
     comparison = report.compare_runs(one, two)
-    assert ["schema_version: Input should be 3, got 0" in problem for problem in comparison.problems] == [True]
+    assert ["schema_version: Input should be 4, got 0" in problem for problem in comparison.problems] == [True]
     assert "similarity" not in {change.chapter for change in comparison.changes}
 
 
@@ -212,13 +212,13 @@ def test_what_cannot_be_meant_is_refused(run):
 def test_the_panel_moves_with_its_sliders(run, ceilings):
     pytest.importorskip("ipywidgets")
     panel = report.panel(ceilings)
-    gpu, n_texts, _, batch_size, _, answers = panel.children
-    assert "10,000 texts, T4" in answers.value
+    gpu, n_texts, _, batch_size, *_ = panel.children
+    assert "10,000 texts, T4" in panel.result.to_html()
     gpu.value, n_texts.value = "H200", 1_000_000
-    assert "1,000,000 texts, H200" in answers.value
-    assert "not compiled yet" not in answers.value  # the preset's own batch is in what ships
+    assert "1,000,000 texts, H200" in panel.result.to_html()
+    assert "not compiled yet" not in panel.result.to_html()  # the preset's own batch is in what ships
     batch_size.value = 128
-    assert "not compiled yet" in answers.value
+    assert "not compiled yet" in panel.result.to_html()
 
 
 def test_without_any_measurement_of_the_cpu_the_answer_is_unknown(run):

@@ -11,7 +11,6 @@ from altlas_lib.report import decide
 from altlas_lib.results import (
     CHAPTERS,
     Candidate,
-    Expectation,
     Kept,
     Quantity,
     Remedy,
@@ -104,7 +103,7 @@ def test_sizes_that_only_the_cpu_was_timed_at_are_a_condition(run):
 
 def test_a_projection_of_zero_seconds_is_no_reason_to_fail(run):
     time = Quantity.projected(0.0, 0.1, "s", "T4", "launches")
-    expected = [Expectation(n_texts=10_000, on_gpu=True, time=time)]
+    expected = [Timing(method="by arithmetic", on_gpu=True, n_texts=10_000, time=time)]
     result = changed(of(results(), "similarity"), timings=dumped([ON_CPU]), expectations=dumped(expected))
     found = decision(run, [result], "into production")
     assert (found.verdict, found.why) == ("not enough evidence", "No GPU was measured, and none was projected.")
@@ -284,7 +283,11 @@ FASTER = route("algorithm", "measured", 3.0, 3.1, 3.2)
             "no-go",
             "A cheaper way on the CPU comes first: f in service: change the call",
         ),
-        ([candidate("port it", 2.0, 3.0, routes=[FASTER])], "no-go", "first: f in service: pairs_above, 3.1x, measured"),
+        (
+            [candidate("port it", 2.0, 3.0, routes=[FASTER])],
+            "no-go",
+            "With pairs_above in place of f in service",
+        ),
         # another answer, too little, not measured: no cheaper way
         ([candidate("port it", 2.0, 3.0, routes=[route("algorithm", "measured", 3, 3, 3, same=False)])], "go", "Port f"),
         ([candidate("port it", 2.0, 3.0, routes=[route("algorithm", "measured", 1, 1.1, 3)])], "go", "Port f"),

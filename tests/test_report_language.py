@@ -176,6 +176,7 @@ def test_every_alternative_text_of_the_notebooks():
         ("rows to columns", "rows to columns"),
         ("salt and pepper, 3 kinds", "salt and pepper, 3 kinds"),
         ("the user's own; text", "the user's own; text"),
+        ("of its own time own lines 90%, numpy 10%", "kendi süresinin payları: kendi satırları %90, numpy %10"),
         ("regex: 63% of 1.5 ms is spent in arrays", "regex: 1,5 ms sürenin %63 kadarı arrays içinde geçiyor"),
         ("regex: 63% of 1.5 ms (median) is spent in arrays", "regex: ortanca 1,5 ms sürenin %63 kadarı arrays içinde geçiyor"),
     ],
@@ -214,3 +215,19 @@ def test_what_chapter_50_writes_is_said_in_turkish():
     for sentence in sentences:
         assert TURKISH.say(sentence) != sentence
         assert not ENGLISH_WORDS.search(TURKISH.say(sentence)), sentence
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "unset OPENBLAS_CORETYPE   # before Python or Jupyter starts",
+        "other programs took 51% of the processors while it was measured: times and shares are rough; "
+        "profile again when it is quiet",
+        "cProfile gave no times: there was no time for a run under it",
+        "3 calls on arrays could not be described and are left out",
+        "out of memory in epoch 2, with micro-batches of 64 (XYZ): went on with 32, from update 7",
+        "no TensorRT builder is installed: pip install tensorrt-rtx, or use the printed trtexec command",
+    ],
+)
+def test_notes_of_the_chapters_are_said_in_turkish(note):
+    turkish(note)

@@ -94,6 +94,8 @@ def test_measuring_nothing_is_an_error():
         (512, "bytes", "512 bytes"),
         (12345.6, "GFLOP/s", "12,346 GFLOP/s"),
         (-2048, "bytes", "-2 KiB"),
+        (1_138_554, "rows/s", "1.14 million rows/s"),
+        (49_000, "rows/s", "49,000 rows/s"),
     ],
 )
 def test_values_read_well(value, unit, text):
@@ -152,6 +154,22 @@ def test_a_long_title_is_wrapped_and_not_cut(run):
         assert 0 <= drawn.get_window_extent().x0 < drawn.get_window_extent().x1 <= fig.bbox.x1
 
 
+def test_a_picture_is_saved_without_the_titles_and_the_notebook_keeps_them(run):
+    """The report says them in its reader's language."""
+    pixels = []
+    for titles in (("one", "two"), ("another", "third")):
+        with figures.figure(nrows=2) as (fig, axes):
+            for ax, title in zip(axes, titles, strict=True):
+                ax.set_title(title)
+            saved = figures.save_figure(fig, run, "00_x", alt="x")
+            assert [ax.get_title("left") for ax in axes] == [*titles]
+        assert saved.title == "; ".join(titles)
+        pixels.append((run.figures / saved.file).read_bytes())
+    assert pixels[0] == pixels[1]
+    with figures.figure() as (fig, _), pytest.raises(ValueError, match="expected a title on one of its Axes"):
+        figures.save_figure(fig, run, "00_x", alt="x")
+
+
 def test_provenance_names_code_devices_and_versions(run):
     made = environment_result(n_texts=3).provenance
     assert made.parameters == {"n_texts": 3}
@@ -168,8 +186,9 @@ def test_provenance_names_code_devices_and_versions(run):
         (b'{"schema_version": 1', "cannot be read"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"[1, 2]", r"cannot be read .*Input should be an object, got \[1, 2\]"),
-        (b'{"schema_version": 0}', r"cannot be read .schema_version: Input should be 3, got 0\)"),
-        (b'{"schema_version": 3}', r"cannot be read .provenance: Field required"),
+        (b'{"schema_version": 0}', r"cannot be read .schema_version: Input should be 4, got 0\)"),
+        (b'{"schema_version": 3}', r"cannot be read .schema_version: Input should be 4, got 3\)"),  # of an earlier release
+        (b'{"schema_version": 4}', r"cannot be read .provenance: Field required"),
     ],
 )
 def test_damaged_files_are_refused_with_the_command_that_mends_them(run, content, complaint):

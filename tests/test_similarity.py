@@ -300,17 +300,17 @@ def test_figures_say_what_they_show(some_vectors, run):
 def test_the_most_similar_pairs_are_the_best_of_all_pairs(X, n_pairs):
     found = similarity.most_similar_pairs(similarity.top_k(X, 5, device="cpu"), [str(i) for i in range(len(X))], n_pairs)
     upper = cosines(X, X)[np.triu_indices(len(X), 1)]
-    np.testing.assert_allclose([pair.score for pair in found], np.sort(upper)[::-1][:n_pairs], rtol=0, atol=TOLERANCE)
-    for pair in found:
-        assert int(pair.first) < int(pair.second)
-        assert abs(cosines(X, X)[int(pair.first), int(pair.second)] - pair.score) < TOLERANCE
-    assert len({(pair.first, pair.second) for pair in found}) == len(found)
+    np.testing.assert_allclose([score for *_, score in found], np.sort(upper)[::-1][:n_pairs], rtol=0, atol=TOLERANCE)
+    for first, second, score in found:
+        assert int(first) < int(second)
+        assert abs(cosines(X, X)[int(first), int(second)] - score) < TOLERANCE
+    assert len({pair[:2] for pair in found}) == len(found)
 
 
 def test_pairs_leave_out_skipped_rows_and_shorten_texts():
     neighbors = similarity.top_k([[1, 0], [np.nan, 0], [1, 0.1], [0, 1]], 3, device="cpu", on_invalid="skip")
     pairs = similarity.most_similar_pairs(neighbors, ["a  b\n\tc " * 50, "bad", "x" * 1000, "d"], 10, max_characters=20)
-    assert [(pair.first, pair.second) for pair in pairs] == [
+    assert [pair[:2] for pair in pairs] == [
         ("a b c a b c a b c a…", "x" * 19 + "…"),
         ("x" * 19 + "…", "d"),
         ("a b c a b c a b c a…", "d"),
@@ -327,8 +327,8 @@ def test_pairs_that_are_not_certain_or_not_of_these_texts_are_refused(some_vecto
 
 def test_hostile_texts_are_shown_as_text():
     hostile = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
-    pair = results.SimilarPair(first=hostile, second="{0} %s $x$", score=0.5)
-    html = tables.show([dict(pair)], ["score", "first", "second"], formats={"score": "{:.3f}"}).to_html()
+    pair = hostile, "{0} %s $x$", 0.5
+    html = tables.show([pair], ["first", "second", "score"], formats={"score": "{:.3f}"}).to_html()
     assert "<script>alert" not in html
     assert "<img" not in html
     assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; &lt;img" in html

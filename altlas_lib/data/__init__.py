@@ -11,8 +11,8 @@ Whatever cannot be used is an error that names it (`DataError`), or, with `on_ba
 from .checks import DataError
 from .crash import CrashSeries, crash_series
 from .embedding import Embedding, embed, load_embedding
-from .series import Series, load_series
-from .texts import Texts, load_texts
+from .series import Series, check_series, load_series
+from .texts import Texts, check_texts, load_texts
 
 __all__ = [
     "CrashSeries",
@@ -20,6 +20,8 @@ __all__ = [
     "Embedding",
     "Series",
     "Texts",
+    "check_series",
+    "check_texts",
     "crash_series",
     "embed",
     "load_embedding",

@@ -49,7 +49,7 @@ def existing_file(source: str | Path, suffixes: Iterable[str]) -> Path:
         DataError: there is no such file, it is a folder or empty, or its suffix is none of `suffixes`.
     """
     expected = f"expected a file that ends with {', '.join(suffixes)}"
-    if not str(source).strip():
+    if not isinstance(source, str | Path) or not str(source).strip():
         raise DataError(f"source is {source!r}: {expected}")
     try:
         given = Path(source).expanduser()
@@ -64,9 +64,25 @@ def existing_file(source: str | Path, suffixes: Iterable[str]) -> Path:
         if not path.stat().st_size:
             raise DataError(f"{path.name!r} is empty (0 bytes): give a file with data")
         path.open("rb").close()  # may it be read?
-    except (OSError, RuntimeError) as error:  # a name too long, a folder not to be looked into, the home of nobody
+        path.name.encode()  # a result will name it
+    except (
+        OSError,
+        RuntimeError,
+        UnicodeEncodeError,
+    ) as error:  # too long, in a folder not to be entered, of nobody
         raise DataError(f"{shown(str(source))} cannot be opened ({getattr(error, 'strerror', error)}); {expected}") from None
     return path
+
+
+def expect_name(kind: str, wanted: object) -> str | None:
+    """`wanted` where it can be a name.
+
+    Raises:
+        DataError: it is neither text nor None.
+    """
+    if wanted is not None and not isinstance(wanted, str):
+        raise DataError(f"{kind}={wanted!r}: expected a name as text, or None where there is only one {kind}")
+    return wanted
 
 
 def choose_name(kind: str, wanted: str | None, known: list[str], default: list[str], *, where: str) -> str:

@@ -3,13 +3,19 @@
 import csv
 import itertools
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import IO
 
 from .checks import ONE_NUMBER, Cell, DataError, Unreadable, choose_name
 
-_CSV_FIELD_CHARACTERS = 16 * 2**20  # at most, so that a quote that is never closed does not read the rest of a huge file
+# Of a line, and of what stands in a row: so that a quote that is never closed, or a file without line ends, is not read whole.
+MAX_LENGTH = 16 * 2**20
+# A file of a few bytes can say that a value stands there a billion times, and a view can make rows without end.
+MAX_ROWS = 10**8
+ROW_TIME_LIMIT_S = 60.0  # for SQLite to come to the next row
 
 _SQLITE_TABLES = (
     r"SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\_%' ESCAPE '\'"
@@ -26,22 +32,35 @@ def _readable_as(kind: str, path: Path, *errors: type[Exception]) -> Iterator[No
         raise DataError(f"{path.name!r} cannot be read as {kind}: {reason}; give a complete file of that format") from None
 
 
+def bounded_lines(file: IO, path: Path) -> Iterator:
+    """The lines of an open file.
+
+    Raises:
+        DataError: one is longer than `MAX_LENGTH`.
+    """
+    for row, line in enumerate(iter(lambda: file.readline(MAX_LENGTH), file.read(0)), 1):
+        if len(line) == MAX_LENGTH:
+            raise DataError(f"line {row} of {path.name!r} is {MAX_LENGTH:,} characters or longer: is it a text file?")
+        yield line
+
+
 def csv_cells(path: Path, column: str | None, *, numeric: bool = False) -> Iterator[Cell]:
     """A CSV column's cells as text; a line with too many or too few fields is `Unreadable`, invalid UTF-8 a lone surrogate.
 
     Fields lie between commas; where the header has none, between semicolons or tabs.
     Without `column` the only one is read or, with `numeric`, the only one that starts with a number.
     """
-    csv.field_size_limit(_CSV_FIELD_CHARACTERS)
+    csv.field_size_limit(MAX_LENGTH)
     with (
         _readable_as("UTF-8 CSV", path, csv.Error),
         open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
     ):
-        head = file.readline()
+        rest = bounded_lines(file, path)
+        head = next(rest, "")
         if any("\udc80" <= character <= "\udcff" for character in head):
             raise DataError(f"the first line of {path.name!r} is not UTF-8: is it CSV? Save it as UTF-8")
         delimiter = next((mark for mark in ",;\t" if mark in head), ",")
-        lines = _numbered(csv.reader(itertools.chain([head], file), delimiter=delimiter, strict=True))
+        lines = _numbered(csv.reader(itertools.chain([head], rest), delimiter=delimiter, strict=True))
         names = next(lines)
         first = list(itertools.islice(lines, 1))
         numbers = [name for fields in first for name, cell in zip(names, fields, strict=False) if ONE_NUMBER.fullmatch(cell)]
@@ -74,15 +93,33 @@ def parquet_cells(path: Path, column: str | None, *, numeric: bool = False) -> I
         names = file.schema_arrow.names
         numbers = [field.name for field in file.schema_arrow if any(is_kind(field.type) for is_kind in is_number)]
         column = choose_name("column", column, names, numbers if numeric else names, where=repr(path.name))
+        if file.metadata.num_rows > MAX_ROWS:
+            raise DataError(
+                f"{path.name!r} has {file.metadata.num_rows:,} rows: expected at most {MAX_ROWS:,}; give a part of it"
+            )
         n_before = 0
-        for batch in file.iter_batches(columns=[column]):
+        for batch in file.iter_batches(batch_size=1024, columns=[column]):
             cells = batch.column(column)
             if pa.types.is_dictionary(cells.type):
                 cells = cells.dictionary_decode()
             if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
                 cells = cells.cast(pa.large_binary())
-            yield from enumerate(cells.to_pylist(), n_before + 1)
+            yield from enumerate(_as_python(cells), n_before + 1)
             n_before += len(cells)
+
+
+def _as_python(cells) -> list[object]:
+    try:
+        return cells.to_pylist()
+    except (OverflowError, ValueError):  # a date that Arrow knows and Python does not
+        return [_one_as_python(cell) for cell in cells]
+
+
+def _one_as_python(cell) -> object:
+    try:
+        return cell.as_py()
+    except (OverflowError, ValueError) as error:
+        return Unreadable(str(cell.type), f"beyond what Python has: {error}")
 
 
 def sqlite_cells(path: Path, table: str | None, column: str | None) -> Iterator[Cell]:
@@ -93,6 +130,9 @@ def sqlite_cells(path: Path, table: str | None, column: str | None) -> Iterator[
     """
     database = f"{path.resolve().as_uri()}?mode=ro"
     with _readable_as("a SQLite database", path, sqlite3.Error), closing(sqlite3.connect(database, uri=True)) as connection:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_LENGTH)
+        started = time.monotonic()
+        connection.set_progress_handler(lambda: time.monotonic() - started > ROW_TIME_LIMIT_S, 100_000)  # each 100,000 steps
         connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")  # so that bad text reaches the checks
         kinds = dict(connection.execute(_SQLITE_TABLES))
         table = choose_name("table", table, list(kinds), list(kinds), where=repr(path.name))
@@ -103,7 +143,11 @@ def sqlite_cells(path: Path, table: str | None, column: str | None) -> Iterator[
         column = choose_name("column", column, names, names if len(names) == 1 else numbers, where=where)
         order = _row_order(connection, table, columns) if kinds[table] == "table" else ""
         cells = connection.execute(f"SELECT {_quoted(column)} FROM {_quoted(table)} {order}")
-        yield from enumerate((cell for (cell,) in cells), 1)
+        for row, (cell,) in enumerate(cells, 1):
+            if row > MAX_ROWS:
+                raise DataError(f"{where} has more than {MAX_ROWS:,} rows; give a table with fewer")
+            yield row, cell
+            started = time.monotonic()
 
 
 def _row_order(connection: sqlite3.Connection, table: str, columns: list[tuple[str, str, int]]) -> str:

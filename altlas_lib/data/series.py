@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..results import DataSource
-from .checks import ONE_NUMBER, BadCellError, BadRows, DataError, OnBad, existing_file, load_array
+from .checks import ONE_NUMBER, BadCellError, BadRows, Cell, DataError, OnBad, existing_file, expect_name, load_array
 from .columns import csv_cells, parquet_cells, sqlite_cells
 
 _DATABASES = (".sqlite", ".sqlite3", ".db")
@@ -52,22 +53,37 @@ def load_series(
     Raises:
         DataError: no such file, table or column, a file that is not what its suffix says, a bad row, or no number at all.
     """
+    if minimum is not None and not (isinstance(minimum, int | float) and math.isfinite(minimum)):
+        raise DataError(f"minimum={minimum!r}: expected a finite number, or None for no bound")
+    path, cells = _open(source, table, column)
+    bad = BadRows(repr(path.name), "finite number" + ("" if minimum is None else f" of {minimum:g} or more"), on_bad)
+    numbers = bad.good(cells, partial(_as_number, minimum=minimum))
+    values = np.fromiter(numbers, np.float64)  # 8 bytes a row, where a list of floats takes 32
+    return Series(values, series_source(values, path.name, bad.settle(len(values))))
+
+
+def check_series(source: str | Path, *, table: str | None = None, column: str | None = None) -> None:
+    """Look whether `load_series` finds the file, the table and the column; reads its first row.
+
+    Raises:
+        DataError: it does not.
+    """
+    _, cells = _open(source, table, column)
+    next(cells, None)
+
+
+def _open(source: str | Path, table: str | None, column: str | None) -> tuple[Path, Iterator[Cell]]:
     path = existing_file(source, (".csv", ".parquet", ".npy", *_DATABASES))
-    suffix = path.suffix.lower()
+    suffix, column, table = path.suffix.lower(), expect_name("column", column), expect_name("table", table)
     if table is not None and suffix not in _DATABASES:
         raise DataError(f"{path.name!r} is no SQLite database and has no table {table!r}: leave table out")
     if column is not None and suffix == ".npy":
         raise DataError(f"{path.name!r} is a single array and has no column {column!r}: leave column out")
     if suffix == ".npy":
-        cells = enumerate(map(float, load_array(path, n_axes=1)), 1)
-    elif suffix in _DATABASES:
-        cells = sqlite_cells(path, table, column)
-    else:
-        cells = (csv_cells if suffix == ".csv" else parquet_cells)(path, column, numeric=True)
-    bad = BadRows(repr(path.name), "finite number" + ("" if minimum is None else f" of {minimum:g} or more"), on_bad)
-    numbers = bad.good(cells, partial(_as_number, minimum=minimum))
-    values = np.fromiter(numbers, np.float64)  # 8 bytes a row, where a list of floats takes 32
-    return Series(values, series_source(values, path.name, bad.settle(len(values))))
+        return path, enumerate(map(float, load_array(path, n_axes=1)), 1)
+    if suffix in _DATABASES:
+        return path, sqlite_cells(path, table, column)
+    return path, (csv_cells if suffix == ".csv" else parquet_cells)(path, column, numeric=True)
 
 
 def _as_number(cell: object, minimum: float | None) -> float:

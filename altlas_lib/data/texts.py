@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..results import DataSource
-from .checks import BadCellError, BadRows, Cell, DataError, OnBad, Unreadable, choose_name, existing_file
-from .columns import csv_cells, parquet_cells
+from .checks import BadCellError, BadRows, Cell, DataError, OnBad, Unreadable, choose_name, existing_file, expect_name
+from .columns import bounded_lines, csv_cells, parquet_cells
 from .corpus import builtin_texts
 
 
@@ -42,21 +42,37 @@ def load_texts(
     Raises:
         DataError: no such file or column, a file that is not what its suffix says, a bad row, or no text at all.
     """
-    if limit is not None and limit < 1:
-        raise DataError(f"limit={limit!r}: expected at least 1, or None for all texts")
-    bad = BadRows(repr(Path(source).name), "text", on_bad)
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise DataError(f"limit={limit!r}: expected a whole number of at least 1, or None for all texts")
+    path, cells = _open(source, column)
+    bad = BadRows(repr(path.name), "text", on_bad)
     if source == "builtin":
-        if column is not None:
-            raise DataError(f"the built-in corpus has no column {column!r}: leave column out, or give a file")
         name, texts, n_skipped = source, builtin_texts(limit), 0
     else:
-        path = existing_file(source, _READERS)
-        cells = _READERS[path.suffix.lower()](path, column)
         texts = list(itertools.islice(bad.good(cells, _as_text), limit))
         name, n_skipped = path.name, bad.settle(len(texts))
     # 0xff is in no UTF-8, so that no two lists of texts run together to the same bytes.
     sha256 = hashlib.sha256(b"".join(text.encode() + b"\xff" for text in texts)).hexdigest()
     return Texts(texts, DataSource(name=name, n_rows=len(texts), n_skipped=n_skipped, sha256=sha256))
+
+
+def check_texts(source: str | Path, *, column: str | None = None) -> None:
+    """Look whether `load_texts` finds the file and the column; reads its first row.
+
+    Raises:
+        DataError: it does not.
+    """
+    _, cells = _open(source, column)
+    next(cells, None)
+
+
+def _open(source: str | Path, column: str | None) -> tuple[Path, Iterator[Cell]]:
+    if source == "builtin":
+        if column is not None:
+            raise DataError(f"the built-in corpus has no column {column!r}: leave column out, or give a file")
+        return Path(source), iter(())
+    path = existing_file(source, _READERS)
+    return path, _READERS[path.suffix.lower()](path, expect_name("column", column))
 
 
 def _as_text(cell: object) -> str:
@@ -76,7 +92,7 @@ def _lines(path: Path, column: str | None) -> Iterator[Cell]:
     if column is not None:
         raise DataError(f"{path.name!r} is plain text, a text per line: it has no column {column!r}; leave column out")
     with open(path, "rb") as file:
-        for row, line in enumerate(file, 1):
+        for row, line in enumerate(bounded_lines(file, path), 1):
             yield row, (line.removeprefix(b"\xef\xbb\xbf") if row == 1 else line).rstrip(b"\r\n")
 
 

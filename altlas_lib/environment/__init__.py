@@ -8,6 +8,7 @@ ceilings = measure_ceilings()        # the rates that later chapters compare wit
 from ..results import Finding
 from .ceilings import measure_ceilings
 from .checks import findings_from, is_ready
+from .dxdiag import findings_from_dxdiag, read_dxdiag
 from .facts import Facts
 from .licensing import licences
 from .tables import ceilings_table, findings_table, format_findings, framework_table, licence_table, summarize

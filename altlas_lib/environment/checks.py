@@ -5,7 +5,7 @@ A check is a table, row of `checks.toml` -> whether it holds: the first row that
 
 import functools
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,23 @@ _TEXTS.globals |= {"AMPLE_DISK_BYTES": AMPLE_DISK_BYTES, "AMPLE_MEMORY_BYTES": A
 _template = functools.cache(_TEXTS.from_string)
 
 
+Check = tuple[str, str, dict[str, Any], Mapping[str, Any]]  # name, section of checks.toml, its rows, what their texts need
+
+
 def findings_from(facts: Facts) -> list[Finding]:
     """All findings, in the order in which a reader mends them: machine first, then driver, then libraries."""
+    return say(_checks(facts), facts=facts)
+
+
+def say(checks: Iterable[Check], **shared: Any) -> list[Finding]:
+    """Of each check the first row that holds, in the words of checks.toml, which `shared` and the check's values fill."""
     findings = []
-    for check, section, rows, values in _checks(facts):
+    for check, section, rows, values in checks:
+        if "library" in values and not values["library"].answered:
+            section, rows, values = "library", {"not answered": True}, {"name": check.lower()} | values
         if row := next((name for name, holds in rows.items() if holds), None):
             status, *texts = shipped_toml(__package__, "checks.toml")[section][row]
-            found, *fix = (_template(text).render(facts=facts, **values) for text in texts)
+            found, *fix = (_template(text).render(**shared, **values) for text in texts)
             findings.append(Finding(check=check, status=status, found=found, fix=fix[0] if fix else None))
     return findings
 
@@ -47,8 +57,7 @@ def is_ready(findings: list[Finding]) -> bool:
     return all(finding.status != "failure" for finding in findings)
 
 
-def _checks(facts: Facts) -> Iterator[tuple[str, str, dict[str, Any], Mapping[str, Any]]]:
-    """Name, section of checks.toml, its rows, and what their texts need besides the facts."""
+def _checks(facts: Facts) -> Iterator[Check]:
     driver, numpy, keras = facts.libraries["driver"], facts.libraries["numpy"], facts.libraries["keras"]
     for check, rows in _machine(facts).items():
         yield check, check, rows, {}

@@ -31,6 +31,7 @@ class Library(Model):
     """What a child process found out about one library, or NVIDIA's driver (NVML), by loading it and computing with it."""
 
     installed: bool = True
+    answered: bool = True  # in time: a busy machine may need longer than it got
     version: str | None = None
     cuda: dict[str, str] = Field(default={})  # "runtime", "cuDNN", "NVRTC" -> version; empty: built without CUDA
     cuda_version: str | None = None  # driver: the newest CUDA that it runs
@@ -117,7 +118,7 @@ def _probe(name: str, timeout_s: float = 60.0, **environment: str) -> Library:
             process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):  # stuck inside the driver, where even SIGKILL has to wait
                 process.wait(5)
-            return Library(error=f"no answer within {timeout_s:g} s")
+            return Library(answered=False, error=f"not answered in {timeout_s:g} s")
         answer, last_words = _last_line(stdout), _last_line(stderr)
     if status:
         ended = f"crashed ({signal.strsignal(-status)})" if status < 0 else f"ended with exit code {status}"

@@ -135,10 +135,10 @@ def _loaded_versions() -> dict[str, str]:
     """Versions of the CUDA runtime and of cuDNN, where this process has loaded them, as they themselves state them."""
     versions, number = {}, ctypes.c_int()
     for major in range(8, 20):
-        with contextlib.suppress(OSError):  # not in this process
+        with contextlib.suppress(OSError, AttributeError):  # not in this process, or Windows, which cannot look without loading
             if ctypes.CDLL(f"libcudart.so.{major}", mode=os.RTLD_NOLOAD).cudaRuntimeGetVersion(ctypes.byref(number)) == 0:
                 versions["runtime"] = _dotted(number.value)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AttributeError):
             cudnn = ctypes.CDLL(f"libcudnn.so.{major}", mode=os.RTLD_NOLOAD).cudnnGetVersion()
             thousands, rest = divmod(cudnn, 10000 if cudnn >= 90000 else 1000)  # 8905 is 8.9.5, 91002 is 9.10.2
             versions["cuDNN"] = f"{thousands}.{rest // 100}.{rest % 100}"

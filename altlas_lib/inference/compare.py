@@ -89,7 +89,7 @@ def choose_variant(
     smallest = min((each.batch for each in latencies), default=1)
     measured = [each for each in latencies if each.batch == smallest and each.time.basis == "measured"]
     times = {each.runner: each.time for each in measured}
-    original = times.get(variants[0].name)
+    original = times.get(variants[0].name) if variants else None
     kept = [each for each in variants[1:] if each.score_kept and each.score_kept.low >= 1 - largest_loss]
     fast = [each for each in kept if original and each.name in times and original.low >= least_gain * times[each.name].high]
     return min(fast, key=lambda each: times[each.name].value, default=None)

@@ -62,7 +62,6 @@ def build_engine(
         compute_capability=gpu.compute_capability,
         variant=variant,
         build_s=time.perf_counter() - began_s,
-        largest_batch=largest_batch,
         advice=advice,
         **found,
     )

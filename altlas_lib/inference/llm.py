@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..devices import GpuSpec, find_gpu, load_catalogue
-from ..paths import shipped_toml
+from ..paths import read_bounded, shipped_toml
 from ..results import LanguageModel, LlmPlan, Quantity
 from .child import InferenceError, run_child
 
@@ -78,8 +78,8 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], list[tuple], str]:
 
 
 def _read_folder(path: Path) -> tuple[dict[str, Any], list[tuple], str]:
-    config, headers = json.loads((path / "config.json").read_bytes()), {}
-    for file in path.glob("*.safetensors"):
+    config, headers = json.loads(read_bounded(path / "config.json")), {}
+    for file in filter(Path.is_file, path.glob("*.safetensors")):
         with file.open("rb") as opened:
             n_bytes = int.from_bytes(opened.read(8), "little")
             if n_bytes > min(_MAX_HEADER_BYTES, file.stat().st_size):

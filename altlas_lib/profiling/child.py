@@ -8,13 +8,13 @@ import contextlib
 import ctypes
 import functools
 import linecache
+import multiprocessing.connection
 import os
 import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from time import perf_counter  # as it was before the target ran, which may put another clock there
 from typing import Any
 
@@ -152,8 +152,11 @@ def _wait_for_sampler() -> None:
 def main(descriptor: int) -> None:
     """Do what the parent asks for, until it asks for no more."""
     _allow_sampling()
-    os.set_inheritable(descriptor, False)  # so the other end sees it close when another program takes this one's place
-    connection = Connection(descriptor)
+    if os.name == "nt":
+        connection = multiprocessing.connection.PipeConnection(descriptor)
+    else:
+        os.set_inheritable(descriptor, False)  # so the other end sees it close when another program takes this one's place
+        connection = multiprocessing.connection.Connection(descriptor)
 
     def tell(**result: Any) -> None:
         connection.send_bytes(ChildResult(**result).model_dump_json().encode())

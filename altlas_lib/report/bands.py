@@ -33,9 +33,6 @@ class Band:
         """How many times `other` goes into this; None where `other` may be 0 or less."""
         return type(self)(self.low / other.high, self.high / other.low, unit) if other.low > 0 else None
 
-    def is_apart_from(self, other: Self) -> bool:
-        return self.high < other.low or other.high < self.low
-
 
 def fastest_first(result: SimilarityResult, *, on_gpu: bool) -> dict[int, list[Timing]]:
     """Number of texts -> timings with all transfers, by the slowest run of each."""

@@ -13,26 +13,9 @@ from ..paths import RunFolder
 from ..results import ChapterResult, Epoch, Metric, Quantity, format_value
 from .bands import Band
 from .decide import Report
+from .rules import read_yaml
 
-# What tells an entry of a list from the others, by field, and how it is written.
-_IDENTIFYING = dict.fromkeys(
-    ("workload", "method", "name", "function", "option", "series", "tool", "kind", "gpu", "check"), "{}"
-)
-_IDENTIFYING |= dict.fromkeys(("runner", "variant", "dtype"), "{}") | {"batch": "{:,} in a call", "threads": "{} threads"}
-_IDENTIFYING |= {"n_texts": "{:,} texts", "on_gpu": "on gpu", "with_transfers": "with transfers", "epoch": "{}"}
-# What is compared besides numbers with a unit.
-_STATED = (
-    *("verdict", "advice", "standing", "same_answer", "ready", "status", "preset", "n_seeds", "micro_batch_size"),
-    *(
-        "gradient_accumulation_steps",
-        "largest_batch",
-        "break_even_n_texts",
-        "data_kind",
-        "n_retreats",
-        "constant_answer",
-        "best",
-    ),
-)
+_COMPARED = read_yaml("comparison.yaml")
 _FEWEST_RUNS = 3  # of a measurement with a range to speak of
 
 
@@ -66,7 +49,7 @@ class Change:
             return "the same"
         if min(each.n_runs or _FEWEST_RUNS for each in pair) < _FEWEST_RUNS:
             return "too few runs to say"
-        if not one.is_apart_from(two):
+        if one.low <= two.high and two.low <= one.high:
             return "within the noise"
         ratio = two.over(one)
         ends = [format_value(end, "x") for end in (ratio.low, ratio.high)] if ratio else ["changed"]
@@ -104,7 +87,7 @@ def quantities(model: BaseModel, path: str = "") -> Iterator[tuple[str, Quantity
         where = f"{path} {name.replace('_', ' ')}".strip()
         if isinstance(value, Quantity):
             yield where, value
-        elif name in _STATED and value is not None:
+        elif name in _COMPARED["stated"] and value is not None:
             yield where, str(value)
         elif isinstance(model, Epoch) and name == "metrics":
             yield from ((f"{where} {loss}", Quantity.measured([n], "", model.memory_device)) for loss, n in value.items())
@@ -130,8 +113,8 @@ def _score(metric: Metric) -> Quantity:
 
 def _identity(model: BaseModel) -> str:
     """What tells an entry of a list from the others; whatever else it holds may differ between two runs of the same thing."""
-    found = {name: getattr(model, name, None) for name in _IDENTIFYING}
-    return ", ".join(_IDENTIFYING[name].format(value) for name, value in found.items() if value not in (None, False))
+    found = ((written, getattr(model, name, None)) for name, written in _COMPARED["named_by"].items())
+    return ", ".join(written.format(value) for written, value in found if value not in (None, False))
 
 
 def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:

@@ -11,17 +11,17 @@ from pydantic import Field
 
 from ..manifest import Manifest
 from ..paths import RunFolder
-from ..results import CHAPTERS, ChapterResult, Quantity, ResultError
+from ..results import CHAPTERS, ChapterResult, Model, Quantity, ResultError
 from .costs import savings
 from .facts import Facts, find_facts
 from .language import Language, Sentence
-from .rules import Checked, Rules, read_yaml
+from .rules import Rules, read_yaml
 
 Verdict = Literal["go", "go with conditions", "no-go", "not enough evidence"]
 OverallVerdict = Literal["do now", "do not buy yet", "measure next"]
 
 
-class Pointer(Checked):
+class Pointer(Model):
     """A number of a result by its place in the file (a JSON Pointer, RFC 6901); a quantity has unit and basis of its own."""
 
     label: str
@@ -31,7 +31,7 @@ class Pointer(Checked):
     when: tuple[str, ...] = ()
 
 
-class Answer(Checked):
+class Answer(Model):
     """A row of a question's table; `command`, on a machine with a GPU or on any, would answer what it leaves open."""
 
     when: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Answer(Checked):
     on_gpu: bool = False
 
 
-class Question(Checked):
+class Question(Model):
     """What is decided from a chapter's result, by which facts."""
 
     chapter: str
@@ -57,7 +57,7 @@ class Question(Checked):
     answers: list[Answer]
 
 
-class Tables(Checked):
+class Tables(Model):
     """`decisions.yaml`: what chapters are about and whose results they read, and the questions, in `next_steps` those that
     decide most first.
     """

@@ -11,18 +11,7 @@ from jinja2 import ChainableUndefined, Environment
 
 from ..devices import load_catalogue
 from ..inference.compare import choose_variant
-from ..results import (
-    LARGEST_OTHER_LOAD,
-    Advice,
-    Candidate,
-    ChapterResult,
-    HotspotsResult,
-    InferenceResult,
-    Remedy,
-    Route,
-    SimilarityResult,
-    TrainingResult,
-)
+from ..results import Candidate, ChapterResult, HotspotsResult, InferenceResult, Remedy, Route, SimilarityResult, TrainingResult
 from .bands import Band, fastest_first
 from .language import Sentence
 from .rules import Rules
@@ -30,8 +19,8 @@ from .rules import Rules
 Facts = dict[str, Any]
 
 # What profiling advises, cheapest first: a better way on the same CPU, then a GPU by a library, a port or a kernel of its own.
-_ON_CPU: tuple[Advice, ...] = ("change the call", "vectorise first")
-_ON_GPU: tuple[Advice, ...] = ("try the drop-in", "port it", "keep the data on the GPU", "batch first", "write a kernel")
+_ON_CPU = ("change the call", "vectorise first")
+_ON_GPU = ("try the drop-in", "port it", "keep the data on the GPU", "batch first", "write a kernel")
 
 
 # Jinja expressions; what they ask of something that is not there is None.
@@ -140,8 +129,7 @@ def _produce(result: InferenceResult, rules: Rules) -> Facts:
     over_keras = gain("Keras predict", original)
     found = {"best": best, "batch": smallest, "original_at": at.get(original), "best_at": best and at.get(best.name)}
     found |= {"keras_at": at.get("Keras predict"), "gain": best and gain(original, best.name), "over_keras": over_keras}
-    found["onnx_pays"] = over_keras and over_keras.low >= rules.produce.least_gain
-    return found | {"busy": (result.other_load or 0) > LARGEST_OTHER_LOAD}
+    return found | {"onnx_pays": over_keras and over_keras.low >= rules.produce.least_gain}
 
 
 _SEARCHES: dict[str, Callable[[Any, Rules], Facts]] = {

@@ -20,14 +20,13 @@ from .rules import read_yaml
 
 LANGUAGES = ("en", "tr")
 _LARGEST = 1e15  # number that is written out; Babel rounds to 28 digits at most, and infinity has none
-_LONGEST_NUMBER = 20  # characters of one that is recognised
 _LONGEST = 1000  # characters of a chapter's text that are looked at
 
 _NUMBER = re.compile(
-    r"([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(%|x| (?:ms|s|µs|min|bytes|KiB|MiB|GiB|GB|GB/s|GFLOP/s|TFLOP/s))?"
+    r"([+-]?(?:\d{1,3}(?:,\d{3}){1,4}|\d{1,15})(?:\.\d{1,9})?)(%|x| (?:ms|s|µs|min|bytes|KiB|MiB|GiB|GB|GB/s|GFLOP/s|TFLOP/s))?"
 )
 # Values of a pattern: what some of them are, where others are any text, and which are names that no translation touches.
-_VALUES = {"share": _NUMBER.pattern, "n": _NUMBER.pattern, "library": "[^,]+"}
+_VALUES = {"share": _NUMBER.pattern, "n": _NUMBER.pattern, "library": "[^,]+", "percent": r"\d+%"}
 _NAMES = ("function", "version", "way", "workload")
 
 
@@ -83,8 +82,7 @@ class Language:
             return self.text(sentence.text, **sentence.values) if sentence.values else self.say(sentence.text)
         if self.code == "en":
             return sentence
-        known = self.recognise(sentence)
-        return known or "; ".join(self.recognise(part) or part for part in sentence.split("; "))
+        return self.recognise(sentence) or "; ".join(self.recognise(part) or part for part in sentence.split("; "))
 
     def recognise(self, text: str) -> str | None:
         """A chapter's finished text in this language: a known sentence, a number, a list of known texts, or a known pattern,
@@ -116,7 +114,7 @@ class Language:
 
     def _number(self, text: str) -> str | None:
         """An English number with its unit."""
-        if not (found := _NUMBER.fullmatch(text)) or len(found[1]) > _LONGEST_NUMBER:
+        if not (found := _NUMBER.fullmatch(text)):
             return None
         digits, symbol = found.groups("")
         return text if digits.isdigit() and not symbol else self._localise(digits, symbol)  # 2024 may be the name of a file

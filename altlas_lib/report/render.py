@@ -53,8 +53,7 @@ def _templates(report: Report) -> Environment:
 def _picture(run: RunFolder, figure: FigureFile) -> str | None:
     """The figure's file as a data URL; None where it is gone."""
     path = run.figures / figure.file
-    kind = "svg+xml" if path.suffix == ".svg" else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}" if path.is_file() else None
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}" if path.is_file() else None
 
 
 def render_report(run: RunFolder, *, language: str = "en", rules: Rules | str | Path | None = None) -> list[Path]:

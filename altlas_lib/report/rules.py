@@ -2,16 +2,14 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationError, field_validator
 
+from .. import reading
 from ..devices import GpuSpec, find_gpu, load_catalogue
-from ..results import first_problem
-
-_Gain = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+from ..results import Model, first_problem
 
 
 def read_yaml(name: str) -> Any:
@@ -19,47 +17,41 @@ def read_yaml(name: str) -> Any:
     return yaml.safe_load(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
 
 
-class Checked(BaseModel):
-    """A part of a data file, all of whose names are known."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class PortRule(Model):
+    least_workload_gain: PositiveFloat
 
 
-class PortRule(Checked):
-    least_workload_gain: _Gain
-
-
-class IntegrateRule(Checked):
-    least_gain: _Gain
+class IntegrateRule(Model):
+    least_gain: PositiveFloat
     least_runs: int = Field(ge=1)
 
 
-class FitRule(Checked):
+class FitRule(Model):
     accepted_verdicts: list[Literal["fits", "tight"]] = Field(min_length=1)
 
 
-class PredictRule(Checked):
+class PredictRule(Model):
     least_gain: float = Field(ge=0, lt=1)
     least_seeds: int = Field(ge=1)
     stand_in_presets: list[str]
 
 
-class ProduceRule(Checked):
-    least_gain: _Gain
+class ProduceRule(Model):
+    least_gain: PositiveFloat
     largest_loss: float = Field(ge=0, lt=1)
 
 
-class Money(Checked):
+class Money(Model):
     """What running costs; `given` names what the user said, the rest are examples; `gpus` are set side by side."""
 
     currency: str
     price_source: str
-    price_per_hour: dict[str, _Cost]
-    runs_per_day: _Cost
-    person_days: _Cost
-    price_per_person_day: _Cost
-    price_per_kwh: _Cost
-    cpu_power_w: _Cost
+    price_per_hour: dict[str, NonNegativeFloat]
+    runs_per_day: NonNegativeFloat
+    person_days: NonNegativeFloat
+    price_per_person_day: NonNegativeFloat
+    price_per_kwh: NonNegativeFloat
+    cpu_power_w: NonNegativeFloat
     gpus: list[GpuSpec]
     given: frozenset[str] = frozenset()
 
@@ -75,7 +67,7 @@ class Money(Checked):
         return sorted(type(self).model_fields.keys() - self.given - {"given", "gpus", "price_source"})
 
 
-class Rules(Checked):
+class Rules(Model):
     """`rules.yaml`, read and checked."""
 
     port: PortRule
@@ -99,7 +91,7 @@ class Rules(Checked):
         rules, origin = read_yaml("rules.yaml"), f"rules {path}" if path else "prices"
         examples = rules["money"]["price_per_hour"]
         try:
-            changes = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}) if path else {}
+            changes = (reading.read_yaml(path) or {}) if path else {}
             given = [changes.get("money") or {}, {name: value for name, value in money.items() if value}]
             prices = {name: price for each in given for name, price in _prices(each.get("price_per_hour", {})).items()}
             for question, change in changes.items():
@@ -107,7 +99,7 @@ class Rules(Checked):
             rules["money"] |= given[1] | {"price_per_hour": examples | prices}
             rules["money"]["given"] = given[0].keys() | given[1] | prices.keys()
             return cls.model_validate(rules)
-        except (OSError, UnicodeDecodeError, ValidationError, yaml.YAMLError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             reason = first_problem(error) if isinstance(error, ValidationError) else f"cannot be read ({error})"
             raise ValueError(f"{origin}: {reason}; expected lines as in altlas_lib/report/rules.yaml") from None
 

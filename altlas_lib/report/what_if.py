@@ -1,14 +1,12 @@
 """What if: another GPU, more texts, a larger batch? The library's own projection and planner, moved by sliders."""
 
 import bisect
+import functools
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 from ..devices import find_gpu, load_catalogue
 from ..results import Ceilings, MemoryPlan, Quantity, SimilarityResult
-
-_K = 10  # neighbours of each text
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class WhatIf:
             raise ValueError(f"{self.n_texts} texts of {self.n_dimensions} dimensions: expected 1 or more of each")
         self.plan  # noqa: B018 (what cannot be meant is refused here)
 
-    @cached_property
+    @functools.cached_property
     def plan(self) -> MemoryPlan | str:
         from ..training import PlanError, plan_memory
 
@@ -48,7 +46,7 @@ class WhatIf:
         except PlanError as error:
             return str(error)
 
-    @cached_property
+    @functools.cached_property
     def _measured(self) -> dict[int, Quantity]:
         """Number of texts -> time of the fastest CPU method, where its runs have a range."""
         timings = self.similarity.timings if self.similarity and self.similarity.n_dimensions == self.n_dimensions else []
@@ -61,7 +59,7 @@ class WhatIf:
         """
         from ..similarity import expected_times
 
-        expected = expected_times([n], self.n_dimensions, _K, find_gpu(self.gpu), self.ceilings)
+        expected = expected_times([n], self.n_dimensions, k=10, gpu=find_gpu(self.gpu), ceilings=self.ceilings)
         by_kind = {each.on_gpu: each.time for each in expected}
         if not self._measured or n in self._measured:
             return self._measured.get(n) or by_kind.get(False), by_kind[True]
@@ -70,7 +68,7 @@ class WhatIf:
         bound_by = f"as the square of {nearest:,} texts, which were measured"
         return Quantity.projected(times * time.low, times * time.high, "s", time.device, bound_by), by_kind[True]
 
-    @cached_property
+    @functools.cached_property
     def break_even_n_texts(self) -> int | None:
         """The smallest number of texts, two digits and zeros, at which the GPU's slow end beats the CPU's fast end; None: not
         below ten million, or unknown where nothing of this CPU was measured.
@@ -106,23 +104,18 @@ def panel(ceilings: Ceilings | None = None, similarity: SimilarityResult | None 
         return None
     from .. import tables
 
-    sizes = [digit * 10**power for power in range(2, 7) for digit in (1, 2, 5)]
-    controls = {
-        "gpu": widgets.Dropdown(options=[gpu.name for gpu in load_catalogue()], value="T4", description="GPU"),
-        "n_texts": widgets.SelectionSlider(options=[*sizes, 10**7], value=10_000, description="texts"),
-        "n_dimensions": widgets.SelectionSlider(options=(64, 128, 256, 384, 768, 1536), value=384, description="dimensions"),
-        "batch_size": widgets.SelectionSlider(options=(8, 16, 32, 64, 128), value=64, description="batch"),
-        "dtype_policy": widgets.Dropdown(options=("float32", "mixed_float16"), description="precision"),
-    }
-    answers = widgets.HTML()
-
-    def answer(_change=None) -> None:
-        values = {name: control.value for name, control in controls.items()}
+    def answer(**values):
         rows = WhatIf(**values, ceilings=ceilings, similarity=similarity).rows()
-        answers.value = tables.show(rows, ["what", "answer"]).to_html()
+        return tables.show(rows, ["what", "answer"])
 
-    for control in controls.values():
-        control.layout.width, control.style.description_width, control.continuous_update = "32rem", "8rem", False
-        control.observe(answer, "value")
-    answer()
-    return widgets.VBox([*controls.values(), answers])
+    sizes = [*(digit * 10**power for power in range(2, 7) for digit in (1, 2, 5)), 10**7]
+    slider = functools.partial(widgets.SelectionSlider, continuous_update=False)
+    return widgets.interactive(
+        answer,
+        {"auto_display": True},
+        gpu=widgets.Dropdown(options=[gpu.name for gpu in load_catalogue()], value="T4", description="GPU"),
+        n_texts=slider(options=sizes, value=10_000, description="texts"),
+        n_dimensions=slider(options=(64, 128, 256, 384, 768, 1536), value=384, description="dimensions"),
+        batch_size=slider(options=(8, 16, 32, 64, 128), value=64, description="batch"),
+        dtype_policy=widgets.Dropdown(options=("float32", "mixed_float16"), description="precision"),
+    )

@@ -9,14 +9,7 @@ from .profile import Alternative, FunctionTime, LineTime, Origin, Overhead, Time
 from .provenance import LARGEST_OTHER_LOAD, ChapterResult, DataSource, FigureFile, Provenance, ResultError, git_state
 from .quantity import Basis, Model, Quantity, first_problem, format_value
 from .serving import Kill, LoadPoint, ServingResult, sustained_per_s
-from .similarity import Expectation, SimilarityResult, SimilarPair, Step, Timing, Validation
+from .similarity import SimilarityResult, Step, Timing, Validation
 from .training import Epoch, GpuFit, Kept, MemoryPlan, Metric, Quality, Remedy, TrainingResult
 
-CHAPTERS: tuple[type[ChapterResult], ...] = (
-    EnvironmentResult,
-    HotspotsResult,
-    SimilarityResult,
-    TrainingResult,
-    InferenceResult,
-    ServingResult,
-)
+CHAPTERS = (EnvironmentResult, HotspotsResult, SimilarityResult, TrainingResult, InferenceResult, ServingResult)

@@ -1,6 +1,6 @@
 """Chapter 00: is this machine ready, and what are its ceilings?"""
 
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -51,10 +51,7 @@ class Licence(Model):
     flag: Literal["copyleft", "proprietary", "not declared"] | None = None
 
 
-class EnvironmentResult(ChapterResult):
-    chapter: ClassVar[str] = "environment"
-    number: ClassVar[str] = "00"
-
+class EnvironmentResult(ChapterResult, chapter="environment", number="00"):
     ready: bool  # the machine can run the book on what it has
     findings: list[Finding]
     ceilings: Ceilings

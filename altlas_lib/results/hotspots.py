@@ -1,6 +1,6 @@
 """Chapter 10: what a GPU, or a cheaper way, would gain of it."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -77,10 +77,7 @@ class Candidate(Model):
     routes: list[Route] = Field(default=[])  # every way out, the cheapest first
 
 
-class HotspotsResult(ChapterResult):
-    chapter: ClassVar[str] = "hotspots"
-    number: ClassVar[str] = "10"
-
+class HotspotsResult(ChapterResult, chapter="hotspots", number="10"):
     source: DataSource | None = None  # the texts that the workloads ran on; None: targets without
     target_gpu: str | None = None  # the GPU that is projected onto
     workloads: list[WorkloadProfile]

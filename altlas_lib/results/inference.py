@@ -1,10 +1,10 @@
 """Chapter 40: what do ONNX, half precision, 8-bit integers and TensorRT buy for a trained model, and what do they cost?"""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from .provenance import ChapterResult, DataSource
+from .provenance import ChapterResult, DataSource, UnderLoad
 from .quantity import Model, Quantity, Share
 from .training import Kept, Metric
 
@@ -67,7 +67,6 @@ class Engine(Model):
     size: Quantity | None = None
     activations: Quantity | None = None  # memory beside the weights at the largest batch
     build_s: float | None = None
-    largest_batch: PositiveInt | None = None
     message: str | None = None  # the builder's own sentence
     advice: str | None = None
 
@@ -86,10 +85,7 @@ class Forward(Model):
     note: str | None = None
 
 
-class InferenceResult(ChapterResult):
-    chapter: ClassVar[str] = "inference"
-    number: ClassVar[str] = "40"
-
+class InferenceResult(ChapterResult, UnderLoad, chapter="inference", number="40"):
     model: str
     n_parameters: NonNegativeInt
     trained: bool  # else accuracy means nothing
@@ -99,7 +95,6 @@ class InferenceResult(ChapterResult):
     latencies: list[Latency]
     engines: list[Engine] = Field(default=[])
     forwards: list[Forward] = Field(default=[])
-    other_load: float | None = None  # of the processors by other programs while it was timed; None: not watched
     best: str | None = None  # the variant that goes to production by `altlas_lib.inference.choose_variant`; None: the original
     notes: list[str] = Field(default=[])
 
@@ -135,14 +130,6 @@ class LlmPlan(Model):
     prompt: Quantity | None = None  # projected tokens/s of one stream; None: not all layers fit
     generation: Quantity | None = None
     largest_quantisation: dict[str, str | None]  # GPU of the catalogue -> the largest that fits
-
-    @property
-    def needed_bytes(self) -> int:
-        return self.model.weights_bytes + self.cache_bytes + self.work_bytes
-
-    @property
-    def largest_batch(self) -> int:
-        return self.largest_context // self.context
 
     @property
     def n_layers_on_gpu(self) -> int:

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt
 
 from .arrays import ArrayTrace
-from .provenance import LARGEST_OTHER_LOAD
+from .provenance import UnderLoad
 from .quantity import Model, Quantity, Share
 
 TimeClass = Literal["interpreter", "regex", "arrays", "framework", "parsing", "waiting", "other native"]
@@ -62,7 +62,7 @@ class Alternative(Model):
     same_answer: bool | None  # None: the answers cannot be compared
 
 
-class WorkloadProfile(Model):
+class WorkloadProfile(UnderLoad):
     workload: str
     target: str  # what ran: module:function, a script with its arguments, an application
     total: Quantity | None  # one run without any profiler, the best thread count
@@ -71,7 +71,6 @@ class WorkloadProfile(Model):
     # seconds of those runs as they would be if nobody else wanted a processor: at most the processor time and what the
     # calling thread waited of its own accord, for time, files, locks, other threads. None: not known here
     quiet: Quantity | None = None
-    other_load: Share | None = None  # share of the processors that other programs took while it was measured
     is_parallel: bool = False  # other threads or processes than the calling one did a tenth or more
     n_runs: NonNegativeInt = 0  # runs of the target in all, the first one and those under each tool
     seconds_by_n_threads: dict[int, float] = Field(default={})  # BLAS threads -> fastest run: the baseline's sweep
@@ -94,7 +93,7 @@ class WorkloadProfile(Model):
     @property
     def is_too_busy(self) -> bool:
         """Whether other programs took so much of the machine that no gain can be priced: profile again when it is quiet."""
-        return (self.other_load or 0) > LARGEST_OTHER_LOAD and (self.is_parallel or self.quiet is None)
+        return super().is_too_busy and (self.is_parallel or self.quiet is None)
 
     def cprofile_share(self, function: FunctionTime) -> float | None:
         """A function's own time over that of all functions, under cProfile; None where it was not seen there."""

@@ -13,9 +13,8 @@ from pydantic import Field, JsonValue, NonNegativeInt, ValidationError
 
 from ..devices import device_names
 from ..paths import RunFolder, outputs_dir, project_root, write_atomically
-from .quantity import Model, first_problem
+from .quantity import Model, Share, first_problem
 
-SCHEMA_VERSION = 3
 _DISTRIBUTION = "altlas-cuda-workbook"
 
 # Of the processors. A program that wants them all takes 1 / (1 - 0.2) = 1.25 times as long, less than a projection's own error.
@@ -25,15 +24,12 @@ LARGEST_OTHER_LOAD = 0.2
 @functools.cache
 def git_state() -> tuple[str | None, bool]:
     """The commit of the checkout that this is, None where it is none, and whether it has uncommitted changes."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(project_root()), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
+    command = ["git", "-C", str(project_root()), "status", "--porcelain=v2", "--branch"]
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):  # no git, or not a checkout
         return None, False
+    return said[0].removeprefix("# branch.oid "), any(not line.startswith("#") for line in said)
 
 
 @functools.cache
@@ -76,10 +72,21 @@ class DataSource(Model):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class UnderLoad(Model):
+    """Something that was timed while other programs could take the processors."""
+
+    other_load: Share | None = None  # share of the processors that they took meanwhile; None: not known
+
+    @property
+    def is_too_busy(self) -> bool:
+        """Whether they slowed it down by so much that a gain over it would be theirs."""
+        return (self.other_load or 0) > LARGEST_OTHER_LOAD
+
+
 class FigureFile(Model):
     """A picture that a chapter saved under the run's `figures/`."""
 
-    file: str = Field(pattern=r"^[\w.-]+\.(png|svg)$")
+    file: str = Field(pattern=r"^[\w.-]+\.png$")
     title: str
     alt: str = Field(min_length=1)  # what the picture shows, for who cannot see it
 
@@ -87,13 +94,17 @@ class FigureFile(Model):
 class ChapterResult(Model):
     """What all chapters' results share."""
 
-    chapter: ClassVar[str]
-    number: ClassVar[str]
+    chapter: ClassVar[str]  # its file's name
+    number: ClassVar[str]  # of the notebook that makes it
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = 4
     provenance: Provenance
     finding: str = Field(min_length=1)  # what was found, in one sentence
     figures: list[FigureFile] = Field(default=[])
+
+    def __init_subclass__(cls, *, chapter: str, number: str, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.chapter, cls.number = chapter, number
 
     def __str__(self) -> str:
         return textwrap.fill(self.finding, 96)
@@ -104,17 +115,16 @@ class ChapterResult(Model):
         Then the chapter's pictures (`figures/<number>_*`) that this result does not name are removed.
         """
         write_atomically(run.results / f"{self.chapter}.json", self.model_dump_json(indent=1) + "\n")
-        named = {figure.file for figure in self.figures}
-        for picture in run.figures.glob(f"{self.number}_*"):
-            if picture.name not in named:
-                picture.unlink(missing_ok=True)
+        named = {run.figures / figure.file for figure in self.figures}
+        for picture in {*run.figures.glob(f"{self.number}_*")} - named:
+            picture.unlink(missing_ok=True)
         return self
 
     @classmethod
     def latest(cls) -> Self | None:
         """Of the run that made it last; None where no run has a valid one."""
-        made = {path: path.stat().st_mtime for path in outputs_dir().glob(f"*/results/{cls.chapter}.json")}
-        for path in sorted(made, key=made.__getitem__, reverse=True):
+        found = outputs_dir().glob(f"*/results/{cls.chapter}.json")
+        for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
             with contextlib.suppress(ResultError):
                 return cls.load(RunFolder(path.parent.parent))
         return None
@@ -129,7 +139,7 @@ class ChapterResult(Model):
         path = run.results / f"{cls.chapter}.json"
         again = f"run its chapter again: altlas run --run {run.name} --only {cls.number}"
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(run.read(f"results/{path.name}"))
         except FileNotFoundError:
             raise ResultError(f"no {cls.chapter} result in run {run.name!r}; {again}") from None
         except (OSError, ValidationError) as error:

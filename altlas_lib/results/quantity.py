@@ -9,6 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 Basis = Literal["measured", "compiled", "projected"]
 Share = Annotated[float, Field(ge=0, le=1)]
+# Multiples of a unit in which numbers are read, the largest first; of less than the last the last.
+_SCALES = {
+    "s": {"min": 60, "s": 1, "ms": 1e-3, "µs": 1e-6},
+    "bytes": {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1},
+    "rows/s": {"million rows/s": 1e6, "rows/s": 1},
+}
 
 
 class Model(BaseModel):
@@ -83,13 +89,8 @@ def format_value(value: float, unit: str) -> str:
     """
     if unit == "x":
         return f"{float(f'{value:.2g}'):,.12g}x"
-    scales = {
-        "s": ((60, "min", 60), (1, "s", 1), (1e-3, "ms", 1e-3), (0, "µs", 1e-6)),
-        "bytes": ((2**30, "GiB", 2**30), (2**20, "MiB", 2**20), (2**10, "KiB", 2**10), (0, "bytes", 1)),
-    }
-    for at_least, name, factor in scales.get(unit, ((0, unit, 1),)):
-        if abs(value) >= at_least:
-            scaled = value / factor
-            digits = f"{scaled:,.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}"
-            return f"{digits} {name}".strip()
-    raise AssertionError("unreachable: every scale ends with 0")
+    scales = _SCALES.get(unit, {unit: 1})
+    name = next((name for name, factor in scales.items() if abs(value) >= factor), list(scales)[-1])
+    scaled = value / scales[name]
+    digits = f"{scaled:,.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}"
+    return f"{digits} {name}".strip()

@@ -3,12 +3,11 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from .provenance import LARGEST_OTHER_LOAD, ChapterResult, DataSource
-from .quantity import Model, Quantity, Share
+from .provenance import ChapterResult, DataSource, UnderLoad
+from .quantity import Model, Quantity
 
 
 class LoadPoint(Model):
@@ -48,10 +47,7 @@ class Kill(Model):
         return self.state == "done" and self.same_answer
 
 
-class ServingResult(ChapterResult):
-    chapter: ClassVar[str] = "serving"
-    number: ClassVar[str] = "50"
-
+class ServingResult(ChapterResult, UnderLoad, chapter="serving", number="50"):
     source: DataSource
     n_rows: PositiveInt  # of the corpus
     n_dimensions: PositiveInt
@@ -64,11 +60,6 @@ class ServingResult(ChapterResult):
     kill: Kill
     gpu_rows_per_s: Quantity | None = None  # projected, of a GPU replica
     models: list[str] = Field(default=[])  # served beside the search
-    other_load: Share | None = None  # share of the processors that other programs took during the measurement
-
-    @property
-    def is_too_busy(self) -> bool:
-        return (self.other_load or 0) > LARGEST_OTHER_LOAD
 
     def sustained_per_s(self, *, batching: bool = True) -> float | None:
         """As the function of this name."""

@@ -1,10 +1,8 @@
 """Chapter 20: does the GPU port give the same answer, how much faster, from which size on?"""
 
-from typing import ClassVar
-
 from pydantic import Field
 
-from .provenance import LARGEST_OTHER_LOAD, ChapterResult, DataSource
+from .provenance import ChapterResult, DataSource, UnderLoad
 from .quantity import Model, Quantity, Share
 
 
@@ -24,8 +22,8 @@ class Validation(Model):
         return self.largest_error <= self.tolerance and self.n_other_neighbours == 0
 
 
-class Timing(Model):
-    """How long one method took for the k nearest of every text."""
+class Timing(UnderLoad):
+    """How long one method took, or is projected to take, for the k nearest of every text."""
 
     method: str
     on_gpu: bool = False
@@ -33,12 +31,6 @@ class Timing(Model):
     n_texts: int
     time: Quantity
     peak_memory: Quantity | None = None  # of the method's device, beyond the input
-    other_load: Share | None = None  # share of the processors that other programs took meanwhile; None: not known
-
-    @property
-    def is_too_busy(self) -> bool:
-        """Whether other programs slowed the CPU down by so much that a gain over it would be theirs."""
-        return not self.on_gpu and (self.other_load or 0) > LARGEST_OTHER_LOAD
 
 
 class Step(Model):
@@ -49,26 +41,7 @@ class Step(Model):
     share: Share
 
 
-class Expectation(Model):
-    """What arithmetic says before anything is ported."""
-
-    n_texts: int
-    on_gpu: bool
-    time: Quantity  # projected
-
-
-class SimilarPair(Model):
-    """Two texts of the user, shortened, and the cosine of their vectors."""
-
-    first: str
-    second: str
-    score: float  # in [-1, 1]
-
-
-class SimilarityResult(ChapterResult):
-    chapter: ClassVar[str] = "similarity"
-    number: ClassVar[str] = "20"
-
+class SimilarityResult(ChapterResult, chapter="similarity", number="20"):
     source: DataSource
     embedding: str
     n_dimensions: int
@@ -76,10 +49,6 @@ class SimilarityResult(ChapterResult):
     validations: list[Validation]
     timings: list[Timing]
     break_even_n_texts: int | None = None  # smallest measured size at which the GPU wins, transfers included
-    most_similar: list[SimilarPair]
-    expectations: list[Expectation] = Field(default=[])
+    most_similar: list[tuple[str, str, float]]  # two texts of the user, shortened, and the cosine of their vectors
+    expectations: list[Timing] = Field(default=[])  # what arithmetic projects before anything is ported
     steps: list[Step] = Field(default=[])  # of the fastest method at the largest size
-
-    @property
-    def gpu_was_timed(self) -> bool:
-        return any(timing.on_gpu for timing in self.timings)

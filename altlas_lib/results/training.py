@@ -1,6 +1,6 @@
 """Chapter 30: will the training fit, what does each saving cost, and is the model worth it?"""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 
@@ -103,10 +103,7 @@ class Quality(Model):
     claimed: tuple[float, float]  # the specification's: shares of quality, from and to
 
 
-class TrainingResult(ChapterResult):
-    chapter: ClassVar[str] = "training"
-    number: ClassVar[str] = "30"
-
+class TrainingResult(ChapterResult, chapter="training", number="30"):
     source: DataSource
     # a series that was generated says nothing about the user's own
     data_kind: Literal["own", "generated, planted regime", "generated, fair"] = "own"

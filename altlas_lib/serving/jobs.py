@@ -4,7 +4,6 @@ A job is accepted in this order: its body is complete on the disk, then its row 
 has been accepted is found again. The result takes the same way back. Only one server at a time may have the folder.
 """
 
-import fcntl
 import json
 import os
 import sqlite3
@@ -17,6 +16,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from ..paths import lock_exclusively
 from .settings import ServeError, Settings
 from .watch import JOB_SECONDS, JOBS, LOG, OLDEST_JOB, REFUSED
 from .worker import Worker, WorkerDied
@@ -56,7 +56,7 @@ class Store:
             for folder in (self.incoming, self.files):
                 folder.mkdir(parents=True, exist_ok=True)
             self._held = open(settings.store / "lock", "w")  # noqa: SIM115 (held as long as the server lives)
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_exclusively(self._held)
             self._database = sqlite3.connect(settings.store / "jobs.sqlite", check_same_thread=False, isolation_level=None)
             self._database.row_factory = sqlite3.Row
             for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", _TABLE):

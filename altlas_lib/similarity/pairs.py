@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..devices import to_cpu
-from ..results import SimilarPair
 from .engine import Neighbors
 
 
 def most_similar_pairs(
     neighbors: Neighbors, texts: Sequence[str], n_pairs: int = 5, *, max_characters: int = 300
-) -> list[SimilarPair]:
-    """The `n_pairs` most similar pairs of texts, the most similar first, each pair once.
+) -> list[tuple[str, str, float]]:
+    """The `n_pairs` most similar pairs of texts with their score, the most similar first, each pair once.
 
     Exact: a pair that is in neither text's k nearest has k pairs before it, so `n_pairs` up to k are all there.
 
@@ -42,10 +41,7 @@ def most_similar_pairs(
         if len(pairs) == n_pairs or second[i] < 0:
             break
         pairs.setdefault((int(low[i]), int(high[i])), float(score[i]))
-    return [
-        SimilarPair(first=_shorten(texts[a], max_characters), second=_shorten(texts[b], max_characters), score=score)
-        for (a, b), score in pairs.items()
-    ]
+    return [(_shorten(texts[a], max_characters), _shorten(texts[b], max_characters), score) for (a, b), score in pairs.items()]
 
 
 def _shorten(text: str, max_characters: int) -> str:

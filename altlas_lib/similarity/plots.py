@@ -9,10 +9,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from ..figures import COLOURS
-from ..results import Expectation, Timing, format_value
+from ..results import Timing, format_value
 
 
-def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence[Expectation] = ()) -> Axes:
+def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence[Timing] = ()) -> Axes:
     """Time against the number of texts, both logarithmic, one line per method, bars from the fastest run to the slowest.
 
     Bands are what arithmetic expects of each device; without any, a dashed line shows what growing with the square looks like.
@@ -39,7 +39,7 @@ def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence
     ax.set_xticks([], minor=True)
     ax.yaxis.set_major_formatter("{x:g}")
     ax.set_title(_times_title(timings))
-    ax.legend(loc="upper left", fontsize=8)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.15), ncols=2, fontsize=8)
     return ax
 
 

@@ -5,7 +5,6 @@ only another one is installed.
 """
 
 import os
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,9 +65,14 @@ def memory_use(*, reset: bool = False) -> MemoryUse:
                 if reset:
                     cuda.reset_peak_memory_stats()
                 return use
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    current_bytes = psutil.Process().memory_info().rss
-    return MemoryUse("host", current_bytes, max(current_bytes, peak_bytes))
+    process = psutil.Process().memory_info()
+    try:
+        import resource
+    except ImportError:
+        peak_bytes = getattr(process, "peak_wset", 0)  # Windows
+    else:
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return MemoryUse("host", process.rss, max(process.rss, peak_bytes))
 
 
 def gpu_name() -> str | None:

@@ -84,4 +84,4 @@ def test_a_users_own_texts_reach_chapter_20(tmp_path):
     result = json.loads((paths.run_folder("own").results / "similarity.json").read_text())
     assert result["source"]["n_rows"] == 60
     assert "it's mine.csv" in result["source"]["name"]
-    assert "printer" in result["most_similar"][0]["first"]
+    assert "printer" in result["most_similar"][0][0]

@@ -165,10 +165,10 @@ def test_the_panel_is_there_to_be_moved(page, lab):
     run_in_lab(page, lab, NOTEBOOKS[-1])  # once more: its widgets live in the kernel, which the test above has ended
     last = page.evaluate("window.jupyterapp.shell.currentWidget.content.widgets.length - 1")
     page.evaluate(f"window.jupyterapp.shell.currentWidget.content.scrollToItem({last})")
-    page.wait_for_selector(".widget-html-content table")
-    assert "10,000 texts, T4" in page.inner_text(".widget-html-content")
+    page.wait_for_selector(".widget-interact table")
+    assert "10,000 texts, T4" in page.inner_text(".widget-interact")
     page.select_option(".widget-dropdown select >> nth=0", label="H200")
-    page.wait_for_function("document.querySelector('.widget-html-content').innerText.includes('10,000 texts, H200')")
+    page.wait_for_function("document.querySelector('.widget-interact').innerText.includes('10,000 texts, H200')")
     page.screenshot(path=SCREENSHOTS / "what_if.png")
 
 
@@ -245,7 +245,7 @@ def test_names_of_any_length_widen_no_page(browser, monkeypatch, tmp_path, langu
     from test_report import PIXEL, changed, of, results
 
     from altlas_lib import paths, report
-    from altlas_lib.results import Expectation, Route, Step
+    from altlas_lib.results import Route, Step, Timing
 
     monkeypatch.setenv("ALTLAS_OUTPUTS", str(tmp_path))
     run = paths.run_folder("a-run-with-a-name-" + "without-end-" * 6)
@@ -254,7 +254,7 @@ def test_names_of_any_length_widen_no_page(browser, monkeypatch, tmp_path, langu
     hotspots, similarity = of(saved, "hotspots"), of(saved, "similarity")
     route = Route(kind="drop-in library", name=long, standing="offered on conditions", why=long)
     candidate = hotspots.candidates[0].model_copy(update={"routes": [route]})
-    expected = Expectation(n_texts=1000, on_gpu=True, time=hotspots.candidates[0].gain)
+    expected = Timing(method=long, on_gpu=True, n_texts=1000, time=hotspots.candidates[0].gain)
     step = Step(name=long, time=similarity.timings[0].time, share=0.5)
     saved += [
         changed(hotspots, candidates=[candidate.model_dump()]),
@@ -280,8 +280,8 @@ def test_a_hostile_text_runs_no_script_in_the_browser(browser, outputs, monkeypa
     result = SimilarityResult.load(paths.run_folder("interactive"))
     hostile = "\"'><img src=x onerror=\"document.title='broken in'\"><script>document.title='broken in'</script>"
     source = result.source.model_copy(update={"name": hostile})
-    pair = result.most_similar[0].model_copy(update={"first": hostile, "second": hostile})
-    changed = result.model_copy(update={"source": source, "most_similar": [pair], "finding": hostile, "embedding": hostile})
+    pairs = [(hostile, hostile, 0.5)]
+    changed = result.model_copy(update={"source": source, "most_similar": pairs, "finding": hostile, "embedding": hostile})
     monkeypatch.setenv("ALTLAS_OUTPUTS", str(tmp_path))
     run = paths.run_folder("hostile")
     changed.save(run)

@@ -137,6 +137,8 @@ def waits_for_threads(frames: Sequence[NativeFrame]) -> bool:
 
 
 # py-spy ---------------------------------------------------------------------------------------------------------------------
+# A process group of its own, by the system's name for it.
+_APART = {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
 
 
 class PySpy:
@@ -154,7 +156,7 @@ class PySpy:
         with open(self._messages, "wb") as messages:
             streams = {"stdin": subprocess.DEVNULL, "stdout": messages, "stderr": messages}
             # Ctrl-C reaches this process only, which ends it.
-            self._process = subprocess.Popen([program, "record", *options], **streams, start_new_session=True)
+            self._process = subprocess.Popen([program, "record", *options], **streams, **_APART)
 
     def __enter__(self) -> "PySpy":
         """When it has attached itself."""
@@ -179,7 +181,7 @@ class PySpy:
 
     def recording(self) -> dict:
         """End the sampling; what was recorded, in speedscope's format."""
-        self._process.send_signal(signal.SIGINT)
+        self._process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT))
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_TO_WRITE_S)
         try:

@@ -10,13 +10,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
-from pathlib import Path
 from typing import Any
 
 import httpx
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from ...paths import read_bounded
 from .targets import FunctionKey, ProfilingError, Runnable, Target, describe, resolve, target_name
 
 _LONGEST_SHUTDOWN_S = 3.0
@@ -62,7 +62,7 @@ def load_requests(requests: str | os.PathLike | Sequence[Mapping[str, Any]]) -> 
     if isinstance(requests, str | os.PathLike):
         parse, where = TypeAdapter(AsgiRequest).validate_json, f"{requests}, line"
         try:
-            entries = Path(requests).read_text(encoding="utf-8-sig").split("\n")  # U+2028 is a character of JSON's strings
+            entries = read_bounded(requests).decode("utf-8-sig").split("\n")  # U+2028 is a character of JSON's strings
         except (OSError, UnicodeDecodeError) as error:
             raise ProfilingError(f"requests {str(requests)!r} cannot be read ({error}); name a JSON Lines file") from None
     loaded = []

@@ -31,6 +31,14 @@ class ChildEnded(Exception):
     """The process ended by itself; the text says how, to follow the name of what ran in it."""
 
 
+def _pass_on(end: int) -> dict[str, Any]:
+    """What gives a child process one end of a pipe: a descriptor, or a handle on Windows, where this was not tried."""
+    if os.name != "nt":
+        return {"pass_fds": [end]}
+    os.set_handle_inheritable(end, True)
+    return {"close_fds": False}
+
+
 class Child:
     """`main(descriptor)` of a module in a process of its own; `end` ends it with all that it started."""
 
@@ -47,7 +55,7 @@ class Child:
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
             env={**os.environ, _MARK: self._mark},
-            pass_fds=[other_end.fileno()],
+            **_pass_on(other_end.fileno()),
             **apart,
         )
         other_end.close()
@@ -95,7 +103,7 @@ class Child:
         self.send(None)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(grace_s)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):  # Windows has no process groups
             os.killpg(self.pid, signal.SIGKILL)
         left = end_marked(self._mark)
         for process in (self._guardian, self._process):

@@ -4,15 +4,16 @@ from collections.abc import Iterable
 
 from ...devices import GpuSpec
 from ...devices.efficiencies import PCIE_BYTES_PER_S, load_efficiencies, sustained_flops
-from ...results import Ceilings, Expectation, Quantity
+from ...results import Ceilings, Quantity, Timing
 from ..gpu.rows import TILE_SIDE
 
 _PCIE_SHARE = 0.5, 0.85  # that copies from pinned memory reach, beside other traffic and alone
+_METHOD = "by arithmetic"
 _KERNELS_OF_A_TILE, _OTHER_KERNELS = 3, 40
 _LAUNCH = 1.6  # factor: the error of the fitted time to start a kernel
 
 
-def expected_times(sizes: Iterable[int], d: int, k: int, gpu: GpuSpec, ceilings: Ceilings | None = None) -> list[Expectation]:
+def expected_times(sizes: Iterable[int], d: int, k: int, gpu: GpuSpec, ceilings: Ceilings | None = None) -> list[Timing]:
     """For each number of texts a band of seconds for all their `k` nearest, by arithmetic; nothing is run.
 
     - On this CPU, if its `ceilings` are known: n² d operations, for a tile serves its rows and its columns, at the measured
@@ -37,7 +38,7 @@ def expected_times(sizes: Iterable[int], d: int, k: int, gpu: GpuSpec, ceilings:
             if seconds[0] < seconds[1]:
                 bound_by = "float32 products, half the matrix, at the rate that chapter 00 measured"
                 time = Quantity.projected(*seconds, "s", rate.device, bound_by)
-                expectations.append(Expectation(n_texts=n, on_gpu=False, time=time))
+                expectations.append(Timing(method=_METHOD, n_texts=n, time=time))
         launches_s = (_OTHER_KERNELS + _KERNELS_OF_A_TILE * (n / TILE_SIDE) ** 2 / 2) * values["launch.start_us"] * 1e-6
         centres = {
             "products": (n**2 * d / flops, accuracy["product float16"].factor),
@@ -50,5 +51,5 @@ def expected_times(sizes: Iterable[int], d: int, k: int, gpu: GpuSpec, ceilings:
         longest = max(steps, key=lambda step: steps[step][0])
         slow, fast = sum(step[0] for step in steps.values()), max(step[1] for step in steps.values())
         time = Quantity.projected(fast, slow, "s", gpu.name, longest)
-        expectations.append(Expectation(n_texts=n, on_gpu=True, time=time))
+        expectations.append(Timing(method=_METHOD, on_gpu=True, n_texts=n, time=time))
     return expectations

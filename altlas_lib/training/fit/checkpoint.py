@@ -7,7 +7,6 @@ is. It is taken between two updates of the weights: gradient accumulators are em
 Files are written whole and then renamed, so that neither a kill nor a full disk harms an older one.
 """
 
-import fcntl
 import io
 import json
 import zipfile
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from ...paths import write_atomically
+from ...paths import lock_exclusively, write_atomically
 from ...results import Epoch
 from ..backend import keras
 from ..model.accumulation import AccumulatingOptimizer
@@ -79,7 +78,7 @@ class CheckpointFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "a")  # noqa: SIM115, closed by `close`; the system lets go after a kill
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_exclusively(self._lock)
         except OSError:
             self.close()
             problem = f"another process trains in {self.path} already"
@@ -93,7 +92,7 @@ class CheckpointFolder:
 
     @property
     def files(self) -> list[Path]:
-        return sorted(self.path.glob("update-*.npz"))
+        return sorted(filter(Path.is_file, self.path.glob("update-*.npz")))
 
     def close(self) -> None:
         self._lock.close()
@@ -133,6 +132,9 @@ class CheckpointFolder:
                 arrays = dict(found)
             header = json.loads(arrays.pop(_HEADER).tobytes())
             there, progress = dict(header["fingerprint"]), Progress.model_validate(header["progress"])
+            for name, array in arrays.items():
+                if array.dtype.names is not None or array.dtype.kind not in "biufV":
+                    raise ValueError(f"{name} is of dtype {array.dtype}")
             if header["names"] != [*arrays]:  # what a damaged directory of a zip file does not list is not missed by its reader
                 raise ValueError(f"of {len(header['names'])} arrays {len(arrays)} are there")
         except Exception as error:  # whatever damage makes of a zip file
