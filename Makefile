@@ -2,7 +2,7 @@
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(SUPPORTED)' 2>/dev/null && { echo $$python; break; }; done)
-EXTRAS ?= dev
+EXTRAS ?= $(if $(filter run lab serve,$(MAKECMDGOALS)),book,dev)
 PARAMETERS ?= quick
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/installed-$(EXTRAS)
 	image-test lock clean
 
 help:  ## list what make can do
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED)  ## make .venv and install everything into it, pinned; with a GPU: make setup EXTRAS=dev,gpu
 
@@ -24,28 +24,28 @@ $(INSTALLED): pyproject.toml requirements.lock
 	@echo "installing into $(VENV) (once; a few minutes, about 3 GB)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[$(EXTRAS)]'
-	@touch $@
+	@touch $@ $(if $(findstring dev,$(EXTRAS)),$(VENV)/installed-book)  # dev has all of book
 
 run: $(INSTALLED)  ## execute the whole book into outputs/quick/ and print where the report lies; PARAMETERS=full for the long one
 	@$(BIN)/altlas run --parameters $(PARAMETERS)
 
 lab: $(INSTALLED)  ## open JupyterLab in notebooks/; more of its options by ARGS='--no-browser --port=9999'
-	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+	@$(BIN)/altlas lab $(ARGS)
 
 test: lint unit notebooks book  ## lint, unit tests, notebook tests and a headless run of the book
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)  ## ruff, and notebooks without outputs
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
-unit: $(INSTALLED)
+unit: $(INSTALLED)  ## the unit tests
 	@$(BIN)/python -m pytest tests --ignore=tests/book --ignore=tests/e2e
 
-notebooks: $(INSTALLED)
+notebooks: $(INSTALLED)  ## each notebook with its own small defaults
 	@ALTLAS_OUTPUTS=$$(mktemp -d) && export ALTLAS_OUTPUTS && \
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=600 notebooks; \
 	status=$$?; rm -rf "$$ALTLAS_OUTPUTS"; exit $$status
 
-book: $(INSTALLED)
+book: $(INSTALLED)  ## the whole book, headless, with small parameters
 	@$(BIN)/python -m pytest tests/book
 
 fuzz: $(INSTALLED)  ## generated damage for every reader of a file: 1,000 inputs each; more by N=10000

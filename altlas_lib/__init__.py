@@ -31,6 +31,15 @@ PACKAGES = (
 __all__ = list(PACKAGES)
 
 
+def load_ipython_extension(shell) -> None:
+    """`%load_ext altlas_lib`."""
+    from . import shown
+    from .magics import AltlasMagics
+
+    shell.register_magics(AltlasMagics)
+    shown.register(shell.display_formatter.formatters)
+
+
 def __getattr__(name: str):
     if name in PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")

@@ -1,10 +1,11 @@
-"""The command line: `altlas check | run | profile | calibrate | plan | optimize | compare | serve`."""
+"""The command line: `altlas check | new | run | lab | profile | calibrate | plan | optimize | compare | serve`."""
 
 import contextlib
 import enum
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import serving
+from . import extras, paths, serving
 
 app = typer.Typer(
     help="Decide, prove and pay for GPU acceleration of Python code.",
@@ -71,6 +72,23 @@ def check(
     else:
         print(environment.format_findings(findings))
     raise typer.Exit(0 if ready else 1)
+
+
+@app.command()
+def new(folder: Annotated[Path, typer.Argument(help="The folder to make.", show_default=False)]) -> None:
+    """Copy the book to a folder of your own: notebooks, parameters and samples, to edit there. `altlas run` there runs it."""
+    print(f"made {paths.copy_book(folder)}{os.sep}; now: cd {shlex.quote(str(folder))} && altlas run")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lab(context: typer.Context) -> None:
+    """Open JupyterLab on the book of this folder, or where there is none on a new copy of it; JupyterLab's options follow."""
+    from jupyterlab.labapp import main as open_lab
+
+    if paths.is_shipped():
+        study = Path("altlas_study")
+        os.chdir(study if study.exists() else paths.copy_book(study))
+    open_lab([f"--notebook-dir={paths.notebooks_dir()}", *context.args])
 
 
 @app.command()
@@ -290,6 +308,8 @@ def plan(
 def _plan_language_model(model: str, gpu: str, context: int, batch: int, as_json: bool) -> None:
     from . import inference
 
+    if model.endswith(".gguf"):
+        import gguf  # noqa: F401 (a child process reads the file; that its reader is missing is said here)
     with _said_plainly(inference.InferenceError, ValueError):
         found = inference.plan_model(inference.read_model(model), gpu, context=context, batch=batch)
     print(found.model_dump_json(indent=1) if as_json else inference.describe_plan(found))
@@ -376,12 +396,19 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def main() -> None:
-    """Run a command; a folder that cannot be used is a message, too."""
+    """Run a command; a folder that cannot be used is a message, and so is an extra that is not installed."""
     try:
         app()
     except OSError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
+        sys.exit(str(error))
+    except ModuleNotFoundError as error:
+        if not (extra := extras.extra_of(error.name)):
+            raise
+        command = extras.command_for(extra, sys.argv[1:])
+        print(f"{error.name} is not installed; the extra {extra!r} brings it: {command}", file=sys.stderr, flush=True)
+        if not extras.runs_by_uvx():
+            sys.exit(1)
+        os.execvp("uvx", shlex.split(command))  # as uvx was asked for, with what that needs
 
 
 if __name__ == "__main__":

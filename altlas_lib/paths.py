@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 import re
+import shutil
 import sys
 import tomllib
 import uuid
@@ -14,22 +15,48 @@ from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
+_SHIPPED = Path(__file__).resolve().parent / "shipped"  # the book as the package brings it; not in a checkout
+
 
 def project_root() -> Path:
     """The folder that holds `notebooks/` and `data/`.
 
-    `ALTLAS_ROOT` when set, else the checkout that this package is installed from (`pip install -e`).
+    `ALTLAS_ROOT` when set; else the current folder or the next one above that has `notebooks/parameters/`; else the checkout
+    that this package is installed from (`pip install -e`), or what the package brings.
 
     Raises:
         FileNotFoundError: there are no `notebooks/` in that folder.
     """
-    root = Path(os.environ.get("ALTLAS_ROOT") or Path(__file__).resolve().parent.parent)
+    here = Path.cwd()
+    studies = (folder for folder in (here, *here.parents) if (folder / "notebooks" / "parameters").is_dir())
+    own = _SHIPPED if _SHIPPED.is_dir() else _SHIPPED.parent.parent
+    root = Path(os.environ.get("ALTLAS_ROOT") or next(studies, own))
     if not (root / "notebooks").is_dir():
-        raise FileNotFoundError(
-            f"no notebooks/ in {root}: install the package from a checkout (pip install -e .), "
-            "or set ALTLAS_ROOT to the checkout"
-        )
+        raise FileNotFoundError(f"no notebooks/ in {root}: make a folder that has them (altlas new), or set ALTLAS_ROOT to one")
     return root
+
+
+def is_shipped() -> bool:
+    """Whether the book is the package's own, which is not to be edited: there is no study and no checkout here."""
+    return project_root() == _SHIPPED
+
+
+def copy_book(folder: Path) -> Path:
+    """Notebooks, parameters and samples in a new folder, to be edited and run there.
+
+    Raises:
+        FileExistsError: there is such a folder or file.
+    """
+    root = project_root()
+    if folder.exists():
+        raise FileExistsError(f"there is {folder} already; give a new name")
+    for part in ("notebooks", "data"):
+        for source in sorted((root / part).rglob("[!._]*.*")):
+            target = folder / source.relative_to(root)
+            if source.is_file() and not {".ipynb_checkpoints", "__pycache__"} & set(source.parts):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)  # without the modes of an installed package, which may be read-only
+    return folder
 
 
 def notebooks_dir() -> Path:
@@ -42,8 +69,8 @@ def data_dir() -> Path:
 
 
 def outputs_dir() -> Path:
-    """The parent of all runs; `ALTLAS_OUTPUTS` when set."""
-    return Path(os.environ.get("ALTLAS_OUTPUTS") or project_root() / "outputs")
+    """The parent of all runs: `ALTLAS_OUTPUTS` when set, else `outputs/` beside the book; here if that is the package's."""
+    return Path(os.environ.get("ALTLAS_OUTPUTS") or (Path.cwd() if is_shipped() else project_root()) / "outputs")
 
 
 @dataclass(frozen=True)

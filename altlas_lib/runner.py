@@ -13,10 +13,13 @@ from typing import Any
 
 import nbformat
 
+from . import extras
 from .book import Chapter, RunError, find_chapters, load_parameters_file, resolve_parameters, select_chapters
 from .manifest import Finished, Manifest
 from .paths import UNFINISHED, RunFolder, lock_exclusively, outputs_dir, run_folder, stderr_to
 from .results import CHAPTERS, ResultError
+
+_EXTRAS = {"30": "training", "40": "training", "50": "serve"}  # number of a chapter -> what it needs beside `notebooks`
 
 
 @dataclass
@@ -95,6 +98,19 @@ def _is_done(chapter: Chapter, run: RunFolder, manifest: Manifest, parameters: M
     return True
 
 
+def _leave_out_lacking(selected: Sequence[Chapter], tell: Callable[[str], None]) -> list[Chapter]:
+    """The chapters whose extras are installed; of the others the command that adds what they need is told."""
+    usable = []
+    for chapter in selected:
+        extra = _EXTRAS.get(chapter.number)
+        if extra is None or extras.is_installed(extra):
+            usable.append(chapter)
+        else:
+            command = extras.command_for(f"notebooks,{extra}", ["run"])
+            tell(f"{chapter.name:<32}left out, needs the extra {extra!r}: {command}")
+    return usable
+
+
 def _run_to_resume(name: str | None) -> RunFolder:
     pattern = "*" if name is None else glob.escape(name)
     manifests = sorted(outputs_dir().glob(f"{pattern}/run.json"), key=lambda path: path.stat().st_mtime)
@@ -157,6 +173,10 @@ def run_book(
     with _lock(run):
         manifest = Manifest.load(run)
         manifest.ask_for(selected, values, chapters)
+        usable = _leave_out_lacking(selected, tell)
+        if len(usable) < len(selected) and (only or from_):
+            raise RunError("nothing was run: install what the chapters above need, or leave them out")
+        selected = usable
         while resume and selected and _is_done(selected[0], run, manifest, selected[0].own(values)):
             tell(f"{selected[0].name:<32}done before")
             selected = selected[1:]

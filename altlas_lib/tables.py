@@ -1,5 +1,6 @@
 """Tables for notebook and terminal: text on the left, numbers on the right, and what looks like markup in data stays text."""
 
+import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 _LEAST_TEXT = 12  # characters that a column of text keeps in a narrow terminal
+
+_WIDTH = 120  # characters of a line of text in a notebook or a Python prompt
 
 Format = str | Callable[[Any], str]
 
@@ -96,3 +99,23 @@ show = Table
 def plain(text: str) -> str:
     """Text from data that must not steer the terminal: what is not printable is written as its escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class ShownAsTable:
+    """Mixin for results: `repr` and a notebook show what `_summary` gives, the answer in a sentence above a short table."""
+
+    def _summary(self) -> tuple[str, Table]:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        said, table = self._summary()
+        return "\n".join(filter(None, [*map(plain, said.splitlines()), table.text(_WIDTH)]))
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str | None:
+        said, table = self._summary()
+        try:
+            return f"<p>{html.escape(said).replace(chr(10), '<br>')}</p>{table.to_html()}"
+        except ModuleNotFoundError:  # pandas, which the light core does without: the notebook then shows the text
+            return None

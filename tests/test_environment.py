@@ -147,7 +147,7 @@ BLIND_CUPY = Library(version="14.2.0", cuda={"runtime": "12.9"}, no_gpu_because=
             "too new": (changed(LAPTOP, python_version="3.14.0rc1"), "Python", "failure", "3.14.0rc1", "venv"),
             "missing": (
                 changed(LAPTOP, unmet_requirements=("jinja2>=3.1 (not installed)",)),
-                *("Packages", "failure", "jinja2>=3.1 (not installed)", "pip install -e ."),
+                *("Packages", "failure", "jinja2>=3.1 (not installed)", "pip install 'jinja2>=3.1'"),
             ),
             "read-only": (changed(LAPTOP, outputs_writable=False), "Disk", "failure", "/book/outputs", "ALTLAS_OUTPUTS"),
             "full": (changed(LAPTOP, disk_free_bytes=GIB // 10), "Disk", "failure", "0.1 GiB free", "ALTLAS_OUTPUTS"),
@@ -207,8 +207,13 @@ BLIND_CUPY = Library(version="14.2.0", cuda={"runtime": "12.9"}, no_gpu_because=
             ),
             "gone": (
                 changed(LAPTOP, libraries={"tensorflow": MISSING, "keras": Library(version="3", error="No module")}),
-                *("TensorFlow", "failure", "not installed", "pip install -e ."),
+                *("TensorFlow", "failure", "not installed", "[training]"),
             ),
+            "no training": (
+                changed(LAPTOP, libraries={"tensorflow": MISSING, "keras": MISSING}),
+                *("Keras", "warning", "not installed: chapters 30 and 40", "[training]"),
+            ),
+            "no notebooks": (changed(LAPTOP, kernel_python=""), "Notebook kernel", "warning", "not installed", "[book]"),
             "broken, though Keras does not use it": (
                 changed(
                     LAPTOP,
@@ -594,20 +599,6 @@ def test_a_library_that_does_not_load_is_reported(tmp_path, source, report):
 
 
 # Facts of this machine ---------------------------------------------------------------------------------------------------
-
-
-def test_unmet_requirements_are_listed(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "pyproject.toml").write_text("""
-        [project]
-        requires-python = ">=3.11"
-        dependencies = ["numpy>=1", "numpy>=99", "no-such-package-at-all>=1", "no-such-package; sys_platform == 'beos'",
-            "tensorflow>=99"]  # Keras can do without it
-    """)
-    monkeypatch.setenv("ALTLAS_ROOT", str(tmp_path))
-    assert facts_module._project()["requires-python"] == ">=3.11"
-    unmet = facts_module._unmet_requirements()
-    assert unmet == (f"numpy>=99 (found {np.__version__})", "no-such-package-at-all>=1 (not installed)")
 
 
 @pytest.mark.parametrize(

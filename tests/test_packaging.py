@@ -17,6 +17,7 @@ ROOT = paths.project_root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values())]
+REQUIREMENTS = [each for each in REQUIREMENTS if not each.startswith(PROJECT["name"])]  # extras that name other extras
 
 
 def run_python(program: str) -> str:
@@ -131,6 +132,7 @@ RUN_BY = {
     r"altlas serve": "tests/test_serving_api.py",
     r"make serve": "tests/test_serving_api.py",
     r"pip install": "done by `make setup`",
+    r"altlas new": "tests/test_install.py",
     r"altlas run": "tests/book/test_book.py",
     r"altlas check": "tests/test_environment.py",
     r"altlas profile": "tests/test_profiling_targets.py",
@@ -145,7 +147,8 @@ RUN_BY = {
 
 
 def test_every_command_of_the_pages_is_run_by_a_test_or_says_why_not():
-    blocks = [block for page in PAGES for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.S | re.M)]
+    fenced = [pair for page in PAGES for pair in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.S | re.M)]
+    blocks = [block for language, block in fenced if not language]
     lines = [re.sub(r"^\$ ", "", line) for block in blocks for line in block.splitlines()]
     commands = [line for line in lines if re.match(r"(make|altlas|python|pip|docker|source|\.venv/bin/)\b", line)]
     assert len(commands) > 15
@@ -155,6 +158,24 @@ def test_every_command_of_the_pages_is_run_by_a_test_or_says_why_not():
         if who.startswith("tests/"):
             word = re.sub(r"^(altlas |make (bench-)?)", "", command).split()[0]
             assert word in (ROOT / who).read_text(), f"{who} does not run {command!r}"
+
+
+def snippets(page: Path) -> list[str]:
+    """A page's Python, magics as IPython runs them, cells of a notebook server aside."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.S | re.M)
+    return [block for language, block in blocks if language == "python" and "google.colab" not in block]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/your-notebook.md"])
+def test_the_python_of_a_page_runs_as_it_stands(name, folder):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    shell.reset(new_session=False)
+    ran = [shell.run_cell(block) for block in snippets(ROOT / name)]
+    assert len(ran) >= 2
+    for result in ran:
+        result.raise_error()
 
 
 def test_the_commands_of_make_are_what_ci_runs():
@@ -168,7 +189,7 @@ def test_the_commands_of_make_are_what_ci_runs():
 
 
 def test_every_altlas_option_of_the_pages_exists():
-    commands = set(re.findall(r"\baltlas (\w+)((?: +(?:--?[a-z][\w-]*|[^\s`|#]+))*)", code_of_pages()))
+    commands = set(re.findall(r"(?<![%\w])altlas (\w+)((?: +(?:--?[a-z][\w-]*|[^\s`|#]+))*)", code_of_pages()))
     assert commands
     known = {}
     for command, arguments in commands:

@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from .. import extras
 from ..paths import shipped_toml
 from ..results import Finding
 from .facts import KERAS_BACKENDS, PROBE_MODULE, Facts
@@ -28,6 +29,7 @@ NOTABLE_GAIN = 1.25
 _TEXTS = Environment(undefined=StrictUndefined, autoescape=False)
 _TEXTS.filters |= {"gib": lambda n_bytes: f"{n_bytes / GIB:.1f} GiB", "quote": shlex.quote}
 _TEXTS.globals |= {"AMPLE_DISK_BYTES": AMPLE_DISK_BYTES, "AMPLE_MEMORY_BYTES": AMPLE_MEMORY_BYTES, "PROBE_MODULE": PROBE_MODULE}
+_TEXTS.globals["add"] = extras.command_for
 _template = functools.cache(_TEXTS.from_string)
 
 
@@ -71,7 +73,7 @@ def _checks(facts: Facts) -> Iterator[Check]:
     rate, possible = numpy.gflops_per_thread or 0.0, facts.libraries.get("numpy with AVX-512", numpy).gflops_per_thread or 0.0
     yield "BLAS kernels", "BLAS kernels", {"slow": possible >= NOTABLE_GAIN * rate > 0}, {"rate": rate, "possible": possible}
     usable = [name for name in KERAS_BACKENDS if facts.libraries[name].computed_on and not facts.libraries[name].error]
-    rows = {"ok": keras.installed and not keras.error, "other backend": keras.installed and usable, "fails": True}
+    rows = {"not installed": not keras.installed, "ok": not keras.error, "other backend": usable, "fails": True}
     yield "Keras", "Keras", rows, {"library": keras, "usable": usable}
     for name, (title, install) in shipped_toml(__package__, "checks.toml")["frameworks"].items():
         library, major = facts.libraries[name], max(12, min(13, _major(driver.cuda_version)))
@@ -101,7 +103,12 @@ def _machine(facts: Facts) -> dict[str, dict[str, Any]]:
             "no VNNI": "AVX2" in sets and not sets & {"AVX-512 VNNI", "AVX-VNNI"},
             "ok": True,
         },
-        "Notebook kernel": {"missing": facts.kernel_python is None, "another": is_another_kernel, "ok": True},
+        "Notebook kernel": {
+            "not installed": facts.kernel_python == "",
+            "missing": facts.kernel_python is None,
+            "another": is_another_kernel,
+            "ok": True,
+        },
     }
 
 
@@ -125,7 +132,7 @@ def _framework(facts: Facts, name: str) -> dict[str, Any]:
     runtime = library.cuda.get("runtime")
     return {
         "chapter 20 needs it": not library.installed and is_cupy and driver.gpus,
-        "Keras needs it": not library.installed and name == "tensorflow" and not keras.computed_on,
+        "Keras needs it": not library.installed and name == "tensorflow" and keras.installed and not keras.computed_on,
         "not installed": not library.installed,
         # Keras computes with it, or CuPy offers a GPU on which it then fails: a chapter would stop there.
         "stops a chapter": library.error and (name == (keras.backend or "tensorflow") or (is_cupy and library.gpus)),

@@ -8,17 +8,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Annotated
 
 import psutil
-from packaging.requirements import Requirement
 from pydantic import AfterValidator, Field, ValidationError
 
-from .. import devices, paths
+from .. import devices, extras, paths
 from ..results import Model
 
 KERAS_BACKENDS = ("tensorflow", "torch", "jax")
@@ -49,23 +47,6 @@ class Library(Model):
 # This machine -------------------------------------------------------------------------------------------------------------
 
 
-def _project() -> dict:
-    return tomllib.loads((paths.project_root() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
-def _unmet_requirements() -> tuple[str, ...]:
-    """Those of pyproject.toml that are not met, each with what is wrong; what Keras can do without has checks of its own."""
-    unmet = []
-    for requirement in map(Requirement, _project()["dependencies"]):
-        is_of_another_system = requirement.marker and not requirement.marker.evaluate()
-        if is_of_another_system or requirement.name.startswith(KERAS_BACKENDS):
-            continue
-        found = next(iter(metadata.distributions(name=requirement.name)), None)
-        if not found or not requirement.specifier.contains(found.version, prereleases=True):
-            unmet.append(f"{requirement} ({f'found {found.version}' if found else 'not installed'})")
-    return tuple(unmet)
-
-
 def _folder_of_outputs() -> Path:
     """The innermost folder on the way to the outputs that there is."""
     outputs = paths.outputs_dir()
@@ -73,7 +54,9 @@ def _folder_of_outputs() -> Path:
 
 
 def _kernel_python() -> str | None:
-    """That the kernelspec `python3` starts; None: there is no such kernelspec."""
+    """That the kernelspec `python3` starts; None: there is no such kernelspec; "": nothing that reads kernelspecs."""
+    if not extras.is_installed("notebooks"):
+        return ""
     from jupyter_client import KernelManager
     from jupyter_client.kernelspec import NoSuchKernel
 
@@ -139,8 +122,8 @@ class Facts(Model):
 
     python: str = sys.executable
     python_version: str = platform.python_version()
-    python_required: str = Field(default_factory=lambda: _project()["requires-python"])
-    unmet_requirements: tuple[str, ...] = Field(default_factory=_unmet_requirements)
+    python_required: str = Field(default_factory=lambda: metadata.metadata(extras.DISTRIBUTION)["Requires-Python"])
+    unmet_requirements: tuple[str, ...] = Field(default_factory=lambda: tuple(extras.unmet()))
     outputs: str = Field(default_factory=lambda: str(paths.outputs_dir()))
     outputs_writable: bool = Field(default_factory=lambda: os.access(_folder_of_outputs(), os.W_OK))
     disk_free_bytes: int = Field(default_factory=lambda: shutil.disk_usage(_folder_of_outputs()).free)

@@ -12,10 +12,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, NonNegativeInt, ValidationError
 
 from ..devices import device_names
-from ..paths import RunFolder, outputs_dir, project_root, write_atomically
+from ..extras import DISTRIBUTION
+from ..paths import RunFolder, is_shipped, outputs_dir, project_root, write_atomically
 from .quantity import Model, Share, first_problem
-
-_DISTRIBUTION = "altlas-cuda-workbook"
 
 # Of the processors. A program that wants them all takes 1 / (1 - 0.2) = 1.25 times as long, less than a projection's own error.
 LARGEST_OTHER_LOAD = 0.2
@@ -24,6 +23,8 @@ LARGEST_OTHER_LOAD = 0.2
 @functools.cache
 def git_state() -> tuple[str | None, bool]:
     """The commit of the checkout that this is, None where it is none, and whether it has uncommitted changes."""
+    if is_shipped():  # a repository around an installed package has nothing to do with it
+        return None, False
     command = ["git", "-C", str(project_root()), "status", "--porcelain=v2", "--branch"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
@@ -35,8 +36,8 @@ def git_state() -> tuple[str | None, bool]:
 @functools.cache
 def library_versions() -> dict[str, str]:
     """The installed versions of this package and of all that it may require, tools of its developers aside."""
-    required = [each for each in metadata.requires(_DISTRIBUTION) or () if 'extra == "dev"' not in each]
-    names = [_DISTRIBUTION, *(re.match(r"[\w.-]+", each)[0] for each in required)]
+    required = [each for each in metadata.requires(DISTRIBUTION) or () if not re.search("extra == .dev.", each)]
+    names = [DISTRIBUTION, *(re.match(r"[\w.-]+", each)[0] for each in required)]
     installed = ((name, next(iter(metadata.distributions(name=name)), None)) for name in dict.fromkeys(names))
     return {name: found.version for name, found in installed if found}
 

@@ -43,8 +43,6 @@ def command(**options: Any) -> None:
         serve(Settings(**options))
     except ServeError as error:
         sys.exit(str(error))
-    except ImportError as error:
-        sys.exit(f"{error}; pip install -e '.[serve]'")
 
 
 command.__signature__ = inspect.signature(Settings)  # typer's options are those of the settings

@@ -3,13 +3,19 @@
 import contextlib
 import math
 import numbers
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from ..devices import to_cpu
+from ..tables import ShownAsTable, Table
 from .inputs import Device, OnInvalid, check_choice, check_k, check_pair, choose_device, is_sparse, where_it_was
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Method = Literal["auto", "float32", "int8"]
 
@@ -18,8 +24,8 @@ def _no_rows() -> np.ndarray:
     return np.empty(0, np.int64)
 
 
-@dataclass(frozen=True, eq=False)
-class Neighbors:
+@dataclass(frozen=True, eq=False, repr=False)
+class Neighbors(ShownAsTable):
     """The k nearest rows of every row, in NumPy arrays; in CuPy arrays where `X` was one and the GPU computed.
 
     Attributes:
@@ -27,23 +33,48 @@ class Neighbors:
         scores: (n, k) float32 cosines in [-1, 1], descending; NaN in a skipped row. `reference` gives float64.
         skipped_rows: rows of `X` with NaN or infinity, int64, ascending; empty unless `on_invalid="skip"`.
         skipped_columns: the same of `Y`, which are nobody's neighbours; `skipped_rows` where `Y` is None.
+        labels: what `to_frame` calls the rows of `X` and of `Y`: the indices of data frames; None: their numbers.
+        has_others: whether the neighbours are rows of a `Y`.
     """
 
     indices: Any
     scores: Any
     skipped_rows: np.ndarray = field(default_factory=_no_rows)
     skipped_columns: np.ndarray = field(default_factory=_no_rows)
+    labels: tuple[Any, Any] = (None, None)
+    has_others: bool = False
+
+    def to_frame(self, labels: Sequence | None = None, other_labels: Sequence | None = None) -> "DataFrame":
+        """A pandas DataFrame with a line for each neighbour: `row`, `neighbor`, `rank` from 1, `score`.
+
+        Args:
+            labels: (n,) names of the rows of `X`, such as the texts; of its neighbours too where there was no `Y`.
+            other_labels: (m,) names of the rows of `Y`.
+        """
+        indices, scores = to_cpu(self.indices), to_cpu(self.scores)
+        rows, ranks = np.nonzero(indices >= 0)
+        found = {"row": rows, "neighbor": indices[rows, ranks], "rank": ranks + 1, "score": scores[rows, ranks]}
+        return _labelled(self, found, labels, other_labels)
+
+    def _summary(self) -> tuple[str, Table]:
+        n, k = self.indices.shape
+        rows = [
+            {"row": row, "nearest": ", ".join(map(str, near)), "cosine": ", ".join(f"{score:.3f}" for score in scores)}
+            for row, (near, scores) in enumerate(zip(to_cpu(self.indices[:5, :5]), to_cpu(self.scores[:5, :5]), strict=True))
+        ]
+        said = f"{k} nearest of {n:,} rows, {len(self.skipped_rows):,} skipped; the first, more by to_frame():"
+        return said, Table(rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
+@dataclass(frozen=True, eq=False, repr=False)
+class Pairs(ShownAsTable):
     """Pairs of rows, the most similar first, equal ones by index.
 
     Attributes:
         first: (n_pairs,) int64, rows of `X`.
         second: (n_pairs,) int64, rows of `Y`; where `Y` is None, of `X` and higher than `first`.
         scores: (n_pairs,) float32 cosines in [-1, 1].
-        skipped_rows, skipped_columns: as in `Neighbors`.
+        skipped_rows, skipped_columns, labels, has_others: as in `Neighbors`.
     """
 
     first: np.ndarray
@@ -51,9 +82,63 @@ class Pairs:
     scores: np.ndarray
     skipped_rows: np.ndarray = field(default_factory=_no_rows)
     skipped_columns: np.ndarray = field(default_factory=_no_rows)
+    labels: tuple[Any, Any] = (None, None)
+    has_others: bool = False
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def to_frame(self, labels: Sequence | None = None, other_labels: Sequence | None = None) -> "DataFrame":
+        """A pandas DataFrame with a line for each pair: `first`, `second`, `score`; labels as in `Neighbors.to_frame`."""
+        found = {"first": self.first, "second": self.second, "score": self.scores}
+        return _labelled(self, found, labels, other_labels)
+
+    def groups(self) -> list[np.ndarray]:
+        """The rows that pairs of one `X` hang together: each group ascending, its first row the one to keep, by that row.
+
+        A group is a union of pairs: two of its rows need not be similar to each other.
+
+        Raises:
+            ValueError: the pairs are between an `X` and a `Y`.
+        """
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        if self.has_others:
+            raise ValueError("groups of pairs between X and Y: expected pairs within one X; call pairs_above without Y")
+        rows, ends = np.unique(np.stack([self.first, self.second]), return_inverse=True)
+        graph = coo_array((np.ones(len(self), bool), ends.reshape(2, -1)), shape=(len(rows), len(rows)))
+        _, group = connected_components(graph, directed=False)
+        by_group = rows[np.argsort(group, kind="stable")]
+        return np.split(by_group, np.cumsum(np.bincount(group))[:-1]) if len(rows) else []
+
+    def redundant_rows(self) -> np.ndarray:
+        """The rows that go where one of each group is kept: (n_redundant,) int64, ascending."""
+        return np.sort(np.concatenate([_no_rows(), *(group[1:] for group in self.groups())]))
+
+    def _summary(self) -> tuple[str, Table]:
+        shown = zip(self.first[:5], self.second[:5], self.scores[:5], strict=True)
+        rows = [{"first": a, "second": b, "cosine": f"{score:.3f}"} for a, b, score in shown]
+        return f"{len(self):,} pairs; the most similar, more by to_frame():", Table(rows)
+
+
+def _labelled(
+    found: Neighbors | Pairs, columns: dict[str, Any], labels: Sequence | None, other_labels: Sequence | None
+) -> "DataFrame":
+    """The columns as a frame, in the first two of which labels stand for the numbers of rows."""
+    import pandas as pd
+
+    names, others = (own if given is None else given for given, own in zip((labels, other_labels), found.labels, strict=True))
+    for column, known in zip(columns, (names, others if found.has_others else names), strict=False):
+        if known is not None:
+            columns[column] = np.asarray(known, object)[columns[column]]
+    return pd.DataFrame(columns)
+
+
+def _labels(X: Any, Y: Any) -> dict[str, Any]:
+    """What an answer keeps of its input: the indices of pandas DataFrames, and whether there was a `Y`."""
+    indices = (each.index if type(each).__module__.partition(".")[0] == "pandas" else None for each in (X, Y))
+    return {"labels": tuple(indices), "has_others": Y is not None}
 
 
 def top_k(
@@ -66,7 +151,7 @@ def top_k(
     working_memory: float | None = None,
     n_jobs: int | None = None,
     on_invalid: OnInvalid = "raise",
-    progress: bool | Callable[[float], None] = False,
+    progress: bool | Callable[[float], None] | None = None,
     client: Any = None,
 ) -> Neighbors:
     """The `k` rows of `Y` nearest to each row of `X` by cosine similarity; of `X` itself, the row left out, without `Y`.
@@ -90,7 +175,8 @@ def top_k(
         n_jobs: threads on the CPU; None or -1: one per CPU that this process may use.
         on_invalid: `"raise"`, or `"skip"`: a row with NaN or infinity gets indices -1 and scores NaN, is nobody's
             neighbour, and is listed in the answer.
-        progress: show on stderr what is done and the time left; or a function, called with the share that is done.
+        progress: show on stderr what is done and the time left; None: where a terminal reads it, after two seconds; or a
+            function, called with the share that is done.
         client: a `dask.distributed.Client`: its workers compute, each with as many threads as it has, or on its GPU. The answer
             is the same. Dense rows only.
 
@@ -99,6 +185,7 @@ def top_k(
         ValueError: shapes do not fit, an argument is not one of its values, or rows are invalid.
         RuntimeError: `device="gpu"` without a GPU; `method="int8"` where int8 products are missing or inexact.
     """
+    labels = _labels(X, Y)
     X, others, device = _check(X, Y, device, method, working_memory, on_invalid)
     k = check_k(k)
     if client is not None and is_sparse(X):
@@ -110,7 +197,7 @@ def top_k(
             *found, skipped_rows, skipped_columns = gpu.top_k(
                 X, others, k, working_memory=working_memory, on_invalid=on_invalid, progress=report
             )
-            return Neighbors(*(where_it_was(X, values) for values in found), skipped_rows, skipped_columns)
+            return Neighbors(*(where_it_was(X, values) for values in found), skipped_rows, skipped_columns, **labels)
         from . import cpu
 
         on_cluster = {}
@@ -120,7 +207,7 @@ def top_k(
             options = {"device": device, "method": method, "n_jobs": n_jobs, "working_memory": working_memory}
             on_cluster = {"search": search_on(client, **options)}
         settings = cpu.Settings.choose(method, _shape(X, others), n_jobs, working_memory, report)
-        return Neighbors(*cpu.top_k(X, others, k, settings, on_invalid, **on_cluster))
+        return Neighbors(*cpu.top_k(X, others, k, settings, on_invalid, **on_cluster), **labels)
 
 
 def pairs_above(
@@ -133,7 +220,7 @@ def pairs_above(
     working_memory: float | None = None,
     n_jobs: int | None = None,
     on_invalid: OnInvalid = "raise",
-    progress: bool | Callable[[float], None] = False,
+    progress: bool | Callable[[float], None] | None = None,
     max_pairs: int = 10_000_000,
 ) -> Pairs:
     """All pairs of rows whose cosine similarity is `threshold` or more (near-duplicates), the most similar first.
@@ -150,6 +237,7 @@ def pairs_above(
         MemoryError: more than `max_pairs` pairs reach the threshold.
         TypeError, ValueError, RuntimeError: as `top_k`.
     """
+    labels = _labels(X, Y)
     X, others, device = _check(X, Y, device, method, working_memory, on_invalid)
     if not isinstance(threshold, numbers.Real) or not -1 <= threshold <= 1:
         raise ValueError(f"threshold={threshold!r}: expected a cosine similarity from -1 to 1")
@@ -166,24 +254,25 @@ def pairs_above(
             found = cpu.pairs_above(X, others, float(threshold), settings, on_invalid, max_pairs)
     first, second, scores, *skipped = found
     order = np.lexsort((second, first, -scores))
-    return Pairs(first[order], second[order], scores[order], *skipped)
+    return Pairs(first[order], second[order], scores[order], *skipped, **labels)
 
 
 @contextlib.contextmanager
-def progress_bar(shown: bool | Callable[[float], None]) -> Iterator[Callable[[float], None] | None]:
+def progress_bar(shown: bool | Callable[[float], None] | None) -> Iterator[Callable[[float], None] | None]:
     """A function that takes the share that is done and shows it, with the time left, on stderr; None if not `shown`.
 
     Where `shown` is such a function itself, that one.
     """
-    if not shown or callable(shown):
-        yield shown or None
+    by_itself = shown is None and sys.stderr.isatty()
+    if callable(shown) or not (shown or by_itself):
+        yield shown if callable(shown) else None
         return
     from tqdm import tqdm
 
     class Bar(tqdm):
         monitor_interval = 0  # no thread that outlives the bar
 
-    with Bar(total=1.0, bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left") as bar:
+    with Bar(total=1.0, delay=2 * by_itself, bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left") as bar:
         yield lambda share: bar.update(share - bar.n)
 
 
