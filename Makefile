@@ -81,10 +81,16 @@ bench-serving: $(INSTALLED)  ## batching, payloads and overhead of the server, t
 image-test:  ## build the CPU image without a registry, by debootstrap and buildah (as root, Debian), and ask its server
 	@deploy/image-test.sh
 
+LOCK := $(BIN)/uv pip compile --quiet --universal --no-annotate --no-header --python-version 3.11
+
 lock: $(INSTALLED)  ## pin the newest versions that fit together into requirements.lock
 	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip compile --quiet --upgrade --universal --all-extras --no-annotate --no-header --python-version 3.11 \
-		--output-file requirements.lock pyproject.toml
+	@# PyTorch's CUDA is another one than TensorFlow's and CuPy's: its own wheels are pinned, what they bring is left to them.
+	@folder=$$(mktemp -d) && sed '/^torch = /d' pyproject.toml > $$folder/pyproject.toml && \
+		$(LOCK) --upgrade --all-extras --output-file requirements.lock $$folder/pyproject.toml && \
+		$(LOCK) --no-deps --extra torch --constraint requirements.lock pyproject.toml > $$folder/direct && \
+		grep -E '^(onnxscript|torch)==' $$folder/direct >> requirements.lock && LC_ALL=C sort -s -t= -k1,1 -o requirements.lock requirements.lock; \
+		status=$$?; rm -r $$folder; exit $$status
 
 clean:  ## remove .venv, outputs and caches
 	rm -rf $(VENV) outputs/* .pytest_cache .ruff_cache .hypothesis *.egg-info

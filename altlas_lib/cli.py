@@ -1,6 +1,7 @@
 """The command line: `altlas check | new | run | lab | profile | calibrate | plan | optimize | compare | serve`."""
 
 import contextlib
+import enum
 import json
 import logging
 import os
@@ -22,6 +23,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class Precision(enum.Enum):
+    """Of `altlas plan --amp`."""
+
+    FLOAT16 = "fp16"
+    BFLOAT16 = "bf16"
 
 
 @contextlib.contextmanager
@@ -213,7 +221,8 @@ def plan(
     model: Annotated[
         str,
         typer.Argument(
-            help="A preset (reference, option1, option2, quick), module:function that builds a Keras model, or a .keras file; "
+            help="A preset (reference, option1, option2, quick), module:function that builds a Keras model or a PyTorch module "
+            "(alone or as (module, (x, y), loss, optimizer)), or a .keras file; "
             "of a large language model a .gguf file, or a folder with config.json and safetensors."
         ),
     ] = "reference",
@@ -233,6 +242,11 @@ def plan(
             "--input", metavar="NAME=D,D", help="An input's shape without the batch, where it is unknown; repeatable."
         ),
     ] = None,
+    amp: Annotated[Precision | None, typer.Option(help="Mixed precision.", show_default="the model's own")] = None,
+    checkpoint: Annotated[
+        bool, typer.Option("--checkpoint", help="Of a PyTorch module: keep the inputs of repeated blocks only.")
+    ] = False,
+    n_devices: Annotated[int, typer.Option("--devices", min=1, help="GPUs of one machine that share --batch-size.")] = 1,
     time_limit_s: Annotated[float, typer.Option("--time-limit", min=1, metavar="S", help="Seconds for compiling.")] = 480.0,
     context: Annotated[int, typer.Option(min=1, help="Of a language model: tokens of each stream.")] = 8192,
     batch: Annotated[int, typer.Option(min=1, help="Of a language model: streams at a time.")] = 1,
@@ -257,13 +271,20 @@ def plan(
     with _said_plainly(training.PlanError, ValueError, interrupted="interrupted; nothing was planned"):
         shapes = dict(map(_shape, input_shapes or ()))
         how = {"input_shapes": shapes, "time_limit_s": time_limit_s}
+        if amp:
+            how["dtype_policy"] = {"fp16": "mixed_float16", "bf16": "mixed_bfloat16"}[amp.value]
+        if checkpoint:
+            how["recompute"] = ("*",)
         is_preset = ":" not in model and not model.endswith(".keras")
         if is_preset and gpu == "all":
             found = training.gpu_table(model)
             rows = training.gpu_rows(found)
             explained = ["Of what was compiled, smallest memory first; more by python -m altlas_lib.training.plan"]
         else:
-            if is_preset and batch_size is None:
+            if n_devices > 1:
+                plan = training.plan_devices(model, gpu, n_devices, batch_size=batch_size or 0, **how)
+                found = [Remedy(name=f"{model} on {n_devices} devices", plan=plan)]
+            elif is_preset and batch_size is None:
                 found = training.mitigation_table(model, gpu, time_limit_s=time_limit_s)
             else:
                 plan = training.plan_memory(model, gpu, batch_size=batch_size, **how) if batch_size else None
@@ -272,6 +293,8 @@ def plan(
                     raise training.PlanError(f"not even one sample of {model} fits {gpu}; what it needs: --batch-size 1")
                 largest = None if batch_size else plan.configuration["batch_size"]
                 found = [Remedy(name=model, plan=plan, largest_batch=largest)]
+                if batch_size and plan.peak.basis == "projected":
+                    found = training.module_mitigations(model, gpu, plan, **how)
             rows, explained = training.mitigation_rows(found), training.explanation(found)
         if as_json:
             print(json.dumps([each.model_dump(mode="json") for each in found], indent=1))

@@ -82,6 +82,7 @@ def models(write):
     return write(MODELS)
 
 
+@pytest.mark.frameworks("export", "TensorFlow")
 def test_names_and_values_survive_at_batches_that_the_export_did_not_see(models, tmp_path):
     agreement = inference.export_onnx(f"{models}:named", tmp_path / "model.onnx")
     assert {each.output: each.largest < 1e-5 for each in agreement} == {"first": True, "second": True}

@@ -63,7 +63,11 @@ CHAPTERS = {"environment", "profiling", "similarity", "training", "inference", "
 
 
 # A forward pass is compiled as a training step is: by the planner's description of a GPU and its counts.
-COMPILER = {"inference/forward.py": {("training", "plan", "request"), ("training",)}}
+# What a PyTorch module is, is said once.
+COMPILER = {
+    "inference/forward.py": {("training", "plan", "request"), ("training",)},
+    "inference/export.py": {("training", "pytorch", "task")},
+}
 
 
 @pytest.mark.parametrize("chapter", sorted(CHAPTERS - {"report"}))  # the report looks at several chapters, none looks at it
@@ -134,6 +138,7 @@ RUN_BY = {
     r"altlas check": "tests/test_environment.py",
     r"altlas profile": "tests/test_profiling_targets.py",
     r"altlas plan .*gguf": "tests/test_inference_llm.py",
+    r"torchrun": "tests/test_torch_fit.py",
     r"altlas plan": "tests/test_training_planner.py",
     r"altlas optimize": "tests/test_inference_variants.py",
     r"altlas compare": "tests/test_report_compare.py",

@@ -1374,6 +1374,7 @@ def test_recorded_functions_go_to_other_processes(program, how):
 # What frameworks state ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.frameworks("profile", "TensorFlow")
 def test_keras_and_tensorflow_state_their_own_cost(program):
     pytest.importorskip("tensorflow")
     user = program("""
@@ -1444,6 +1445,7 @@ def test_a_loop_of_a_framework_is_unknown(program):
     assert len([call for call in calls if call.name.endswith("predict") and call.model_work is None]) == 1
 
 
+@pytest.mark.frameworks("profile", "PyTorch")
 def test_torch_states_its_own_cost(program):
     pytest.importorskip("torch")
     user = program("""

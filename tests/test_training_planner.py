@@ -182,6 +182,7 @@ def costs(requests):
     return dict(zip(requests, compile_steps(list(requests.values()), time_limit_s=600), strict=True))
 
 
+@pytest.mark.frameworks("plan", "JAX")
 @needs_compiler
 def test_the_parts_of_a_dense_model_are_those_counted_by_hand(requests, costs):
     accumulated, large, half = costs["accumulated"], costs["large"], costs["half"]

@@ -24,6 +24,7 @@ from altlas_lib.training.model.accumulation import AccumulatingOptimizer, MicroB
 BACKENDS = ["tensorflow", "jax"]
 
 
+@pytest.mark.frameworks("resume", "TensorFlow", "JAX")
 @pytest.mark.timeout(900)  # 14 trainings: a minute and a half on a quiet machine
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_killed_at_any_micro_batch_it_ends_with_the_same_bits(tmp_path, backend):
@@ -37,6 +38,7 @@ def test_killed_at_any_micro_batch_it_ends_with_the_same_bits(tmp_path, backend)
     assert len({expected for expected, _, _ in answers.values()}) == len(TRAININGS)
 
 
+@pytest.mark.frameworks("devices", "TensorFlow", "JAX")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_devices_train_what_one_does(tmp_path, backend):
     flags = "--xla_force_host_platform_device_count=2"
@@ -92,6 +94,7 @@ def test_a_cut_takes_every_sample_once_and_no_micro_batch_crosses_an_update(cut)
     assert max(np.bincount([piece[0] // cut.batch_size for piece in pieces])) == cut.n_per_update
 
 
+@pytest.mark.frameworks("fit", "TensorFlow")
 @settings(max_examples=6, deadline=None)
 @given(cuts())
 def test_any_split_equals_plain_keras_with_the_big_batch(cut):

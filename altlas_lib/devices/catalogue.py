@@ -5,7 +5,7 @@ import functools
 import re
 from itertools import accumulate
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ..paths import shipped_toml
 
@@ -28,6 +28,7 @@ class GpuSpec(BaseModel):
     boost_clock_ghz: PositiveFloat
     l2_cache_mib: PositiveFloat
     pcie_generation: PositiveInt
+    nvlink_gb_per_s: NonNegativeFloat = Field(default=0, description="to all others, both directions together")
     power_w: PositiveFloat
     source: str = Field(min_length=1)
 

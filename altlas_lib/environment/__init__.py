@@ -11,7 +11,7 @@ from .checks import findings_from, is_ready
 from .dxdiag import findings_from_dxdiag, read_dxdiag
 from .facts import Facts
 from .licensing import licences
-from .tables import ceilings_table, findings_table, format_findings, licence_table, summarize
+from .tables import ceilings_table, findings_table, format_findings, framework_table, licence_table, summarize
 
 
 def check_environment() -> list[Finding]:

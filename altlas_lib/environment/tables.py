@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .. import tables
 from ..devices import GpuSpec
+from ..paths import shipped_toml
 from ..results import Ceilings, Finding, Licence, format_value
 from .checks import is_ready
 
@@ -68,6 +69,11 @@ def licence_table(found: Sequence[Licence]) -> tables.Table:
     columns = ["package", "version", "declared licence; bundled parts need review", "look at"]
     rows = [(each.package, each.version, each.declared, each.flag) for each in found]
     return tables.show(rows, columns, folded=f"{len(rows)} packages, {sum(bool(each.flag) for each in found)} to look at")
+
+
+def framework_table() -> tables.Table:
+    """What works with which framework, and where a test shows it."""
+    return tables.show(shipped_toml(__package__, "frameworks.toml")["row"])
 
 
 def summarize(findings: list[Finding], ceilings: Ceilings, target_gpu: GpuSpec) -> str:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ..paths import write_atomically
 from ..results import Agreement
+from ..training.pytorch.task import is_module
 from .child import InferenceError, run_child
 from .compare import compare_outputs
 from .measure import INPUT_DTYPES, arrange_inputs, draw_inputs, input_structure, open_session, run_batches
@@ -25,11 +26,15 @@ LARGEST_DIFFERENCE = 1e-3  # of an output's largest value: float32 sums in anoth
 def export_onnx(model: Any, path: str | Path, *, modules: Sequence[str] = (), time_limit_s: float = 600) -> list[Agreement]:
     """Write a Keras model of any backend as ONNX, by TensorFlow in a child process, and say how far the file is from it.
 
+    A PyTorch module is written by PyTorch's exporter, in this process: give it with data, as `(module, (x, y))`, of which two
+    samples are looked at, or "module:function" that builds both. Its inputs are called as `forward` calls them.
+
     Inputs and outputs keep the model's names, their first dimension is called `batch`. The file appears when it is whole and
     was compared with the model on random inputs, at batches that the export did not see.
 
     Args:
-        model: a built `keras.Model`, a `.keras` file, or "module:function" that builds one, of layers in keras.ops.
+        model: a built `keras.Model`, a PyTorch module with data, a `.keras` file, or "module:function" that builds one, of
+            layers in keras.ops.
         modules: to import before a file is loaded: they register its own layers. Those of a built model are found.
 
     Returns:
@@ -39,6 +44,10 @@ def export_onnx(model: Any, path: str | Path, *, modules: Sequence[str] = (), ti
         InferenceError: no such model, an input without a shape or of float64 or text, an operation that ONNX lacks, a missing
             exporter, or a file that says something else than the model.
     """
+    if is_module(model):
+        from .torch_export import export_module
+
+        return export_module(model, Path(path))
     if not importlib.util.find_spec("tf2onnx"):
         raise InferenceError("tf2onnx is not installed, which writes ONNX: pip install tf2onnx")
     with tempfile.TemporaryDirectory(prefix="altlas-") as folder:
@@ -73,6 +82,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     import onnx
 
     model = load_keras(request)
+    if is_module(model):
+        return {"agreement": [each.model_dump() for each in export_onnx(model, request["path"])]}
     try:
         zeros = keras.tree.map_structure(lambda t: keras.ops.zeros((1, *t.shape[1:]), t.dtype), input_structure(model))
         model(zeros)  # Keras exports what has been called once
@@ -88,26 +99,41 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         raise InferenceError(f"the model holds a tensor that was computed outside of its layers ({', '.join(own)}): {advice}")
     _rename(graph.graph, model)
     onnx.save(graph, request["path"])
-    session, found = open_session(request["path"]), []
+
+    def call(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        outputs = keras.tree.flatten(model(arrange_inputs(model, inputs), training=False))
+        return [np.asarray(each) for each in outputs]
+
+    return {"agreement": [each.model_dump() for each in verify(request["path"], call)]}
+
+
+def verify(onnx_file: str | Path, call: Callable[[dict[str, np.ndarray]], list[np.ndarray]]) -> list[Agreement]:
+    """How far an exported file is from the model, which `call` asks, at batches that the export did not see.
+
+    Raises:
+        InferenceError: it does not take such a batch, or says something else.
+    """
+    session = open_session(onnx_file)
     for n in UNSEEN_BATCHES:
         inputs = draw_inputs(session, n)
-        outputs = keras.tree.flatten(model(arrange_inputs(model, inputs), training=False))
-        expected = [np.asarray(each) for each in outputs]
+        expected = call(inputs)
         try:
             of_file = run_batches(session, inputs)
         except Exception as error:  # ONNX Runtime's own classes share no base
-            advice = "the exporter fixed the batch: write that layer without the batch's size, or serve the model by Keras"
+            advice = "the exporter fixed the batch: write that layer without the batch's size, or serve the model as it is"
             raise InferenceError(f"the file does not take a batch of {n} ({str(error)[:300]}): {advice}") from None
         found = compare_outputs(dict(zip(of_file, expected, strict=True)), of_file)
         for each, values in zip(found, expected, strict=True):
             if each.largest > LARGEST_DIFFERENCE * max(1, np.abs(values).max()):
-                advice = "the exporter changed the model; go on serving it by Keras, and report its layers to tf2onnx"
+                advice = "the exporter changed the model; go on serving it as it is, and report its layers to the exporter"
                 raise InferenceError(f"output {each.output!r} differs from the model's by up to {each.largest:.2g}: {advice}")
-    return {"agreement": [each.model_dump() for each in found]}
+    return found
 
 
 def load_keras(request: dict[str, Any]) -> Any:
     """The model of a request that `save_keras` made, with inputs that ONNX Runtime and TensorRT take.
+
+    What a function returns that builds a PyTorch module is returned as it is, for `export_onnx`.
 
     Raises:
         InferenceError: there is none, it cannot be loaded, or an input's shape is unknown or its dtype unfit.
@@ -123,6 +149,8 @@ def load_keras(request: dict[str, Any]) -> Any:
         module, _, function = source.partition(":")
         is_file = source.endswith(".keras")
         made = keras.models.load_model(source) if is_file else getattr(importlib.import_module(module), function)()
+        if is_module(made):
+            return made
         model = made[0] if isinstance(made, tuple) else made
         inputs = getattr(model, "inputs", None) if model.built else None
     except Exception as error:  # a damaged file, an unknown layer, whatever the user's module raises

@@ -165,7 +165,7 @@ class Loop:
         self.progress = progress.model_copy(deep=True)
         self.micro_batching = self._divide(self.progress.micro_batch_size)
         self._install_optimizer()
-        restore(self.model, arrays, "model", "optimizer")
+        self.restore(arrays, "model", "optimizer")
 
     def _train_epoch(self) -> None:
         n_devices, size, reason = n_replicas(), self.micro_batching.micro_batch_size, None
@@ -206,7 +206,7 @@ class Loop:
     def begin_epoch(self, epoch: int, logs: Any) -> None:
         """Where an epoch is continued, puts back the sums of its metrics."""
         if self.start:
-            restore(self.model, self.snapshot[1], "metrics")
+            self.restore(self.snapshot[1], "metrics")
 
     def end_micro_batch(self, batch: int, logs: dict[str, Any]) -> None:
         """Of an update's last one, reads the loss of the update before: until then the device has this one to work on."""
@@ -250,12 +250,12 @@ class Loop:
         loss = metrics["val_loss" if self.validation else "loss"]
         if progress.best_loss is None or loss < progress.best_loss:
             progress.best_loss, progress.best_epoch = loss, progress.epoch
-        progress.update, progress.is_stopped = 0, self.model.stop_training
+        progress.update, progress.is_stopped = 0, getattr(self.model, "stop_training", False)
         self._save()
 
     def _save(self) -> None:
         """Take a snapshot, and write it down where there is a folder; where that fails, training goes on."""
-        progress, arrays = self.progress.model_copy(deep=True), capture(self.model)
+        progress, arrays = self.progress.model_copy(deep=True), self.capture()
         self.snapshot = progress, arrays
         if self.settings.patience is not None and progress.best_epoch == progress.epoch and not progress.update:
             self.best = {name: array for name, array in arrays.items() if name.startswith("model")}
@@ -265,10 +265,17 @@ class Loop:
         except OSError as error:
             self._note(f"no checkpoint of update {progress.n_updates} ({error}); the ones before it are as they were")
 
+    def capture(self) -> Arrays:
+        """Everything that a step of training may change, by names that begin with their group."""
+        return capture(self.model)
+
+    def restore(self, arrays: Arrays, *groups: str) -> None:
+        restore(self.model, arrays, *groups)
+
     def _result(self) -> TrainingRun:
         progress, device = self.progress, device_name()
         if self.best:
-            restore(self.model, self.best, "model")
+            self.restore(self.best, "model")
         peaks_bytes = [entry.peak_memory_bytes for entry in progress.history if entry.memory_device == gpu_name()]
         # Where no epoch has two whole updates: epochs, their first update and validation included.
         whole_epochs_s = [entry.duration_s / self.micro_batching.n_micro_batches for entry in progress.history]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ...devices import GpuSpec, find_gpu, load_catalogue
 from ...paths import shipped_toml
-from ...results import GpuFit, Remedy
+from ...results import GpuFit, MemoryPlan, Remedy
 from ..model.config import ModelConfig, find_preset
 from .planner import plan_memory
 from .request import PlanError
@@ -18,7 +18,7 @@ class Mitigation(NamedTuple):
     """A row of `mitigations.toml` for a model: what is trained in its place, in which step."""
 
     name: str
-    config: ModelConfig
+    config: ModelConfig | Any  # or a PyTorch module, as `plan_memory` takes it
     step: dict[str, Any]
     claimed: str | None
 
@@ -50,9 +50,13 @@ def mitigation_table(
     Raises:
         ValueError: no such preset or GPU.
     """
-    gpu = gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu)
+    rows = find_mitigations(find_preset(model) if isinstance(model, str) else model)
+    return _plan_rows(rows, gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu), time_limit_s)
+
+
+def _plan_rows(rows: Sequence[Mitigation], gpu: str | GpuSpec, time_limit_s: float) -> list[Remedy]:
     remedies, end_s = [], time.monotonic() + time_limit_s
-    for row in find_mitigations(find_preset(model) if isinstance(model, str) else model):
+    for row in rows:
         planned = problem = None
         try:
             planned = plan_memory(row.config, gpu, **row.step, time_limit_s=end_s - time.monotonic())
@@ -60,6 +64,28 @@ def mitigation_table(
             problem = str(error)
         remedies.append(Remedy(name=row.name, plan=planned, claimed=row.claimed, problem=problem))
     return remedies
+
+
+# What can be changed about a PyTorch module's step without changing the module, beside its batch.
+_MODULE_CHANGES = {
+    "autocast in float16": {"dtype_policy": "mixed_float16"},
+    "checkpointing of repeated blocks": {"recompute": ("*",)},
+    "both": {"dtype_policy": "mixed_float16", "recompute": ("*",)},
+}
+
+
+def module_mitigations(model: Any, gpu: str | GpuSpec, plan: MemoryPlan, time_limit_s: float = 480, **how: Any) -> list[Remedy]:
+    """What else a PyTorch module's step could be, beside its plan: the same update from half the micro-batch, and the above.
+
+    Args:
+        time_limit_s: for all.
+        **how: as for `plan_memory`; what the plan was made with.
+    """
+    how |= {"batch_size": plan.configuration["batch_size"]}
+    halved = {"batch_size": -(-how["batch_size"] // 2), "gradient_accumulation_steps": 2}
+    changes = {"accumulation": halved, **_MODULE_CHANGES}
+    rows = [Mitigation(name, model, how | change, None) for name, change in changes.items()]
+    return [Remedy(name="as it is", plan=plan), *_plan_rows(rows, gpu, time_limit_s)]
 
 
 def gpu_table(model: str | ModelConfig = "reference") -> list[GpuFit]:
@@ -115,7 +141,9 @@ def explanation(mitigations: Sequence[Remedy]) -> Iterator[str]:
     plans = [mitigation.plan for mitigation in mitigations if mitigation.plan]
     for first in plans[:1]:
         usable, overhead = (f"{size / 2**30:.2f} GiB" for size in (first.usable_bytes, first.overhead_bytes))
-        beside = f"CUDA offers {usable} on a {first.gpu}; {overhead} are needed beside the peak that XLA compiled; nothing ran."
-        yield f'{beside} "fits": with 10 % of the peak in reserve; "tight": without. Times are bands, projected.'
+        by = "XLA compiled" if first.peak.value else "PyTorch's operations need, projected"
+        beside = f"CUDA offers {usable} on a {first.gpu}; {overhead} are needed beside the peak that {by}; nothing ran."
+        reserve = '"fits": with 10 % of the peak in reserve; "tight": without; "undecided": the band is over the limit'
+        yield f"{beside} {reserve}. Times are bands, projected."
     yield from dict.fromkeys(note for plan in plans for note in plan.notes)
     yield from (f"{mitigation.name}: {mitigation.problem}" for mitigation in mitigations if mitigation.problem)

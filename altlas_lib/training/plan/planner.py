@@ -2,16 +2,20 @@
 
 import bisect
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import cloudpickle
 
 from ...devices import GpuSpec, find_gpu
 from ...results import MemoryPlan, Quantity
 from ..checks import EXPECTED_MODEL, check_count, describe_class
 from ..model.config import PRESETS, ModelConfig, find_preset
 from ..private import sublayers
+from ..pytorch.task import is_module
 from .answers import REDO, find_answer
 from .request import PlanError, StepCost, StepRequest, compile_steps, describe_gpu, has_compiler
 
@@ -26,6 +30,12 @@ PREFETCHED_BATCHES = 2  # that the input pipeline keeps on the GPU ahead of the 
 # A plan may be off by 10 %: allocations are rounded up and leave gaps, and on the GPU itself XLA may choose library calls
 # that need larger workspaces than those planned (4 MiB for a product on a T4). Within it nothing is promised.
 SAFETY_FACTOR = 1.10
+# Of a band that PyTorch's operations and its allocator's rules give (`pytorch.step`).
+TORCH_NOTE = (
+    "from what lives at once to 1.1 times what the caching allocator reserves, with what convolutions borrow at worst; not "
+    "modelled: cuDNN's FFT algorithms and recurrent layers, pieces that other streams hold, outputs that a loop keeps until "
+    "the next step"
+)
 
 # Shares of the data sheet's rates that a whole step reaches: matrix products of a model of this size leave much of a GPU
 # idle, elementwise kernels come near the memory's rate. Assumptions, hence a wide band; launches are not counted.
@@ -45,37 +55,49 @@ def plan_memory(
     Args:
         model: a configuration, a preset's name, or any Keras model that JAX can run: the model, a `.keras` file, or
             "module:function" that builds it. A compiled model brings its loss and its optimizer; else they are mean squared
-            error and Adam.
+            error and Adam. Or a PyTorch module, alone or as `(module, (x, y), loss, optimizer)` (`pytorch.task.Task`), or
+            "module:function" that builds it: planned on tensors without values, projected as a band.
         gpu: a name of the catalogue.
         batch_size: samples per micro-batch.
         time_limit_s: for compiling; 0: an answer that ships, or an error at once.
         **step: as follow.
         gradient_accumulation_steps: micro-batches of an update, 1 by default.
-        dtype_policy: None is the model's own, float32 for a configuration. A model that is built already has its own.
-        recompute: names of layers of a model that is no configuration, as for `fit`.
+        dtype_policy: None is the model's own, float32 for a configuration. A model that is built already has its own; a
+            PyTorch module runs under autocast for "mixed_float16" and "mixed_bfloat16".
+        recompute: names of layers of a model that is no configuration, as for `fit`; of a PyTorch module also "*", every
+            repeated block.
         input_shapes: input's name -> shape without the batch, for inputs with unknown dimensions.
 
     Raises:
         ValueError: a GPU, preset, number or name of an argument that does not exist.
-        PlanError: it is no Keras model, cannot be loaded or has unknown dimensions, Keras knows no such dtype policy, XLA
-            failed, or it took longer than `time_limit_s`.
+        PlanError: it is no Keras or PyTorch model, cannot be loaded or has unknown dimensions, Keras knows no such dtype
+            policy, XLA or the module failed, or it took longer than `time_limit_s`.
     """
     gpu = gpu if isinstance(gpu, GpuSpec) else find_gpu(gpu)
     step = {"gradient_accumulation_steps": 1, "dtype_policy": None, **step, "batch_size": batch_size}
     step |= {name: check_count(name, step[name]) for name in ("batch_size", "gradient_accumulation_steps")}
-    label, subject = _find_subject(model)
-    if "config" in subject:
-        step["dtype_policy"] = step["dtype_policy"] or "float32"  # said or not: one answer
-    elif step["dtype_policy"] and "keras_config" in subject:
-        raise PlanError(f"model {label!r} is built already: for {step['dtype_policy']} name its function, 'module:function'")
-    request = StepRequest(**subject, **step, target=describe_gpu(gpu))
-    cost, notes = find_answer(request) if request.config else (None, [])
-    if not cost:
-        _check_can_compile(time_limit_s)
-        (cost,), notes = compile_steps([request], time_limit_s=time_limit_s), []
+    with tempfile.TemporaryDirectory(prefix="altlas-") as folder:
+        label, subject = _save_module(model, Path(folder)) if is_module(model) else _find_subject(model)
+        if "config" in subject:
+            step["dtype_policy"] = step["dtype_policy"] or "float32"  # said or not: one answer
+        elif step["dtype_policy"] and "keras_config" in subject:
+            raise PlanError(
+                f"model {label!r} is built already: for {step['dtype_policy']} name its function, 'module:function'"
+            )
+        request = StepRequest(**subject, **step, target=describe_gpu(gpu))
+        cost, notes = find_answer(request) if request.config else (None, [])
+        if not cost:
+            _check_can_compile(request, time_limit_s)
+            (cost,), notes = compile_steps([request], time_limit_s=time_limit_s), []
     if cost.error:
         raise PlanError(cost.error)
     return make_plan(request, label, gpu, cost, notes)
+
+
+def _save_module(model: Any, folder: Path) -> tuple[str, dict[str, Any]]:
+    """What to call a PyTorch module in memory, and its file, for the time of the question."""
+    sys.modules["torch"].save(model, folder / "module.pt", pickle_module=cloudpickle)
+    return type(model[0] if isinstance(model, tuple) else model).__name__, {"module_file": str(folder / "module.pt")}
 
 
 def _find_subject(model: Any) -> tuple[Any, dict[str, Any]]:
@@ -83,7 +105,7 @@ def _find_subject(model: Any) -> tuple[Any, dict[str, Any]]:
 
     Raises:
         ValueError: no such preset.
-        PlanError: it is no Keras model, cannot be read, or its own layers cannot be imported.
+        PlanError: it is no Keras or PyTorch model, cannot be read, or its own layers cannot be imported.
     """
     keras = sys.modules.get("keras")
     if isinstance(model, str) and not model.endswith(".keras"):
@@ -122,16 +144,21 @@ def _find_modules(model: Any, keras: Any) -> tuple[str, ...]:
     return tuple(sorted(each for each in modules if each.partition(".")[0] not in ("keras", "altlas_lib", "builtins")))
 
 
-def _check_can_compile(time_limit_s: float) -> None:
+def _check_can_compile(request: StepRequest, time_limit_s: float) -> None:
     if time_limit_s <= 0:
         raise PlanError(f"not compiled yet: `altlas plan` compiles it, half a minute for a batch size; all presets: {REDO}")
-    if not has_compiler():
+    if not request.module_file and not has_compiler():
         needed = "pip install jax jax-cuda12-plugin jax-cuda12-pjrt"
         raise PlanError(f"the planner asks JAX's compiler for CUDA, which is not installed: {needed}")
 
 
 def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, notes: Sequence[str] = ()) -> MemoryPlan:
     """A step's cost beside what the GPU has."""
+    peak, notes = Quantity.compiled(cost.peak_bytes, "bytes", gpu.name), list(notes)
+    if cost.reserved_bytes:
+        high_bytes = SAFETY_FACTOR * cost.reserved_bytes
+        peak = Quantity.projected(cost.peak_bytes, high_bytes, "bytes", gpu.name, "what lives at once")
+        notes.append(TORCH_NOTE)
     overhead_bytes = CONTEXT_BYTES + PREFETCHED_BATCHES * cost.bytes_by_part.get("inputs", 0)
     usable_bytes = int(gpu.usable_memory_gib * 2**30)
     time, why_not = step_time(cost, gpu)
@@ -140,21 +167,27 @@ def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, no
     return MemoryPlan(
         gpu=gpu.name,
         configuration={"model": label, "dtype_policy": cost.dtype_policy, "optimizer": cost.optimizer, **step, **switches},
-        peak=Quantity.compiled(cost.peak_bytes, "bytes", gpu.name),
+        peak=peak,
         bytes_by_part=cost.bytes_by_part,
         overhead_bytes=overhead_bytes,
         usable_bytes=usable_bytes,
-        verdict=verdict(cost.peak_bytes, overhead_bytes, usable_bytes),
+        verdict=verdict(cost.peak_bytes, overhead_bytes, usable_bytes, peak.high),
         n_parameters=cost.n_parameters,
         step_time=time,
         notes=[*notes, *filter(None, [why_not])],
     )
 
 
-def verdict(peak_bytes: float, overhead_bytes: int, usable_bytes: int) -> str:
-    """`fits` with a reserve of 10 % of the peak, `tight` without it, else `out of memory`."""
-    if SAFETY_FACTOR * peak_bytes + overhead_bytes <= usable_bytes:
+def verdict(peak_bytes: float, overhead_bytes: int, usable_bytes: int, high_bytes: float | None = None) -> str:
+    """`fits` with a reserve of 10 % of the peak, `tight` without it, else `out of memory`.
+
+    Of a band from `peak_bytes` to `high_bytes`, which has its reserve in it: `fits` where its upper end does, `undecided`
+    where its lower one does.
+    """
+    if (high_bytes or SAFETY_FACTOR * peak_bytes) + overhead_bytes <= usable_bytes:
         return "fits"
+    if high_bytes:
+        return "undecided" if peak_bytes + overhead_bytes <= usable_bytes else "out of memory"
     return "tight" if peak_bytes + overhead_bytes <= usable_bytes else "out of memory"
 
 

@@ -25,11 +25,12 @@ class PlanError(RuntimeError):
 
 
 class StepRequest(BaseModel, extra="forbid"):
-    """One training step to compile. Exactly one of `config`, `keras_config` and `builder` says of which model."""
+    """One training step. Exactly one of `config`, `keras_config`, `builder` and `module_file` says of which model."""
 
     config: ModelConfig | None = None
     keras_config: str | None = None  # Keras' JSON of a model, its compilation included
     builder: str | None = None  # "module:function", called without arguments
+    module_file: str | None = None  # of a PyTorch module in memory, for the time of the question
     modules: tuple[str, ...] = ()  # to import before that is read: they register its own layers and losses
     recompute: tuple[str, ...] = ()  # names of layers
     input_shapes: dict[str, tuple[PositiveInt, ...]] = {}  # without the batch, of inputs with unknown dimensions
@@ -46,6 +47,7 @@ class StepCost(BaseModel):
     """
 
     bytes_by_part: dict[str, int] = {}  # weights, optimizer, accumulators, inputs, temporaries
+    reserved_bytes: int | None = None  # of PyTorch's allocator, at most; None: compiled, the peak is what is needed
     n_parameters: int = 0
     n_flops: float | None = None
     moved_bytes: float | None = None  # by what XLA compiled itself; by library calls: not counted
@@ -108,7 +110,8 @@ def compile_steps(requests: Sequence[StepRequest], *, time_limit_s: float) -> li
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
     asked = json.dumps([request.model_dump(mode="json") for request in requests]).encode()
-    command = [sys.executable, "-m", f"{__package__}.step"]
+    is_own = any(request.builder or request.module_file for request in requests)
+    command = [sys.executable, "-m", "altlas_lib.training.pytorch" if is_own else f"{__package__}.step"]
     try:
         done = subprocess.run(command, input=asked, env=environment, timeout=time_limit_s, capture_output=True)
     except subprocess.TimeoutExpired:
