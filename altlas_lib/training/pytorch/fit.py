@@ -136,6 +136,8 @@ class TorchLoop(Loop):
 
     def _validate(self) -> float:
         self.model.eval()
+        for statistic in self.model.buffers() if self.n_ranks > 1 else ():
+            distributed.broadcast(statistic, 0)  # of batch normalisation: a checkpoint has those of the first process
         total, size, n_samples = 0.0, self.micro_batching.micro_batch_size, self.validation.n_samples
         with torch.no_grad():
             for start in range(0, n_samples, size):
