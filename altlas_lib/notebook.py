@@ -1,6 +1,7 @@
 """What every notebook of the book begins and ends with: its run folder, its answer first, its figures and its result."""
 
 import base64
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
@@ -46,6 +47,11 @@ class Notebook:
             image = f'<img src="data:image/png;base64,{picture}" alt="{escape(alt)}">'
             self._picture = f"<p><strong>{escape(saved.title)}</strong></p>{image}"
             self._show(_NOT_YET)
+
+    @staticmethod
+    def say(text: str) -> None:
+        """Print a paragraph in lines that no page has to break within a word."""
+        print(textwrap.fill(text, 110))
 
     def save(self, kind: type[Result], *, finding: str, **found: Any) -> Result:
         """Save the chapter's result, of `kind` and with these fields, and show its finding at the top."""
