@@ -382,7 +382,7 @@ def test_processes_that_are_no_python_are_told_of_too(write, py_spy_permitted):
         def main(): subprocess.run(["sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"])
     """)
     profile = profiling.profile(f"{user}:main", **QUICK)
-    assert any("py-spy took 0 samples of Python there" in note for note in profile.notes)
+    assert any("py-spy took 0 samples of Python in them" in note for note in profile.notes)
     assert by_name(profile)["main"].own_by_class.get("waiting", 1) > 0.8
 
 

@@ -97,7 +97,8 @@ def project(
         low, high = total(band for cause, band in causes.items() if cause not in without)
         known = {cause: s for cause, s in by_cause.items() if cause not in ("unseen", *without)}
         bound_by = "unseen" if by_cause["unseen"] > sum(known.values()) else max(known, key=known.get)
-        return Quantity.projected(low, max(high, low * _PYTHON_SPREAD), "s", rates.gpu.name, bound_by)
+        # No band is empty: a nanosecond where nothing at all is left.
+        return Quantity.projected(low, max(high, low * _PYTHON_SPREAD, 1e-9), "s", rates.gpu.name, bound_by)
 
     _, slowest = max(each, key=lambda pair: math.prod(total(pair[0].values())), default=({}, None))
     return Projection(
