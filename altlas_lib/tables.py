@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
-_LEAST_TEXT = 12  # characters that a column of text keeps in a narrow terminal
+_LEAST_TEXT = 10  # characters that a column of text keeps in a narrow terminal
 
 _WIDTH = 120  # characters of a line of text in a notebook or a Python prompt
 
@@ -76,13 +76,12 @@ class Table:
         for column in columns:
             values = [row[column] for row in self.rows if row[column] is not None]
             is_number = bool(values) and all(isinstance(value, int | float) for value in values)
-            longest = max(len(column), *(len(self._cell(column, row[column])) for row in self.rows))
+            longest = max(len(self._cell(column, row[column])) for row in self.rows)
             shown.add_column(
                 column,
                 justify="right" if is_number else "left",
                 min_width=longest if is_number else min(longest, _LEAST_TEXT),  # a long text must not squeeze the others out
                 overflow="fold",
-                no_wrap=is_number,
             )
         for row in self.rows:
             shown.add_row(*(rich.text.Text(self._cell(column, row[column])) for column in columns))

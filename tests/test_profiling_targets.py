@@ -398,7 +398,8 @@ def altlas(*arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
-def test_the_command_prints_tables_and_writes_the_profile(write, folder, py_spy_permitted):
+def test_the_command_prints_tables_and_writes_the_profile(write, folder, py_spy_permitted, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     user = write("""
         import numpy as np
 
@@ -408,7 +409,7 @@ def test_the_command_prints_tables_and_writes_the_profile(write, folder, py_spy_
         def main(n):
             return cosine(np.ones((n, 64)))
     """)
-    result = altlas("--arg", "n=500", "--for", "1", "--gpu", "T4", "--json", "profile.json", f"{user}:main")
+    result = altlas("--arg", "n=500", "--for", "0.3", "--gpu", "T4", "--json", "profile.json", f"{user}:main")
     assert result.returncode == 0, result.stderr
     assert all(len(line) <= 120 for line in result.stdout.splitlines())
     for expected in ("one run: ", "where the time goes", "arrays", "hottest lines", "cosine: ", "own, py-spy", "ms of a run"):

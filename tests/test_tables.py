@@ -91,3 +91,15 @@ def test_text_from_data_neither_steers_a_terminal_nor_widens_a_line(text, width)
 
 def test_what_looks_like_rich_markup_is_text():
     assert "[red]no colour[/red]" in tables.show([{"text": "[red]no colour[/red]"}]).text(80)
+
+
+def test_a_narrow_terminal_wraps_titles_and_texts_and_crops_neither():
+    row = {"function": "cosine", "where": "a_module_of_mine.py:12", "calls": 1, "own (ms)": 8.9, "cumulative (ms)": 12.25}
+    row |= {"own, py-spy": 0.889, "what ran": "arrays 94%, interpreter 6%"}
+    lines = tables.show([row]).text(80).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    for column, value in row.items():
+        at = [line.find(str(value)[:4]) for line in lines]
+        assert max(at) >= 0, (column, lines)
+    last = [line[max(line.find("arrays") for line in lines) :] for line in lines]
+    assert "arrays 94%, interpreter 6%" in " ".join(part.strip() for part in last)
