@@ -14,6 +14,8 @@ from ..plan.request import StepCost, StepRequest
 
 def answer(request: StepRequest) -> StepCost:
     """The cost of the step, or why there is none."""
+    if not (request.builder or request.module_file):
+        return _ask("plan", request)
     with contextlib.suppress(Exception):  # Keras' side says what is wrong with a builder
         importlib.import_module((request.builder or "torch").partition(":")[0])
     was_loaded = "torch" in sys.modules
