@@ -1,5 +1,7 @@
 """In one's own notebook: what answers look like, as frames and groups, and the magics."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -79,11 +81,13 @@ def test_a_chain_of_pairs_is_one_group():
 
 
 @pytest.fixture
-def shell():
+def shell(monkeypatch):
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # a shell puts its own there
     shell = InteractiveShell.instance()
     shell.run_line_magic("load_ext", "altlas_lib")
     yield shell
     shell.reset(new_session=False)
+    InteractiveShell.clear_instance()
 
 
 def test_a_cell_is_profiled_from_the_values_that_its_names_have(shell):
