@@ -378,7 +378,7 @@ def test_laws_of_every_projection(operations, gpu, total_s, share, classes, move
     profile = workload(operations, total_s, classes, share=share, input_bytes=moved_bytes[0], output_bytes=moved_bytes[1])
     found = projected(profile, gpu)
     assert found.on_gpu.low < found.on_gpu.high
-    assert found.on_gpu_resident.low <= found.on_gpu.low
+    assert 0 < found.on_gpu_resident.low <= found.on_gpu.low  # else it would be infinitely fast
     assert found.on_gpu_resident.high <= found.on_gpu.high
     assert found.now.value == pytest.approx(share * total_s)
     assert 0 <= found.coverage <= 1

@@ -145,10 +145,9 @@ def _wait_for_sampler() -> None:
 def main(descriptor: int) -> None:
     """Do what the parent asks for, until it asks for no more."""
     _allow_sampling()
-    kind = getattr(multiprocessing.connection, "PipeConnection", multiprocessing.connection.Connection)  # the former: Windows
     if os.name != "nt":
         os.set_inheritable(descriptor, False)  # so the other end sees it close when another program takes this one's place
-    connection = kind(descriptor)
+    connection = getattr(multiprocessing.connection, "PipeConnection", multiprocessing.connection.Connection)(descriptor)
 
     def tell(**result: Any) -> None:
         connection.send_bytes(ChildResult(**result).model_dump_json().encode())

@@ -305,9 +305,8 @@ class Session(contextlib.AbstractContextManager):
         if share > _PROCESSES_WORTH_A_NOTE:
             n_samples = sum(n for stack, n in self.stacks.items() if stack.origin == "another process")
             whose = "processor time went to processes that the target started"
-            self.notes.append(
-                f"{share:.0%} of the {whose}: py-spy took {n_samples} samples of Python in them, other tools none"
-            )
+            taken = f"py-spy took {n_samples} samples of Python in them, other tools none"
+            self.notes.append(f"{share:.0%} of the {whose}: {taken}")
         if (self._load.share or 0) > LARGEST_OTHER_LOAD:
             rough = "times and shares are rough; profile again when it is quiet"
             self.notes.append(f"{BUSY_NOTE} {self._load.share:.0%} of the processors while it was measured: {rough}")

@@ -22,6 +22,7 @@ ELEMENT_ACCESS_S = 0.1e-6  # one element of an array read or written from Python
 _PYTHON_OF_A_CALL_S = 5e-6  # that np.linalg.norm, np.mean and their like run around their C code
 _MORE_THAN_TRACED = 1.5
 _UNSEEN_AT_BEST = 0.1
+_CALL_S = 0.05e-6  # of the function itself, whatever it does: no projection is nothing
 TRANSFER_START_S = (10e-6, 30e-6)  # the call, the driver, and waiting for the end
 # At 1 GHz, below the clock of any CPU that TensorFlow and PyTorch run on, one operation a cycle on the eight float32 numbers of
 # AVX, that their wheels ask for, and one load of 8 bytes: slower than that, a framework's call is not busy with its kernels.
@@ -86,6 +87,7 @@ def project(
     if trace is None or not now_s:
         return None
     _, python_s, unseen_s = split(function, trace, now_s)
+    python_s = max(python_s, min(now_s, trace.n_calls * _CALL_S))
     each = [operation_seconds(operation, rates, batch) for operation in trace.operations]
     causes = {cause: total(bands[cause] for bands, _ in each if bands) for cause in ("compute", "memory", "launches")}
     causes["transfers"] = transfer_seconds(trace, rates, batch)
@@ -97,8 +99,7 @@ def project(
         low, high = total(band for cause, band in causes.items() if cause not in without)
         known = {cause: s for cause, s in by_cause.items() if cause not in ("unseen", *without)}
         bound_by = "unseen" if by_cause["unseen"] > sum(known.values()) else max(known, key=known.get)
-        # No band is empty: a nanosecond where nothing at all is left.
-        return Quantity.projected(low, max(high, low * _PYTHON_SPREAD, 1e-9), "s", rates.gpu.name, bound_by)
+        return Quantity.projected(low, max(high, low * _PYTHON_SPREAD), "s", rates.gpu.name, bound_by)
 
     _, slowest = max(each, key=lambda pair: math.prod(total(pair[0].values())), default=({}, None))
     return Projection(
