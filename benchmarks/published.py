@@ -82,7 +82,7 @@ def read_points(path: Path = FILE) -> tuple[list[Point], Counter[str]]:
     """
     points: list[Point] = []
     left_out: Counter[str] = Counter()
-    for row in _rows(path):
+    for row in read_rows(path, _NEEDED, ("gpu", "gpu_said")):
         try:
             points.append(_point(row))
         except LookupError as reason:
@@ -90,15 +90,18 @@ def read_points(path: Path = FILE) -> tuple[list[Point], Counter[str]]:
     return points, left_out
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
+def read_rows(path: Path, needed: Sequence[str], one_of: Sequence[str] = ()) -> Iterator[dict[str, str]]:
+    """The rows of a CSV with the columns `needed` and one of `one_of`; raises as `read_points`."""
     if not path.is_file():  # a FIFO or a device would never end
-        raise ValueError(f"{path}: no such file; expected a CSV of published timings")
+        raise ValueError(f"{path}: no such file; expected a CSV of published figures")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(_lines(file, path))
-            missing = [name for name in _NEEDED if name not in (reader.fieldnames or ())]
-            if missing or not {"gpu", "gpu_said"} & set(reader.fieldnames):
-                raise ValueError(f"{path}: no column {', '.join(missing) or 'gpu'}; expected {', '.join(_NEEDED)} and gpu")
+            missing = [name for name in needed if name not in (reader.fieldnames or ())]
+            if one_of and not missing and not set(one_of) & set(reader.fieldnames):
+                missing = [one_of[0]]
+            if missing:
+                raise ValueError(f"{path}: no column {', '.join(missing)}; expected {', '.join([*needed, *one_of[:1]])}")
             for number, row in enumerate(reader):
                 if number >= _MOST_ROWS:
                     raise ValueError(f"{path}: more than {_MOST_ROWS:,} rows; split it")

@@ -11,7 +11,6 @@ counted with the reason.
 """
 
 import argparse
-import csv
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from altlas_lib import training
 from altlas_lib.devices import find_gpu
 from altlas_lib.results import format_value
 from altlas_lib.training.plan.planner import CONTEXT_BYTES
+from benchmarks.published import read_rows
 
 FILE = Path(__file__).parent / "published" / "torch_memory.csv"
 _ROW = "ALTLAS_TORCH_MEMORY_ROW"  # how the planner's child learns which model it is to build
@@ -74,19 +74,10 @@ def read_points(path: Path = FILE) -> tuple[list[Point], Counter[str]]:
     """The points of a file and, by reason, how many rows are none.
 
     Raises:
-        ValueError: no such file, no CSV in UTF-8, or one without the columns.
+        ValueError: as `benchmarks.published.read_points`.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = {"model", "batch", "dtype_amp", "optimizer", "peak_gib"} - set(reader.fieldnames or ())
-            if missing:
-                raise ValueError(f"{path}: no column {', '.join(sorted(missing))}")
-            rows = [{name: value or "" for name, value in row.items() if name} for row in reader]
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as CSV in UTF-8: {error}") from None
     points, left_out = [], Counter()
-    for row in rows:
+    for row in read_rows(path, ("model", "batch", "dtype_amp", "optimizer", "peak_gib")):
         try:
             points.append(_point(row))
         except LookupError as reason:
