@@ -2,6 +2,7 @@
 
 import random
 import signal
+import sys
 import textwrap
 
 import hypothesis
@@ -45,6 +46,18 @@ def write(folder):
         return name
 
     return write_module
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    """An IPython shell; its main module goes with it, for a process that is spawned later is told of the main module."""
+    from IPython.core.interactiveshell import InteractiveShell
+
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    shell = InteractiveShell.instance()
+    yield shell
+    shell.reset(new_session=False)
+    InteractiveShell.clear_instance()
 
 
 @pytest.fixture(scope="session")

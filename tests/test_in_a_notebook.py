@@ -1,12 +1,10 @@
 """In one's own notebook: what answers look like, as frames and groups, and the magics."""
 
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from IPython.core.error import UsageError
-from IPython.core.interactiveshell import InteractiveShell
 
 from altlas_lib import report, similarity, training
 from altlas_lib.results import Candidate, FunctionTime, Quantity, Remedy, Route, WorkloadProfile
@@ -81,13 +79,9 @@ def test_a_chain_of_pairs_is_one_group():
 
 
 @pytest.fixture
-def shell(monkeypatch):
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # a shell puts its own there
-    shell = InteractiveShell.instance()
+def shell(shell):
     shell.run_line_magic("load_ext", "altlas_lib")
-    yield shell
-    shell.reset(new_session=False)
-    InteractiveShell.clear_instance()
+    return shell
 
 
 def test_a_cell_is_profiled_from_the_values_that_its_names_have(shell):

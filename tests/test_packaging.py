@@ -168,11 +168,7 @@ def snippets(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/your-notebook.md"])
-def test_the_python_of_a_page_runs_as_it_stands(name, folder):
-    from IPython.core.interactiveshell import InteractiveShell
-
-    shell = InteractiveShell.instance()
-    shell.reset(new_session=False)
+def test_the_python_of_a_page_runs_as_it_stands(name, folder, shell):
     ran = [shell.run_cell(block) for block in snippets(ROOT / name)]
     assert len(ran) >= 2
     for result in ran:
