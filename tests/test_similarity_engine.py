@@ -338,7 +338,9 @@ def computed_tiles(A, B, method, tile_rows=64):
     states = [(np.zeros(len(rows), np.float32), np.zeros((len(rows), 1), np.uint64)) for rows in (A, B)]
     computed = []
 
-    def act(products, left, right, position, a, b, scratch):
+    def act(position, tile, scratch):
+        products, left, *of_a, right, b0, b1, _ = tile
+        a, b = slice(*of_a), slice(b0, b1)
         shape = a.stop - a.start, b.stop - b.start
         pairs = np.stack(np.mgrid[a, b], axis=-1).reshape(-1, 2).astype(np.int32)
         scores = np.empty(len(pairs), np.float32)
@@ -1141,7 +1143,7 @@ def test_a_corpus_without_int8_products_and_of_many_tiles(monkeypatch):
     Y, X = normal_rows(9000, 24), normal_rows(130, 24, seed=1)
     expected = similarity.top_k(X, 7, Y=Y, device="cpu")
     assert_same(similarity.Corpus(Y).top_k(X, 7), expected)
-    monkeypatch.setattr("altlas_lib.similarity.cpu.products.int8_problem", lambda: "no VNNI")
+    monkeypatch.setattr(cpu, "int8_problem", lambda: "no VNNI")
     assert_same(similarity.Corpus(Y).top_k(X, 7), expected)
 
 
