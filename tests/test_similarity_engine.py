@@ -1117,6 +1117,17 @@ def test_int8_products_are_given_up_where_they_cost_more_than_float32_products(s
     assert alone.number == 0
 
 
+@needs_int8
+def test_rows_compared_before_there_are_thresholds_do_not_decide_the_method():
+    unit, *_ = preparation.unit_rows_of(normal_rows(2000, 8), "raise", 1)
+    options = cpu.Settings([Int8, Float32], 1, 16)
+    columns = cpu.Columns(unit, options)
+    cpu._compare_some(unit, scheme.pilot_rows(len(unit)), columns, 5, options)
+    assert not columns.choice._costs
+    cpu.compare(unit, columns, 5, options)
+    assert columns.choice._costs
+
+
 # A corpus that is prepared once ------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The CPU engine: symmetric tiles, threads, cheap products that bound, exact verification of what is left."""
 
 import contextlib
+import copy
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -72,8 +73,8 @@ class _Choice:
     int8 products win almost everywhere. float32 products bound so closely that hardly any pair is verified in vain.
     """
 
-    def __init__(self, n_methods: int) -> None:
-        self.number = 0
+    def __init__(self, n_methods: int, number: int = 0) -> None:
+        self.number = number
         self._is_open = n_methods > 1
         self._costs: list[tuple[float, float]] = []
 
@@ -178,8 +179,10 @@ def search(A: UnitRows, B: UnitRows, k: int, settings: Settings, *, columns: Col
 
 
 def _compare_some(A: UnitRows, some: np.ndarray, columns: Columns, k: int, settings: Settings) -> np.ndarray:
-    """The keys of the `k` best of some rows."""
+    """The keys of the `k` best of some rows. Without thresholds much is verified, which says nothing of the method."""
     of_itself = columns.B is A
+    columns = copy.copy(columns)
+    columns.choice = _Choice(1, columns.choice.number)
     keys, _ = compare(A[some], columns, k + of_itself, replace(settings, progress=None))
     if not of_itself:
         return keys
