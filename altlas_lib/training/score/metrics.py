@@ -168,20 +168,11 @@ def compare(
         group, higher_is_better = [each[name] for each in seeds], name not in LESS_IS_BETTER
         of_model, of_base = resampled(group, [base])
         gain_low, gain_high = interval((of_model - of_base) * (1 if higher_is_better else -1))
-        metrics.append(
-            Metric(
-                name=name,
-                unit="log" if name == LOG_ERROR else "share",
-                higher_is_better=higher_is_better,
-                model=mean_score(group),
-                base_rate=mean_score([base]),
-                best_possible=mean_score([best[name]]) if best and name in WITH_A_BEST else None,
-                n_samples=round(np.mean([counts.sum() for _, counts in group])),
-                gain_low=gain_low,
-                gain_high=gain_high,
-                block_length=block_length([group, [base]]),
-            )
-        )
+        found = {"higher_is_better": higher_is_better, "gain_low": gain_low, "gain_high": gain_high}
+        found |= {"model": mean_score(group), "base_rate": mean_score([base]), "block_length": block_length([group, [base]])}
+        found["best_possible"] = mean_score([best[name]]) if best and name in WITH_A_BEST else None
+        n_samples = round(np.mean([counts.sum() for _, counts in group]))
+        metrics.append(Metric(name=name, unit="log" if name == LOG_ERROR else "share", n_samples=n_samples, **found))
     return metrics
 
 
