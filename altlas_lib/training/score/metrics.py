@@ -212,14 +212,13 @@ def compare_options(
     Raises:
         ValueError: `config` has no Transformer to lighten.
     """
-    samples, qualities, lighter = prepare(series.values, window=config.window), [], lighten(config)
-    for option, light in lighter.items():
+    samples, qualities = prepare(series.values, window=config.window), []
+    for option, light in lighten(config).items():
         # Sample t is the value at t for all of them: the same test part, though the lighter model may look less far back.
         predictions = forecasts(samples, light, seeds=seeds, **training)
-        what = {"option": option, "series": name, "n_seeds": len(seeds), "n_parameters": build_model(light).count_params()}
-        _, gain_kept = kept(predictions, reference, samples)
-        metrics = evaluate(predictions, samples, series)
-        qualities.append(Quality(**what, metrics=metrics, gain_kept=gain_kept, claimed=CLAIMED[option]))
+        found = {"metrics": evaluate(predictions, samples, series), "n_parameters": build_model(light).count_params()}
+        found |= {"gain_kept": kept(predictions, reference, samples)[1], "claimed": CLAIMED[option]}
+        qualities.append(Quality(option=option, series=name, n_seeds=len(seeds), **found))
     return qualities
 
 
