@@ -47,6 +47,18 @@ def test_two_devices_train_what_one_does(tmp_path, backend):
     assert predictions < 1e-5
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_devices_train_in_half_precision_what_one_does_with_whole_batches(tmp_path, backend):
+    """Within the last place of float16, 2^-10, of the way that the weights go; an infinity on one skips an update on both."""
+    flags = "--xla_force_host_platform_device_count=2"
+    code = "train_in_half_precision_on_two_devices()"
+    error, same, n_updates = in_a_process(backend, code, tmp_path, flags)
+    assert 0 < error < 2**-10
+    assert same == [True, True]
+    assert n_updates[0] == n_updates[1]
+    assert 8 <= n_updates[0] < 24, "the first ones are skipped, until the scale is small enough"
+
+
 # Accumulation ---------------------------------------------------------------------------------------------------------
 
 

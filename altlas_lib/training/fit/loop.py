@@ -112,7 +112,7 @@ class Loop:
                 fingerprint = describe_training(self.model, **names, **vars(self.micro_batching))
                 self.folder = CheckpointFolder(settings.checkpoint_folder, fingerprint, resume=settings.resume)
             found = self.folder and self.folder.load()
-            with recompute_layers(self.model, settings.recompute):
+            with recompute_layers(self.model, settings.recompute), private.infinities_on_any_replica(self.optimizer):
                 if found:
                     self.snapshot, self.best = found[:2], found[2]
                     self._roll_back()
