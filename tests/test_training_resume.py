@@ -38,6 +38,17 @@ def test_killed_at_any_micro_batch_it_ends_with_the_same_bits(tmp_path, backend)
     assert len({expected for expected, _, _ in answers.values()}) == len(TRAININGS)
 
 
+def test_on_pytorch_a_keras_model_is_trained_as_it_was_compiled_and_a_resume_says_what_it_is(tmp_path):
+    """There it is a PyTorch module as well, and would get a loss and an optimizer by default."""
+    pytest.importorskip("torch")
+    optimizer, metrics, n_epochs, notes = in_a_process("torch", f"resume_on_torch({str(tmp_path / 'kept')!r})", tmp_path)
+    assert optimizer == "Adam"
+    assert metrics == ["loss", "mae"]
+    assert n_epochs == 2
+    assert len(notes) == 1
+    assert "dropout draws other numbers" in notes[0]
+
+
 @pytest.mark.frameworks("devices", "TensorFlow", "JAX")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_devices_train_what_one_does(tmp_path, backend):

@@ -213,6 +213,17 @@ def train_in_half_precision_on_two_devices():
     print(json.dumps([float(error), same, [two[2], again[2]]]))
 
 
+def resume_on_torch(folder):
+    """What a Keras model is on PyTorch, its losses, and the notes of a training that was continued."""
+    first = TRAININGS["recurrent"](checkpoint_folder=folder)
+    keras.utils.set_random_seed(4)
+    model, samples = recurrent()
+    again = training.fit(
+        model, samples, n_epochs=3, seed=7, micro_batch_size=3, batch_size=8, checkpoint_folder=folder, resume=True
+    )
+    print(json.dumps([type(model.optimizer).__name__, [*again.history[-1].metrics], len(first.history), again.notes]))
+
+
 def hold_folder(folder):
     """Keep a checkpoint folder open until the process is killed."""
     held = CheckpointFolder(folder, {}, resume=True)
@@ -223,8 +234,9 @@ def hold_folder(folder):
 
 def in_a_process(backend, code, folder, flags=""):
     """What the code, which finds the names of this module, prints as JSON on a backend."""
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{COMPILE_FAST} {flags}"}
-    environment = {**os.environ, "KERAS_BACKEND": backend, **flags}
+    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{COMPILE_FAST} {flags}"}
+    if backend == "torch":
+        environment["OMP_NUM_THREADS"] = "1"  # a fork of a process with more threads may hang
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom training_helpers import *\n{code}"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900)

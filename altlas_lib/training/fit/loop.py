@@ -116,6 +116,8 @@ class Loop:
                 if found:
                     self.snapshot, self.best = found[:2], found[2]
                     self._roll_back()
+                    if keras.backend.backend() == "torch":
+                        self._note("resumed on Keras' PyTorch backend: dropout draws other numbers than if never killed")
                 else:
                     self._install_optimizer()
                     self._save()
