@@ -28,7 +28,7 @@ from altlas_lib.training.plan.planner import CONTEXT_BYTES
 from benchmarks.published import read_rows
 
 FILE = Path(__file__).parent / "published" / "torch_memory.csv"
-_ROW = "ALTLAS_TORCH_MEMORY_ROW"  # how the planner's child learns which model it is to build
+ROW = "ALTLAS_TORCH_MEMORY_ROW"  # how the planner's child learns which model it is to build
 _BERT = {"base": (768, 12, 12), "large": (1024, 24, 16)}
 _RESNET = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 _LLAMA = {  # width, layers, heads, groups of keys, inner width, tokens, whether the embedding is the last layer, too
@@ -79,13 +79,18 @@ def read_points(path: Path = FILE) -> tuple[list[Point], Counter[str]]:
     points, left_out = [], Counter()
     for row in read_rows(path, ("model", "batch", "dtype_amp", "optimizer", "peak_gib")):
         try:
-            points.append(_point(row))
+            points.append(read_point(row))
         except LookupError as reason:
             left_out[reason.args[0]] += 1
     return points, left_out
 
 
-def _point(row: dict[str, str]) -> Point:
+def read_point(row: dict[str, str]) -> Point:
+    """Of a row of the file.
+
+    Raises:
+        LookupError: it is not judged; says why.
+    """
     said = " ".join((row["model"], row["optimizer"], row.get("seq_or_image", ""), row.get("checkpointing", ""))).lower()
     for pattern, reason in _NOT_BUILT.items():
         if re.search(pattern, said):
@@ -143,7 +148,7 @@ def build() -> tuple[Any, ...]:
 
     from benchmarks import torch_models
 
-    row = json.loads(os.environ[_ROW])
+    row = json.loads(os.environ[ROW])
     (kind, sizes), (optimizer, options) = _kind(row["model"]), _optimizer(row["optimizer"])
     size = int(re.search(r"\d+", row["seq_or_image"])[0])
     if row["dtype_amp"].lower() == "bf16":
@@ -161,7 +166,7 @@ def build() -> tuple[Any, ...]:
 
 def judge(point: Point) -> Verdict:
     """The plan of the point on the largest GPU, which changes nothing about a module's step."""
-    os.environ[_ROW] = json.dumps(point.row)
+    os.environ[ROW] = json.dumps(point.row)
     plan = training.plan_memory("benchmarks.torch_memory:build", find_gpu("H200"), **point.how)
     return Verdict(point, plan.peak.low, plan.peak.high)
 

@@ -111,10 +111,12 @@ class Loop:
                 fingerprint = describe_training(self.model, **names, **vars(self.micro_batching))
                 self.folder = CheckpointFolder(settings.checkpoint_folder, fingerprint, resume=settings.resume)
             found = self.folder and self.folder.load()
-            with recompute_layers(self.model, settings.recompute):
+            with recompute_layers(self.model, settings.recompute), private.infinities_on_any_replica(self.optimizer):
                 if found:
                     self.snapshot, self.best = found[:2], found[2]
                     self._roll_back()
+                    if keras.backend.backend() == "torch":
+                        self._note("resumed on Keras' PyTorch backend: dropout draws other numbers than if never killed")
                 else:
                     self._install_optimizer()
                     self._save()
