@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ...devices import GpuSpec, find_gpu, load_catalogue
 from ...paths import shipped_toml
+from ...progress import progress_bar
 from ...results import GpuFit, MemoryPlan, Remedy
 from ..model.config import ModelConfig, find_preset
 from .planner import plan_memory
@@ -56,13 +57,16 @@ def mitigation_table(
 
 def _plan_rows(rows: Sequence[Mitigation], gpu: str | GpuSpec, time_limit_s: float) -> list[Remedy]:
     remedies, end_s = [], time.monotonic() + time_limit_s
-    for row in rows:
-        planned = problem = None
-        try:
-            planned = plan_memory(row.config, gpu, **row.step, time_limit_s=end_s - time.monotonic())
-        except PlanError as error:
-            problem = str(error)
-        remedies.append(Remedy(name=row.name, plan=planned, claimed=row.claimed, problem=problem))
+    with progress_bar("plan") as report:
+        for row in rows:
+            planned = problem = None
+            try:
+                planned = plan_memory(row.config, gpu, **row.step, time_limit_s=end_s - time.monotonic())
+            except PlanError as error:
+                problem = str(error)
+            remedies.append(Remedy(name=row.name, plan=planned, claimed=row.claimed, problem=problem))
+            if report:
+                report(len(remedies) / len(rows))
     return remedies
 
 

@@ -1,0 +1,57 @@
+"""How far a long call has come and the time left, on stderr: for who sees it as it is written, and for nobody else."""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+_DELAY_S, _REFRESH_S = 2.0, 1.0
+_ONE_BAR = threading.Lock()  # a call within a call, or in another thread, shows none of its own
+
+Shown = bool | Callable[[float], None] | None
+
+
+def is_watched() -> bool:
+    """Whether stderr is a terminal, or a notebook whose cell somebody ran: papermill and nbconvert say nothing about a cell."""
+    if "ipykernel" in sys.modules:
+        from IPython import get_ipython
+
+        if kernel := getattr(get_ipython(), "kernel", None):
+            return bool(kernel.get_parent("shell").get("metadata"))
+    return sys.stderr.isatty()
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, shown: Shown = None) -> Iterator[Callable[[float], None] | None]:
+    """A function that takes the share that is done, and shows it with the time left; None where nobody sees it.
+
+    Args:
+        what: is done, at the beginning of the line.
+        shown: True: from the start, and it stays; None: where it is watched, after two seconds and until the end; or a function
+            to be called instead.
+    """
+    if callable(shown) or not (is_watched() if shown is None else shown) or not _ONE_BAR.acquire(blocking=False):
+        yield shown if callable(shown) else None
+        return
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        monitor_interval = 0  # no thread that outlives the bar
+
+    def refresh() -> None:
+        while not done.wait(_REFRESH_S):
+            bar.update(0)
+
+    # Of all that is done, so that a refresh does not count as a time in which much was done: without smoothing.
+    how = {"delay": 0 if shown else _DELAY_S, "leave": bool(shown), "miniters": 0, "smoothing": 0}
+    done, refreshing = threading.Event(), threading.Thread(target=refresh, daemon=True)
+    try:
+        with Bar(total=1.0, desc=what, bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left", **how) as bar:
+            refreshing.start()
+            try:
+                yield lambda share: bar.update(share - bar.n)
+            finally:
+                done.set()
+                refreshing.join()
+    finally:
+        _ONE_BAR.release()
