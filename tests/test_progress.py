@@ -23,7 +23,7 @@ similarity.top_k(np.random.default_rng(0).random((4000, 64)), device="cpu")
 """,
     "profile": """
 from altlas_lib import profiling
-profiling.profile("tomllib:loads", arguments={"s": "a = 1"}, sampling_s=0.2)
+profiling.profile("textwrap:dedent", arguments={"text": " a"}, sampling_s=0.2)
 """,
     "largest batch": """
 from altlas_lib.training.plan import planner
@@ -38,7 +38,7 @@ import keras, numpy as np
 from altlas_lib import training
 model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
 model.compile("sgd", "mse")
-training.fit(model, (np.ones((64, 3), "float32"), np.ones((64, 1), "float32")), n_epochs=2, batch_size=8)
+training.fit(model, (np.ones((64, 3), "float32"), np.ones((64, 1), "float32")), n_epochs=40, batch_size=8)
 """,
 }
 

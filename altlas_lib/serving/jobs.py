@@ -113,7 +113,7 @@ class Store:
         """Raises HTTPException 404."""
         for row in self._execute("SELECT * FROM jobs WHERE id = ?", job):
             share = 1 if row["state"] == "done" else self.progress.get(job, 0)
-            left_s = (time.time() - row["changed_at"]) * (1 - share) / share if 0 < share < 1 else None
+            left_s = (time.time() - row["changed_at"]) * (1 - share) / share if row["state"] == "running" and share else None
             return Job(**dict(row) | {"request": json.loads(row["request"]), "progress": share, "left_s": left_s})
         raise HTTPException(404, f"no job {job!r}")
 

@@ -36,8 +36,10 @@ class Corpus:
         self._rows = check_vectors(Y, "Y")
         n_threads = check_n_jobs(n_jobs)
         self._prepared = Prepared.of(self._rows, on_invalid, n_threads, "Y")
-        unit = self._prepared.unit
-        self._columns = Columns(unit, self._settings(n_threads), for_many_calls=True) if len(unit) else None
+        self._columns = None
+        if len(self._prepared.unit):
+            self._columns = Columns(self._prepared.unit, self._settings(n_threads))
+            self._columns.pack(n_threads)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -45,18 +47,16 @@ class Corpus:
     def top_k(self, X: Any, k: int = 10, *, on_invalid: OnInvalid = "raise", n_jobs: int | None = None) -> Neighbors:
         """The `k` rows of the corpus nearest to each row of `X` (n, d); arguments, answer and errors as of `top_k`."""
         from . import cpu
-        from .cpu.search import search
+        from .cpu.search import search, useful_threads
 
         X, _ = check_pair(X, self._rows)
         check_choice("on_invalid", on_invalid, get_args(OnInvalid))
+        settings = self._settings(useful_threads(check_n_jobs(n_jobs), len(X), len(self)))
         search_here = functools.partial(search, columns=self._columns)
-        settings = self._settings(check_n_jobs(n_jobs), len(X))
         return Neighbors(*cpu.top_k(X, self._prepared, check_k(k), settings, on_invalid, search_here))
 
-    def _settings(self, n_threads: int, n_queries: int | None = None) -> Any:
+    def _settings(self, n_threads: int) -> Any:
         from .cpu.products import Float32, Int8, int8_problem
-        from .cpu.search import Settings, useful_threads
+        from .cpu.search import Settings
 
-        if n_queries is not None:
-            n_threads = useful_threads(n_threads, n_queries, len(self))
         return Settings([Float32 if int8_problem() else Int8], n_threads, _QUERIES_AT_ONCE, _ROWS_AT_ONCE)

@@ -8,19 +8,7 @@ import numpy as np
 from ...devices import get_namespace, to_cpu, to_gpu
 from ..engine import Neighbors
 from ..gpu import load_kernel
-from ..inputs import (
-    Device,
-    check_k,
-    check_n_jobs,
-    check_pair,
-    check_vectors,
-    choose_device,
-    is_sparse,
-    raise_invalid,
-    require_memory,
-    unit_rows,
-    where_it_was,
-)
+from ..inputs import check_k, check_pair, check_vectors, raise_invalid, require_memory, unit_rows, where_it_was
 
 _SELECTED_ROWS = 512  # of the matrix at a time, when the nearest are picked out
 
@@ -79,34 +67,21 @@ def calculate_similarity_gpu_kernel(X: Any) -> Any:
     return where_it_was(X, similarity)
 
 
-def cosine_similarity(X: Any, Y: Any = None, *, device: Device = "auto") -> Any:
+def cosine_similarity(X: Any, Y: Any = None) -> np.ndarray:
     """Cosine similarity of every row of `X` (n, d) with every row of `Y` (m, d), or of `X`: (n, m) float32 in [-1, 1].
 
-    `X` and `Y` as `top_k`, sparse matrices too. A CuPy array where `X` is one, else a NumPy array. A zero row has
-    similarity 0 with all, itself included.
+    On the CPU, of rows of any length. `X` and `Y` dense, as `top_k`. A zero row has similarity 0 with all, itself included.
 
     Raises:
         MemoryError: the matrix does not fit; `top_k` never builds it.
-        TypeError, ValueError, RuntimeError: as `top_k`.
+        TypeError, ValueError: as `top_k`.
     """
-    of_itself = Y is None
-    X, Y = check_pair(X, Y, or_sparse=True)
-    device = choose_device(device, X)
-    n, m = X.shape[0], Y.shape[0]
-    for place in {device, "cpu" if get_namespace(X) is np else device}:
-        require_memory(
-            4 * n * m, f"the float32 matrix of {n:,} x {m:,} similarities", place, "use top_k, which never builds it"
-        )
-    if is_sparse(X):
-        from ..cpu.sparse import sparse_similarity, sparse_unit_rows
-
-        rows, _ = sparse_unit_rows(X, "raise")
-        return sparse_similarity(rows, rows if of_itself else sparse_unit_rows(Y, "raise", "Y")[0], check_n_jobs(None))
-    left, _ = unit_rows(X, device)
-    right = left.copy() if of_itself else unit_rows(Y, device, name="Y")[0]
-    xp = get_namespace(left)
-    similarity = xp.matmul(left, right.T)
-    return where_it_was(X, xp.clip(similarity, -1, 1, out=similarity))
+    X, Y = check_pair(X, Y)
+    n, m = len(X), len(Y)
+    require_memory(4 * n * m, f"the float32 matrix of {n:,} x {m:,} similarities", "use top_k, which never builds it")
+    left, right = (unit_rows(to_cpu(rows), name=name)[0] for rows, name in ((X, "X"), (Y, "Y")))
+    similarity = left @ right.T
+    return np.clip(similarity, -1, 1, out=similarity)
 
 
 def top_k_by_matrix(

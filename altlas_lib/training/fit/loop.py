@@ -12,7 +12,7 @@ import numpy as np
 from ...progress import progress_bar
 from ...results import Epoch, Quantity
 from .. import private
-from ..backend import device_name, gpu_name, is_out_of_memory, keras, memory_use, n_replicas
+from ..backend import MemoryUse, device_name, gpu_name, is_out_of_memory, keras, memory_use, n_replicas
 from ..checks import EXPECTED_MODEL, check_count, describe_class
 from ..model.accumulation import AccumulatingOptimizer, MicroBatching
 from ..model.recompute import recompute_layers
@@ -256,7 +256,7 @@ class Loop:
                 micro_batch_size=cut.micro_batch_size,
                 n_updates=cut.n_updates,
                 notes=progress.notes[sum(len(entry.notes) for entry in progress.history) :],
-                **vars(memory_use(reset=True)),
+                **vars(self.memory_use()),
             )
         )
         loss = metrics["val_loss" if self.validation else "loss"]
@@ -276,6 +276,10 @@ class Loop:
                 self.folder.save(progress, arrays, self.best)
         except OSError as error:
             self._note(f"no checkpoint of update {progress.n_updates} ({error}); the ones before it are as they were")
+
+    def memory_use(self) -> MemoryUse:
+        """Of the epoch at hand; the next one's peak begins here."""
+        return memory_use(reset=True)
 
     def capture(self) -> Arrays:
         """Everything that a step of training may change, by names that begin with their group."""
