@@ -19,7 +19,7 @@ LONG_CALLS = {
     "top_k": """
 import numpy as np
 from altlas_lib import similarity
-similarity.top_k(np.random.default_rng(0).random((4000, 64)), device="cpu")
+similarity.top_k(np.random.default_rng(0).random((20_000, 256), "float32"), device="cpu", method="float32")
 """,
     "profile": """
 from altlas_lib import profiling

@@ -124,6 +124,17 @@ def test_what_is_saved_is_loaded(run, finding, parameters):
     assert [path.name for path in run.results.iterdir()] == ["environment.json"]  # no temporary file stays
 
 
+def test_half_a_character_is_named_and_the_result_before_stays(run):
+    kept = environment_result().save(run)
+    with pytest.raises(ResultError, match=r"environment result cannot be written .*position 3.*not UTF-8"):
+        environment_result(finding="caf\udce9").save(run)
+    assert EnvironmentResult.load(run) == kept
+    path = run.results / "environment.json"
+    path.write_text(path.read_text().replace(kept.finding, "\\ud800"))
+    with pytest.raises(ResultError, match="cannot be read"):
+        EnvironmentResult.load(run)
+
+
 def test_saving_removes_the_chapters_pictures_that_the_result_does_not_name(run):
     for name in ("00_old-1.png", "00_new-2.png", "10_other-3.png"):
         (run.figures / name).write_bytes(b"png")

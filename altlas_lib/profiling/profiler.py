@@ -90,6 +90,9 @@ def profile(
         nothing = f"for which {' and '.join(refused)} mean nothing; it takes {', '.join(sorted(_TAKES[kind]))}"
         hint = "; in a terminal, options go before the target" if "argv" in refused else ""
         raise ProfilingError(f"target {name!r} is a {kind}, {nothing}{hint}")
+    for text in (os.getcwd(), name, *map(str, argv)):
+        if text != text.encode(errors="replace").decode():
+            raise ProfilingError(f"{text!r} is not UTF-8, which no profile can name: rename it")
     options |= {"argv": [*map(str, argv)], "requests": load_requests(requests) if requests is not None else None}
     spec = child.TargetSpec(target, same_answer=same_answer, **options)
     n_passes = 3 + trace_arrays + len(alternatives)
