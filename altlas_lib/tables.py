@@ -89,7 +89,7 @@ class Table:
             )
         for row in self.rows:
             shown.add_row(*(rich.text.Text(self._cell(column, row[column])) for column in columns))
-        console = rich.console.Console(file=io.StringIO(), width=width, color_system=None)
+        console = rich.console.Console(file=io.StringIO(), width=width, color_system=None, force_jupyter=False)
         console.print(shown)
         return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines())
 

@@ -123,25 +123,37 @@ with progress.progress_bar("again") as report:
     run_on_terminal(code)
 
 
-@pytest.mark.parametrize(("metadata", "is_shown"), [({"cellId": "a1"}, True), ({}, False)], ids=["by hand", "headless"])
-def test_a_notebook_shows_progress_where_somebody_runs_its_cells(metadata, is_shown):
-    """JupyterLab and VS Code say which cell it is; papermill and nbconvert, by nbclient, do not."""
+def run_in_kernel(code, **metadata):
+    """What a notebook shows of a cell: the types of the messages, and all text."""
     manager, client = start_new_kernel()
     try:
-        content = {"code": WAIT, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
+        content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
         message = client.session.msg("execute_request", content | {"stop_on_error": True}, metadata=metadata)
         client.shell_channel.send(message)
-        shown = ""
+        types, shown = set(), ""
         while True:
             heard = client.get_iopub_msg(timeout=60)
             if heard["parent_header"].get("msg_id") != message["header"]["msg_id"]:
                 continue
             assert heard["msg_type"] != "error", heard["content"]
-            shown += heard["content"].get("text", "") if heard["msg_type"] == "stream" else ""
-            if heard["msg_type"] == "status" and heard["content"]["execution_state"] == "idle":
-                break
+            types.add(heard["msg_type"])
+            shown += heard["content"].get("text", "")
+            if heard["content"].get("execution_state") == "idle":
+                return types, shown
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.parametrize(("metadata", "is_shown"), [({"cellId": "a1"}, True), ({}, False)], ids=["by hand", "headless"])
+def test_a_notebook_shows_progress_where_somebody_runs_its_cells(metadata, is_shown):
+    """JupyterLab and VS Code say which cell it is; papermill and nbconvert, by nbclient, do not."""
+    _, shown = run_in_kernel(WAIT, **metadata)
     assert ("wait:" in shown) == is_shown
     assert ("left" in shown) == is_shown
+
+
+def test_a_table_as_text_shows_nothing_by_itself_in_a_notebook():
+    types, shown = run_in_kernel("from altlas_lib import tables\ntext = tables.show([{'a': 1}]).text(80)\nprint(len(text) > 0)")
+    assert shown == "True\n"
+    assert "display_data" not in types
