@@ -128,7 +128,7 @@ def test_what_is_saved_is_loaded(run, finding, parameters):
 def test_half_a_character_is_named_and_the_result_before_stays(run):
     kept = environment_result().save(run)
     with pytest.raises(ResultError, match=r"environment result cannot be written .*position 3.*not UTF-8"):
-        environment_result(finding="caf\udce9").save(run)
+        environment_result(texts="caf\udce9").save(run)
     assert EnvironmentResult.load(run) == kept
     path = run.results / "environment.json"
     path.write_text(path.read_text().replace(kept.finding, "\\ud800"))
