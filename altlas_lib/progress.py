@@ -1,9 +1,10 @@
-"""How far a long call has come and the time left, on stderr: for who sees it as it is written, and for nobody else."""
+"""How far a long call has come and the time left: for who sees it as it is written, and for nobody else."""
 
 import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 _DELAY_S, _REFRESH_S = 2.0, 1.0
 _ONE_BAR = threading.Lock()  # a call within a call, or in another thread, shows none of its own
@@ -11,14 +12,16 @@ _ONE_BAR = threading.Lock()  # a call within a call, or in another thread, shows
 Shown = bool | Callable[[float], None] | None
 
 
-def is_watched() -> bool:
-    """Whether stderr is a terminal, or a notebook whose cell somebody ran: papermill and nbconvert say nothing about a cell."""
+def watched_stream() -> TextIO | None:
+    """Stderr where it is a terminal, or the output of a notebook's cell that somebody ran: papermill and nbconvert, which do
+    not say which cell it is, run it for nobody.
+    """
     if "ipykernel" in sys.modules:
         from IPython import get_ipython
 
         if kernel := getattr(get_ipython(), "kernel", None):
-            return bool(kernel.get_parent("shell").get("metadata"))
-    return sys.stderr.isatty()
+            return sys.stdout if kernel.get_parent("shell").get("metadata") else None
+    return sys.stderr if sys.stderr.isatty() else None
 
 
 @contextlib.contextmanager
@@ -30,7 +33,8 @@ def progress_bar(what: str, shown: Shown = None) -> Iterator[Callable[[float], N
         shown: True: from the start, and it stays; None: where it is watched, after two seconds and until the end; or a function
             to be called instead.
     """
-    if callable(shown) or not (is_watched() if shown is None else shown) or not _ONE_BAR.acquire(blocking=False):
+    stream = watched_stream() if shown is None else sys.stderr
+    if callable(shown) or shown is False or not stream or not _ONE_BAR.acquire(blocking=False):
         yield shown if callable(shown) else None
         return
     from tqdm import tqdm
@@ -43,7 +47,7 @@ def progress_bar(what: str, shown: Shown = None) -> Iterator[Callable[[float], N
             bar.update(0)
 
     # Of all that is done, so that a refresh does not count as a time in which much was done: without smoothing.
-    how = {"delay": 0 if shown else _DELAY_S, "leave": bool(shown), "miniters": 0, "smoothing": 0}
+    how = {"delay": 0 if shown else _DELAY_S, "leave": bool(shown), "miniters": 0, "smoothing": 0, "file": stream}
     done, refreshing = threading.Event(), threading.Thread(target=refresh, daemon=True)
     try:
         with Bar(total=1.0, desc=what, bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left", **how) as bar:

@@ -43,9 +43,9 @@ class Table:
         for i, kind in enumerate(table.dtypes):
             is_number = pd.api.types.is_numeric_dtype(kind)
             is_short = is_number or table.iloc[:, i].astype(str).str.len().max() <= _SHORT_TEXT
-            breaks = "nowrap" if is_short else "normal"
-            props = f"text-align: {'right' if is_number else 'left'}; vertical-align: top; white-space: {breaks}"
-            sides.append({"selector": f".col{i}", "props": props})
+            side = "right" if is_number else "left"
+            sides.append({"selector": f".col{i}", "props": f"text-align: {side}; vertical-align: top"})
+            sides.append({"selector": f"td.col{i}", "props": f"white-space: {'nowrap' if is_short else 'normal'}"})
         return (
             table.style.hide(axis="index")
             .format(self.formats, escape="html", na_rep=self.missing)
