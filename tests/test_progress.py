@@ -26,11 +26,13 @@ from altlas_lib import profiling
 profiling.profile("textwrap:dedent", arguments={"text": " a"}, sampling_s=0.2)
 """,
     "largest batch": """
+import time
 from altlas_lib.training.plan import planner
 from altlas_lib.training.plan.request import StepCost
-def compile_at_once(requests, time_limit_s):
+def compile_soon(requests, time_limit_s):
+    time.sleep(0.15)  # a bar is drawn ten times a second at most
     return [StepCost(bytes_by_part={"temporaries": each.batch_size * 2**28}) for each in requests]
-planner.compile_steps, planner.has_compiler = compile_at_once, lambda: True
+planner.compile_steps, planner.has_compiler = compile_soon, lambda: True
 assert planner.largest_batch("quick", "T4", dtype_policy="float64").configuration["batch_size"] > 8
 """,
     "fit": """
