@@ -14,14 +14,14 @@ from test_similarity_engine import TOLERANCE, cosines, exact_vectors, vectors
 from altlas_lib import devices, figures, results, similarity, tables
 from altlas_lib.results import Ceilings, Quantity
 from altlas_lib.similarity import plots
-from altlas_lib.similarity.poc import matrix
+from altlas_lib.similarity.poc import methods
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.lists(st.integers(-2, 2), min_size=6, max_size=6), min_size=1, max_size=5), st.integers(1, 6))
 def test_k_smallest_settles_ties_by_column(values, k):
     values = np.array(values, np.float32)
-    columns, smallest = matrix.k_smallest(values, k)
+    columns, smallest = methods.k_smallest(values, k)
     expected = [sorted(range(6), key=lambda column: (row[column], column))[:k] for row in values]
     np.testing.assert_array_equal(columns, expected)
     np.testing.assert_array_equal(smallest, np.take_along_axis(values, columns, axis=1))
@@ -30,7 +30,7 @@ def test_k_smallest_settles_ties_by_column(values, k):
 @settings(max_examples=100, deadline=None)
 @given(exact_vectors(max_rows=60), st.integers(1, 70))
 def test_neighbours_by_the_whole_matrix_are_the_references(X, k):
-    found, expected = matrix.top_k_by_matrix(X, k), similarity.reference(X, k)
+    found, expected = methods.top_k_by_matrix(similarity.calculate_similarity_cpu, X, k), similarity.reference(X, k)
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.scores, expected.scores)
 

@@ -338,7 +338,9 @@ def computed_tiles(A, B, method, tile_rows=64):
     states = [(np.zeros(len(rows), np.float32), np.zeros((len(rows), 1), np.uint64)) for rows in (A, B)]
     computed = []
 
-    def act(products, left, right, position, a, b, scratch):
+    def act(position, tile, scratch):
+        products, left, *of_a, right, b0, b1, _ = tile
+        a, b = slice(*of_a), slice(b0, b1)
         shape = a.stop - a.start, b.stop - b.start
         pairs = np.stack(np.mgrid[a, b], axis=-1).reshape(-1, 2).astype(np.int32)
         scores = np.empty(len(pairs), np.float32)
@@ -1115,6 +1117,17 @@ def test_int8_products_are_given_up_where_they_cost_more_than_float32_products(s
     assert alone.number == 0
 
 
+@needs_int8
+def test_rows_compared_before_there_are_thresholds_do_not_decide_the_method():
+    unit, *_ = preparation.unit_rows_of(normal_rows(2000, 8), "raise", 1)
+    options = cpu.Settings([Int8, Float32], 1, 16)
+    columns = cpu.Columns(unit, options)
+    cpu._compare_some(unit, scheme.pilot_rows(len(unit)), columns, 5, options)
+    assert not columns.choice._costs
+    cpu.compare(unit, columns, 5, options)
+    assert columns.choice._costs
+
+
 # A corpus that is prepared once ------------------------------------------------------------------------------------------
 
 
@@ -1141,7 +1154,7 @@ def test_a_corpus_without_int8_products_and_of_many_tiles(monkeypatch):
     Y, X = normal_rows(9000, 24), normal_rows(130, 24, seed=1)
     expected = similarity.top_k(X, 7, Y=Y, device="cpu")
     assert_same(similarity.Corpus(Y).top_k(X, 7), expected)
-    monkeypatch.setattr("altlas_lib.similarity.cpu.products.int8_problem", lambda: "no VNNI")
+    monkeypatch.setattr(cpu, "int8_problem", lambda: "no VNNI")
     assert_same(similarity.Corpus(Y).top_k(X, 7), expected)
 
 

@@ -20,7 +20,7 @@ from altlas_lib.similarity import cluster
 from altlas_lib.similarity.gpu import launch as gpu_launch
 from altlas_lib.similarity.gpu import rows as gpu_rows
 from altlas_lib.similarity.gpu import search as engine
-from altlas_lib.similarity.poc import matrix
+from altlas_lib.similarity.poc import methods
 
 TOLERANCE = 1e-6
 
@@ -391,17 +391,17 @@ def test_our_kernel_is_the_plain_port():
     X = vectors(70, 33)
     X[5] = 0
     expected = similarity.calculate_similarity_cpu(X)
-    np.testing.assert_allclose(matrix.calculate_similarity_gpu_kernel(X), expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(methods.calculate_similarity_gpu_kernel(X), expected, rtol=0, atol=TOLERANCE)
     for dtype in ("float64", "int8"):
-        found = matrix.calculate_similarity_gpu_kernel(np.asfortranarray(X.astype(dtype)))
+        found = methods.calculate_similarity_gpu_kernel(np.asfortranarray(X.astype(dtype)))
         np.testing.assert_allclose(found, similarity.calculate_similarity_cpu(X.astype(dtype)), rtol=0, atol=TOLERANCE)
-    assert matrix.calculate_similarity_gpu_kernel(X[:0]).shape == (0, 0)
+    assert methods.calculate_similarity_gpu_kernel(X[:0]).shape == (0, 0)
     for bad in (np.inf, np.nan, 1e30):
         X[7, 1] = bad
         with pytest.raises(ValueError, match=r"NaN, infinity or a norm above 1e19 in 1 of 70 rows \(counted from 0: 7\)"):
-            matrix.calculate_similarity_gpu_kernel(X)
+            methods.calculate_similarity_gpu_kernel(X)
     with pytest.raises(TypeError, match="sparse"):
-        matrix.calculate_similarity_gpu_kernel(type("csr", (), {"toarray": None})())
+        methods.calculate_similarity_gpu_kernel(type("csr", (), {"toarray": None})())
 
 
 # ---- The public face ----
@@ -430,7 +430,7 @@ def test_what_is_on_the_gpu_stays_there_and_what_is_not_comes_back(gpu):
         assert isinstance(found.indices, kind)
         assert isinstance(found.scores, kind)
         assert isinstance(similarity.calculate_similarity_gpu_cupy(place(X)), kind)
-        assert isinstance(matrix.top_k_by_matrix(place(X), 3, device="gpu").scores, kind)
+        assert isinstance(methods.top_k_by_matrix(similarity.calculate_similarity_gpu_cupy, place(X), 3).scores, kind)
     on_cpu = similarity.top_k(similarity.to_gpu(X), 3, device="cpu")
     assert isinstance(on_cpu.indices, np.ndarray)
     np.testing.assert_array_equal(on_cpu.indices, similarity.top_k(X, 3, device="cpu").indices)

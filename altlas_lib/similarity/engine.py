@@ -159,8 +159,8 @@ def top_k(
         k: neighbours per row; with fewer rows than that to choose from, all of them: `k` becomes n - 1, or the rows of `Y`.
         Y: (m, d), or None.
         device: `"cpu"`, `"gpu"`, or `"auto"`: the GPU where there is one. Sparse matrices are computed on the CPU.
-        method: on the CPU, what bounds the scores: `"float32"` products, `"int8"` products, or `"auto"`, which measures
-            both on the first tiles and goes on with the cheaper. The answer is the same.
+        method: on the CPU, what bounds the scores: `"float32"` products, `"int8"` products, or `"auto"`, which goes over from
+            int8 to float32 where the first tiles show that it is cheaper. The answer is the same.
         working_memory: MiB for tiles of scores, as in scikit-learn. Default: 1 per thread on a CPU; on a GPU by its free
             memory.
         n_jobs: threads on the CPU; None or -1: one per CPU that this process may use.

@@ -49,23 +49,24 @@ def check_pair(X: Any, Y: Any, *, or_sparse: bool = False) -> tuple[Any, Any]:
     return X, Y
 
 
+def check_count(name: str, value: int, what: str) -> int:
+    """An integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}={value!r}: expected an integer, {what}")
+    if value < 1:
+        raise ValueError(f"{name}={value}: expected at least 1, {what}")
+    return int(value)
+
+
 def check_k(k: int) -> int:
-    if not isinstance(k, int | np.integer):
-        raise TypeError(f"k={k!r}: expected an integer, the number of neighbours per row")
-    if k < 1:
-        raise ValueError(f"k={k}: expected at least 1 neighbour per row")
-    return int(k)
+    return check_count("k", k, "the number of neighbours per row")
 
 
 def check_n_jobs(n_jobs: int | None) -> int:
     """The number of threads: None is one for each CPU that this process may use, -1 too, as in scikit-learn."""
     if n_jobs is None or n_jobs == -1:
         return describe_cpu().n_threads
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int | np.integer):
-        raise TypeError(f"n_jobs={n_jobs!r}: expected a number of threads, or None for one per CPU")
-    if n_jobs < 1:
-        raise ValueError(f"n_jobs={n_jobs}: expected at least 1 thread, or None (or -1) for one per CPU")
-    return int(n_jobs)
+    return check_count("n_jobs", n_jobs, "the number of threads; None or -1 for one per CPU")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
@@ -124,19 +125,16 @@ def unit_float64(rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-def refuse_invalid(name: str, rows: np.ndarray, n: int, on_invalid: OnInvalid) -> None:
-    """`raise_invalid` if there are any, unless they are to be skipped."""
+def refuse_invalid(
+    name: str, rows: np.ndarray, n: int, on_invalid: OnInvalid = "raise", problem: str = "NaN or infinity"
+) -> None:
+    """A ValueError that names the first of the invalid `rows` of the n in `name`, if there are any that are not skipped."""
     if len(rows) and on_invalid == "raise":
-        raise_invalid(name, rows, n)
-
-
-def raise_invalid(name: str, rows: np.ndarray, n: int, problem: str = "NaN or infinity") -> None:
-    """Refuse the invalid `rows` of the n in `name`: a ValueError that names the first of them and their count."""
-    first = ", ".join(map(str, rows[:_N_SHOWN])) + (", ..." if len(rows) > _N_SHOWN else "")
-    raise ValueError(
-        f"{name} holds {problem} in {len(rows):,} of {n:,} rows (counted from 0: {first}); correct or remove them, "
-        "or let top_k leave them out and report them (on_invalid='skip')"
-    )
+        first = ", ".join(map(str, rows[:_N_SHOWN])) + (", ..." if len(rows) > _N_SHOWN else "")
+        raise ValueError(
+            f"{name} holds {problem} in {len(rows):,} of {n:,} rows (counted from 0: {first}); correct or remove them, "
+            "or let top_k leave them out and report them (on_invalid='skip')"
+        )
 
 
 def require_memory(n_bytes: int, what: str, instead: str) -> None:

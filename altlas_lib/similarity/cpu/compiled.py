@@ -272,13 +272,6 @@ def measure_rows(rows, norms, digests):
 
 
 @compiled_sums
-def centre(rows, inverse_norms, mean, centred):
-    for i in range(len(rows)):
-        for j in range(len(mean)):
-            centred[i, j] = rows[i, j] * inverse_norms[i] - mean[j]
-
-
-@compiled_sums
 def quantise(centred, mean, half_square_of_mean, growth, codes, codes_transposed, scale, length, residual, offset):
     """One int8 scale per row, and what is needed to bound the products: see `Bounds`.
 

@@ -7,22 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .compiled import Bounds, centre, quantise
+from .compiled import Bounds, quantise
 from .preparation import UnitRows
 from .threads import Block, for_each
 
 # A row of normally distributed values has its largest at sqrt(2 ln d) standard deviations, 3.4 for d = 384. Twice that
 # doubles the step of the int8 codes, and the pairs to verify grow several times: worth a rotation.
 _OUTLIER_RATIO = 6.0
-
-
-def rounding_bound(d: int) -> np.float32:
-    """How far two float32 dot products of the same two unit vectors of `d` values can differ, in any order of summation.
-
-    Each is off by d 2^-24 at most (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1): one is in
-    the tile, the other is the score. The rest is for scales and offsets.
-    """
-    return np.float32(2.0**-24 * (2 * d + 32))
 
 
 class Operand(NamedTuple):
@@ -34,13 +25,18 @@ class Operand(NamedTuple):
 
 
 class Float32:
-    """Products of the rows as they are."""
+    """Products of the rows as they are.
+
+    Two float32 dot products of the same two unit vectors of d values differ by 2 d 2^-24 at most, in any order of summation:
+    each is off by d 2^-24 (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1); one is in the tile,
+    the other is the score. The rest of the slack is for scales and offsets.
+    """
 
     name = "float32"
     dtype = np.float32
 
     def __init__(self, sample: UnitRows) -> None:
-        self.slack = rounding_bound(sample.rows.shape[1])
+        self.slack = np.float32(2.0**-24 * (2 * sample.rows.shape[1] + 32))
 
     def prepare(self, unit: UnitRows, blocks: list[Block], n_threads: int) -> Operand:
         """What the method needs of the rows."""
@@ -103,9 +99,8 @@ class Int8:
 
             def worker(block: int) -> None:
                 some = blocks[block]
-                part = centred[: some.stop - some.start]
-                centre(unit.rows[some], unit.inverse_norms[some], self.mean, part)
-                part = self._rotate(part)
+                part = np.multiply(unit.rows[some], unit.inverse_norms[some, None], out=centred[: some.stop - some.start])
+                part = self._rotate(np.subtract(part, self.mean, out=part))
                 of_block = [values[some] for values in bounds[:4]]
                 quantise(part, self.rotated_mean, half_square_of_mean, growth, codes[some], transposed[block], *of_block)
 

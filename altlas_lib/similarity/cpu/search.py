@@ -1,6 +1,7 @@
 """The CPU engine: symmetric tiles, threads, cheap products that bound, exact verification of what is left."""
 
 import contextlib
+import copy
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from .compiled import LANES, Scratch, Side, find, score_of, select
 from .preparation import Prepared, UnitRows
 from .products import Float32, Int8, int8_problem, multiply, packed
 from .sparse import SparseUnitRows, search_sparse, search_sparse_above
-from .threads import Block, blocks_of, for_each, rectangular_tiles, square_tiles
+from .threads import blocks_of, for_each, rectangular_tiles, square_tiles
 
 _TILE_ROWS = 512  # products of a tile, 1 MiB, stay in the L2 cache of a core until they are looked through
 _N_CANDIDATES = 4096  # that are verified together
@@ -36,13 +37,9 @@ class Settings:
     methods: Sequence[type]  # Float32, Int8, or both, the second of which is used where the first leaves much to verify
     n_threads: int
     tile_rows: int
-    wide_columns: int | None = None  # of a tile, where a few rows are compared with many; None: as many as rows
+    tile_columns: int | None = None  # more than rows, where a few rows are compared with many; None: as many
     progress: Callable[[float], None] | None = None  # called with the share that is done
     clock: list[tuple[float, float]] | None = None  # CPU seconds of each tile are added to it: of products, of selection
-
-    @property
-    def tile_columns(self) -> int:
-        return self.wide_columns or self.tile_rows
 
     @classmethod
     def choose(
@@ -56,10 +53,8 @@ class Settings:
         n_threads = useful_threads(check_n_jobs(n_jobs), *shape)
         if method == "int8" and (problem := int8_problem()):
             raise RuntimeError(f"method='int8': {problem}; use method='float32', or 'auto', which finds out")
-        if method == "auto":
-            methods = [Int8, Float32] if min(shape) >= _INT8_FROM and not int8_problem() else [Float32]
-        else:
-            methods = {"float32": [Float32], "int8": [Int8]}[method]
+        is_large = min(shape) >= _INT8_FROM and not int8_problem()
+        methods = {"float32": [Float32], "int8": [Int8], "auto": [Int8, Float32] if is_large else [Float32]}[method]
         # Several tiles for each thread, so that none waits long for the last.
         tile_rows = min(_TILE_ROWS, max(shape) // (2 * n_threads) + LANES)
         if working_memory is not None:
@@ -78,8 +73,8 @@ class _Choice:
     int8 products win almost everywhere. float32 products bound so closely that hardly any pair is verified in vain.
     """
 
-    def __init__(self, n_methods: int) -> None:
-        self.number = 0
+    def __init__(self, n_methods: int, number: int = 0) -> None:
+        self.number = number
         self._is_open = n_methods > 1
         self._costs: list[tuple[float, float]] = []
 
@@ -97,7 +92,7 @@ class Columns:
     """Rows that others are compared with, and what each method needs of them."""
 
     def __init__(self, B: UnitRows, settings: Settings) -> None:
-        self.B, self.blocks = B, blocks_of(len(B), settings.tile_columns)
+        self.B, self.blocks = B, blocks_of(len(B), settings.tile_columns or settings.tile_rows)
         sample = B[:: -(-len(B) // _SAMPLE_ROWS)]
         self.methods = [method(sample) for method in settings.methods]
         self.prepared = [method.prepare(B, self.blocks, settings.n_threads) for method in self.methods]
@@ -116,10 +111,10 @@ State = tuple[np.ndarray, np.ndarray]  # of rows: thresholds (n,) float32 and ke
 def for_each_tile(
     A: UnitRows, columns: Columns, settings: Settings, of_a: State, of_b: State, act: Callable[..., None]
 ) -> None:
-    """Call `act(products, left, right, position, a, b, scratch)` for every tile of `A` with the columns, in several threads.
+    """Call `act(position, tile, scratch)` for every tile of `A` with the columns, in several threads.
 
-    With `columns.B is A` each pair of blocks is a tile once. `left` and `right` are `Side`s, `position` numbers two blocks,
-    which are `a` and `b`.
+    With `columns.B is A` each pair of blocks is a tile once. `position` numbers two blocks; `tile` is the arguments of
+    `collect` down to `diagonal`.
     """
     B, is_square = columns.B, columns.B is A
     row_blocks, column_blocks = blocks_of(len(A), settings.tile_rows), columns.blocks
@@ -133,7 +128,7 @@ def for_each_tile(
     n_a, n_b = len(row_blocks), len(column_blocks)
     tiles = square_tiles(n_a) if is_square else rectangular_tiles(n_a, n_b)
     n_tiles = n_a * (n_a + 1) // 2 if is_square else n_a * n_b
-    whole = settings.tile_rows, settings.tile_columns
+    whole = settings.tile_rows, settings.tile_columns or settings.tile_rows
 
     def make_worker() -> Callable[[tuple[int, int]], None]:
         buffer = np.empty(whole[0] * whole[1] + LANES, np.int32)
@@ -147,11 +142,13 @@ def for_each_tile(
             started = time.thread_time()
             multiply(method.name, of_rows[number].left[a], right, shape, products)
             multiplied = time.thread_time()
-            act(products, *sides[number], position, a, b, scratch)
+            left, right = sides[number]
+            diagonal = is_square and a == b
+            act(position, (products, left, a.start, a.stop, right, b.start, b.stop, diagonal), scratch)
             costs = multiplied - started, time.thread_time() - multiplied
             if settings.clock is not None:
                 settings.clock.append(costs)
-            if number == 0 and a != b and shape == whole:
+            if number == 0 and not diagonal and shape == whole:
                 columns.choice.learn(*costs)
 
         return worker
@@ -182,8 +179,10 @@ def search(A: UnitRows, B: UnitRows, k: int, settings: Settings, *, columns: Col
 
 
 def _compare_some(A: UnitRows, some: np.ndarray, columns: Columns, k: int, settings: Settings) -> np.ndarray:
-    """The keys of the `k` best of some rows."""
+    """The keys of the `k` best of some rows. Without thresholds much is verified, which says nothing of the method."""
     of_itself = columns.B is A
+    columns = copy.copy(columns)
+    columns.choice = _Choice(1, columns.choice.number)
     keys, _ = compare(A[some], columns, k + of_itself, replace(settings, progress=None))
     if not of_itself:
         return keys
@@ -220,15 +219,11 @@ def compare(
     locks_a = [threading.Lock() for _ in range(0, len(A), settings.tile_rows)]
     locks_b = locks_a if is_square else [threading.Lock() for _ in columns.blocks]
 
-    def act(
-        products: np.ndarray, left: Side, right: Side, position: tuple[int, int], a: Block, b: Block, scratch: Scratch
-    ) -> None:
-        row, column = position
-        diagonal = is_square and row == column
-        update_both = (is_square or column_thresholds is not None) and not diagonal
+    def act(position: tuple[int, int], tile: tuple, scratch: Scratch) -> None:
+        update_both = (is_square or column_thresholds is not None) and not tile[-1]
         # In a square the row is the lower: no two threads wait for each other.
-        with locks_a[row], locks_b[column] if update_both else contextlib.nullcontext():
-            select(products, left, a.start, a.stop, right, b.start, b.stop, diagonal, update_both, scratch)
+        with locks_a[position[0]], locks_b[position[1]] if update_both else contextlib.nullcontext():
+            select(*tile, update_both, scratch)
 
     for_each_tile(A, columns, settings, of_a, of_b, act)
     return of_a[1], of_b[1]
@@ -238,12 +233,10 @@ def search_above(A: UnitRows, B: UnitRows, found: PairList, settings: Settings) 
     """Add all pairs (row of `A`, row of `B`) that reach the threshold; with `B is A` each once, the lower row first."""
     of_a, of_b = ((np.full(len(rows), found.threshold, np.float32), np.empty((len(rows), 0), np.uint64)) for rows in (A, B))
 
-    def act(
-        products: np.ndarray, left: Side, right: Side, position: tuple[int, int], a: Block, b: Block, scratch: Scratch
-    ) -> None:
-        diagonal, row = B is A and position[0] == position[1], a.start
-        while row < a.stop:
-            row, n = find(products, left, a.start, a.stop, right, b.start, b.stop, diagonal, row, scratch)
+    def act(position: tuple[int, int], tile: tuple, scratch: Scratch) -> None:
+        _, _, row, stop, *_ = tile
+        while row < stop:
+            row, n = find(*tile, row, scratch)
             found.add(*scratch.pairs[:n].T.astype(np.int64), scratch.scores[:n].copy())
 
     for_each_tile(A, Columns(B, settings), settings, of_a, of_b, act)

@@ -114,12 +114,6 @@ class Panel:
     number: int | None = None  # which panel of its matrix this holds
     unused: Any = None  # event: nothing that was asked for earlier needs what it holds
 
-    @classmethod
-    def allocate(cls, xp: Any, n: int, d: int) -> "Panel":
-        n, d = padded(n), padded(d)
-        unit, half = xp.empty((n, d), dtype=xp.float32), xp.empty((n, d), dtype=xp.float16)
-        return cls(unit, half, xp.empty(n, dtype=xp.uint8), xp.empty(n, dtype=xp.uint64))
-
 
 class Matrix:
     """The rows of `X` (n, d) that take part, brought to the GPU panel by panel, scaled to length 1.
@@ -196,9 +190,10 @@ class Matrix:
 
     def new_panel(self, n: int) -> Panel:
         """A panel of its own for `n` rows."""
-        panel = Panel.allocate(self.streams.xp, n, self.X.shape[1])
-        panel.unused = self.streams.selecting.record()
-        return panel
+        xp, n, d = self.streams.xp, padded(n), padded(self.X.shape[1])
+        unit, half = xp.empty((n, d), dtype=xp.float32), xp.empty((n, d), dtype=xp.float16)
+        valid, digests = xp.empty(n, dtype=xp.uint8), xp.empty(n, dtype=xp.uint64)
+        return Panel(unit, half, valid, digests, unused=self.streams.selecting.record())
 
     def load(self, ids: np.ndarray, panel: Panel) -> Panel:
         """The rows `ids` (m,), ascending, into `panel` once it is unused; products wait for them."""
