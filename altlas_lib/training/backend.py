@@ -4,6 +4,7 @@ TensorFlow is the backend unless the user chose another one (`KERAS_BACKEND=jax`
 only another one is installed.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -72,11 +73,10 @@ def memory_use(*, reset: bool = False) -> MemoryUse:
         peak_bytes, now_bytes = max(found)
         return MemoryUse(name, now_bytes, peak_bytes, [peak for peak, _ in found])
     process = psutil.Process().memory_info()
-    try:
+    peak_bytes = getattr(process, "peak_wset", 0)  # of Windows
+    with contextlib.suppress(ImportError):
         import resource
-    except ImportError:
-        peak_bytes = getattr(process, "peak_wset", 0)  # Windows
-    else:
+
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return MemoryUse("host", process.rss, max(process.rss, peak_bytes))
 
