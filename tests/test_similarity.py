@@ -370,6 +370,7 @@ def test_the_steps_of_a_search_add_up(some_vectors):
     assert [step.name for step in steps] == ["preparation", "products", "selection"]
     assert all(step.time.value > 0 and step.time.n_runs == 2 for step in steps)
     assert sum(step.share for step in steps) == pytest.approx(1)
+    assert [step.name for step in similarity.time_steps(some_vectors[:1])] == ["preparation", "products", "selection"]
 
 
 def test_warming_up_says_how_long_it_took():

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altlas_lib import devices, similarity
-from altlas_lib.similarity import cluster
+from altlas_lib.similarity import cluster, scheme
 from altlas_lib.similarity.gpu import launch as gpu_launch
 from altlas_lib.similarity.gpu import rows as gpu_rows
 from altlas_lib.similarity.gpu import search as engine
@@ -286,6 +286,25 @@ def test_whoever_runs_out_of_memory_is_heard(gpu, monkeypatch, error):
     monkeypatch.setattr(gpu.cuda, "alloc_pinned_memory", fail_once)
     with pytest.warns(UserWarning, match="ran out of memory"):
         assert_nearest(nearest(vectors(50, 4), 3), vectors(50, 4), 3)
+
+
+@only_stand_in
+def test_pairs_found_before_the_memory_ran_out_are_not_found_twice(monkeypatch):
+    X = exact_vectors(60)
+    expected = similarity.pairs_above(X, 0.5, device="gpu")
+    add, calls = scheme.PairList.add, []
+
+    def fail_once(self, *found):
+        calls.append(found)
+        if len(calls) == 2:
+            raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
+        add(self, *found)
+
+    monkeypatch.setattr(scheme.PairList, "add", fail_once)
+    with pytest.warns(UserWarning, match="ran out of memory"):
+        found = similarity.pairs_above(X, 0.5, device="gpu", working_memory=0.005)
+    np.testing.assert_array_equal([found.first, found.second], [expected.first, expected.second])
+    np.testing.assert_array_equal(found.scores, expected.scores)
 
 
 @pytest.mark.parametrize(

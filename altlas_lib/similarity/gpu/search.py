@@ -98,7 +98,7 @@ def pairs_above(
     Returns:
         rows of `X` and of `Y` (n_pairs,) int64, scores (n_pairs,) float32, skipped rows of both; NumPy arrays.
     """
-    act = operator.methodcaller("pairs_above", PairList(threshold, max_pairs))
+    act = operator.methodcaller("pairs_above", threshold, max_pairs)
     return _search(X, Y, 0, act, working_memory, on_invalid=on_invalid, progress=progress)
 
 
@@ -209,9 +209,9 @@ class _Search:
             self.progress(1.0)
         return answer
 
-    def pairs_above(self, found: PairList) -> tuple[np.ndarray, ...]:
+    def pairs_above(self, threshold: float, max_pairs: int) -> tuple[np.ndarray, ...]:
         """Rows, columns and scores of all pairs that reach the threshold, in no order."""
-        xp, rows = self.xp, self.rows
+        xp, rows, found = self.xp, self.rows, PairList(threshold, max_pairs)
         floor = join_keys(np.int64([2**32 - 1]), found.threshold[None])[0]
         all_floors, scores = _Best(xp, len(rows), 0, floor), xp.empty(self.side**2, dtype=xp.float32)
         for (panel,) in map(rows.panels, range(rows.n_panels)):

@@ -115,7 +115,7 @@ def time_steps(X: Any, k: int = 10, *, device: Literal["cpu", "gpu"] = "cpu", n_
             tiles: list[tuple[float, float]] = []
             started = time.process_time()
             cpu.top_k(X, None, k, cpu.Settings.choose("auto", (len(X), len(X)), clock=tiles), "raise")
-            clock["products"], clock["selection"] = np.sum(tiles, axis=0)
+            clock["products"], clock["selection"] = np.reshape(tiles, (-1, 2)).sum(axis=0)
             clock = {"preparation": max(0.0, time.process_time() - started - sum(clock.values()))} | clock
         clocks.append(clock)
     name = next(method for method in METHODS if method.on_gpu == (device == "gpu")).device_name
