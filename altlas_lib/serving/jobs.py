@@ -29,13 +29,17 @@ _IDLE_S, _PAUSE_S, _TIDY_S = 0.1, 5, 60
 
 
 class Job(BaseModel):
-    """What is known of a job; times are seconds since 1970, `progress` a share of its work."""
+    """What is known of a job; times are seconds since 1970, `progress` a share of its work.
+
+    `left_s` are the seconds that the rest takes at the rate so far; None where there is none yet.
+    """
 
     id: str
     state: Literal["queued", "running", "done", "failed", "cancelled", "expired"]
     tries: int
     error: str | None
     progress: float
+    left_s: float | None
     accepted_at: float
     changed_at: float
     request: dict[str, Any]
@@ -108,8 +112,9 @@ class Store:
     def find(self, job: str) -> Job:
         """Raises HTTPException 404."""
         for row in self._execute("SELECT * FROM jobs WHERE id = ?", job):
-            progress = 1 if row["state"] == "done" else self.progress.get(job, 0)
-            return Job(**dict(row) | {"request": json.loads(row["request"]), "progress": progress})
+            share = 1 if row["state"] == "done" else self.progress.get(job, 0)
+            left_s = (time.time() - row["changed_at"]) * (1 - share) / share if row["state"] == "running" and share else None
+            return Job(**dict(row) | {"request": json.loads(row["request"]), "progress": share, "left_s": left_s})
         raise HTTPException(404, f"no job {job!r}")
 
     def result(self, job: str) -> Path:
