@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(EXTRAS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run lab test lint unit notebooks book fuzz e2e example gpu-test gpu-session bench-similarity serve bench-serving \
+.PHONY: help setup run lab test lint unit notebooks book fuzz mutants e2e example gpu-test gpu-session bench-similarity serve bench-serving \
 	image-test lock clean
 
 help:  ## list what make can do
@@ -52,6 +52,9 @@ book: $(INSTALLED)  ## the whole book, headless, with small parameters
 
 fuzz: $(INSTALLED)  ## generated damage for every reader of a file: 1,000 inputs each; more by N=10000
 	@ALTLAS_FUZZ=$(or $(N),1000) $(BIN)/python -m pytest -q -s tests/test_fuzz.py
+
+mutants:  ## 200 mutants of the logic, each against the tests of its file: half an hour; one area by ARGS='--only data'
+	@$(MAKE) --no-print-directory setup EXTRAS=dev,mutants && $(BIN)/python -m benchmarks.mutants $(ARGS)
 
 e2e:  ## run the notebooks in JupyterLab and open the report, in a real browser (Debian's chromium); screenshots in outputs/e2e/
 	@$(MAKE) --no-print-directory setup EXTRAS=dev,e2e,pdf && $(BIN)/python -m pytest tests/e2e

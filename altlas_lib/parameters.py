@@ -78,6 +78,11 @@ def _find_rules(_: Any, values: Mapping[str, Any]) -> None:
     Rules.load(values.get("rules"), price_per_hour=values.get("price_per_hour"))
 
 
+def _check_shares(devices: int, values: Mapping[str, Any]) -> None:
+    if not devices <= values["micro_batch_size"]:
+        raise ValueError(f"micro_batch_size={values['micro_batch_size']}: give each device a sample of it, or plan for less")
+
+
 def _is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
@@ -90,6 +95,7 @@ _FINDING: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {  # raises what 
     "texts": lambda source, values: data.check_texts(source, column=values.get("text_column") or None),
     "series": _find_series,
     "rules": _find_rules,
+    "devices": _check_shares,
 }
 _EXPECTED: dict[str, tuple[Callable[[str], bool], str]] = {
     "json object": (_is_object, 'a JSON object, such as {"n": 1000}'),

@@ -1,6 +1,5 @@
 """In one's own notebook: what answers look like, as frames and groups, and the magics."""
 
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -57,6 +57,8 @@ def test_choices_are_those_of_the_library():
         ("learning_rate=0", "above 0"),
         ("least_saving_s=-0.1", "at least 0"),
         ("preset=huge", "one of ['reference', 'option1', 'option2', 'quick']"),
+        ("devices=0", "devices=0: expected int, at least 1, at most 1024, such as 1"),
+        ("devices=64", "devices=64: micro_batch_size=32: give each device a sample of it"),
         ("target_gpu=RTX9090", "target_gpu='RTX9090': GPU 'RTX9090' is not in the catalogue; did you mean 'RTX 4090'"),
         ('engine_gpus=["T4", "X"]', "GPU 'X' is not in the catalogue"),
         ("texts=no.csv", "10_hotspot_profiling, parameter texts='no.csv': there is no file 'no.csv'"),

@@ -351,6 +351,8 @@ def test_a_drop_in_library_is_tried_where_nothing_can_be_projected():
     assert candidate.advice == "try the drop-in"
     assert "cuml.accel" in candidate.reason
     assert "not projected" in candidate.reason
+    known = product(4000, 4000, 4000, 0.9).model_copy(update={"name": fit.name})
+    assert judged(workload([known], 1.0, {"arrays": 1.0})).advice != "try the drop-in"
     unheard_of = operation("somewhere.Model.fit", kind="unknown", operands=["float32[100000, 32]"], time_s=0.9)
     assert judged(workload([unheard_of], 1.0, {"arrays": 1.0})).advice == "unknown"
 

@@ -66,6 +66,8 @@ def call(name, args=(), result=None, is_view=False, **kwargs) -> Call:
         ("numpy.exp", (V,), np.exp(V), "elementwise", 20_000, 16_000),
         ("numpy.power", (V, 2), V**2, "elementwise", 1000, None),
         ("numpy.power", (V, 0.37), V**0.37, "elementwise", 50_000, None),
+        ("numpy.power", (V, 0), V**0, "elementwise", 1000, None),
+        ("numpy.digitize", (A, np.sort(V)), np.zeros((40, 30), int), "gather", 1200 * LOG2_1000, None),
         ("numpy.greater", (V, 0.5), V > 0.5, "elementwise", 1000, 9000),
         ("numpy.add", (A, A[0]), A + A[0], "elementwise", 1200, 4 * (1200 + 30 + 1200)),
         ("ndarray.sum", (A,), A.sum(axis=0), "reduction", 1200, 4800 + 120),
@@ -204,6 +206,8 @@ def test_passes_of_a_transform():
     assert sizes("numpy.fft.fft2", (6, 128), (6, 128)) == (2 * once, 0, once * (1 / 6 + 1 / 128), 0, 0)
     assert sizes("numpy.fft.fft", (6, 119), (6, 119))[:2] == (0, 2 * 16 * 6 * 119)  # 7 * 17
     assert sizes("numpy.fft.fft", (6, 137), (6, 137))[:2] == ((4 + 4) * 2 * 16 * 6 * 137, 0)  # prime: Bluestein
+    # Of 8,198 points: two transforms of four passes over twice the array, and four passes for products.
+    assert sizes("numpy.fft.fft", (6, 4099), (6, 4099))[:2] == ((4 * 4 + 4) * 2 * 16 * 6 * 4099, 0)
     assert sizes("numpy.fft.fft", (2**20,), (2**20,))[0] == 4 * 2 * 16 * 2**20
     moved = 16 * 6 * 65 + 8 * 6 * 128
     assert sizes("numpy.fft.irfft", (6, 65), (6, 128), result_dtype="float64") == (moved, 0, moved / 128, 0, moved)

@@ -183,6 +183,9 @@ def test_a_radix_sort_goes_by_the_bytes_of_its_keys():
     assert seconds("numpy.sort", ("uint32", (2 * n,))) / seconds("numpy.sort", ("uint32", (n,))) == pytest.approx(2, rel=0.01)
     assert seconds("numpy.argsort", ("uint32", (n,))) > 2 * seconds("numpy.sort", ("uint32", (n,)))
     assert seconds("numpy.sort", ("uint32", (2**14, 2**14))) > seconds("numpy.sort", ("uint32", (n,)))
+    of_rows = {rows: seconds("numpy.sort", ("uint32", (rows, n // rows))) for rows in (2, 2**8, 2**9)}
+    assert of_rows[2] == pytest.approx(of_rows[2**8])  # a byte tells 256 rows apart
+    assert of_rows[2**9] > 1.1 * of_rows[2**8]
 
 
 def test_a_framework_states_its_work_and_its_layers_start_one_by_one():

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_report import CPU, HOSTILE, changed, of, results
 
@@ -35,6 +35,8 @@ def timed(result, *samples, at=0):
 
 @settings(deadline=None)
 @given(one=TIMES, two=TIMES)
+@example(one=[1.0, 2.0, 2.0], two=[2.0, 2.0, 3.0])  # ranges that touch are not apart
+@example(one=[2.0, 2.0, 3.0], two=[1.0, 2.0, 2.0])
 def test_a_ratio_is_claimed_only_where_the_runs_do_not_overlap(one, two):
     first, second = (Quantity.measured(samples, "s", CPU) for samples in (one, two))
     change = Change("similarity", "time", first, second)
@@ -60,6 +62,7 @@ def test_what_changed_is_told_first_and_noise_is_not_a_change(run):
     assert "timings" not in quiet
     assert "within the noise" in report.format_comparison(report.compare_runs(before, noise), everything=True)
     assert "! no environment result in run 'noise'" in quiet
+    assert {each.chapter for each in report.compare_runs(noise, before).changes} == {"similarity", "decisions"}
 
 
 def test_what_the_runs_were_made_with_is_told_before_their_numbers(run):
@@ -81,6 +84,25 @@ def test_what_the_runs_were_made_with_is_told_before_their_numbers(run):
 def test_a_band_and_a_measurement_are_not_set_against_each_other():
     band, time = Quantity.projected(1, 2, "s", "T4", "memory"), Quantity.measured([5, 5, 5], "s", "T4")
     assert Change("similarity", "time", band, time).verdict == "measured beside projected"
+    assert Change("similarity", "time", time, band).verdict == "projected beside measured"
+
+
+def test_numbers_of_two_units_have_no_ratio():
+    of_units = [Quantity.measured([n] * 3, unit, CPU) for n, unit in ((5, "s"), (7, "rows/s"))]
+    for first, second in (of_units, of_units[::-1]):
+        assert Change("similarity", "time", first, second).verdict == "changed"
+
+
+def test_an_error_below_its_base_rate_has_the_interval_that_its_gain_leaves():
+    """A gain of 0.1 to 0.3 over an error of 1.0 is an error of 0.7 to 0.9; the log's loss is that of its last epoch."""
+    training = of(results(), "training")
+    error = {"higher_is_better": False, "model": 0.8, "base_rate": 1.0, "gain_low": 0.1, "gain_high": 0.3, "n_samples": 50}
+    epochs = [training.history[0].model_copy(update={"metrics": {"loss": loss}}).model_dump() for loss in (3.0, 2.0)]
+    metric = training.metrics[0].model_copy(update=error)
+    found = dict(quantities(changed(training, metrics=[metric.model_dump()], history=epochs)))
+    score = found[f"metrics [{metric.name}]"]
+    assert (score.low, score.value, score.high, score.n_runs) == (pytest.approx(0.7), 0.8, pytest.approx(0.9), 50)
+    assert [value.value for name, value in found.items() if name.endswith("metrics loss")] == [2.0]
 
 
 def test_all_that_is_compared_has_a_name_of_its_own(run):
@@ -129,6 +151,10 @@ def test_two_machines_of_one_name_are_told_apart_by_what_they_measured(run):
     text = report.format_comparison(report.compare_runs(runs[0], runs[1]))
     assert "environment: the machines have the same name and are not the same: ceilings cpu matmul float32 210 GFLOP/s" in text
     assert "not the same" not in report.format_comparison(report.compare_runs(runs[0], runs[2]))
+    for name in ("A CPU", "ZX81"):  # another machine, before and after this one's name: that the rates differ is no riddle
+        provenance = environment.provenance.model_copy(update={"devices": [name]}).model_dump()
+        other = saved("other", [changed(rated(80, 85, 90), provenance=provenance)])
+        assert "not the same" not in report.format_comparison(report.compare_runs(runs[0], other))
 
 
 def test_control_characters_of_a_hostile_name_do_not_reach_the_terminal(run):

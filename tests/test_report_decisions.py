@@ -109,6 +109,15 @@ def test_a_projection_of_zero_seconds_is_no_reason_to_fail(run):
     assert (found.verdict, found.why) == ("not enough evidence", "No GPU was measured, and none was projected.")
 
 
+def test_each_number_that_the_result_has_is_shown_and_no_other(run):
+    machine = decision(run, [of(results(), "environment")], "machine ready")
+    found = [(each.label, each.basis) for each in machine.evidence]
+    assert found == [("matrix products on this CPU", "measured"), ("matrix products on a T4", "data sheet")]
+    port = decision(run, [changed(of(results(), "hotspots"), candidates=dumped([candidate("port it", 2, 3)]))], "worth porting")
+    assert [each.label for each in port.evidence] == ["the workload with f in service on a GPU", "share of the time in it"]
+    assert "'missing'" not in repr(port)  # nor the facts that the sentences were made of
+
+
 # The model -----------------------------------------------------------------------------------------------------------
 
 OWN = {"preset": "reference", "n_seeds": 3}

@@ -84,6 +84,20 @@ def test_there_is_one_answer_with_a_next_step(run, these, verdict, first):
     assert all(any(each.question in step.decides for step in found.steps) for each in open_questions)
 
 
+def test_a_machine_that_can_run_the_book_says_nothing_against_the_search(run):
+    assert report.Report.read(saved(run, of(results(), "environment"), searched())).overall.verdict == "do now"
+
+
+def test_a_workload_that_costs_more_on_a_gpu_says_nothing_against_the_search(run):
+    """At five times the price of an hour twice as fast is a loss, eight times as fast is none."""
+    rules = Rules.load(None, **OWN)
+    saved(run, hotspots(candidate("leave it", 1.9, 2.0, workload="plain", function="plain")), searched())
+    read = report.Report.read(run, rules=rules)
+    of_workload, of_search = costs.savings(read.results, rules.money)
+    assert of_workload.money.high < 0 < of_search.money.low
+    assert read.overall.verdict == "do now"
+
+
 def test_a_machine_that_cannot_run_the_book_is_repaired_first(run):
     environment = changed(of(results(), "environment"), ready=False)
     found = report.Report.read(saved(run, environment, searched())).overall
@@ -92,11 +106,11 @@ def test_a_machine_that_cannot_run_the_book_is_repaired_first(run):
 
 def test_the_next_step_says_where_how_long_and_what_it_decides(run):
     finished = {"parameters": {}, "notebook_sha256": "", "finished_at": "2026-01-01T00:00:00Z"}
-    took = {"20_cupy_poc": finished | {"duration_s": 540}, "90_report": finished | {"duration_s": 30}}
+    took = {"20_cupy_poc": finished | {"duration_s": 1734}, "90_report": finished | {"duration_s": 30}}
     (run.path / "run.json").write_text(json.dumps({"finished": took}))
     step = report.Report.read(saved(run, *results())).overall.steps[0]
     assert step.command == "altlas run --run test --only 20 --only 90"
-    assert (step.where, step.minutes) == ("on a machine with a T4", "about 10 min")  # 540 + 30 s, rounded
+    assert (step.where, step.minutes) == ("on a machine with a T4", "about 29 min")  # 1734 + 30 s are 29.4 minutes
     assert step.decides == "Does the GPU port go into production?"
 
 
@@ -136,8 +150,8 @@ def test_savings_are_what_the_hand_says(run):
 
 
 def test_a_gpu_that_costs_more_than_it_saves_is_not_bought(run):
-    """Faster, but ten times as fast at a hundred times the price; only where the user gave both prices."""
-    dear = Rules.load(None, price_per_hour=["CPU=0.1", "T4=10"], runs_per_day=240)
+    """Ten times as fast at twenty times the price loses cents a month; only where the user gave both prices."""
+    dear = Rules.load(None, price_per_hour=["CPU=0.1", "T4=2"], runs_per_day=240)
     saved(run, searched())
     assert report.Report.read(run, rules=dear).overall.verdict == "do not buy yet"
     examples = Rules.load(None)

@@ -16,7 +16,17 @@ from pydantic import ValidationError
 
 from altlas_lib import figures, paths
 from altlas_lib.devices import find_gpu
-from altlas_lib.results import Ceilings, EnvironmentResult, FigureFile, Finding, Provenance, Quantity, ResultError, format_value
+from altlas_lib.results import (
+    Ceilings,
+    EnvironmentResult,
+    FigureFile,
+    Finding,
+    Metric,
+    Provenance,
+    Quantity,
+    ResultError,
+    format_value,
+)
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
 quantities = st.one_of(
@@ -206,6 +216,34 @@ def test_a_changed_field_is_refused_by_name(run):
     path.write_text(json.dumps(content))
     with pytest.raises(ResultError, match=r"ceilings\.cpu_matmul_float32\.basis"):
         EnvironmentResult.load(run)
+
+
+def test_the_latest_result_is_of_the_run_that_made_it_last_and_can_be_read(outputs):
+    assert EnvironmentResult.latest() is None
+    for made_at, finding in ((2, "newer"), (1, "older"), (3, "damaged")):
+        path = paths.run_folder(finding).results / "environment.json"
+        environment_result(finding).save(paths.run_folder(finding))
+        if finding == "damaged":
+            path.write_text("{")
+        os.utime(path, (made_at, made_at))
+    assert EnvironmentResult.latest().finding == "newer"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "standing"),
+    [
+        (0.01, 0.02, "better"),
+        (0.0, 0.02, "not told apart"),
+        (-0.01, 0.02, "not told apart"),
+        (-0.02, 0.0, "not told apart"),
+        (-0.02, -0.01, "worse"),
+        (None, 0.02, "unknown"),
+        (0.01, None, "unknown"),
+    ],
+)
+def test_a_model_stands_by_the_whole_interval_of_its_gain(low, high, standing):
+    metric = Metric(name="accuracy", unit="share", higher_is_better=True, model=0.7, base_rate=0.65, n_samples=99)
+    assert metric.model_copy(update={"gain_low": low, "gain_high": high}).standing == standing
 
 
 def test_a_missing_result_says_how_to_make_it(run):

@@ -53,6 +53,10 @@ def test_what_a_server_holds_and_how_many_it_takes(loads, sustained, replicas):
     assert found.n_replicas == replicas
 
 
+def test_without_batching_is_judged_by_the_loads_without_it():
+    assert result([point(30, 0.01), point(20, 0.01, batching=False)]).sustained_per_s(batching=False) == 20
+
+
 def test_it_is_saved_and_loaded(run):
     saved = result([point(10, 0.01)]).save(run)
     assert ServingResult.load(run) == saved

@@ -14,14 +14,14 @@ from test_similarity_engine import TOLERANCE, cosines, exact_vectors, vectors
 from altlas_lib import devices, figures, results, similarity, tables
 from altlas_lib.results import Ceilings, Quantity
 from altlas_lib.similarity import plots
-from altlas_lib.similarity.poc import matrix
+from altlas_lib.similarity.poc import methods
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.lists(st.integers(-2, 2), min_size=6, max_size=6), min_size=1, max_size=5), st.integers(1, 6))
 def test_k_smallest_settles_ties_by_column(values, k):
     values = np.array(values, np.float32)
-    columns, smallest = matrix.k_smallest(values, k)
+    columns, smallest = methods.k_smallest(values, k)
     expected = [sorted(range(6), key=lambda column: (row[column], column))[:k] for row in values]
     np.testing.assert_array_equal(columns, expected)
     np.testing.assert_array_equal(smallest, np.take_along_axis(values, columns, axis=1))
@@ -30,7 +30,7 @@ def test_k_smallest_settles_ties_by_column(values, k):
 @settings(max_examples=100, deadline=None)
 @given(exact_vectors(max_rows=60), st.integers(1, 70))
 def test_neighbours_by_the_whole_matrix_are_the_references(X, k):
-    found, expected = matrix.top_k_by_matrix(X, k), similarity.reference(X, k)
+    found, expected = methods.top_k_by_matrix(similarity.calculate_similarity_cpu, X, k), similarity.reference(X, k)
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.scores, expected.scores)
 
@@ -82,7 +82,13 @@ def test_what_cannot_be_used_is_named(arguments, error, message):
 
 
 @pytest.mark.parametrize(
-    "dense_only", [similarity.calculate_similarity_cpu, similarity.calculate_similarity_gpu_cupy, similarity.reference]
+    "dense_only",
+    [
+        similarity.calculate_similarity_cpu,
+        similarity.calculate_similarity_gpu_cupy,
+        similarity.cosine_similarity,
+        similarity.reference,
+    ],
 )
 def test_sparse_rows_are_refused_where_they_would_become_dense(dense_only):
     with pytest.raises(TypeError, match=r"X is a sparse csr_array: expected a dense array; pass X\.toarray\(\)"):
@@ -97,7 +103,7 @@ def test_sparse_rows_are_refused_where_they_would_become_dense(dense_only):
 def test_cosine_similarity_is_float64s(data, n_columns, with_other):
     X = data.draw(vectors(n_columns, max_rows=40))
     Y = data.draw(vectors(n_columns, max_rows=40)) if with_other else None
-    found = similarity.cosine_similarity(X, Y, device="cpu")
+    found = similarity.cosine_similarity(X, Y)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, cosines(X, X if Y is None else Y), rtol=0, atol=TOLERANCE)
     assert (abs(found) <= 1).all()
@@ -108,7 +114,7 @@ def test_cosine_similarity_is_float64s(data, n_columns, with_other):
 def test_a_matrix_that_does_not_fit_is_refused_with_the_bytes():
     X = np.broadcast_to(np.float32(1), (10_000_000, 2))
     with pytest.raises(MemoryError, match=r"400,000,000,000,000 bytes\), and .* available on the CPU; use top_k"):
-        similarity.cosine_similarity(X, device="cpu")
+        similarity.cosine_similarity(X)
     with pytest.raises(MemoryError, match="pass fewer rows="):
         similarity.reference(X)
 
@@ -224,10 +230,6 @@ def test_timings_are_measured_with_memory_and_device(some_vectors):
         assert timing.time.device == devices.device_names()[0]
     assert timings[len(on_cpu)].peak_memory.value >= 4 * 300**2  # of the full matrix, which is the first method
     assert not tracemalloc.is_tracing()
-    with pytest.raises(ValueError, match="n_repeats=0"):
-        similarity.time_sizes(some_vectors, [50], n_repeats=0)
-    with pytest.raises(ValueError, match="301"):
-        similarity.time_sizes(some_vectors, [50, 301])
 
 
 def test_the_full_matrix_is_left_out_where_it_is_too_large():

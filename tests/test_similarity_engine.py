@@ -1,6 +1,5 @@
 """The CPU engine: `top_k` and `pairs_above` are float64's answer, and the same bit by bit however they are computed."""
 
-import itertools
 import signal
 import subprocess
 import sys
@@ -186,9 +185,9 @@ mixed = pytest.mark.parametrize("X", [pytest.param(make(), id=name) for name, ma
 def test_few_rows_are_compared_again(monkeypatch, X):
     n_compared, compare_some = [], cpu._compare_some
 
-    def count(tiles, some, *arguments):
+    def count(A, some, *arguments):
         n_compared.append(len(some))
-        return compare_some(tiles, some, *arguments)
+        return compare_some(A, some, *arguments)
 
     monkeypatch.setattr(cpu, "_compare_some", count)
     for Y in (None, X[:1500]):
@@ -213,14 +212,12 @@ def test_a_wrong_guess_changes_nothing(monkeypatch, X, guess):
 def test_a_row_compared_again_is_not_its_own_neighbour(monkeypatch, k):
     X = exact_rows(np.random.default_rng(0), 150, 4)  # most have equals, and a row of zeros ties with nearly all
     unit, *_ = preparation.unit_rows_of(X, "raise", 1)
-    expected, _ = cpu.search(unit, unit, k, cpu.Settings([Float32], 1, 64))
+    expected = cpu.search(unit, unit, k, cpu.Settings([Float32], 1, 64))
     monkeypatch.setattr(cpu, "_PILOTS_FROM", 1)
     for guess in (None, 1.5):
         if guess:
             monkeypatch.setattr(cpu, "score_of", lambda key: 1.5)
-        found, _ = cpu.search(unit, unit, k, cpu.Settings([Float32], 1, 64), first=(1000, 1000))
-        np.testing.assert_array_equal(scheme.split_keys(found)[0], scheme.split_keys(expected)[0] + 1000)
-        np.testing.assert_array_equal(scheme.split_keys(found)[1], scheme.split_keys(expected)[1])
+        np.testing.assert_array_equal(cpu.search(unit, unit, k, cpu.Settings([Float32], 1, 64)), expected)
 
 
 @pytest.mark.parametrize("k", [99, 100, 101, 150])
@@ -232,25 +229,23 @@ def test_fewer_columns_than_neighbours(monkeypatch, k, m):
     expected = cpu.search(A, B, k, cpu.Settings([Float32], 1, 64))
     monkeypatch.setattr(cpu, "_PILOTS_FROM", 1)
     found = cpu.search(A, B, k, cpu.Settings([Float32], 1, 64))
-    np.testing.assert_array_equal(found[0], expected[0])
-    assert np.count_nonzero(found[0][0]) == min(k, 100 - (m is None))
+    np.testing.assert_array_equal(found, expected)
+    assert np.count_nonzero(found[0]) == min(k, 100 - (m is None))
 
 
-def test_thresholds_that_are_known_are_not_guessed(monkeypatch):
-    monkeypatch.setattr(cpu, "_PILOTS_FROM", 1)
+def test_thresholds_that_are_known_are_kept_to():
     unit, *_ = preparation.unit_rows_of(normal_rows(300, 8), "raise", 1)
-    known = np.full(300, 2, np.float32)
-    found, _ = cpu.search(unit, unit, 5, cpu.Settings([Float32], 1, 64), thresholds=(known, known))
+    options = cpu.Settings([Float32], 1, 64)
+    found, _ = cpu.compare(unit, cpu.Columns(unit, options), 5, options, np.full(300, 2, np.float32))
     assert not found.any()
 
 
-def test_both_ways_at_once(monkeypatch):
-    monkeypatch.setattr(cpu, "_PILOTS_FROM", 1)
+def test_both_ways_at_once():
     A, B = (preparation.unit_rows_of(normal_rows(n, 8), "raise", 1)[0] for n in (300, 500))
-    options = cpu.Settings([Float32], 2, 64)
-    both = cpu.search(A, B, 5, options, both_ways=True)
+    options, unknown = cpu.Settings([Float32], 2, 64), np.full(500, -np.inf, np.float32)
+    both = cpu.compare(A, cpu.Columns(B, options), 5, options, unknown[:300], unknown)
     for found, (one, other) in zip(both, [(A, B), (B, A)], strict=True):
-        np.testing.assert_array_equal(found, cpu.search(one, other, 5, options)[0])
+        np.testing.assert_array_equal(found, cpu.search(one, other, 5, options))
 
 
 @pytest.mark.parametrize("k", [1, 10, 40])
@@ -259,10 +254,10 @@ def test_a_threshold_of_little_use_is_replaced(methods, k):
     """Many candidates in a row of a tile have it scanned again."""
     X = np.cumsum(normal_rows(700, 24), axis=0)
     unit, *_ = preparation.unit_rows_of(X, "raise", 1)
-    expected, _ = cpu.search(unit, unit, k, cpu.Settings([Float32], 1, 512))
-    known = np.full(len(X), -1, np.float32)
+    expected = cpu.search(unit, unit, k, cpu.Settings([Float32], 1, 512))
     for tile_rows in (100, 512):
-        found, _ = cpu.search(unit, unit, k, cpu.Settings(methods, 1, tile_rows), thresholds=(known, known))
+        options = cpu.Settings(methods, 1, tile_rows)
+        found, _ = cpu.compare(unit, cpu.Columns(unit, options), k, options, np.full(len(X), -1, np.float32))
         np.testing.assert_array_equal(found, expected)
 
 
@@ -339,19 +334,20 @@ def test_hard_data_are_exact_by_every_method(X):
 
 def computed_tiles(A, B, method, tile_rows=64):
     """Of each tile its blocks, products, bounds of both sides, and the scores of its pairs as the engine verifies them."""
-    tiles = cpu.Tiles(A, cpu.Columns(B, cpu.Settings([method], 1, tile_rows)), cpu.Settings([method], 1, tile_rows))
+    options = cpu.Settings([method], 1, tile_rows)
     states = [(np.zeros(len(rows), np.float32), np.zeros((len(rows), 1), np.uint64)) for rows in (A, B)]
-    ((left, right),) = tiles.sides(*states, (0, 0))
     computed = []
 
-    def act(number, products, position, a, b, scratch):
+    def act(position, tile, scratch):
+        products, left, *of_a, right, b0, b1, _ = tile
+        a, b = slice(*of_a), slice(b0, b1)
         shape = a.stop - a.start, b.stop - b.start
         pairs = np.stack(np.mgrid[a, b], axis=-1).reshape(-1, 2).astype(np.int32)
         scores = np.empty(len(pairs), np.float32)
         compiled.verify(pairs, len(pairs), left, right, scores)
         computed.append((a, b, products.copy(), left.bounds, right.bounds, scores.reshape(shape)))
 
-    tiles.for_each(act)
+    cpu.for_each_tile(A, cpu.Columns(B, options), options, *states, act)
     return computed
 
 
@@ -392,7 +388,7 @@ def test_a_bound_is_not_wider_than_it_must_be(seed, d, side, rotated):
         method.signs = rng.choice(np.float32([-1, 1]), d)
         vectors = idct(vectors, norm="ortho", axis=1) * method.signs
     unit, *_ = preparation.unit_rows_of(vectors.astype(np.float32), "raise", 1)
-    (codes, _), bounds = method.prepare(unit, [slice(0, 4)], 1)
+    codes, _, bounds = method.prepare(unit, [slice(0, 4)], 1)
     scale, length, residual, offset = (values[:4].astype(np.float64) for values in bounds[:4])
     products = (codes.astype(np.float64) - 128) @ (codes.astype(np.float64) - 128).T
     margin = np.outer(length, residual) + np.outer(residual, length) + bounds.slack
@@ -410,7 +406,7 @@ def test_a_bound_is_not_wider_than_it_must_be(seed, d, side, rotated):
 def test_codes_lose_no_more_than_is_said(X):
     unit, *_ = preparation.unit_rows_of(X, "raise", 1)
     method = Int8(unit)
-    (codes, transposed), bounds = method.prepare(unit, threads.blocks_of(len(X), 100), 1)
+    codes, transposed, bounds = method.prepare(unit, threads.blocks_of(len(X), 100), 1)
     np.testing.assert_array_equal(np.concatenate(transposed, axis=1).T, codes.astype(np.int16) - 128)
     coded = (codes.astype(np.float64) - 128) * bounds.scale[: len(X), None]
     exact = method._rotate(unit.rows.astype(np.float64) * unit.inverse_norms[:, None] - method.mean)
@@ -708,9 +704,6 @@ def test_sparse_rows_have_the_neighbours_of_dense_ones(data, n_columns, with_oth
     dense, others = X.toarray(), None if Y is None else Y.toarray()
     found = similarity.top_k(X, k, Y=Y, n_jobs=n_jobs)
     assert_nearest(found, dense, k, others)
-    np.testing.assert_allclose(
-        similarity.cosine_similarity(X, Y), cosines(dense, dense if Y is None else others), rtol=0, atol=TOLERANCE
-    )
     assert (before != X).nnz == 0
 
 
@@ -728,7 +721,7 @@ def test_sparse_and_dense_answers_are_the_same_where_scores_are_exact(X, Y, with
 def test_entries_of_a_sparse_row_that_are_at_one_place_are_added_up():
     X = sparse.csr_array((np.float64([1, 1, 3, 2, -2, 5]), [1, 1, 0, 1, 1, 2], [0, 3, 6]), (2, 3))
     assert not X.has_canonical_format
-    np.testing.assert_allclose(similarity.cosine_similarity(X), cosines(X.toarray(), X.toarray()), atol=TOLERANCE)
+    assert_nearest(similarity.top_k(X, 1), X.toarray(), 1)
     X.data[3:5] = np.inf, -np.inf
     with pytest.raises(ValueError, match=r"in 1 of 2 rows \(counted from 0: 1\)"):
         similarity.top_k(X)
@@ -741,7 +734,7 @@ def test_invalid_sparse_rows_are_named_or_skipped():
     with pytest.raises(ValueError, match=r"X holds NaN or infinity in 2 of 20 rows \(counted from 0: 3, 11\)"):
         similarity.top_k(as_sparse)
     with pytest.raises(ValueError, match="Y holds NaN or infinity in 2 of 20 rows"):
-        similarity.cosine_similarity(as_sparse[:2], as_sparse)
+        similarity.top_k(as_sparse[:2], Y=as_sparse)
     for Y in (None, X):
         found = similarity.top_k(as_sparse, 4, Y=None if Y is None else as_sparse, on_invalid="skip")
         expected = similarity.top_k(X, 4, Y=Y, device="cpu", on_invalid="skip")
@@ -756,7 +749,7 @@ def test_sparse_matrices_without_an_entry(shape):
     expected = [[j for j in range(n) if j != i] for i in range(n)]
     assert similarity.top_k(X, 5).indices.tolist() == expected
     assert len(similarity.pairs_above(X, 0)) == n * (n - 1) // 2
-    np.testing.assert_array_equal(similarity.cosine_similarity(X), np.zeros((n, n)))
+    assert not similarity.top_k(X, 5).scores.any()
 
 
 @pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e200])
@@ -928,10 +921,10 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("n_items", [0, 1, 40])
 def test_every_item_is_worked_on_once(n_threads, n_items):
     done, shown = [], []
-    threads.for_each(iter(range(n_items)), lambda: done.append, n_threads, progress=shown.append)
+    threads.for_each(iter(range(n_items)), n_items, lambda: done.append, n_threads, shown.append)
     assert sorted(done) == list(range(n_items))
     assert shown == sorted(shown)
-    assert shown[-1:] in ([n_items], [])
+    assert shown[-1:] == ([1] if n_items else [])
     assert own_threads() == []
 
 
@@ -939,12 +932,12 @@ def test_every_item_is_worked_on_once(n_threads, n_items):
 def test_an_error_in_a_worker_is_raised_and_nothing_is_left(monkeypatch, n_jobs):
     before, seen = blas_threads(), []
 
-    def fail(self, left, a, *arguments):
-        seen.append(a)
-        if a.start:
+    def fail(*arguments):
+        seen.append(arguments)
+        if len(seen) > 1:
             raise ArithmeticError("out of numbers")
 
-    monkeypatch.setattr(Float32, "multiply", fail)
+    monkeypatch.setattr(cpu, "multiply", fail)
     with pytest.raises(ArithmeticError, match="out of numbers"):
         similarity.top_k(normal_rows(2000, 4), device="cpu", method="float32", n_jobs=n_jobs)
     assert seen
@@ -1110,20 +1103,29 @@ def test_a_dot_product_is_the_same_from_both_sides_and_in_read_only_memory():
         assert compiled.dot(X[i], X[j]) == compiled.dot(X[j], X[i]) == compiled.dot(read_only[i], read_only[j])
 
 
-@pytest.mark.parametrize(
-    ("selection_s", "other_s", "expected"),
-    [(0.9, 0.1, [0]), (5.0, 2.0, [0, 1]), (5.0, 9.0, [0, 1, 0])],
-    ids=["little to verify", "the other is cheaper", "the other costs more"],
-)
-def test_the_other_method_is_tried_once_where_selecting_costs_more_than_multiplying(selection_s, other_s, expected):
+@pytest.mark.parametrize(("selection_s", "is_given_up"), [(0.9, False), (2.9, False), (3.1, True), (50, True)])
+def test_int8_products_are_given_up_where_they_cost_more_than_float32_products(selection_s, is_given_up):
     choice, used = cpu._Choice(2), []
     for n in range(500):
         used.append(choice.number)
-        costs = (1.0, 9.0 if n < 10 else selection_s) if choice.number == 0 else (other_s, 0.0)
-        choice.learn(choice.number, *(cost * (50 if n % 20 == 3 else 1) for cost in costs))  # some tiles are held up
-    changes = [used[0]] + [now for before, now in itertools.pairwise(used) if now != before]
-    assert changes == expected
-    assert used.count(1) == {1: 0, 2: 500 - 32, 3: 8}[len(expected)]
+        costs = 1.0, 90 if n < 10 else selection_s
+        choice.learn(*(cost * (50 if n % 20 == 3 else 1) for cost in costs))  # some tiles are held up
+    assert used == [0] * 32 + [int(is_given_up)] * 468
+    alone = cpu._Choice(1)
+    for _ in range(500):
+        alone.learn(1.0, 50.0)
+    assert alone.number == 0
+
+
+@needs_int8
+def test_rows_compared_before_there_are_thresholds_do_not_decide_the_method():
+    unit, *_ = preparation.unit_rows_of(normal_rows(2000, 8), "raise", 1)
+    options = cpu.Settings([Int8, Float32], 1, 16)
+    columns = cpu.Columns(unit, options)
+    cpu._compare_some(unit, scheme.pilot_rows(len(unit)), columns, 5, options)
+    assert not columns.choice._costs
+    cpu.compare(unit, columns, 5, options)
+    assert columns.choice._costs
 
 
 # A corpus that is prepared once ------------------------------------------------------------------------------------------
@@ -1152,7 +1154,7 @@ def test_a_corpus_without_int8_products_and_of_many_tiles(monkeypatch):
     Y, X = normal_rows(9000, 24), normal_rows(130, 24, seed=1)
     expected = similarity.top_k(X, 7, Y=Y, device="cpu")
     assert_same(similarity.Corpus(Y).top_k(X, 7), expected)
-    monkeypatch.setattr("altlas_lib.similarity.cpu.products.int8_problem", lambda: "no VNNI")
+    monkeypatch.setattr(cpu, "int8_problem", lambda: "no VNNI")
     assert_same(similarity.Corpus(Y).top_k(X, 7), expected)
 
 

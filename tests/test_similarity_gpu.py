@@ -20,7 +20,7 @@ from altlas_lib.similarity import cluster
 from altlas_lib.similarity.gpu import launch as gpu_launch
 from altlas_lib.similarity.gpu import rows as gpu_rows
 from altlas_lib.similarity.gpu import search as engine
-from altlas_lib.similarity.poc import matrix
+from altlas_lib.similarity.poc import methods
 
 TOLERANCE = 1e-6
 
@@ -92,7 +92,7 @@ def assert_nearest(found, X, k, Y=None):
     assert (found.indices.dtype, found.scores.dtype) == (np.int64, np.float32)
     assert found.indices.shape == expected.indices.shape
     np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=TOLERANCE)
-    exact = similarity.cosine_similarity(X, Y, device="cpu")
+    exact = similarity.cosine_similarity(X, Y)
     if Y is None:
         np.fill_diagonal(exact, -np.inf)
     np.testing.assert_allclose(np.take_along_axis(exact, found.indices, axis=1), found.scores, rtol=0, atol=TOLERANCE)
@@ -391,17 +391,17 @@ def test_our_kernel_is_the_plain_port():
     X = vectors(70, 33)
     X[5] = 0
     expected = similarity.calculate_similarity_cpu(X)
-    np.testing.assert_allclose(matrix.calculate_similarity_gpu_kernel(X), expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(methods.calculate_similarity_gpu_kernel(X), expected, rtol=0, atol=TOLERANCE)
     for dtype in ("float64", "int8"):
-        found = matrix.calculate_similarity_gpu_kernel(np.asfortranarray(X.astype(dtype)))
+        found = methods.calculate_similarity_gpu_kernel(np.asfortranarray(X.astype(dtype)))
         np.testing.assert_allclose(found, similarity.calculate_similarity_cpu(X.astype(dtype)), rtol=0, atol=TOLERANCE)
-    assert matrix.calculate_similarity_gpu_kernel(X[:0]).shape == (0, 0)
+    assert methods.calculate_similarity_gpu_kernel(X[:0]).shape == (0, 0)
     for bad in (np.inf, np.nan, 1e30):
         X[7, 1] = bad
         with pytest.raises(ValueError, match=r"NaN, infinity or a norm above 1e19 in 1 of 70 rows \(counted from 0: 7\)"):
-            matrix.calculate_similarity_gpu_kernel(X)
+            methods.calculate_similarity_gpu_kernel(X)
     with pytest.raises(TypeError, match="sparse"):
-        matrix.calculate_similarity_gpu_kernel(type("csr", (), {"toarray": None})())
+        methods.calculate_similarity_gpu_kernel(type("csr", (), {"toarray": None})())
 
 
 # ---- The public face ----
@@ -429,9 +429,8 @@ def test_what_is_on_the_gpu_stays_there_and_what_is_not_comes_back(gpu):
         found = similarity.top_k(place(X), 3)
         assert isinstance(found.indices, kind)
         assert isinstance(found.scores, kind)
-        assert isinstance(similarity.cosine_similarity(place(X)), kind)
         assert isinstance(similarity.calculate_similarity_gpu_cupy(place(X)), kind)
-        assert isinstance(matrix.top_k_by_matrix(place(X), 3, device="gpu").scores, kind)
+        assert isinstance(methods.top_k_by_matrix(similarity.calculate_similarity_gpu_cupy, place(X), 3).scores, kind)
     on_cpu = similarity.top_k(similarity.to_gpu(X), 3, device="cpu")
     assert isinstance(on_cpu.indices, np.ndarray)
     np.testing.assert_array_equal(on_cpu.indices, similarity.top_k(X, 3, device="cpu").indices)
@@ -447,15 +446,9 @@ def test_the_plain_port_is_the_cpu_original():
     X[5] = 0
     expected = similarity.calculate_similarity_cpu(X)
     np.testing.assert_allclose(similarity.calculate_similarity_gpu_cupy(X), expected, rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose(similarity.cosine_similarity(X, device="gpu"), expected, rtol=0, atol=TOLERANCE)
     X[7, 1] = np.inf
     with pytest.raises(ValueError, match="counted from 0: 7"):
         similarity.calculate_similarity_gpu_cupy(X)
-
-
-def test_a_matrix_that_does_not_fit_the_gpu_is_refused():
-    with pytest.raises(MemoryError, match="use top_k"):
-        similarity.cosine_similarity(np.broadcast_to(np.float32(1), (10_000_000, 2)), device="gpu")
 
 
 def test_timings_name_the_gpu_and_tell_transfers_apart(gpu):
@@ -533,10 +526,10 @@ def test_a_thousand_calls_give_the_memory_back(gpu):
 @pytest.mark.parametrize(("n", "d"), [(5_000, 384), (300, 8_192), (3, 20_000), (2_000, 7)])
 def test_tensor_cores_stay_within_the_slack(gpu, n, d):
     plan = gpu_rows.Plan(tile_side=gpu_launch.padded(n), panel_rows=n, chunk_rows=1000, n_panels=1)
-    with engine._streams() as streams:
-        search = engine._Search(vectors(n, d), None, plan, streams, "raise", None)
+    with engine._streams(None) as streams:
+        search = engine._Search(vectors(n, d), None, plan, streams, np.inf, "raise")
         (panel,) = search.rows.panels(0)
-        search._collect(panel, slice(0, n), panel, slice(0, n), (search.closed, search.closed))
+        next(search._candidates(engine._Best(gpu, n, 0), panel, upper=False))
     products = search.tiles[0].reshape(gpu_launch.padded(n), -1)[:n, :n]
     exact = panel.unit[:n].astype(gpu.float64) @ panel.unit[:n].astype(gpu.float64).T
     assert float(abs(products.astype(gpu.float64) - exact).max()) <= engine.score_slack(d) - d * 2**-24

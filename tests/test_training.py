@@ -1,5 +1,6 @@
 """Chapter 30: windows and features against a loop over samples, the model, its training, scores against scikit-learn."""
 
+import functools
 import subprocess
 import sys
 import types
@@ -873,36 +874,43 @@ def test_an_unknown_name_of_the_package_is_named(name):
         getattr(training, name)
 
 
-def fake_framework(name):
-    """A stand-in for a backend that sees a T4."""
+def fake_framework(name, peaks):
+    """A stand-in for a backend that sees as many T4s, whose peaks are read and, where it can be done, begin anew."""
+    names, reset = [f"GPU:{i}" for i in range(len(peaks))], []
     if name == "tensorflow":
         experimental = types.SimpleNamespace(
             get_device_details=lambda gpu: {"device_name": "Tesla T4"},
-            get_memory_info=lambda gpu: {"current": 2**20, "peak": 2**30},
-            reset_memory_stats=lambda gpu: None,
+            get_memory_info=lambda gpu: {"current": 2**20, "peak": peaks[names.index(gpu)]},
+            reset_memory_stats=reset.append,
         )
-        config = types.SimpleNamespace(list_physical_devices=lambda kind: [kind], experimental=experimental)
-        return types.SimpleNamespace(config=config)
+        config = types.SimpleNamespace(get_visible_devices=lambda kind: names, experimental=experimental)
+        return types.SimpleNamespace(config=config), reset
     if name == "jax":
-        memory_stats = {"bytes_in_use": 2**20, "peak_bytes_in_use": 2**30}
-        device = types.SimpleNamespace(platform="gpu", device_kind="Tesla T4", memory_stats=lambda: memory_stats)
-        return types.SimpleNamespace(devices=lambda: [device])
+        devices = [
+            types.SimpleNamespace(platform="gpu", device_kind="Tesla T4", memory_stats=functools.partial(dict, stats))
+            for stats in ({"bytes_in_use": 2**20, "peak_bytes_in_use": peak} for peak in peaks)
+        ]
+        return types.SimpleNamespace(local_devices=lambda: devices), reset
     cuda = types.SimpleNamespace(
         is_available=lambda: True,
         get_device_name=lambda: "Tesla T4",
         memory_allocated=lambda: 2**20,
-        max_memory_allocated=lambda: 2**30,
-        reset_peak_memory_stats=lambda: None,
+        max_memory_allocated=lambda: max(peaks),
+        reset_peak_memory_stats=lambda: reset.append("GPU:0"),
     )
-    return types.SimpleNamespace(cuda=cuda)
+    return types.SimpleNamespace(cuda=cuda), reset
 
 
-@pytest.mark.parametrize("name", ["tensorflow", "jax", "torch"])
-def test_the_gpu_is_the_one_that_the_backend_computes_on(monkeypatch, name):
+@pytest.mark.parametrize(("name", "peaks"), [("tensorflow", [2**30, 2**31]), ("jax", [2**31, 2**30]), ("torch", [2**31])])
+def test_the_gpus_are_those_that_the_backend_computes_on(monkeypatch, name, peaks):
+    """The fullest is the one that a training fits into or not."""
+    framework, reset = fake_framework(name, peaks)
     monkeypatch.setattr(keras.backend, "backend", lambda: name)
-    monkeypatch.setitem(sys.modules, name, fake_framework(name))
+    monkeypatch.setitem(sys.modules, name, framework)
     assert backend.device_name() == "Tesla T4"
-    assert backend.memory_use(reset=True) == backend.MemoryUse("Tesla T4", 2**20, 2**30)
+    assert not reset
+    assert backend.memory_use(reset=True) == backend.MemoryUse("Tesla T4", 2**20, 2**31, peaks)
+    assert reset == ([] if name == "jax" else [f"GPU:{i}" for i in range(len(peaks))])
 
 
 def test_out_of_memory_is_told_from_other_errors():

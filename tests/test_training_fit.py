@@ -270,7 +270,7 @@ def without_optimizer():
         (small_model, rows(8), {"patience": 0}, "patience is 0"),
         (small_model, rows(8), {"checkpoint_every": -1}, "checkpoint_every is -1"),
         (small_model, rows(8), {"resume": True}, "resume is True without a checkpoint_folder"),
-        (lambda: small_model(steps_per_execution=4), rows(8), {}, "steps_per_execution is 4: expected 1"),
+        (lambda: small_model(steps_per_execution=4), rows(8), {}, "steps_per_execution=4: compile the model without"),
         (
             lambda: small_model(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)),
             rows(8),

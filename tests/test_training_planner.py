@@ -169,7 +169,8 @@ def requests(my_models, tmp_path_factory):
         "no such layer": ("my_models:dense", {"recompute": ("block",)}),
     }
     my_models.dense().save(asked["a file"][0])
-    subjects = {name: planner._find_subject(model)[1] for name, (model, _) in asked.items()}
+    folder = tmp_path_factory.mktemp("modules")
+    subjects = {name: planner._find_subject(model, folder)[1] for name, (model, _) in asked.items()}
     return {
         name: StepRequest(**subjects[name], **{"batch_size": 8, "target": t4, **options})
         for name, (_, options) in asked.items()
@@ -572,12 +573,12 @@ def made(shipping_file, monkeypatch):
 
 
 def test_the_table_is_made_once_and_goes_on_where_it_was_stopped(made, shipping_file):
-    shipping.main(["--presets", "reference", "--gpus", "T4"])
+    shipping.main(["reference"], [T4])
     assert len(made) == len(mitigations.find_mitigations(training.find_preset("reference")))
     assert {request.target for request in made} == {describe_gpu(T4)}
     made.clear()
     answers.read_shipped.cache_clear()
-    shipping.main(["--presets", "reference", "--gpus", "T4", "L4"])
+    shipping.main(["reference"], [T4, devices.find_gpu("L4")])
     assert {request.target for request in made} == {describe_gpu(devices.find_gpu("L4"))}
 
     answers.read_shipped.cache_clear()
@@ -595,7 +596,7 @@ def test_the_table_is_made_once_and_goes_on_where_it_was_stopped(made, shipping_
 
 
 def test_a_table_of_other_versions_is_used_and_says_so_and_is_made_anew(made, monkeypatch, compiles):
-    shipping.main(["--presets", "quick", "--gpus", "T4"])
+    shipping.main(["quick"], [T4])
     n_steps = len(made)
     monkeypatch.setattr(answers, "package_versions", lambda: {"jax": "99"})
     answers.read_shipped.cache_clear()
@@ -604,7 +605,7 @@ def test_a_table_of_other_versions_is_used_and_says_so_and_is_made_anew(made, mo
         re.search(r"compiled with .*jax [\d.]+ \(here 99\).*python -m altlas_lib\.training\.plan", n) for n in plan.notes
     )
     made.clear()
-    shipping.main(["--presets", "quick", "--gpus", "T4"])
+    shipping.main(["quick"], [T4])
     assert len(made) == n_steps
 
 
@@ -669,7 +670,7 @@ def command(monkeypatch, capsys):
 
 
 def test_the_command_prints_the_table_of_a_preset(made, command):
-    shipping.main(["--presets", "reference", "--gpus", "T4"])
+    shipping.main(["reference"], [T4])
     answers.read_shipped.cache_clear()
     code, text, errors = command("--gpu", "t4", "--time-limit", "1")
     assert (code, errors) == (0, [])
@@ -721,7 +722,7 @@ def test_the_terminal_says_in_one_line_what_cannot_be_planned(arguments, message
 
 
 def test_the_figure_and_the_finding_say_what_fits(made):
-    shipping.main(["--presets", "reference", "--gpus", "T4"])
+    shipping.main(["reference"], [T4])
     answers.read_shipped.cache_clear()
     rows = mitigations.mitigation_table("reference", "T4", time_limit_s=0)
     with figures.figure() as (_, ax):

@@ -99,8 +99,6 @@ def _as_number(cell: object, minimum: float | None) -> float:
         number = float(cell)
     except TypeError:
         raise BadCellError(f"{type(cell).__name__}, not a number") from None
-    except (ValueError, OverflowError):
-        number = math.inf  # an integer beyond float64
     if not math.isfinite(number):
         raise BadCellError("not finite")
     if minimum is not None and number < minimum:

@@ -57,7 +57,7 @@ class Change:
 
     @property
     def sure(self) -> bool:
-        return self.verdict == "changed" or self.verdict.endswith("x")
+        return self.verdict.endswith(("changed", "x"))
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,6 @@ def format_comparison(comparison: Comparison, *, everything: bool = False) -> st
     Args:
         everything: also what stayed within the noise.
     """
-    templates = Environment(loader=PackageLoader(__package__), trim_blocks=True, lstrip_blocks=True)
+    templates = Environment(loader=PackageLoader(__package__), trim_blocks=True)
     text = templates.get_template("comparison.txt.j2").render(comparison=comparison, everything=everything)
     return re.sub(r"[^\n\x20-\x7e\xa0-\uffff]", "?", text)  # a name from data may hold a terminal's control characters

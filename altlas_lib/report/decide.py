@@ -225,7 +225,7 @@ class Report:
         command, _ = answer.command.format(**facts), self.language.text
         known = self.rules.minutes | {n: each.duration_s / 60 for n, each in Manifest.load(self.run).by_number().items()}
         chapters = re.findall(r"--only (\d\d)", command) or ["plan"]
-        minutes = max(1, round(sum(known.get(each, 1) for each in chapters)))
+        minutes = max(1, round(sum(known[each] for each in chapters)))
         where = _("on a machine with a {gpu}", gpu=facts["gpu"]) if answer.on_gpu else ""
         return Step(command, where, _("about {minutes} min", minutes=minutes), decides)
 

@@ -97,7 +97,7 @@ class Rules(Model):
             for question, change in changes.items():
                 rules[question] = {**rules.get(question, {}), **change}
             rules["money"] |= given[1] | {"price_per_hour": examples | prices}
-            rules["money"]["given"] = given[0].keys() | given[1] | prices.keys()
+            rules["money"]["given"] = {*given[0], *given[1], *prices}
             return cls.model_validate(rules)
         except (OSError, ValueError, AttributeError, TypeError) as error:
             reason = first_problem(error) if isinstance(error, ValidationError) else f"cannot be read ({error})"

@@ -18,7 +18,8 @@ class Epoch(Model):
     n_updates: int
     memory_device: str
     memory_bytes: int
-    peak_memory_bytes: int
+    peak_memory_bytes: int  # of the fullest device
+    peaks_by_device: list[int] = Field(default=[])  # bytes of each GPU that the process sees, or of each process
     notes: list[str] = Field(default=[])
 
 
@@ -125,6 +126,7 @@ class TrainingResult(ChapterResult, chapter="training", number="30"):
     peak_memory: Quantity | None = None
     gpu: str | None = None  # that the remedies are planned for
     remedies: list[Remedy] = Field(default=[])
+    on_devices: MemoryPlan | None = None  # of each of several GPUs that share the micro-batch; None: not asked for, not planned
     gpu_fits: list[GpuFit] = Field(default=[])  # of the same model: each GPU of the catalogue, smallest memory first
     qualities: list[Quality] = Field(default=[])
     notes: list[str] = Field(default=[])  # what did not go as asked for in training

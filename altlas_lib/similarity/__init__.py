@@ -7,44 +7,20 @@
 The whole matrix, plainly computed as the plan has it, and a float64 `reference` stand beside it for comparison.
 """
 
+# ruff: noqa: F401 (these names are the package's face)
 from ..devices import to_cpu, to_gpu
 from .corpus import Corpus
 from .engine import Neighbors, Pairs, pairs_above, top_k
 from .pairs import most_similar_pairs
 from .poc.benchmark import break_even, summarize, time_sizes, time_steps, usable_sizes, warm_up
 from .poc.expectation import expected_times
-from .poc.matrix import (
+from .poc.methods import (
+    METHODS,
+    Method,
+    available_methods,
     calculate_similarity_cpu,
     calculate_similarity_gpu_cupy,
     calculate_similarity_gpu_kernel,
     cosine_similarity,
 )
-from .poc.methods import METHODS, Method, available_methods
 from .poc.validation import reference, validate
-
-__all__ = [
-    "METHODS",
-    "Corpus",
-    "Method",
-    "Neighbors",
-    "Pairs",
-    "available_methods",
-    "break_even",
-    "calculate_similarity_cpu",
-    "calculate_similarity_gpu_cupy",
-    "calculate_similarity_gpu_kernel",
-    "cosine_similarity",
-    "expected_times",
-    "most_similar_pairs",
-    "pairs_above",
-    "reference",
-    "summarize",
-    "time_sizes",
-    "time_steps",
-    "to_cpu",
-    "to_gpu",
-    "top_k",
-    "usable_sizes",
-    "validate",
-    "warm_up",
-]

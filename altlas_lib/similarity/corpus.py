@@ -1,5 +1,6 @@
 """Rows that are searched again and again, prepared once."""
 
+import dataclasses
 import functools
 from typing import Any, get_args
 
@@ -29,34 +30,29 @@ class Corpus:
     """
 
     def __init__(self, Y: Any, *, on_invalid: OnInvalid = "raise", n_jobs: int | None = None) -> None:
-        from .cpu.preparation import Prepared
-        from .cpu.search import Columns
+        from .cpu import search as engine
 
         check_choice("on_invalid", on_invalid, get_args(OnInvalid))
         self._rows = check_vectors(Y, "Y")
         n_threads = check_n_jobs(n_jobs)
-        self._prepared = Prepared.of(self._rows, on_invalid, n_threads, "Y")
-        unit = self._prepared.unit
-        self._columns = Columns(unit, self._settings(n_threads), for_many_calls=True) if len(unit) else None
+        self._prepared = engine.Prepared.of(self._rows, on_invalid, n_threads, "Y")
+        methods = [engine.Float32 if engine.int8_problem() else engine.Int8]
+        self._settings = engine.Settings(methods, n_threads, _QUERIES_AT_ONCE, _ROWS_AT_ONCE)
+        self._columns = None
+        if len(self._prepared.unit):
+            self._columns = engine.Columns(self._prepared.unit, self._settings)
+            self._columns.pack(n_threads)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def top_k(self, X: Any, k: int = 10, *, on_invalid: OnInvalid = "raise", n_jobs: int | None = None) -> Neighbors:
         """The `k` rows of the corpus nearest to each row of `X` (n, d); arguments, answer and errors as of `top_k`."""
-        from . import cpu
-        from .cpu.search import search
+        from .cpu import search as engine
 
         X, _ = check_pair(X, self._rows)
         check_choice("on_invalid", on_invalid, get_args(OnInvalid))
-        search_here = functools.partial(search, columns=self._columns)
-        settings = self._settings(check_n_jobs(n_jobs), len(X))
-        return Neighbors(*cpu.top_k(X, self._prepared, check_k(k), settings, on_invalid, search_here))
-
-    def _settings(self, n_threads: int, n_queries: int | None = None) -> Any:
-        from .cpu.products import Float32, Int8, int8_problem
-        from .cpu.search import Settings, useful_threads
-
-        if n_queries is not None:
-            n_threads = useful_threads(n_threads, n_queries, len(self))
-        return Settings([Float32 if int8_problem() else Int8], n_threads, _QUERIES_AT_ONCE, _ROWS_AT_ONCE)
+        n_threads = engine.useful_threads(check_n_jobs(n_jobs), len(X), len(self))
+        settings = dataclasses.replace(self._settings, n_threads=n_threads)
+        search = functools.partial(engine.search, columns=self._columns)
+        return Neighbors(*engine.top_k(X, self._prepared, check_k(k), settings, on_invalid, search))

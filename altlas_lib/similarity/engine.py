@@ -33,16 +33,15 @@ class Neighbors(ShownAsTable):
         scores: (n, k) float32 cosines in [-1, 1], descending; NaN in a skipped row. `reference` gives float64.
         skipped_rows: rows of `X` with NaN or infinity, int64, ascending; empty unless `on_invalid="skip"`.
         skipped_columns: the same of `Y`, which are nobody's neighbours; `skipped_rows` where `Y` is None.
-        labels: what `to_frame` calls the rows of `X` and of `Y`: the indices of data frames; None: their numbers.
-        has_others: whether the neighbours are rows of a `Y`.
+        labels: what `to_frame` calls the rows of `X` and, where there is one, of `Y`: the indices of data frames; None: their
+            numbers.
     """
 
     indices: Any
     scores: Any
     skipped_rows: np.ndarray = field(default_factory=_no_rows)
     skipped_columns: np.ndarray = field(default_factory=_no_rows)
-    labels: tuple[Any, Any] = (None, None)
-    has_others: bool = False
+    labels: tuple[Any, ...] = (None,)
 
     def to_frame(self, labels: Sequence | None = None, other_labels: Sequence | None = None) -> "DataFrame":
         """A pandas DataFrame with a line for each neighbour: `row`, `neighbor`, `rank` from 1, `score`.
@@ -54,7 +53,7 @@ class Neighbors(ShownAsTable):
         indices, scores = to_cpu(self.indices), to_cpu(self.scores)
         rows, ranks = np.nonzero(indices >= 0)
         found = {"row": rows, "neighbor": indices[rows, ranks], "rank": ranks + 1, "score": scores[rows, ranks]}
-        return _labelled(self, found, labels, other_labels)
+        return _labelled(self.labels, found, labels, other_labels)
 
     def _summary(self) -> tuple[str, Table]:
         n, k = self.indices.shape
@@ -74,7 +73,7 @@ class Pairs(ShownAsTable):
         first: (n_pairs,) int64, rows of `X`.
         second: (n_pairs,) int64, rows of `Y`; where `Y` is None, of `X` and higher than `first`.
         scores: (n_pairs,) float32 cosines in [-1, 1].
-        skipped_rows, skipped_columns, labels, has_others: as in `Neighbors`.
+        skipped_rows, skipped_columns, labels: as in `Neighbors`.
     """
 
     first: np.ndarray
@@ -82,8 +81,7 @@ class Pairs(ShownAsTable):
     scores: np.ndarray
     skipped_rows: np.ndarray = field(default_factory=_no_rows)
     skipped_columns: np.ndarray = field(default_factory=_no_rows)
-    labels: tuple[Any, Any] = (None, None)
-    has_others: bool = False
+    labels: tuple[Any, ...] = (None,)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -91,7 +89,7 @@ class Pairs(ShownAsTable):
     def to_frame(self, labels: Sequence | None = None, other_labels: Sequence | None = None) -> "DataFrame":
         """A pandas DataFrame with a line for each pair: `first`, `second`, `score`; labels as in `Neighbors.to_frame`."""
         found = {"first": self.first, "second": self.second, "score": self.scores}
-        return _labelled(self, found, labels, other_labels)
+        return _labelled(self.labels, found, labels, other_labels)
 
     def groups(self) -> list[np.ndarray]:
         """The rows that pairs of one `X` hang together: each group ascending, its first row the one to keep, by that row.
@@ -104,7 +102,7 @@ class Pairs(ShownAsTable):
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-        if self.has_others:
+        if len(self.labels) > 1:
             raise ValueError("groups of pairs between X and Y: expected pairs within one X; call pairs_above without Y")
         rows, ends = np.unique(np.stack([self.first, self.second]), return_inverse=True)
         graph = coo_array((np.ones(len(self), bool), ends.reshape(2, -1)), shape=(len(rows), len(rows)))
@@ -123,22 +121,16 @@ class Pairs(ShownAsTable):
 
 
 def _labelled(
-    found: Neighbors | Pairs, columns: dict[str, Any], labels: Sequence | None, other_labels: Sequence | None
+    own: tuple[Any, ...], columns: dict[str, Any], labels: Sequence | None, other_labels: Sequence | None
 ) -> "DataFrame":
     """The columns as a frame, in the first two of which labels stand for the numbers of rows."""
     import pandas as pd
 
-    names, others = (own if given is None else given for given, own in zip((labels, other_labels), found.labels, strict=True))
-    for column, known in zip(columns, (names, others if found.has_others else names), strict=False):
+    names = [known if given is None else given for given, known in zip((labels, other_labels), own, strict=False)]
+    for column, known in zip(columns, (names[0], names[-1]), strict=False):
         if known is not None:
             columns[column] = np.asarray(known, object)[columns[column]]
     return pd.DataFrame(columns)
-
-
-def _labels(X: Any, Y: Any) -> dict[str, Any]:
-    """What an answer keeps of its input: the indices of pandas DataFrames, and whether there was a `Y`."""
-    indices = (each.index if type(each).__module__.partition(".")[0] == "pandas" else None for each in (X, Y))
-    return {"labels": tuple(indices), "has_others": Y is not None}
 
 
 def top_k(
@@ -168,8 +160,8 @@ def top_k(
         k: neighbours per row; with fewer rows than that to choose from, all of them: `k` becomes n - 1, or the rows of `Y`.
         Y: (m, d), or None.
         device: `"cpu"`, `"gpu"`, or `"auto"`: the GPU where there is one. Sparse matrices are computed on the CPU.
-        method: on the CPU, what bounds the scores: `"float32"` products, `"int8"` products, or `"auto"`, which measures
-            both on the first tiles and goes on with the cheaper. The answer is the same.
+        method: on the CPU, what bounds the scores: `"float32"` products, `"int8"` products, or `"auto"`, which goes over from
+            int8 to float32 where the first tiles show that it is cheaper. The answer is the same.
         working_memory: MiB for tiles of scores, as in scikit-learn. Default: 1 per thread on a CPU; on a GPU by its free
             memory.
         n_jobs: threads on the CPU; None or -1: one per CPU that this process may use.
@@ -185,8 +177,7 @@ def top_k(
         ValueError: shapes do not fit, an argument is not one of its values, or rows are invalid.
         RuntimeError: `device="gpu"` without a GPU; `method="int8"` where int8 products are missing or inexact.
     """
-    labels = _labels(X, Y)
-    X, others, device = _check(X, Y, device, method, working_memory, on_invalid)
+    X, others, device, labels = _check(X, Y, device, method, working_memory, on_invalid)
     k = check_k(k)
     if client is not None and is_sparse(X):
         raise ValueError("client: sparse matrices are computed on this machine; leave client out, or pass X.toarray()")
@@ -194,20 +185,17 @@ def top_k(
         if device == "gpu" and client is None:
             from . import gpu
 
-            *found, skipped_rows, skipped_columns = gpu.top_k(
-                X, others, k, working_memory=working_memory, on_invalid=on_invalid, progress=report
-            )
-            return Neighbors(*(where_it_was(X, values) for values in found), skipped_rows, skipped_columns, **labels)
+            found = gpu.top_k(X, others, k, working_memory=working_memory, on_invalid=on_invalid, progress=report)
+            return Neighbors(*(where_it_was(X, values) for values in found), labels)
         from . import cpu
 
         on_cluster = {}
         if client is not None:
             from .cluster import search_on
 
-            options = {"device": device, "method": method, "n_jobs": n_jobs, "working_memory": working_memory}
-            on_cluster = {"search": search_on(client, **options)}
-        settings = cpu.Settings.choose(method, _shape(X, others), n_jobs, working_memory, report)
-        return Neighbors(*cpu.top_k(X, others, k, settings, on_invalid, **on_cluster), **labels)
+            on_cluster["search"] = search_on(client, device, method=method, n_jobs=n_jobs, working_memory=working_memory)
+        settings = cpu.Settings.choose(method, _shape(X, others), n_jobs, working_memory, progress=report)
+        return Neighbors(*cpu.top_k(X, others, k, settings, on_invalid, **on_cluster), labels)
 
 
 def pairs_above(
@@ -237,8 +225,7 @@ def pairs_above(
         MemoryError: more than `max_pairs` pairs reach the threshold.
         TypeError, ValueError, RuntimeError: as `top_k`.
     """
-    labels = _labels(X, Y)
-    X, others, device = _check(X, Y, device, method, working_memory, on_invalid)
+    X, others, device, labels = _check(X, Y, device, method, working_memory, on_invalid)
     if not isinstance(threshold, numbers.Real) or not -1 <= threshold <= 1:
         raise ValueError(f"threshold={threshold!r}: expected a cosine similarity from -1 to 1")
     with progress_bar(progress) as report:
@@ -250,11 +237,11 @@ def pairs_above(
         else:
             from . import cpu
 
-            settings = cpu.Settings.choose(method, _shape(X, others), n_jobs, working_memory, report)
+            settings = cpu.Settings.choose(method, _shape(X, others), n_jobs, working_memory, progress=report)
             found = cpu.pairs_above(X, others, float(threshold), settings, on_invalid, max_pairs)
     first, second, scores, *skipped = found
     order = np.lexsort((second, first, -scores))
-    return Pairs(first[order], second[order], scores[order], *skipped, **labels)
+    return Pairs(first[order], second[order], scores[order], *skipped, labels)
 
 
 @contextlib.contextmanager
@@ -276,13 +263,18 @@ def progress_bar(shown: bool | Callable[[float], None] | None) -> Iterator[Calla
         yield lambda share: bar.update(share - bar.n)
 
 
-def _check(X: Any, Y: Any, device: Device, method: str, working_memory: Any, on_invalid: str) -> tuple[Any, Any, str]:
+def _check(
+    X: Any, Y: Any, device: Device, method: str, working_memory: Any, on_invalid: str
+) -> tuple[Any, Any, str, tuple[Any, ...]]:
+    """`X` and `Y` as they are computed with, where, and the indices of data frames among them."""
+    given = (X,) if Y is None else (X, Y)
+    labels = tuple(each.index if type(each).__module__.partition(".")[0] == "pandas" else None for each in given)
     X, others = check_pair(X, Y, or_sparse=True)
     check_choice("method", method, get_args(Method))
     check_choice("on_invalid", on_invalid, get_args(OnInvalid))
     if working_memory is not None and not (isinstance(working_memory, numbers.Real) and 0 < working_memory < math.inf):
         raise ValueError(f"working_memory={working_memory!r}: expected a number of MiB above 0")
-    return X, None if Y is None else others, choose_device(device, X)
+    return X, None if Y is None else others, choose_device(device, X), labels
 
 
 def _shape(X: Any, others: Any) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..devices import describe_cpu, get_namespace, has_gpu, memory_stats, to_cpu, to_gpu
+from ..devices import describe_cpu, get_namespace, has_gpu, memory_stats, to_cpu
 from ..results import format_value
 
 Device = Literal["auto", "cpu", "gpu"]
@@ -49,23 +49,24 @@ def check_pair(X: Any, Y: Any, *, or_sparse: bool = False) -> tuple[Any, Any]:
     return X, Y
 
 
+def check_count(name: str, value: int, what: str) -> int:
+    """An integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}={value!r}: expected an integer, {what}")
+    if value < 1:
+        raise ValueError(f"{name}={value}: expected at least 1, {what}")
+    return int(value)
+
+
 def check_k(k: int) -> int:
-    if not isinstance(k, int | np.integer):
-        raise TypeError(f"k={k!r}: expected an integer, the number of neighbours per row")
-    if k < 1:
-        raise ValueError(f"k={k}: expected at least 1 neighbour per row")
-    return int(k)
+    return check_count("k", k, "the number of neighbours per row")
 
 
 def check_n_jobs(n_jobs: int | None) -> int:
     """The number of threads: None is one for each CPU that this process may use, -1 too, as in scikit-learn."""
     if n_jobs is None or n_jobs == -1:
         return describe_cpu().n_threads
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int | np.integer):
-        raise TypeError(f"n_jobs={n_jobs!r}: expected a number of threads, or None for one per CPU")
-    if n_jobs < 1:
-        raise ValueError(f"n_jobs={n_jobs}: expected at least 1 thread, or None (or -1) for one per CPU")
-    return int(n_jobs)
+    return check_count("n_jobs", n_jobs, "the number of threads; None or -1 for one per CPU")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
@@ -88,76 +89,59 @@ def where_it_was(X: Any, answer: Any) -> Any:
     return to_cpu(answer) if get_namespace(X) is np else answer
 
 
-def unit_rows(
-    X: Any, device: Literal["cpu", "gpu"], on_invalid: OnInvalid = "raise", name: str = "X"
-) -> tuple[Any, np.ndarray]:
+def unit_rows(X: np.ndarray, on_invalid: OnInvalid = "raise", name: str = "X") -> tuple[np.ndarray, np.ndarray]:
     """The rows of `X` (n, d) scaled to length 1, and which of them were skipped.
 
-    Works through `X` in blocks, so that a memory map is never read as a whole and a GPU never holds `X` in float64.
+    Works through `X` in blocks, so that a memory map is never read as a whole.
 
     Returns:
-        (n - n_skipped, d) float32, C-contiguous, on `device`; and the indices of skipped rows, int64, on the CPU.
+        (n - n_skipped, d) float32, C-contiguous; and the indices of skipped rows, int64.
     """
-    check_choice("on_invalid", on_invalid, get_args(OnInvalid))
-    move = to_gpu if device == "gpu" else to_cpu
-    xp = get_namespace(move(X[:0]))
     n, d = X.shape
-    unit = xp.empty((n, d), dtype=xp.float32)
-    n_valid, skipped = 0, []
+    unit, n_valid, skipped = np.empty((n, d), np.float32), 0, [np.empty(0, np.int64)]
     step = max(1, _BLOCK_BYTES // (8 * d))
     for start in range(0, n, step):
-        rows = move(X[start : start + step]).astype(xp.float64)
-        valid = xp.isfinite(rows).all(axis=1)
-        if not valid.all():
-            skipped.append(start + to_cpu(xp.flatnonzero(~valid)))
-            rows = rows[valid]
-        scale_to_unit_length(rows)
+        rows = X[start : start + step]
+        valid = np.isfinite(rows).all(axis=1)
+        skipped.append(start + np.flatnonzero(~valid))
+        rows = unit_float64(rows if valid.all() else rows[valid])
         unit[n_valid : n_valid + len(rows)] = rows
         n_valid += len(rows)
-    skipped = np.concatenate([np.empty(0, np.int64), *skipped])
+    skipped = np.concatenate(skipped)
     refuse_invalid(name, skipped, n, on_invalid)
     return unit[:n_valid], skipped
 
 
-def scale_to_unit_length(rows: Any) -> None:
-    """Scale finite float64 `rows` (n, d) in place; a zero row stays zero.
+def unit_float64(rows: np.ndarray) -> np.ndarray:
+    """Finite `rows` (n, d) scaled to length 1, float64; a zero row stays zero.
 
     Each row is first divided by its largest element: squares then neither overflow nor vanish.
     """
+    rows = rows.astype(np.float64)
     for order in (np.inf, 2):
-        norms = get_namespace(rows).linalg.norm(rows, order, axis=1, keepdims=True)
+        norms = np.linalg.norm(rows, order, axis=1, keepdims=True)
         norms[norms == 0] = 1
         rows /= norms
+    return rows
 
 
-def refuse_invalid(name: str, rows: np.ndarray, n: int, on_invalid: OnInvalid) -> None:
-    """`raise_invalid` if there are any, unless they are to be skipped."""
+def refuse_invalid(
+    name: str, rows: np.ndarray, n: int, on_invalid: OnInvalid = "raise", problem: str = "NaN or infinity"
+) -> None:
+    """A ValueError that names the first of the invalid `rows` of the n in `name`, if there are any that are not skipped."""
     if len(rows) and on_invalid == "raise":
-        raise_invalid(name, rows, n)
-
-
-def raise_invalid(name: str, rows: np.ndarray, n: int, problem: str = "NaN or infinity") -> None:
-    """Refuse the invalid `rows` of the n in `name`: a ValueError that names the first of them and their count."""
-    first = ", ".join(map(str, rows[:_N_SHOWN])) + (", ..." if len(rows) > _N_SHOWN else "")
-    raise ValueError(
-        f"{name} holds {problem} in {len(rows):,} of {n:,} rows (counted from 0: {first}); correct or remove them, "
-        "or let top_k leave them out and report them (on_invalid='skip')"
-    )
-
-
-def require_memory(n_bytes: int, what: str, device: Literal["cpu", "gpu"], instead: str) -> None:
-    """Refuse to start what cannot fit: a MemoryError that names the bytes and says what to do `instead`."""
-    available = memory_stats(device).available_bytes
-    if n_bytes > available:
-        raise MemoryError(
-            f"{what} needs {format_value(n_bytes, 'bytes')} ({n_bytes:,} bytes), and {format_value(available, 'bytes')} "
-            f"({available:,} bytes) are available on the {device.upper()}; {instead}"
+        first = ", ".join(map(str, rows[:_N_SHOWN])) + (", ..." if len(rows) > _N_SHOWN else "")
+        raise ValueError(
+            f"{name} holds {problem} in {len(rows):,} of {n:,} rows (counted from 0: {first}); correct or remove them, "
+            "or let top_k leave them out and report them (on_invalid='skip')"
         )
 
 
-def refuse_more_than(max_pairs: int, n_pairs: int, threshold: float) -> None:
-    """Stop a search that finds more than memory is meant to hold."""
-    if n_pairs > max_pairs:
+def require_memory(n_bytes: int, what: str, instead: str) -> None:
+    """Refuse to start what cannot fit: a MemoryError that names the bytes and says what to do `instead`."""
+    available = memory_stats("cpu").available_bytes
+    if n_bytes > available:
         raise MemoryError(
-            f"threshold={threshold}: more than max_pairs={max_pairs:,} pairs reach it; raise the threshold, or max_pairs"
+            f"{what} needs {format_value(n_bytes, 'bytes')} ({n_bytes:,} bytes), and {format_value(available, 'bytes')} "
+            f"({available:,} bytes) are available on the CPU; {instead}"
         )

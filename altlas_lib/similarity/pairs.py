@@ -33,15 +33,13 @@ def most_similar_pairs(
         raise ValueError(
             f"n_pairs={n_pairs} of neighbours with k={k}: the {k} most similar pairs are certain; ask top_k for more"
         )
-    first = np.repeat(np.arange(n), k)
-    second, score = indices.ravel(), scores.ravel()
-    low, high = np.minimum(first, second), np.maximum(first, second)
-    pairs: dict[tuple[int, int], float] = {}
-    for i in np.lexsort((high, low, -score)):  # NaN, of skipped rows, comes last
-        if len(pairs) == n_pairs or second[i] < 0:
-            break
-        pairs.setdefault((int(low[i]), int(high[i])), float(score[i]))
-    return [(_shorten(texts[a], max_characters), _shorten(texts[b], max_characters), score) for (a, b), score in pairs.items()]
+    first, rank = np.nonzero(indices >= 0)
+    second, score = indices[first, rank], scores[first, rank]
+    pairs, at = np.unique(np.minimum(first, second) * n + np.maximum(first, second), return_index=True)
+    best = np.argsort(-score[at], kind="stable")[:n_pairs]
+    low, high = np.divmod(pairs[best], n)
+    shortened = ([_shorten(texts[row], max_characters) for row in rows] for rows in (low, high))
+    return list(zip(*shortened, score[at][best].tolist(), strict=True))
 
 
 def _shorten(text: str, max_characters: int) -> str:

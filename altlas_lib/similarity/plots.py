@@ -15,10 +15,8 @@ from ..results import Timing, format_value
 def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence[Timing] = ()) -> Axes:
     """Time against the number of texts, both logarithmic, one line per method, bars from the fastest run to the slowest.
 
-    Bands are what arithmetic expects of each device; without any, a dashed line shows what growing with the square looks like.
+    Bands are what arithmetic expects of each device.
     """
-    largest = max(timing.n_texts for timing in timings)
-    at_largest = sorted((timing for timing in timings if timing.n_texts == largest), key=lambda timing: timing.time.value)
     for (method, device), of_method in _by_method(timings).items():
         times = [timing.time for timing in of_method]
         bars = [[time.value - time.low for time in times], [time.high - time.value for time in times]]
@@ -31,9 +29,6 @@ def similarity_times(ax: Axes, timings: Sequence[Timing], expectations: Sequence
             bounds = [[getattr(each.time, bound) for each in band] for bound in ("low", "high")]
             label = f"{what}\n{band[0].time.device}"
             ax.fill_between([each.n_texts for each in band], *bounds, color=COLOURS[colour], alpha=0.4, label=label)
-    if not expectations:
-        quadratic = [at_largest[0].time.value * (size / largest) ** 2 for size in sizes]
-        ax.plot(sizes, quadratic, "--", color=COLOURS["grey"], label="four times as long for twice the texts")
     ax.set(xscale="log", yscale="log", xlabel="texts", ylabel="time (s)")
     ax.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
     ax.set_xticks([], minor=True)

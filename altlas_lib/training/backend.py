@@ -4,10 +4,11 @@ TensorFlow is the backend unless the user chose another one (`KERAS_BACKEND=jax`
 only another one is installed.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import util
 
 import psutil
@@ -32,45 +33,50 @@ class MemoryUse:
 
     Attributes:
         memory_device: the CUDA GPU that the backend computes on, which need not be the machine's first, or "host".
+        peaks_by_device: of every GPU that this process sees, in the backend's order, of which the fullest is said above.
     """
 
     memory_device: str
     memory_bytes: int
     peak_memory_bytes: int
+    peaks_by_device: list[int] = field(default_factory=list)
 
 
 def memory_use(*, reset: bool = False) -> MemoryUse:
+    found: list[tuple[int, int]] = []  # peak and bytes now of each
     match keras.backend.backend():
         case "tensorflow":
             import tensorflow as tf
 
-            if gpus := tf.config.list_physical_devices("GPU"):
-                stats = tf.config.experimental.get_memory_info("GPU:0")
+            for i, gpu in enumerate(tf.config.get_visible_devices("GPU")):
+                name = tf.config.experimental.get_device_details(gpu)["device_name"]
+                stats = tf.config.experimental.get_memory_info(f"GPU:{i}")
+                found.append((stats["peak"], stats["current"]))
                 if reset:
-                    tf.config.experimental.reset_memory_stats("GPU:0")
-                name = tf.config.experimental.get_device_details(gpus[0])["device_name"]
-                return MemoryUse(name, stats["current"], stats["peak"])
+                    tf.config.experimental.reset_memory_stats(f"GPU:{i}")
         case "jax":
             import jax
 
-            device = jax.devices()[0]
-            if device.platform == "gpu":
-                stats = device.memory_stats()
-                return MemoryUse(device.device_kind, stats["bytes_in_use"], stats["peak_bytes_in_use"])
+            for device in jax.local_devices():
+                if device.platform == "gpu":
+                    name, stats = device.device_kind, device.memory_stats()
+                    found.append((stats["peak_bytes_in_use"], stats["bytes_in_use"]))
         case "torch":
             from torch import cuda
 
-            if cuda.is_available():
-                use = MemoryUse(cuda.get_device_name(), cuda.memory_allocated(), cuda.max_memory_allocated())
+            if cuda.is_available():  # a process computes on one
+                name = cuda.get_device_name()
+                found.append((cuda.max_memory_allocated(), cuda.memory_allocated()))
                 if reset:
                     cuda.reset_peak_memory_stats()
-                return use
+    if found:
+        peak_bytes, now_bytes = max(found)
+        return MemoryUse(name, now_bytes, peak_bytes, [peak for peak, _ in found])
     process = psutil.Process().memory_info()
-    try:
+    peak_bytes = getattr(process, "peak_wset", 0)  # of Windows
+    with contextlib.suppress(ImportError):
         import resource
-    except ImportError:
-        peak_bytes = getattr(process, "peak_wset", 0)  # Windows
-    else:
+
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return MemoryUse("host", process.rss, max(process.rss, peak_bytes))
 

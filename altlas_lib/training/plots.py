@@ -27,8 +27,8 @@ def memory_by_part(ax: Axes, remedies: Sequence[Remedy]) -> Axes:
     ax.axvline(usable_gib, color=COLOURS["red"], linestyle="--", label=offered)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel(f"memory of one training step, {first.peak.basis} (GiB)")
-    ax.set_xlim(0, 1.2 * max(*sizes_gib.sum(axis=1), usable_gib))
+    most_gib = max(*sizes_gib.sum(axis=1), usable_gib)
+    ax.set(xlabel=f"memory of one training step, {first.peak.basis} (GiB)", xlim=(0, 1.2 * most_gib))
     n_fit = sum(plan.verdict == "fits" for plan in plans.values())
     fits = {"fits": "does", "tight": "barely does"}.get(first.verdict, "does not")
     ax.set_title(f"{n_fit} of {len(plans)} fit a {first.gpu}; the {name} {fits}")
@@ -55,14 +55,11 @@ def scores_beside_base_rate(ax: Axes, metrics: Sequence[Metric]) -> Axes:
     sign = np.array([1 if metric.higher_is_better else -1 for metric in shares])
     ends = (percent.base_rate + sign * percent[gain] for gain in ("gain_low", "gain_high"))
     ax.hlines(percent.index, *ends, color=COLOURS["blue"], linewidth=5, alpha=0.3)
-    for score, label, marker, size, colour in (
-        ("base_rate", "base rate", "s", 11, "grey"),
-        ("best_possible", "best possible", "D", 9, "orange"),
-        ("model", "model, with the 95 % interval of its gain", "o", 6, "blue"),
-    ):
+    hollow, labels = {"fillstyle": "none", "color": COLOURS["grey"]}, ("base rate", "best possible")
+    for score, label, marker, size in zip(columns[1:3], labels, "sD", (11, 9), strict=True):
         if percent[score].notna().any():
-            how = {"color": COLOURS[colour], "fillstyle": "full" if score == "model" else "none", "label": label}
-            ax.plot(percent[score], percent.index, marker, markersize=size, **how)
+            ax.plot(percent[score], percent.index, marker, markersize=size, label=label, **hollow)
+    ax.plot(percent.model, percent.index, "o", color=COLOURS["blue"], label="model, with the 95 % interval of its gain")
     arrows = {True: "more is better", False: "less is better"}
     ax.set_yticks(percent.index, [f"{m.name}\n{arrows[m.higher_is_better]}, n = {m.n_samples:,}" for m in shares])
     ax.set(xlim=(-3, 103), ylim=(len(shares) - 0.5, -0.5), xlabel="share of n unseen values (%)")

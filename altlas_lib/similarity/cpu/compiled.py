@@ -47,7 +47,6 @@ class Side(NamedTuple):
     bounds: Bounds
     thresholds: np.ndarray  # (n,) float32, a rigorous lower bound of each row's k-th best score
     keys: np.ndarray  # (n, k) uint64, the k best so far, descending; 0 is none
-    first_index: int  # of row 0 in the answer
 
 
 @compiled_sums
@@ -100,25 +99,17 @@ def verify(pairs, n_pairs, A, B, scores):
 
 
 @compiled
-def keep(pairs, n_pairs, scores, own, other, side, first_index):
+def keep(pairs, n_pairs, scores, own, other, side):
     """Update the k best of `side` from pairs of its rows (`own` column of `pairs`) with others."""
     keys, thresholds, k = side.keys, side.thresholds, side.keys.shape[1]
     for p in range(n_pairs):
         row = pairs[p, own]
         if scores[p] < thresholds[row]:
             continue
-        key = key_of(scores[p], first_index + pairs[p, other])
+        key = key_of(scores[p], pairs[p, other])
         if key > keys[row, k - 1]:
             insert(keys[row], key)
             thresholds[row] = max(thresholds[row], score_of(keys[row, k - 1]))
-
-
-@compiled
-def keep_verified(pairs, n_pairs, A, B, both_ways, scores):
-    verify(pairs, n_pairs, A, B, scores)
-    keep(pairs, n_pairs, scores, 0, 1, A, B.first_index)
-    if both_ways:
-        keep(pairs, n_pairs, scores, 1, 0, B, A.first_index)
 
 
 @compiled_sums
@@ -168,80 +159,76 @@ def candidates_of_row(mask, row, column, left_out, pairs, n_pairs):
 
 
 @compiled
-def select(products, A, a0, a1, B, b0, b1, diagonal, both_ways, scratch):
-    """Update the k best of rows a0 to a1 of `A`, and with `both_ways` of rows b0 to b1 of `B`, from the tile of their products.
+def collect(products, A, a0, a1, B, b0, b1, diagonal, k, row, scratch):
+    """The pairs of a tile that may count, from `row` on until the scratch space is full, and their scores: the first in it.
 
     Args:
-        products: flat, at least (a1 - a0) (b1 - b0) + LANES int32 or float32.
-        diagonal: the tile holds each pair twice, and rows with themselves; then one way is enough.
-        scratch: `Scratch`.
+        diagonal: the tile holds each pair twice, and rows with themselves, which do not count.
+        k: how many of the best of a row count; 0: all that reach its threshold.
+
+    Returns:
+        The row to go on with (a1: none) and the number of pairs.
     """
-    n, k = b1 - b0, A.keys.shape[1]
+    n = b1 - b0
     offset, rival, pairs, scores = scratch.offset, scratch.rival, scratch.pairs, scratch.scores
     scale, length, residual = B.bounds.scale, B.bounds.length, B.bounds.residual
     row_scales, row_lengths, row_residuals, row_offsets, slack = A.bounds
     thresholds = A.thresholds
-    prepare_columns(B, b0, b1, both_ways, offset, rival)
     n_pairs = 0
-    for i in range(a0, a1):
-        at = (i - a0) * n
-        of_row = row_scales[i], row_lengths[i], row_residuals[i], row_offsets[i]
+    while row < a1 and n_pairs + n <= len(pairs):
+        at = (row - a0) * n
+        of_row = row_scales[row], row_lengths[row], row_residuals[row], row_offsets[row]
         row_scale, row_length, row_residual, row_offset = of_row
+        left_out = row if diagonal else -1
         n_before = n_pairs
-        for crowded in (thresholds[i] == -np.inf, True):
-            n_pairs, most = n_before, len(pairs) if crowded else n_before + 2 * k + CROWD
+        for crowded in (k > 0 and thresholds[row] == -np.inf, True):
+            n_pairs, most = n_before, len(pairs) if crowded or k == 0 else n_before + 2 * k + CROWD
             if crowded:
-                left_out = i - b0 if diagonal else -1
-                certain = certain_threshold(products, at, of_row, B.bounds, b0, n, k, left_out, scores)
-                thresholds[i] = max(thresholds[i], certain)
-            bar, rival_bar = thresholds[i] - row_offset - slack, -row_offset - slack
+                certain = certain_threshold(products, at, of_row, B.bounds, b0, n, k, left_out - b0, scores)
+                thresholds[row] = max(thresholds[row], certain)
+            bar, rival_bar = thresholds[row] - row_offset - slack, -row_offset - slack
             for j in range(0, n, LANES):
                 mask = above(
                     products, scale, length, residual, offset, rival,
                     at + j, b0 + j, j, row_scale, row_length, row_residual, bar, rival_bar,
                 )  # fmt: skip
                 if mask:
-                    n_pairs = candidates_of_row(mask, i, b0 + j, i if diagonal else -1, pairs, n_pairs)
+                    n_pairs = candidates_of_row(mask, row, b0 + j, left_out, pairs, n_pairs)
                     if n_pairs > most:
                         break
             if n_pairs <= most:
                 break
-        if n_pairs + n > len(pairs):
-            keep_verified(pairs, n_pairs, A, B, both_ways, scores)
-            n_pairs = 0
-    keep_verified(pairs, n_pairs, A, B, both_ways, scores)
+        row += 1
+    verify(pairs, n_pairs, A, B, scores)
+    return row, n_pairs
 
 
 @compiled
-def find(products, A, a0, a1, B, b0, b1, diagonal, threshold, row, scratch):
-    """The pairs of a tile that score `threshold` or more, from `row` on until the scratch space is full.
+def select(products, A, a0, a1, B, b0, b1, diagonal, both_ways, scratch):
+    """Update the k best of rows a0 to a1 of `A`, and with `both_ways` of rows b0 to b1 of `B`, from the tile of their products.
 
-    In a tile on the diagonal each pair once, the lower row first.
-
-    Returns:
-        The row to go on with (a1: none) and the number of pairs found: the first of `scratch.pairs` and `scratch.scores`.
+    Args:
+        products: flat, at least (a1 - a0) (b1 - b0) + LANES int32 or float32.
+        diagonal: as of `collect`; then one way is enough.
+        scratch: `Scratch`.
     """
-    n = b1 - b0
-    offset, rival, pairs, scores = scratch.offset, scratch.rival, scratch.pairs, scratch.scores
-    scale, length, residual = B.bounds.scale, B.bounds.length, B.bounds.residual
-    row_scales, row_lengths, row_residuals, row_offsets, slack = A.bounds
-    prepare_columns(B, b0, b1, False, offset, rival)
-    n_pairs = 0
-    while row < a1 and n_pairs + n <= len(pairs):
-        at = (row - a0) * n
-        bar = threshold - row_offsets[row] - slack
-        for j in range((row - a0) // LANES * LANES if diagonal else 0, n, LANES):
-            mask = above(
-                products, scale, length, residual, offset, rival,
-                at + j, b0 + j, j, row_scales[row], row_lengths[row], row_residuals[row], bar, NEVER,
-            )  # fmt: skip
-            if mask:
-                n_pairs = candidates_of_row(mask, row, b0 + j, -1, pairs, n_pairs)
-        row += 1
-    verify(pairs, n_pairs, A, B, scores)
-    n_found = 0
+    prepare_columns(B, b0, b1, both_ways, scratch.offset, scratch.rival)
+    row, pairs, scores = a0, scratch.pairs, scratch.scores
+    while row < a1:
+        row, n_pairs = collect(products, A, a0, a1, B, b0, b1, diagonal, A.keys.shape[1], row, scratch)
+        keep(pairs, n_pairs, scores, 0, 1, A)
+        if both_ways:
+            keep(pairs, n_pairs, scores, 1, 0, B)
+
+
+@compiled
+def find(products, A, a0, a1, B, b0, b1, diagonal, row, scratch):
+    """The pairs of a tile that reach the thresholds of their rows of `A`, as `collect`; on the diagonal the lower row first."""
+    prepare_columns(B, b0, b1, False, scratch.offset, scratch.rival)
+    row, n_pairs = collect(products, A, a0, a1, B, b0, b1, diagonal, 0, row, scratch)
+    pairs, scores, thresholds, n_found = scratch.pairs, scratch.scores, A.thresholds, 0
     for p in range(n_pairs):
-        if scores[p] >= threshold and not (diagonal and pairs[p, 1] <= pairs[p, 0]):
+        if scores[p] >= thresholds[pairs[p, 0]] and not (diagonal and pairs[p, 1] < pairs[p, 0]):
             pairs[n_found, 0], pairs[n_found, 1] = pairs[p, 0], pairs[p, 1]
             scores[n_found] = scores[p]
             n_found += 1
@@ -255,6 +242,11 @@ class Scratch(NamedTuple):
     rival: np.ndarray  # (columns + LANES,) float32, offset less the thresholds of the columns
     pairs: np.ndarray  # (m, 2) int32, candidates; m is above the columns of a tile
     scores: np.ndarray  # (m,) float32, of the candidates
+
+    @classmethod
+    def empty(cls, n_columns: int, n_candidates: int) -> "Scratch":
+        offset, rival = (np.empty(n_columns + LANES, np.float32) for _ in range(2))
+        return cls(offset, rival, np.empty((n_candidates, 2), np.int32), np.empty(n_candidates, np.float32))
 
 
 @compiled_sums
@@ -277,13 +269,6 @@ def measure_rows(rows, norms, digests):
             mixed = (value + np.uint64(j + 1) * np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
             digest += (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0x94D049BB133111EB)
         digests[i] = digest
-
-
-@compiled_sums
-def centre(rows, inverse_norms, mean, centred):
-    for i in range(len(rows)):
-        for j in range(len(mean)):
-            centred[i, j] = rows[i, j] * inverse_norms[i] - mean[j]
 
 
 @compiled_sums

@@ -57,9 +57,9 @@ def unit_rows_of(
         if ((norms == 0) | ((norms >= low) & (norms <= high))).all():
             inverse_norms = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
             return UnitRows(X, inverse_norms.astype(np.float32)), digests, invalid
-        rows, _ = unit_rows(X, "cpu", "raise", name)
+        rows, _ = unit_rows(X, "raise", name)
     else:
-        rows, invalid = unit_rows(X, "cpu", on_invalid, name)
+        rows, invalid = unit_rows(X, on_invalid, name)
     norms, digests = _measure(rows, n_threads)
     return UnitRows(rows, (norms > 0).astype(np.float32)), digests, invalid
 
@@ -68,7 +68,7 @@ def _measure(rows: np.ndarray, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
     rows = read_only(rows)
     norms, digests = np.empty(len(rows)), np.empty(len(rows), np.uint64)
     some = blocks_of(len(rows), 4096)
-    for_each(some, lambda: lambda block: measure_rows(rows[block], norms[block], digests[block]), min(n_threads, len(some)))
+    for_each(some, len(some), lambda: lambda block: measure_rows(rows[block], norms[block], digests[block]), n_threads)
     return norms, digests
 
 
@@ -84,16 +84,14 @@ class Prepared:
     instead: np.ndarray  # for each the one whose answer is also theirs
 
     @classmethod
-    def of(cls, X: Any, on_invalid: OnInvalid, n_threads: int, name: str = "X", n_duplicates: int | None = None) -> "Prepared":
-        """Of `X` (n, d), with at most `n_duplicates` rows of one direction (None: with all)."""
-        n, nothing = X.shape[0], np.empty(0, np.int64)
+    def of(cls, X: Any, on_invalid: OnInvalid, n_threads: int, name: str = "X", n_duplicates: float = np.inf) -> "Prepared":
+        """Of `X` (n, d), with at most `n_duplicates` rows of one direction; sparse rows all."""
+        redundant = instead = np.empty(0, np.int64)
         if is_sparse(X):
             unit, skipped = sparse_unit_rows(X, on_invalid, name)
-            return cls(unit, n, np.delete(np.arange(n), skipped), skipped, nothing, nothing)
-        unit, digests, skipped = unit_rows_of(to_cpu(X), on_invalid, n_threads, name)
-        indices = np.delete(np.arange(n), skipped)
-        redundant, instead = redundant_rows(digests, lambda some: unit.rows[some], n_duplicates)
-        if len(redundant):
-            kept = np.delete(np.arange(len(unit)), redundant)
-            return cls(unit[kept], n, indices[kept], skipped, indices[redundant], indices[instead])
-        return cls(unit, n, indices, skipped, nothing, nothing)
+        else:
+            unit, digests, skipped = unit_rows_of(to_cpu(X), on_invalid, n_threads, name)
+            redundant, instead = redundant_rows(digests, unit.rows.__getitem__, n_duplicates)
+        indices, kept = np.delete(np.arange(X.shape[0]), skipped), np.delete(np.arange(len(unit)), redundant)
+        unit = unit[kept] if len(redundant) else unit
+        return cls(unit, X.shape[0], indices[kept], skipped, indices[redundant], indices[instead])

@@ -3,11 +3,11 @@
 import functools
 import math
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .compiled import Bounds, centre, quantise
+from .compiled import Bounds, quantise
 from .preparation import UnitRows
 from .threads import Block, for_each
 
@@ -16,39 +16,33 @@ from .threads import Block, for_each
 _OUTLIER_RATIO = 6.0
 
 
-def rounding_bound(d: int) -> np.float32:
-    """How far two float32 dot products of the same two unit vectors of `d` values can differ, in any order of summation.
+class Operand(NamedTuple):
+    """What a method makes of the rows of one side, for `multiply`."""
 
-    Each is off by d 2^-24 at most (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1): one is in
-    the tile, the other is the score. The rest is for scales and offsets.
-    """
-    return np.float32(2.0**-24 * (2 * d + 32))
+    left: np.ndarray  # (n, d), what stands left in a product
+    right: list[Any]  # what stands right, by block
+    bounds: Bounds  # of all rows
 
 
 class Float32:
-    """Products of the rows as they are."""
+    """Products of the rows as they are.
+
+    Two float32 dot products of the same two unit vectors of d values differ by 2 d 2^-24 at most, in any order of summation:
+    each is off by d 2^-24 (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1); one is in the tile,
+    the other is the score. The rest of the slack is for scales and offsets.
+    """
 
     name = "float32"
     dtype = np.float32
 
     def __init__(self, sample: UnitRows) -> None:
-        self.slack = rounding_bound(sample.rows.shape[1])
+        self.slack = np.float32(2.0**-24 * (2 * sample.rows.shape[1] + 32))
 
-    def prepare(
-        self, unit: UnitRows, blocks: list[Block], n_threads: int, *, for_many_calls: bool = False
-    ) -> tuple[tuple[np.ndarray, list[Any]], Bounds]:
-        """What stands left in a product, what stands right by block, and the bounds of all rows.
-
-        Args:
-            for_many_calls: rows will stand right again and again: ONNX Runtime packs them once.
-        """
+    def prepare(self, unit: UnitRows, blocks: list[Block], n_threads: int) -> Operand:
+        """What the method needs of the rows."""
         bounds = Bounds.empty(len(unit), self.slack)
         bounds.scale[: len(unit)] = unit.inverse_norms
-        right = [unit.rows[block] for block in blocks]
-        return (unit.rows, [_packed(self.name, rows) for rows in right] if for_many_calls else right), bounds
-
-    def multiply(self, left: Any, a: Block, right: Any, b: Block, block: int, products: np.ndarray) -> None:
-        _multiply(self.name, products, (a.stop - a.start, b.stop - b.start), left[0][a], right[1][block])
+        return Operand(unit.rows, [unit.rows[block] for block in blocks], bounds)
 
 
 class Int8:
@@ -92,9 +86,7 @@ class Int8:
 
         return dct(np.multiply(rows, self.signs, out=rows), norm="ortho", axis=1, overwrite_x=True)
 
-    def prepare(
-        self, unit: UnitRows, blocks: list[Block], n_threads: int, *, for_many_calls: bool = False
-    ) -> tuple[tuple[np.ndarray, list[Any]], Bounds]:
+    def prepare(self, unit: UnitRows, blocks: list[Block], n_threads: int) -> Operand:
         """As `Float32.prepare`."""
         n, d = unit.rows.shape
         bounds = Bounds.empty(n, self.slack)
@@ -107,21 +99,15 @@ class Int8:
 
             def worker(block: int) -> None:
                 some = blocks[block]
-                part = centred[: some.stop - some.start]
-                centre(unit.rows[some], unit.inverse_norms[some], self.mean, part)
-                part = self._rotate(part)
+                part = np.multiply(unit.rows[some], unit.inverse_norms[some, None], out=centred[: some.stop - some.start])
+                part = self._rotate(np.subtract(part, self.mean, out=part))
                 of_block = [values[some] for values in bounds[:4]]
                 quantise(part, self.rotated_mean, half_square_of_mean, growth, codes[some], transposed[block], *of_block)
-                if for_many_calls:
-                    transposed[block] = _packed(self.name, transposed[block])
 
             return worker
 
-        for_each(range(len(blocks)), make_worker, min(n_threads, len(blocks)))
-        return (codes, transposed), bounds
-
-    def multiply(self, left: Any, a: Block, right: Any, b: Block, block: int, products: np.ndarray) -> None:
-        _multiply(self.name, products, (a.stop - a.start, b.stop - b.start), left[0][a], right[1][block])
+        for_each(range(len(blocks)), len(blocks), make_worker, n_threads)
+        return Operand(codes, transposed, bounds)
 
 
 # int8 are the codes on the right; those on the left are uint8, the codes plus 128.
@@ -136,11 +122,11 @@ _MODELS = {
 }
 
 
-def _multiply(model: str, products: np.ndarray, shape: tuple[int, int], left: np.ndarray, right: Any) -> None:
+def multiply(model: str, left: np.ndarray, right: Any, shape: tuple[int, int], products: np.ndarray) -> None:
     """Into the first values of `products`. In the thread that calls it, whatever BLAS is set to: a session has one thread.
 
     Args:
-        right: what the model takes, or what `_packed` made of it.
+        right: what the model takes, or what `packed` made of it.
     """
     is_array = isinstance(right, np.ndarray)
     session = _session(model) if is_array else right
@@ -154,13 +140,13 @@ def _multiply(model: str, products: np.ndarray, shape: tuple[int, int], left: np
 
 @functools.cache
 def _session(model: str) -> Any:
-    return _packed(model)
+    return packed(model)
 
 
 os.register_at_fork(after_in_child=_session.cache_clear)  # a thread that is gone may have held a session's lock
 
 
-def _packed(model: str, right: np.ndarray | None = None) -> Any:
+def packed(model: str, right: np.ndarray | None = None) -> Any:
     """A session of ONNX Runtime that multiplies, with `right` as a constant if there is one."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
@@ -185,7 +171,7 @@ def int8_problem() -> str | None:
     left, right = np.full((64, 128), 255, np.uint8), np.full((128, 64), 127, np.int8)
     right[:, ::2] = -127
     products = np.empty(64 * 64, np.int32)
-    _multiply("int8", products, (64, 64), left, right)
+    multiply("int8", left, right, (64, 64), products)
     if not np.array_equal(products.reshape(64, 64), (left.astype(np.int32) - 128) @ right.astype(np.int32)):
         return "this CPU has no instructions that multiply 8-bit integers without overflow (VNNI)"
     return None

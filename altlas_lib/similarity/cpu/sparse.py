@@ -1,6 +1,5 @@
 """Sparse rows (TF-IDF), exactly as they are: each row is multiplied with the rows that share a column with it."""
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csc_array, csr_array
 
-from ..inputs import OnInvalid, refuse_invalid, refuse_more_than
+from ..inputs import OnInvalid, refuse_invalid
+from ..scheme import PairList
 from .cache import compiled
 from .compiled import insert, key_of
 from .threads import blocks_of, for_each
@@ -34,10 +34,8 @@ def sparse_unit_rows(X: Any, on_invalid: OnInvalid, name: str = "X") -> tuple[Sp
     largest = abs(rows).max(axis=1).toarray().ravel() if rows.nnz else np.zeros(rows.shape[0])
     invalid = np.flatnonzero(~np.isfinite(largest))
     refuse_invalid(name, invalid, rows.shape[0], on_invalid)
-    kept = np.delete(np.arange(rows.shape[0]), invalid)
-    if len(invalid):
-        rows, largest = rows[kept], largest[kept]
-    largest[largest == 0] = 1
+    kept = np.flatnonzero(np.isfinite(largest))
+    rows, largest = rows[kept], np.where(largest == 0, 1, largest)[kept]
     rows.data /= np.repeat(largest, np.diff(rows.indptr))  # first to at most 1, so that no square overflows
     norms = np.sqrt(rows.multiply(rows).sum(axis=1))
     return SparseUnitRows(rows, np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)), invalid
@@ -75,7 +73,7 @@ def keep_best(scores, first_left_out, keys):
                 insert(keys[i], key)
 
 
-def _for_each_block(A: SparseUnitRows, B: SparseUnitRows, n_threads: int, progress: Any, act: Callable) -> None:
+def _for_each_block(A: SparseUnitRows, B: SparseUnitRows, settings: Any, act: Callable[[slice, np.ndarray], None]) -> None:
     """Call `act(block, scores)` for blocks of rows of A; `scores` (rows, m) float64 is overwritten by the next."""
     columns = csc_array(B.rows)
     n_rows = max(1, _BLOCK_SCORES // max(1, len(B)))
@@ -94,45 +92,28 @@ def _for_each_block(A: SparseUnitRows, B: SparseUnitRows, n_threads: int, progre
 
         return worker
 
-    report = (lambda n_done: progress(n_done / len(blocks))) if progress else None
-    for_each(blocks, make_worker, min(n_threads, len(blocks)), progress=report)
+    for_each(blocks, len(blocks), make_worker, settings.n_threads, settings.progress)
 
 
-def search_sparse(A: SparseUnitRows, B: SparseUnitRows, k: int, n_threads: int, progress: Any = None) -> np.ndarray:
+def search_sparse(A: SparseUnitRows, B: SparseUnitRows, k: int, settings: Any) -> np.ndarray:
     """The keys of the `k` best of each row of `A` among `B`; with `B is A` without the row itself."""
     keys = np.zeros((len(A), k), np.uint64)
 
     def act(block: slice, scores: np.ndarray) -> None:
         keep_best(scores, block.start if B is A else -len(A), keys[block])
 
-    _for_each_block(A, B, n_threads, progress, act)
+    _for_each_block(A, B, settings, act)
     return keys
 
 
-def search_sparse_above(
-    A: SparseUnitRows, B: SparseUnitRows, threshold: float, n_threads: int, max_pairs: int, progress: Any = None
-) -> tuple[np.ndarray, ...]:
-    """All pairs that score `threshold` or more: rows of `A`, of `B` (with `B is A` higher ones), int64, and float32 scores."""
-    found: list[tuple[np.ndarray, ...]] = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
-    lock, n_pairs = threading.Lock(), 0
+def search_sparse_above(A: SparseUnitRows, B: SparseUnitRows, found: PairList, settings: Any) -> None:
+    """Add all pairs that reach the threshold: rows of `A` and of `B`; with `B is A` each once, the lower row first."""
 
     def act(block: slice, scores: np.ndarray) -> None:
-        nonlocal n_pairs
         rounded = scores.astype(np.float32)
-        rows, columns = np.nonzero(rounded >= np.float32(threshold))
+        rows, columns = np.nonzero(rounded >= found.threshold)
         once = columns > rows + block.start if B is A else slice(None)
         rows, columns = rows[once], columns[once]
-        with lock:
-            found.append((rows + block.start, columns, rounded[rows, columns]))
-            n_pairs += len(rows)
-        refuse_more_than(max_pairs, n_pairs, threshold)
+        found.add(rows + block.start, columns, rounded[rows, columns])
 
-    _for_each_block(A, B, n_threads, progress, act)
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
-
-
-def sparse_similarity(A: SparseUnitRows, B: SparseUnitRows, n_threads: int) -> np.ndarray:
-    """The whole (n, m) float32 matrix."""
-    similarity = np.empty((len(A), len(B)), np.float32)
-    _for_each_block(A, B, n_threads, None, similarity.__setitem__)
-    return similarity
+    _for_each_block(A, B, settings, act)

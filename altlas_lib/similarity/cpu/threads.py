@@ -3,7 +3,7 @@
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 Block = slice
@@ -55,43 +55,39 @@ def rectangular_tiles(n_row_blocks: int, n_column_blocks: int) -> Iterator[tuple
 
 
 def for_each(
-    items: Iterable[Any], make_worker: Callable[[], Callable[[Any], None]], n_threads: int, *, progress: Any = None
+    items: Iterable[Any], n_items: int, make_worker: Callable[[], Callable[[Any], None]], n_threads: int, progress: Any = None
 ) -> None:
     """Call `worker(item)` for every item from `n_threads` threads, each with a worker of its own; one is the caller's.
 
     An error in a worker, or Ctrl-C, stops all of them after their present item, and is raised when they have ended.
 
     Args:
-        progress: called in the caller's thread with the number of items done, a few times a second or after each.
+        progress: called in the caller's thread with the share of items done, after each that it did itself and at the end.
     """
-    if n_threads <= 1:
-        worker = make_worker()
-        for n_done, item in enumerate(items, 1):
-            worker(item)
-            if progress:
-                progress(n_done)
-        return
-    iterator, lock, stop = iter(items), threading.Lock(), threading.Event()
-    done_by_thread = [0] * n_threads
+    iterator, lock, stop, n_done = iter(items), threading.Lock(), threading.Event(), 0
 
-    def work(thread: int) -> None:
-        worker = make_worker()
-        while not stop.is_set():
-            with lock:
-                item = next(iterator, iterator)
-            if item is iterator:
-                return
-            worker(item)
-            done_by_thread[thread] += 1
-
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="similarity") as pool:
+    def work(progress: Any = None) -> None:
+        nonlocal n_done
         try:
-            running = {pool.submit(work, thread) for thread in range(n_threads)}
-            while running:
-                finished, running = wait(running, timeout=0.2 if progress else None, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
+            worker = make_worker()
+            while not stop.is_set():
+                with lock:
+                    item = next(iterator, iterator)
+                if item is iterator:
+                    return
+                worker(item)
+                with lock:
+                    n_done += 1
                 if progress:
-                    progress(sum(done_by_thread))
-        finally:
+                    progress(n_done / n_items)
+        except BaseException:
             stop.set()
+            raise
+
+    with ThreadPoolExecutor(max(1, n_threads - 1), thread_name_prefix="similarity") as pool:
+        others = [pool.submit(work) for _ in range(min(n_threads, n_items) - 1)]
+        work(progress)
+        for other in others:
+            other.result()
+    if progress and n_items:
+        progress(1.0)

@@ -114,18 +114,19 @@ class Panel:
     number: int | None = None  # which panel of its matrix this holds
     unused: Any = None  # event: nothing that was asked for earlier needs what it holds
 
-    @classmethod
-    def allocate(cls, xp: Any, n: int, d: int) -> "Panel":
-        n, d = padded(n), padded(d)
-        unit, half = xp.empty((n, d), dtype=xp.float32), xp.empty((n, d), dtype=xp.float16)
-        return cls(unit, half, xp.empty(n, dtype=xp.uint8), xp.empty(n, dtype=xp.uint64))
 
+class Matrix:
+    """The rows of `X` (n, d) that take part, brought to the GPU panel by panel, scaled to length 1.
 
-class Loader:
-    """Brings rows of `X` (n, d) to the GPU, scaled to length 1."""
+    Attributes:
+        ids: (n_kept,) int64, where they stand in `X`, ascending.
+        n_valid: rows without NaN and infinity; skipped: the others.
+        redundant, instead: rows that are left out, and for each the one whose answer is also theirs.
+    """
 
-    def __init__(self, X: Any, plan: Plan, streams: Streams) -> None:
-        self.X, self.streams, self.on_host = X, streams, get_namespace(X) is np
+    def __init__(self, X: Any, plan: Plan, streams: Streams, on_invalid: OnInvalid, name: str, n_duplicates: float) -> None:
+        """`n_duplicates`: how many rows of one direction take part."""
+        self.X, self.plan, self.streams, self.on_host = X, plan, streams, get_namespace(X) is np
         # Booleans, float16 and short integers are exact in float32; all others become float64.
         self.dtype = np.dtype(np.result_type(X.dtype.newbyteorder("="), np.float32))
         self.step = plan.chunk_rows if self.on_host else max(1, len(X))
@@ -136,72 +137,18 @@ class Loader:
             self.copied: list[Any] = [None, None]  # events: the last chunk has left `pinned`
             self.scaled: list[Any] = [None, None]  # the last chunk in `raw` has been read
             streams.copying.wait_event(streams.selecting.record())  # memory is new
-
-    def load(self, ids: np.ndarray, panel: Panel) -> Panel:
-        """The rows `ids` (m,), ascending, into `panel` once it is unused; products wait for them."""
-        streams, d = self.streams, self.X.shape[1]
-        panel.n, panel.ids = len(ids), streams.xp.asarray(ids.astype(np.uint32))
-        kernel = "scale_float_rows" if self.dtype == np.float32 else "scale_double_rows"
-        with streams.step(streams.scaling, "transfer"):
-            streams.scaling.wait_event(panel.unused)
-            for turn, start in enumerate(range(0, len(ids), self.step)):
-                some = ids[start : start + self.step]
-                at = slice(some[0], some[-1] + 1)
-                rows = self.X[at] if at.stop - at.start == len(some) else self.rows(some)
-                on_gpu = self._copy(rows, turn % 2) if self.on_host else streams.xp.ascontiguousarray(rows, self.dtype)
-                out = (values[start : start + len(some)] for values in (panel.unit, panel.half, panel.valid, panel.digests))
-                arguments = on_gpu, np.int64(len(some)), np.int32(d), np.int32(padded(d)), *out
-                launch(streams.xp, kernel, arguments, n_warps=len(some))
-                if self.on_host:
-                    self.scaled[turn % 2] = streams.scaling.record()
-            streams.products.wait_event(streams.scaling.record())
-        return panel
-
-    def rows(self, some: np.ndarray) -> Any:
-        """Rows of `X` by their indices, where `X` is."""
-        return self.X[some if self.on_host else self.streams.xp.asarray(some)]
-
-    def _copy(self, rows: np.ndarray, turn: int) -> Any:
-        """`rows` on their way into `raw`, for which scaling waits."""
-        copying, scaling = self.streams.copying, self.streams.scaling
-        pinned, raw = self.pinned[turn][: len(rows)], self.raw[turn][: len(rows)]
-        if self.copied[turn] is not None:
-            self.copied[turn].synchronize()
-            copying.wait_event(self.scaled[turn])
-        pinned[...] = rows
-        raw.set(pinned, stream=copying)
-        self.copied[turn] = copying.record()
-        scaling.wait_event(self.copied[turn])
-        return raw
-
-
-class Matrix:
-    """The rows of `X` that take part, panel by panel.
-
-    Attributes:
-        ids: (n_kept,) int64, where they stand in `X`, ascending.
-        n_valid: rows without NaN and infinity; skipped: the others.
-        redundant, instead: rows that are left out, and for each the one whose answer is also theirs.
-    """
-
-    def __init__(
-        self, X: Any, plan: Plan, streams: Streams, on_invalid: OnInvalid, name: str, n_duplicates: int | None = None
-    ) -> None:
-        """`n_duplicates`: how many rows of one direction take part; None: all."""
-        self.plan, self.streams, self.d = plan, streams, X.shape[1]
-        self.loader, self.ids = Loader(X, plan, streams), np.arange(len(X))
         self._panels: list[Panel] = []  # the one that was used last is the last
         self._in_use: list[Panel] = []
+        self.ids = np.arange(len(X))
         measured = [(np.empty(0, np.uint8), np.empty(0, np.uint64))]
         for (panel,) in map(self.panels, range(self.n_panels)):
             with streams.scaling:
                 measured.append((to_cpu(panel.valid[: panel.n]), to_cpu(panel.digests[: panel.n])))
         valid, digests = map(np.concatenate, zip(*measured, strict=True))
-        self.skipped = np.flatnonzero(valid == 0)
+        self.skipped, kept = np.flatnonzero(valid == 0), np.flatnonzero(valid)
         refuse_invalid(name, self.skipped, len(X), on_invalid)
-        self.n_valid = len(X) - len(self.skipped)
-        kept = np.flatnonzero(valid)
-        redundant, instead = redundant_rows(digests[kept], lambda some: to_cpu(self.loader.rows(kept[some])), n_duplicates)
+        self.n_valid = len(kept)
+        redundant, instead = redundant_rows(digests[kept], lambda some: to_cpu(self._rows(kept[some])), n_duplicates)
         self.redundant, self.instead = kept[redundant], kept[instead]
         self.ids = np.delete(kept, redundant)
         if len(self.ids) < len(X):
@@ -237,15 +184,53 @@ class Matrix:
                 self._panels.append(panel)
             else:
                 panel = next(panel for panel in self._panels if panel.number not in needed)
-            self.loader.load(ids, panel).number = number
+            self.load(ids, panel).number = number
         self._panels.append(self._panels.pop(self._panels.index(panel)))
         return panel
 
     def new_panel(self, n: int) -> Panel:
         """A panel of its own for `n` rows."""
-        panel = Panel.allocate(self.streams.xp, n, self.d)
-        panel.unused = self.streams.selecting.record()
+        xp, n, d = self.streams.xp, padded(n), padded(self.X.shape[1])
+        unit, half = xp.empty((n, d), dtype=xp.float32), xp.empty((n, d), dtype=xp.float16)
+        valid, digests = xp.empty(n, dtype=xp.uint8), xp.empty(n, dtype=xp.uint64)
+        return Panel(unit, half, valid, digests, unused=self.streams.selecting.record())
+
+    def load(self, ids: np.ndarray, panel: Panel) -> Panel:
+        """The rows `ids` (m,), ascending, into `panel` once it is unused; products wait for them."""
+        streams, d = self.streams, self.X.shape[1]
+        panel.n, panel.ids = len(ids), streams.xp.asarray(ids.astype(np.uint32))
+        kernel = "scale_float_rows" if self.dtype == np.float32 else "scale_double_rows"
+        with streams.step(streams.scaling, "transfer"):
+            streams.scaling.wait_event(panel.unused)
+            for turn, start in enumerate(range(0, len(ids), self.step)):
+                some = ids[start : start + self.step]
+                at = slice(some[0], some[-1] + 1)
+                rows = self.X[at] if at.stop - at.start == len(some) else self._rows(some)
+                on_gpu = self._copy(rows, turn % 2) if self.on_host else streams.xp.ascontiguousarray(rows, self.dtype)
+                out = (values[start : start + len(some)] for values in (panel.unit, panel.half, panel.valid, panel.digests))
+                arguments = on_gpu, np.int64(len(some)), np.int32(d), np.int32(padded(d)), *out
+                launch(streams.xp, kernel, arguments, n_warps=len(some))
+                if self.on_host:
+                    self.scaled[turn % 2] = streams.scaling.record()
+            streams.products.wait_event(streams.scaling.record())
         return panel
+
+    def _rows(self, some: np.ndarray) -> Any:
+        """Rows of `X` by their indices, where `X` is."""
+        return self.X[some if self.on_host else self.streams.xp.asarray(some)]
+
+    def _copy(self, rows: np.ndarray, turn: int) -> Any:
+        """`rows` on their way into `raw`, for which scaling waits."""
+        copying, scaling = self.streams.copying, self.streams.scaling
+        pinned, raw = self.pinned[turn][: len(rows)], self.raw[turn][: len(rows)]
+        if self.copied[turn] is not None:
+            self.copied[turn].synchronize()
+            copying.wait_event(self.scaled[turn])
+        pinned[...] = rows
+        raw.set(pinned, stream=copying)
+        self.copied[turn] = copying.record()
+        scaling.wait_event(self.copied[turn])
+        return raw
 
 
 def _pinned(xp: Any, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:

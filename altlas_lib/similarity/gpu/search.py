@@ -9,6 +9,7 @@ rows (`kernels/top_k.cu`). Products go on in a stream of their own while the til
 
 import contextlib
 import math
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,8 +18,8 @@ import numpy as np
 
 from ...devices import get_namespace, memory_stats, to_cpu, to_gpu
 from ...results import format_value
-from ..inputs import OnInvalid, refuse_more_than
-from ..scheme import join_keys, pilot_rows
+from ..inputs import OnInvalid
+from ..scheme import PairList, join_keys, pilot_rows
 from .launch import launch, padded
 from .rows import N_COUNTERS, Matrix, Panel, Plan, Streams
 
@@ -78,13 +79,8 @@ def top_k(
         RuntimeError: CUDA's libraries cannot be loaded.
     """
     k = max(0, min(k, len(X) - 1 if Y is None else len(Y)))
-
-    def search(plan: Plan) -> tuple[Any, Any, np.ndarray, np.ndarray]:
-        with _streams(clock) as streams:
-            found = _Search(X, Y, plan, streams, on_invalid, progress, k or None)
-            return *found.top_k(k), found.rows.skipped, found.columns.skipped
-
-    return _within_memory(search, X, Y, k, working_memory)
+    act = operator.methodcaller("top_k", k)
+    return _search(X, Y, k, act, working_memory, clock, on_invalid=on_invalid, progress=progress)
 
 
 def pairs_above(
@@ -102,23 +98,25 @@ def pairs_above(
     Returns:
         rows of `X` and of `Y` (n_pairs,) int64, scores (n_pairs,) float32, skipped rows of both; NumPy arrays.
     """
-
-    def search(plan: Plan) -> tuple[np.ndarray, ...]:
-        with _streams() as streams:
-            found = _Search(X, Y, plan, streams, on_invalid, progress)
-            return *found.pairs_above(threshold, max_pairs), found.rows.skipped, found.columns.skipped
-
-    return _within_memory(search, X, Y, 0, working_memory)
+    act = operator.methodcaller("pairs_above", PairList(threshold, max_pairs))
+    return _search(X, Y, 0, act, working_memory, on_invalid=on_invalid, progress=progress)
 
 
-def _within_memory(search: Callable[[Plan], Any], X: Any, Y: Any, k: int, working_memory: float | None) -> Any:
-    """`search` by a plan that fits into the memory that is free; by a smaller one where it does not after all."""
+def _search(
+    X: Any, Y: Any, k: int, act: Callable, working_memory: float | None, clock: dict[str, float] | None = None, **options: Any
+) -> tuple[Any, ...]:
+    """What `act` makes of a `_Search` with these options, and the skipped rows of both.
+
+    By a plan that fits into the memory that is free; by a smaller one where it does not after all.
+    """
     shapes = [rows.shape for rows in (X, Y) if rows is not None]
     budget_bytes = int(_SHARE_OF_FREE * memory_stats("gpu").available_bytes)
     while True:
         plan = Plan.for_memory(shapes, k, budget_bytes, working_memory)
         try:
-            return search(plan)
+            with _streams(clock) as streams:
+                search = _Search(X, Y, plan, streams, k or np.inf, **options)
+                return *act(search), search.rows.skipped, search.columns.skipped
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"  # not the error, whose traceback holds the arrays
             if isinstance(error, ImportError) or any(sign in reason.lower() for sign in _NOT_LOADED):
@@ -128,6 +126,7 @@ def _within_memory(search: Callable[[Plan], Any], X: Any, Y: Any, k: int, workin
                 ) from None
             if not any(sign in reason.lower() for sign in _OUT_OF_MEMORY):
                 raise
+        search = None  # its arrays with it
         budget_bytes //= 2
         warnings.warn(
             f"the GPU ran out of memory ({reason}); the search starts again with half of what it took: "
@@ -137,7 +136,7 @@ def _within_memory(search: Callable[[Plan], Any], X: Any, Y: Any, k: int, workin
 
 
 @contextlib.contextmanager
-def _streams(clock: dict[str, float] | None = None) -> Iterator[Streams]:
+def _streams(clock: dict[str, float] | None) -> Iterator[Streams]:
     """The GPU's streams, until all is done, with products that are added up in float32."""
     xp = get_namespace(to_gpu(np.empty(0)))
     streams, cublas, handle = Streams(xp, clock), xp.cuda.cublas, xp.cuda.device.get_cublas_handle()
@@ -163,18 +162,11 @@ class _Best:
 class _Search:
     """The comparison of the rows of `X` with those of `Y` or, where that is None, with each other.
 
-    `n_duplicates`: how many rows of one direction a row needs among its neighbours; None: all.
+    `n_duplicates`: how many rows of one direction a row needs among its neighbours.
     """
 
     def __init__(
-        self,
-        X: Any,
-        Y: Any,
-        plan: Plan,
-        streams: Streams,
-        on_invalid: OnInvalid,
-        progress: Callable[[float], None] | None,
-        n_duplicates: int | None = None,
+        self, X: Any, Y: Any, plan: Plan, streams: Streams, n_duplicates: float, on_invalid: OnInvalid, progress: Any = None
     ) -> None:
         self.xp, self.streams, self.progress, self.of_itself = streams.xp, streams, progress, Y is None
         self.side, self.d, self.slack = plan.tile_side, padded(X.shape[1]), np.float32(score_slack(X.shape[1]))
@@ -184,25 +176,27 @@ class _Search:
         self.pairs = self.xp.empty(self.side**2, dtype=np.uint32)
         self.counters, self.n_tiles = self.xp.empty(N_COUNTERS, dtype=np.uint32), 0
         self.closed = self.xp.full(self.side, _ADMIT_NONE, dtype=np.uint64)
-        at_most = n_duplicates and n_duplicates + self.of_itself
-        self.rows = self.columns = Matrix(X, plan, streams, on_invalid, "X", at_most if self.of_itself else None)
+        at_most = n_duplicates + self.of_itself
+        self.rows = self.columns = Matrix(X, plan, streams, on_invalid, "X", at_most if self.of_itself else np.inf)
         if not self.of_itself:
             self.columns = Matrix(Y, plan, streams, on_invalid, "Y", at_most)
 
     def top_k(self, k: int) -> tuple[Any, Any]:
         """Indices and scores as of the function."""
-        xp, rows, n = self.xp, self.rows, len(self.rows.loader.X)
+        xp, rows, n = self.xp, self.rows, len(self.rows.X)
         k = max(0, min(k, self.columns.n_valid - self.of_itself))
         answer = xp.full((n, k), -1, dtype=xp.int64), xp.full((n, k), xp.nan, dtype=xp.float32)
-        if k and len(rows) and not self.of_itself:
-            for number in range(rows.n_panels):
-                (panel,) = rows.panels(number)
-                self._write(self._one_way(panel, k, rows.start(number)), panel.ids, answer)
+        panels = map(operator.itemgetter(0), map(rows.panels, range(rows.n_panels if k else 0)))
+        if not self.of_itself:
+            for panel in panels:
+                self._write(self._one_way(panel, k), panel.ids, answer)
         elif k and len(rows):
             pilots = self._load(pilot_rows(len(rows)))
             # A guess is a score, whatever the column.
             guess = to_cpu(self._one_way(pilots, k).floors).min() & np.uint64(0xFFFFFFFF << 32)
-            best = self._both_ways(k, guess)
+            best = _Best(xp, len(rows), k, guess)
+            for panel in panels:
+                self._update(best, panel, upper=True)
             self._write(best, xp.asarray(rows.ids.astype(np.uint32)), answer)
             missed = to_cpu(xp.flatnonzero((best.keys == 0).any(axis=1)))
             del pilots, best
@@ -215,46 +209,91 @@ class _Search:
             self.progress(1.0)
         return answer
 
+    def pairs_above(self, found: PairList) -> tuple[np.ndarray, ...]:
+        """Rows, columns and scores of all pairs that reach the threshold, in no order."""
+        xp, rows = self.xp, self.rows
+        floor = join_keys(np.int64([2**32 - 1]), found.threshold[None])[0]
+        all_floors, scores = _Best(xp, len(rows), 0, floor), xp.empty(self.side**2, dtype=xp.float32)
+        for (panel,) in map(rows.panels, range(rows.n_panels)):
+            for pairs, vectors, (row_ids, column_ids), *_ in self._candidates(all_floors, panel, upper=self.of_itself):
+                with self.streams.step(self.streams.selecting, "verification"):
+                    launch(xp, "score_pairs", (*pairs, *vectors, scores))
+                    which, n_pairs, stride = pairs
+                    places = xp.flatnonzero(scores[: int(n_pairs[0])] >= found.threshold)
+                    ids = row_ids[which[places] // stride], column_ids[which[places] % stride]
+                    found.add(*(to_cpu(of).astype(np.int64) for of in ids), to_cpu(scores[places]))
+        return found.arrays()
+
     def _load(self, some: np.ndarray) -> Panel:
         """Some of the rows that take part, in a panel of their own."""
-        return self.rows.loader.load(self.rows.ids[some], self.rows.new_panel(len(some)))
+        return self.rows.load(self.rows.ids[some], self.rows.new_panel(len(some)))
 
     def _write(self, best: _Best, ids: Any, answer: tuple[Any, Any]) -> None:
         n, k = best.keys.shape
         launch(self.xp, "write_answer", (best.keys, np.int64(n), np.int32(k), ids, *answer), n_warps=n)
 
-    def _one_way(self, panel: Panel, k: int, start: int | None = None) -> _Best:
-        """The best of the rows of a panel among all columns; `start`: rows before, where this counts as progress."""
-        best, nobody = _Best(self.xp, panel.n, k), (self.closed[:1], self.closed)
-        # Floors rise as more and more columns are seen.
-        for rows, others, columns, _ in self._tiles(panel, start, least_width=max(padded(4 * k), _FEW_COLUMNS)):
-            self._update_best(panel, rows, others, columns, best.of(rows), nobody)
+    def _one_way(self, panel: Panel, k: int) -> _Best:
+        """The best of the rows of a panel among all columns."""
+        best = _Best(self.xp, panel.n, k)
+        self._update(best, panel)
         return best
 
-    def _both_ways(self, k: int, guess: np.uint64) -> _Best:
-        """The best of all rows among each other that reach a guessed floor: the upper triangle serves rows and columns."""
-        best = _Best(self.xp, len(self.rows), k, guess)
-        for number in range(self.rows.n_panels):
-            (panel,), start = self.rows.panels(number), self.rows.start(number)
-            for rows, others, columns, first in self._tiles(panel, start, upper=True):
-                of_rows = best.of(slice(start + rows.start, start + rows.stop))
-                of_columns = best.of(slice(first, first + columns.stop - columns.start))
-                diagonal = np.int64(start + rows.start - first)
-                self._update_best(panel, rows, others, columns, of_rows, of_columns, diagonal)
-        return best
+    def _update(self, best: _Best, panel: Panel, *, upper: bool = False) -> None:
+        """Bring keys and floors up to date with all tiles of a panel; arguments as of `_candidates`."""
+        numbers = np.int32(self.of_itself), np.int32(best.keys.shape[1])
+        for pairs, vectors, ids, of_rows, of_columns in self._candidates(best, panel, upper=upper):
+            with self.streams.step(self.streams.selecting, "verification"):
+                launch(self.xp, "update_best", (*pairs, *vectors, *ids, *numbers, *of_rows, *of_columns))
 
-    def _tiles(
-        self, panel: Panel, start: int | None = None, *, upper: bool = False, least_width: int | None = None
-    ) -> Iterator[tuple[slice, Panel, slice, int]]:
-        """Blocks of the rows of a panel, each with blocks of all columns: rows, panel and columns of it, the first of all.
+    def _candidates(self, best: _Best, panel: Panel, *, upper: bool) -> Iterator[tuple[tuple[Any, ...], ...]]:
+        """The pairs of a panel's rows and all columns that may reach the floor of their row or, in a triangle, of their column.
 
         Args:
-            start: which of the rows that take part is the panel's first, where this counts as progress.
+            best: of the rows of the panel; with `upper` of all, as of the columns.
             upper: only pairs whose column is not below the row.
-            least_width: of the first blocks of columns; those that follow are as wide as all before. Default: all are wide.
+
+        Yields:
+            For each tile arguments of the kernels that go on with it: pairs, their number and the length of a row of the tile;
+            vectors of rows and columns, and their length; ids of both; keys and floors of rows; and of columns.
         """
+        streams, nobody, k = self.streams, (self.closed[:1], self.closed), best.keys.shape[1]
+        before = self.rows.start(panel.number) if upper else 0
+        for rows, others, columns, left in self._tiles(panel, k, upper=upper):
+            buffer, counter = self.n_tiles % 2, self.n_tiles % N_COUNTERS
+            n_rows, n_columns = rows.stop - rows.start, columns.stop - columns.start
+            stride = padded(n_columns)
+            products = self.tiles[buffer][: n_rows * stride].reshape(n_rows, stride)
+            of_rows = best.of(slice(before + rows.start, before + rows.stop))
+            of_columns = best.of(slice(left, left + n_columns)) if upper and k else nobody
+            diagonal = np.int64(before + rows.start - left) if upper else _NO_DIAGONAL
+            with streams.step(streams.products, "products"):
+                if self.scanned[buffer] is not None:
+                    streams.products.wait_event(self.scanned[buffer])
+                self.xp.matmul(panel.half[rows], others.half[columns.start : columns.start + stride].T, out=products)
+                computed = streams.products.record()
+            with streams.step(streams.selecting, "selection"):
+                streams.selecting.wait_event(computed)
+                if counter == 0:
+                    self.counters[...] = 0
+                pairs = self.pairs, self.counters[counter : counter + 1]
+                numbers = np.uint32(n_rows), np.uint32(n_columns), np.uint32(stride), diagonal
+                n_warps = -(-stride // _WARP_COLUMNS) * -(-n_rows // _WARP_ROWS)
+                arguments = products, *numbers, of_rows[1], of_columns[1], self.slack, *pairs
+                launch(self.xp, "collect_pairs", arguments, n_warps=n_warps)
+                self.scanned[buffer] = streams.selecting.record()
+            self.n_tiles += 1
+            vectors = panel.unit[rows], others.unit[columns], np.int32(self.d)
+            yield (*pairs, np.uint32(stride)), vectors, (panel.ids[rows], others.ids[columns]), of_rows, of_columns
+
+    def _tiles(self, panel: Panel, k: int, *, upper: bool) -> Iterator[tuple[slice, Panel, slice, int]]:
+        """Blocks of the rows of a panel, each with blocks of all columns: rows, panel and columns of it, the first of all.
+
+        Where each row looks for its `k` best among all columns, the first blocks are narrow, and those that follow as wide as
+        all before: floors rise as more and more columns are seen. Panels that have a number count as progress.
+        """
+        start = 0 if panel.number is None else self.rows.start(panel.number)
         n_pairs = len(self.rows) * (len(self.columns) + upper * self.side)
-        n_done = 0 if start is None else start * (2 * len(self.columns) - start if upper else len(self.columns))
+        n_done = start * (2 * len(self.columns) - start if upper else len(self.columns))
         for number in range(panel.number if upper else 0, self.columns.n_panels):
             others = self.columns.panels(*([panel.number] if upper else []), number)[-1]
             first = self.columns.start(number)
@@ -262,78 +301,11 @@ class _Search:
                 rows = slice(top, min(top + self.side, panel.n))
                 left = max(first, start + top) if upper else first
                 while left < first + others.n:
-                    width = self.side if least_width is None else min(self.side, max(least_width, left // 8 * 8))
+                    width = self.side if upper or not k else min(self.side, max(padded(4 * k), _FEW_COLUMNS, left // 8 * 8))
                     columns = slice(left - first, min(left - first + width, others.n))
                     yield rows, others, columns, left
                     left = first + columns.stop
                     n_done += (rows.stop - rows.start) * (columns.stop - columns.start) * (1 + upper)
-                    if self.progress and start is not None and n_done < n_pairs:
+                    if self.progress and panel.number is not None and n_done < n_pairs:
                         self.streams.selecting.synchronize()  # what was asked for is not done yet
                         self.progress(n_done / n_pairs)
-
-    def _collect(
-        self, A: Panel, rows: slice, B: Panel, columns: slice, floors: tuple[Any, Any], diagonal: np.int64 = _NO_DIAGONAL
-    ) -> tuple[Any, Any, np.uint32]:
-        """The pairs of a tile that may reach a floor of their row or column: which, how many, and the tile's row length."""
-        streams, buffer, counter = self.streams, self.n_tiles % 2, self.n_tiles % N_COUNTERS
-        n_rows, n_columns = rows.stop - rows.start, columns.stop - columns.start
-        stride = padded(n_columns)
-        tile = self.tiles[buffer][: n_rows * stride].reshape(n_rows, stride)
-        with streams.step(streams.products, "products"):
-            if self.scanned[buffer] is not None:
-                streams.products.wait_event(self.scanned[buffer])
-            self.xp.matmul(A.half[rows], B.half[columns.start : columns.start + stride].T, out=tile)
-            computed = streams.products.record()
-        with streams.step(streams.selecting, "selection"):
-            streams.selecting.wait_event(computed)
-            if counter == 0:
-                self.counters[...] = 0
-            pairs = self.pairs, self.counters[counter : counter + 1]
-            numbers = np.uint32(n_rows), np.uint32(n_columns), np.uint32(stride), diagonal
-            n_warps = -(-stride // _WARP_COLUMNS) * -(-n_rows // _WARP_ROWS)
-            launch(self.xp, "collect_pairs", (tile, *numbers, *floors, self.slack, *pairs), n_warps=n_warps)
-            self.scanned[buffer] = streams.selecting.record()
-        self.n_tiles += 1
-        return *pairs, np.uint32(stride)
-
-    def _update_best(
-        self,
-        A: Panel,
-        rows: slice,
-        B: Panel,
-        columns: slice,
-        of_rows: tuple[Any, Any],
-        of_columns: tuple[Any, Any],
-        diagonal: np.int64 = _NO_DIAGONAL,
-    ) -> None:
-        """Bring keys and floors of a tile's rows and columns up to date."""
-        pairs = self._collect(A, rows, B, columns, (of_rows[1], of_columns[1]), diagonal)
-        with self.streams.step(self.streams.selecting, "verification"):
-            vectors = A.unit[rows], B.unit[columns], np.int32(self.d), A.ids[rows], B.ids[columns]
-            numbers = np.int32(self.of_itself), np.int32(of_rows[0].shape[1])
-            launch(self.xp, "update_best", (*pairs, *vectors, *numbers, *of_rows, *of_columns))
-
-    def pairs_above(self, threshold: float, max_pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows, columns and scores of all pairs at or above a threshold, in no order."""
-        xp, threshold = self.xp, np.float32(threshold)
-        floors = xp.full(self.side, join_keys(np.int64([2**32 - 1]), np.float32([threshold]))[0], dtype=xp.uint64)
-        scores = xp.empty(self.side**2, dtype=xp.float32)
-        found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
-        n_found = 0
-        for number in range(self.rows.n_panels):
-            (A,), start = self.rows.panels(number), self.rows.start(number)
-            for rows, B, columns, left in self._tiles(A, start, upper=self.of_itself):
-                diagonal = np.int64(start + rows.start - left) if self.of_itself else _NO_DIAGONAL
-                pairs, counter, stride = self._collect(A, rows, B, columns, (floors, self.closed), diagonal)
-                with self.streams.step(self.streams.selecting, "verification"):
-                    vectors = A.unit[rows], B.unit[columns], np.int32(self.d)
-                    launch(xp, "score_pairs", (pairs, counter, stride, *vectors, scores))
-                    n = int(counter[0])
-                    places = xp.flatnonzero(scores[:n] >= threshold)
-                    kept = pairs[places]
-                    ids = A.ids[rows][kept // stride], B.ids[columns][kept % stride]
-                    found.append((*(to_cpu(of).astype(np.int64) for of in ids), to_cpu(scores[places])))
-                n_found += len(found[-1][0])
-                refuse_more_than(max_pairs, n_found, threshold)
-        first, second, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return first, second, scores

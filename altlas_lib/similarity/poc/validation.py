@@ -8,7 +8,7 @@ import numpy as np
 from ...devices import to_cpu
 from ...results import Validation
 from ..engine import Neighbors
-from ..inputs import check_k, check_pair, check_vectors, require_memory
+from ..inputs import check_k, check_pair, check_vectors, require_memory, unit_float64
 from .methods import Method
 
 _BLOCK_ROWS = 2**16
@@ -38,21 +38,13 @@ def reference(X: Any, k: int = 10, *, Y: Any = None, rows: Any = None) -> Neighb
 def _similarity64(X: Any, Y: Any, rows: Any, *, leave_out_self: bool) -> np.ndarray:
     """Float64 cosines of `X[rows]` with `Y`; -inf for each row with itself."""
     rows = np.arange(len(X)) if rows is None else np.asarray(rows)
-    require_memory(24 * len(rows) * len(Y), f"the reference for {len(rows):,} x {len(Y):,} rows", "cpu", "pass fewer rows=")
-    wanted, similarity = _unit64(to_cpu(X)[rows]).T, np.empty((len(rows), len(Y)))
+    require_memory(24 * len(rows) * len(Y), f"the reference for {len(rows):,} x {len(Y):,} rows", "pass fewer rows=")
+    wanted, similarity = unit_float64(to_cpu(X)[rows]).T, np.empty((len(rows), len(Y)))
     for start in range(0, len(Y), _BLOCK_ROWS):  # of a memory map, which is never read as a whole
-        similarity[:, start : start + _BLOCK_ROWS] = (_unit64(to_cpu(Y[start : start + _BLOCK_ROWS])) @ wanted).T
+        similarity[:, start : start + _BLOCK_ROWS] = (unit_float64(to_cpu(Y[start : start + _BLOCK_ROWS])) @ wanted).T
     if leave_out_self:
         similarity[np.arange(len(rows)), rows] = -np.inf
     return similarity
-
-
-def _unit64(X: np.ndarray) -> np.ndarray:
-    X = X.astype(np.float64)
-    for largest_or_length in (np.inf, 2):  # first to at most 1, so that no square overflows
-        norms = np.linalg.norm(X, largest_or_length, axis=1, keepdims=True)
-        X = np.divide(X, norms, out=np.zeros_like(X), where=norms > 0)
-    return X
 
 
 def tolerance_of(d: int) -> float:
@@ -82,7 +74,7 @@ def compare(
     """
     named = (indices >= 0) & (indices < len(X)) & (indices != rows[:, None])
     pairs = zip(rows, np.where(named, indices, 0), strict=True)
-    cosines = [_unit64(X[others]) @ _unit64(X[row : row + 1])[0] for row, others in pairs]
+    cosines = [unit_float64(X[others]) @ unit_float64(X[row : row + 1])[0] for row, others in pairs]
     true = np.where(named, np.reshape(cosines, indices.shape), -np.inf)
     ascending = np.sort(indices, axis=1)
     n_repeated = np.count_nonzero(ascending[:, 1:] == ascending[:, :-1])

@@ -10,7 +10,6 @@ Files are written whole and then renamed, so that neither a kill nor a full disk
 import io
 import json
 import zipfile
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -132,9 +131,6 @@ class CheckpointFolder:
                 arrays = dict(found)
             header = json.loads(arrays.pop(_HEADER).tobytes())
             there, progress = dict(header["fingerprint"]), Progress.model_validate(header["progress"])
-            for name, array in arrays.items():
-                if array.dtype.names is not None or array.dtype.kind not in "biufV":
-                    raise ValueError(f"{name} is of dtype {array.dtype}")
             if header["names"] != [*arrays]:  # what a damaged directory of a zip file does not list is not missed by its reader
                 raise ValueError(f"of {len(header['names'])} arrays {len(arrays)} are there")
         except Exception as error:  # whatever damage makes of a zip file
@@ -161,15 +157,17 @@ def describe_training(model: keras.Model, **settings: Any) -> dict[str, Any]:
     through, differently in each process.
     """
     modules = ("altlas_lib", "keras", keras.backend.backend())
-    described = {
-        "sublayers": [[type(layer).__qualname__, _get_config(layer), layer.compute_dtype] for layer in sublayers(model)],
-        "weights": [[*variable.shape, variable.dtype] for variable in model.variables],
-        **_get_config(model, "get_compile_config"),
-        "optimizer": [type(users_optimizer(model)).__qualname__, _get_config(users_optimizer(model))],
-    }
-    packages = {module: import_module(module).__version__ for module in modules}
-    text = json.dumps({**settings, **described, **packages}, default=lambda value: type(value).__qualname__)
+    described = settings | {module: import_module(module).__version__ for module in modules}
+    described |= _get_config(model, "get_compile_config")
+    described["sublayers"] = [[*_describe(layer), layer.compute_dtype] for layer in sublayers(model)]
+    described["weights"] = [[*variable.shape, variable.dtype] for variable in model.variables]
+    described["optimizer"] = _describe(users_optimizer(model))
+    text = json.dumps(described, default=lambda value: type(value).__qualname__)
     return json.loads(text, object_hook=lambda found: {key: each for key, each in found.items() if key not in _LEFT_OUT})
+
+
+def _describe(part: Any) -> list[Any]:
+    return [type(part).__qualname__, _get_config(part)]
 
 
 def _get_config(part: Any, method: str = "get_config") -> dict[str, Any]:
@@ -183,29 +181,6 @@ def users_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
     """The optimizer that the model was compiled with, whatever accumulates gradients around it."""
     optimizer = model.optimizer
     return optimizer.inner_optimizer if isinstance(optimizer, AccumulatingOptimizer) else optimizer
-
-
-def _variables_by_place(model: keras.Model) -> dict[str, keras.Variable]:
-    """Every variable that a step of training may change, but for the accumulators, by group and place."""
-    groups = {"model": model.variables, "optimizer": users_optimizer(model).variables, "metrics": model.metrics_variables}
-    return {f"{group}/{i}": variable for group, variables in groups.items() for i, variable in enumerate(variables)}
-
-
-def capture(model: keras.Model) -> Arrays:
-    """Copies of the values of all variables in host memory: weights, statistics, seeds, slots, loss scale, metrics."""
-    if hasattr(model, "jax_state_sync"):  # within an epoch JAX's trainer has the values, not the variables
-        model.jax_state_sync()
-    return {name: np.array(keras.ops.convert_to_numpy(variable)) for name, variable in _variables_by_place(model).items()}
-
-
-def restore(model: keras.Model, arrays: Mapping[str, np.ndarray], *groups: str) -> None:
-    """Give a compiled model and its built optimizer the captured values, of the same fingerprint."""
-    for name, variable in _variables_by_place(model).items():
-        if name.startswith(groups):
-            array = arrays[name]
-            if array.dtype.kind == "V":  # bfloat16, for which NumPy's files have no name
-                array = array.view(keras.ops.convert_to_numpy(variable).dtype)
-            variable.assign(array)
 
 
 def weights_hash(model: keras.Model) -> str:

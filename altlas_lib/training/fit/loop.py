@@ -11,11 +11,11 @@ import numpy as np
 
 from ...results import Epoch, Quantity
 from .. import private
-from ..backend import device_name, gpu_name, is_out_of_memory, keras, memory_use, n_replicas
+from ..backend import MemoryUse, device_name, gpu_name, is_out_of_memory, keras, memory_use, n_replicas
 from ..checks import EXPECTED_MODEL, check_count, describe_class
 from ..model.accumulation import AccumulatingOptimizer, MicroBatching
 from ..model.recompute import recompute_layers
-from .checkpoint import Arrays, CheckpointFolder, Progress, capture, describe_training, restore, users_optimizer
+from .checkpoint import Arrays, CheckpointFolder, Progress, describe_training, users_optimizer
 from .dataset import MicroBatches, open_dataset
 
 _N_STEP_TIMES = 1000  # the latest are kept
@@ -76,8 +76,7 @@ class OneTraining(keras.callbacks.CallbackList):
     def on_train_begin(self, logs=None):
         """Of an epoch's `fit`."""
 
-    def on_train_end(self, logs=None):
-        """Of an epoch's `fit`."""
+    on_train_end = on_train_begin
 
 
 class Loop:
@@ -136,20 +135,19 @@ class Loop:
         return progress.is_stopped or progress.epoch >= self.settings.n_epochs or (patience is not None and waited >= patience)
 
     def _divide(self, size: int) -> MicroBatching:
-        n_devices, batch_size = n_replicas(), self.data.batch_size
-        if size % n_devices or batch_size % n_devices:
-            sizes = f"micro-batches of {size} for updates of {batch_size} on {n_devices} devices"
-            raise ValueError(f"{sizes}: expected multiples of {n_devices}, so that each device gets as many")
-        return MicroBatching(self.data.n_samples // n_devices * n_devices, batch_size, size)
+        n, batch_size = n_replicas(), self.data.batch_size
+        if size % n or batch_size % n:
+            sizes = f"micro-batches of {size} for updates of {batch_size} on {n} devices"
+            raise ValueError(f"{sizes}: expected multiples of {n}, so that each device gets as many")
+        return MicroBatching(self.data.n_samples // n * n, batch_size, size)
 
     def _validation_batches(self) -> MicroBatches | None:
         """Of no more samples than in training: what fits there fits here."""
-        data, size = self.validation, self.micro_batching.micro_batch_size
-        if data is None:
+        if self.validation is None:
             return None
-        n = data.n_samples // n_replicas() * n_replicas()
-        batch_size = min(n, data.batch_size)
-        return MicroBatches(data, MicroBatching(n, batch_size, min(batch_size, size)))
+        n = self.validation.n_samples // n_replicas() * n_replicas()
+        size = min(n, self.validation.batch_size)
+        return MicroBatches(self.validation, MicroBatching(n, size, min(size, self.micro_batching.micro_batch_size)))
 
     def _install_optimizer(self) -> None:
         """The user's optimizer, for the micro-batches at hand."""
@@ -233,20 +231,13 @@ class Loop:
         progress, cut = self.progress, self.micro_batching
         # Whole updates, but for the first, which traces and compiles; the time of a checkpoint is in the update after it.
         n_whole = cut.n_samples // cut.batch_size - self.start // cut.n_per_update
-        times_s = np.diff(self.times_s[1 : n_whole + 1]) / cut.n_per_update
-        progress.step_times_s = [*progress.step_times_s, *times_s][-_N_STEP_TIMES:]
+        progress.step_times_s += [*np.diff(self.times_s[1 : n_whole + 1]) / cut.n_per_update]
+        del progress.step_times_s[:-_N_STEP_TIMES]
         progress.epoch += 1
-        progress.history.append(
-            Epoch(
-                epoch=progress.epoch,
-                metrics=metrics,
-                duration_s=perf_counter() - self.times_s[0],
-                micro_batch_size=cut.micro_batch_size,
-                n_updates=cut.n_updates,
-                notes=progress.notes[sum(len(entry.notes) for entry in progress.history) :],
-                **vars(memory_use(reset=True)),
-            )
-        )
+        found = vars(self.memory_use()) | {"metrics": metrics, "duration_s": perf_counter() - self.times_s[0]}
+        found |= {"micro_batch_size": cut.micro_batch_size, "n_updates": cut.n_updates}
+        notes = progress.notes[sum(len(entry.notes) for entry in progress.history) :]
+        progress.history.append(Epoch(epoch=progress.epoch, notes=notes, **found))
         loss = metrics["val_loss" if self.validation else "loss"]
         if progress.best_loss is None or loss < progress.best_loss:
             progress.best_loss, progress.best_epoch = loss, progress.epoch
@@ -265,12 +256,30 @@ class Loop:
         except OSError as error:
             self._note(f"no checkpoint of update {progress.n_updates} ({error}); the ones before it are as they were")
 
+    def memory_use(self) -> MemoryUse:
+        """Of the epoch at hand; the next one's peak begins here."""
+        return memory_use(reset=True)
+
+    def _variables(self) -> dict[str, keras.Variable]:
+        """Every variable that a step of training may change, but for the accumulators, by group and place."""
+        model = self.model
+        groups = {"model": model.variables, "optimizer": self.optimizer.variables, "metrics": model.metrics_variables}
+        return {f"{group}/{i}": variable for group, variables in groups.items() for i, variable in enumerate(variables)}
+
     def capture(self) -> Arrays:
-        """Everything that a step of training may change, by names that begin with their group."""
-        return capture(self.model)
+        """Copies of the values of all variables in host memory: weights, statistics, seeds, slots, loss scale, metrics."""
+        if hasattr(self.model, "jax_state_sync"):  # within an epoch JAX's trainer has the values, not the variables
+            self.model.jax_state_sync()
+        return {name: np.array(keras.ops.convert_to_numpy(variable)) for name, variable in self._variables().items()}
 
     def restore(self, arrays: Arrays, *groups: str) -> None:
-        restore(self.model, arrays, *groups)
+        """Give the model and its built optimizer the captured values, of the same fingerprint."""
+        for name, variable in self._variables().items():
+            if name.startswith(groups):
+                array = arrays[name]
+                if array.dtype.kind == "V":  # bfloat16, for which NumPy's files have no name
+                    array = array.view(keras.ops.convert_to_numpy(variable).dtype)
+                variable.assign(array)
 
     def _result(self) -> TrainingRun:
         progress, device = self.progress, device_name()
@@ -293,11 +302,10 @@ def _check_trainable(model: Any) -> None:
         raise ValueError(f"the model is {describe_class(model)}: {EXPECTED_MODEL}, and compiled")
     if not getattr(model, "compiled", False) or model.optimizer is None:
         raise ValueError(f"model {model.name!r} has no optimizer: compile it, as in model.compile('adam', loss='mse')")
-    if getattr(model, "steps_per_execution", 1) != 1:
-        raise ValueError(f"steps_per_execution is {model.steps_per_execution}: expected 1, compile the model without it")
     inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if n_steps := getattr(inner, "gradient_accumulation_steps", None):
-        raise ValueError(f"gradient_accumulation_steps={n_steps}: compile the model without, and give fit a micro_batch_size")
+    for owner, name in ((model, "steps_per_execution"), (inner, "gradient_accumulation_steps")):
+        if (n_steps := getattr(owner, name, None) or 1) != 1:
+            raise ValueError(f"{name}={n_steps}: compile the model without, and give fit a micro_batch_size")
 
 
 def _check_accumulates(model: keras.Model) -> None:

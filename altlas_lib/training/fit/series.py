@@ -50,8 +50,8 @@ def train(
             dtype policy, a prototype with other inputs or outputs.
         FloatingPointError, CheckpointError, FileExistsError: as for `fit`.
     """
-    check_count("micro_batch_size", micro_batch_size)
-    check_count("gradient_accumulation_steps", gradient_accumulation_steps)
+    batch_size = check_count("micro_batch_size", micro_batch_size)
+    batch_size *= check_count("gradient_accumulation_steps", gradient_accumulation_steps)
     if not learning_rate > 0:
         raise ValueError(f"learning_rate is {learning_rate}: expected more than 0")
     keras.utils.set_random_seed(seed)
@@ -65,7 +65,7 @@ def train(
     training, validation = np.r_[samples.split.train], np.r_[samples.split.validation]
     weights = balanced_weights(samples.targets(training)[THRESHOLD_HEAD])
     built.compile(keras.optimizers.Adam(learning_rate), compile_losses(*weights, gamma), loss_weights=dict(loss_weights))
-    data = open_samples(samples, training, window, micro_batch_size * gradient_accumulation_steps)
+    data = open_samples(samples, training, window, batch_size)
     how = {"patience": 15, "micro_batch_size": micro_batch_size, "seed": seed, **how}
     return fit(built, data, open_samples(samples, validation, window), **how)
 
@@ -98,13 +98,11 @@ def check_prototype(model: keras.Model, samples: Samples) -> None:
     Raises:
         ValueError: it does not; says what it has.
     """
-    inputs, outputs = (
-        {name: tensor.shape for name, tensor in tensors.items()} if isinstance(tensors, dict) else tensors
-        for tensors in (getattr(model, "input", None), getattr(model, "output", None))
-    )
-    window = inputs.get("window", (None, 0)) if isinstance(inputs, dict) else (None, 0)
-    expected_inputs = {"window": (None, window[-1]), "features": (None, samples.features.shape[1])}
-    expected = {REGRESSION: (None, 1), CLASSIFICATION: (None, 3), THRESHOLD_HEAD: (None, 1)}
-    if inputs != expected_inputs or outputs != expected:
-        wanted = f"expected a functional model that takes {expected_inputs} (a window of any length) and gives {expected}"
+    ends = [getattr(model, end, None) for end in ("input", "output")]
+    inputs, outputs = keras.tree.map_structure(lambda tensor: getattr(tensor, "shape", None), ends)
+    window = inputs.get("window") if isinstance(inputs, dict) else None
+    takes = {"window": (None, window[-1] if window else 0), "features": (None, samples.features.shape[1])}
+    gives = {REGRESSION: (None, 1), CLASSIFICATION: (None, 3), THRESHOLD_HEAD: (None, 1)}
+    if inputs != takes or outputs != gives:
+        wanted = f"expected a functional model that takes {takes} (a window of any length) and gives {gives}"
         raise ValueError(f"the prototype takes {inputs} and gives {outputs}: {wanted}")

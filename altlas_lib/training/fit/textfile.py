@@ -31,25 +31,23 @@ def metrics_textfile(file: str | Path, run: str) -> "keras.callbacks.Callback":
     step = Gauge("altlas_training_step_seconds", "Time of a micro-batch", ["run"], registry=registry).labels(run)
     loss = Gauge("altlas_training_loss", "The loss", ["run", "part"], registry=registry)
     peak = Gauge("altlas_training_gpu_peak_bytes", "Peak memory of the GPU's allocator", ["run"], registry=registry)
-    began_s, written_s = 0.0, float("-inf")
+    times_s = {"begun": 0.0, "written": float("-inf")}
 
     def begin_step(batch: int, logs: dict[str, Any] | None = None) -> None:
-        nonlocal began_s
-        began_s = time.monotonic()
+        times_s["begun"] = time.monotonic()
 
-    def end_step(batch: int, logs: dict[str, Any] | None = None) -> None:
-        step.set(time.monotonic() - began_s)
-        if time.monotonic() - written_s > _LEAST_PAUSE_S:
+    def end_step(batch: int, logs: dict[str, Any]) -> None:
+        step.set(time.monotonic() - times_s["begun"])
+        if time.monotonic() - times_s["written"] > _LEAST_PAUSE_S:
             write(batch, logs)
 
-    def write(number: int, logs: dict[str, Any] | None = None) -> None:
-        nonlocal written_s
+    def write(number: int, logs: dict[str, Any]) -> None:
         for part, name in (("training", "loss"), ("validation", "val_loss")):
-            if logs and name in logs:
+            if name in logs:
                 loss.labels(run, part).set(float(logs[name]))
         if (use := memory_use()).memory_device != "host":
             peak.labels(run).set(use.peak_memory_bytes)
         write_to_textfile(str(file), registry)
-        written_s = time.monotonic()
+        times_s["written"] = time.monotonic()
 
     return keras.callbacks.LambdaCallback(on_train_batch_begin=begin_step, on_train_batch_end=end_step, on_epoch_end=write)

@@ -69,7 +69,6 @@ def _window_statistics(values: Any, xp: ModuleType) -> Any:
     """The eleven statistics of each row: (rows, window) -> (rows, 11)."""
     window, below, logs = values.shape[1], values < THRESHOLD, xp.log(values)
     ordered = xp.sort(logs, axis=1)
-    lowest, highest = ordered[:, 0], ordered[:, -1]
     away = _subtract_mean(logs, xp)
     std = xp.sqrt(xp.sum(away**2, axis=1) / (window - 1))
     z = away / xp.where(std > 0, std, 1.0)[:, None]
@@ -79,8 +78,8 @@ def _window_statistics(values: Any, xp: ModuleType) -> Any:
     correlation = xp.clip(xp.sum(one * other, axis=1) / xp.where(spread > 0, spread, 1.0), -1, 1)
     median = (ordered[:, (window - 1) // 2] + ordered[:, window // 2]) / 2
     shares = [xp.mean(event, axis=1) for event in (below, values >= HIGH, below[:, 1:] != below[:, :-1])]
-    mean = xp.mean(logs, axis=1)
-    return xp.stack((mean, std, skew, lowest, median, highest, z[:, -1], correlation, *shares), axis=1)
+    location = xp.mean(logs, axis=1), std, skew, ordered[:, 0], median, ordered[:, -1]  # the lowest, the highest
+    return xp.stack((*location, z[:, -1], correlation, *shares), axis=1)
 
 
 def _subtract_mean(rows: Any, xp: ModuleType) -> Any:

@@ -81,14 +81,13 @@ def prepare(values: np.ndarray, *, window: int) -> Samples:
         first = ", ".join(f"{values[at]} at {at}" for at in bad[:3]) + (", ..." if len(bad) > 3 else "")
         counts = f"{len(bad)} of {len(values)} values are no multipliers, which are 1.00 or more"
         raise ValueError(f"{counts}: {first}; correct them, or give the series that you mean")
-    history = max(window, *FEATURE_WINDOWS)
-    n_samples = len(values) - history
-    if n_samples < MIN_SAMPLES:
+    history, n = max(window, *FEATURE_WINDOWS), len(values)
+    if n < history + MIN_SAMPLES:
         needed = f"a sample needs {history} values of past, and {MIN_SAMPLES} samples are the least to split in three"
-        raise ValueError(f"the series has {len(values)} values: {needed}; give at least {history + MIN_SAMPLES}")
-    test = len(values) - round(n_samples * TEST_SHARE)
-    validation = test - round(n_samples * VALIDATION_SHARE)
-    split = Split(slice(history, validation), slice(validation, test), slice(test, len(values)))
+        raise ValueError(f"the series has {n} values: {needed}; give at least {history + MIN_SAMPLES}")
+    test = n - round((n - history) * TEST_SHARE)
+    validation = test - round((n - history) * VALIDATION_SHARE)
+    split = Split(slice(history, validation), slice(validation, test), slice(test, n))
 
     logs, features = np.log(values)[:, None], rolling_features(values)
     scaled_logs = StandardScaler().fit(logs[: split.train.stop]).transform(logs)[:, 0]

@@ -40,13 +40,7 @@ def plan_devices(model: Any, gpu: str | GpuSpec, n_devices: int, *, batch_size: 
         note += f" once an update; together {min(low, high):.2g} to {max(low, high):.2g} times as fast as one, projected"
     ends = {name: value + n_bytes for name in ("value", "low", "high") if (value := getattr(peak, name)) is not None}
     peak = Quantity.model_validate(peak.model_dump() | ends)
-    least = peak.value or peak.low
-    return each.model_copy(
-        update={
-            "peak": peak,
-            "configuration": {**each.configuration, "devices": n},
-            "bytes_by_part": {**each.bytes_by_part, "gradient buffers": n_bytes},
-            "verdict": verdict(least, each.overhead_bytes, each.usable_bytes, peak.high),
-            "notes": [*each.notes, note],
-        }
-    )
+    changed = {"peak": peak, "notes": [*each.notes, note], "configuration": {**each.configuration, "devices": n}}
+    changed["bytes_by_part"] = {**each.bytes_by_part, "gradient buffers": n_bytes}
+    changed["verdict"] = verdict(peak.value or peak.low, each.overhead_bytes, each.usable_bytes, peak.high)
+    return each.model_copy(update=changed)

@@ -57,34 +57,26 @@ def mitigation_table(
 def _plan_rows(rows: Sequence[Mitigation], gpu: str | GpuSpec, time_limit_s: float) -> list[Remedy]:
     remedies, end_s = [], time.monotonic() + time_limit_s
     for row in rows:
-        planned = problem = None
         try:
-            planned = plan_memory(row.config, gpu, **row.step, time_limit_s=end_s - time.monotonic())
+            found = {"plan": plan_memory(row.config, gpu, **row.step, time_limit_s=end_s - time.monotonic())}
         except PlanError as error:
-            problem = str(error)
-        remedies.append(Remedy(name=row.name, plan=planned, claimed=row.claimed, problem=problem))
+            found = {"plan": None, "problem": str(error)}
+        remedies.append(Remedy(name=row.name, claimed=row.claimed, **found))
     return remedies
 
 
-# What can be changed about a PyTorch module's step without changing the module, beside its batch.
-_MODULE_CHANGES = {
-    "autocast in float16": {"dtype_policy": "mixed_float16"},
-    "checkpointing of repeated blocks": {"recompute": ("*",)},
-    "both": {"dtype_policy": "mixed_float16", "recompute": ("*",)},
-}
-
-
 def module_mitigations(model: Any, gpu: str | GpuSpec, plan: MemoryPlan, time_limit_s: float = 480, **how: Any) -> list[Remedy]:
-    """What else a PyTorch module's step could be, beside its plan: the same update from half the micro-batch, and the above.
+    """What else a PyTorch module's step could be, beside its plan, without a change of the module.
 
     Args:
         time_limit_s: for all.
         **how: as for `plan_memory`; what the plan was made with.
     """
     how |= {"batch_size": plan.configuration["batch_size"]}
-    halved = {"batch_size": -(-how["batch_size"] // 2), "gradient_accumulation_steps": 2}
-    changes = {"accumulation": halved, **_MODULE_CHANGES}
-    rows = [Mitigation(name, model, how | change, None) for name, change in changes.items()]
+    halved = {"batch_size": -(-how["batch_size"] // 2), "gradient_accumulation_steps": 2}  # the same update
+    half, checkpointed = {"dtype_policy": "mixed_float16"}, {"recompute": ("*",)}
+    changes = {"accumulation": halved, "autocast in float16": half, "checkpointing of repeated blocks": checkpointed}
+    rows = [Mitigation(name, model, how | change, None) for name, change in (changes | {"both": half | checkpointed}).items()]
     return [Remedy(name="as it is", plan=plan), *_plan_rows(rows, gpu, time_limit_s)]
 
 
@@ -97,10 +89,10 @@ def gpu_table(model: str | ModelConfig = "reference") -> list[GpuFit]:
     fits = []
     for gpu in load_catalogue():
         rows = mitigation_table(model, gpu, time_limit_s=0)
-        as_it_is, fitting = rows[0].plan, [row for row in rows if row.plan and row.plan.verdict == "fits"]
-        names = {"fitting": [row.name for row in fitting], "not_compiled": [row.name for row in rows if not row.plan]}
-        plan = fitting[0].plan if fitting else as_it_is
-        fits.append(GpuFit(gpu=gpu.name, as_it_is=as_it_is and as_it_is.verdict, plan=plan, **names))
+        first, fitting = rows[0].plan, {row.name: row.plan for row in rows if row.plan and row.plan.verdict == "fits"}
+        found = {"fitting": [*fitting], "not_compiled": [row.name for row in rows if not row.plan]}
+        plan = next(iter(fitting.values()), first)
+        fits.append(GpuFit(gpu=gpu.name, as_it_is=first and first.verdict, plan=plan, **found))
     return fits
 
 
@@ -124,16 +116,15 @@ def gpu_rows(fits: Sequence[GpuFit]) -> list[dict[str, str]]:
 
 def mitigation_rows(mitigations: Sequence[Remedy]) -> list[dict[str, str]]:
     """A row of a table for each mitigation, or for each plan of a model of one's own."""
-    return [_make_row(mitigation) for mitigation in mitigations]
-
-
-def _make_row(mitigation: Remedy) -> dict[str, str]:
-    row = {"mitigation": mitigation.name, "batch": "-", "peak": "-", "verdict": "not planned", "time of one batch": "-"}
-    if plan := mitigation.plan:
-        sizes = [str(plan.configuration[name]) for name in ("batch_size", "gradient_accumulation_steps")]
-        row |= {"batch": " x ".join(sizes), "peak": str(plan.peak), "verdict": plan.verdict}
-        row["time of one batch"] = str(plan.step_time or "unknown")
-    return row | {"claim": mitigation.claimed or ""}
+    rows = []
+    for mitigation in mitigations:
+        row = {"mitigation": mitigation.name, "batch": "-", "peak": "-", "verdict": "not planned", "time of one batch": "-"}
+        if plan := mitigation.plan:
+            batch = "{batch_size} x {gradient_accumulation_steps}".format_map(plan.configuration)
+            row |= {"batch": batch, "peak": str(plan.peak), "verdict": plan.verdict}
+            row["time of one batch"] = str(plan.step_time or "unknown")
+        rows.append(row | {"claim": mitigation.claimed or ""})
+    return rows
 
 
 def explanation(mitigations: Sequence[Remedy]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cloudpickle
 
@@ -19,11 +19,6 @@ from ..pytorch.task import is_module
 from .answers import REDO, find_answer
 from .request import PlanError, StepCost, StepRequest, compile_steps, describe_gpu, has_compiler
 
-if TYPE_CHECKING:
-    import keras
-
-    Subject = ModelConfig | keras.Model | str | Path
-
 # What lives on the GPU beside the step's arrays: CUDA's context with the code of its libraries, an allowance.
 CONTEXT_BYTES = 2**29
 PREFETCHED_BATCHES = 2  # that the input pipeline keeps on the GPU ahead of the step
@@ -32,9 +27,8 @@ PREFETCHED_BATCHES = 2  # that the input pipeline keeps on the GPU ahead of the 
 SAFETY_FACTOR = 1.10
 # Of a band that PyTorch's operations and its allocator's rules give (`pytorch.step`).
 TORCH_NOTE = (
-    "from what lives at once to 1.1 times what the caching allocator reserves, with what convolutions borrow at worst; not "
-    "modelled: cuDNN's FFT algorithms and recurrent layers, pieces that other streams hold, outputs that a loop keeps until "
-    "the next step"
+    "from what lives at once to 1.1 times what the caching allocator reserves; not modelled: cuDNN's FFT algorithms and "
+    "recurrent layers, pieces that other streams hold, outputs that a loop keeps until the next step"
 )
 
 # Shares of the data sheet's rates that a whole step reaches: matrix products of a model of this size leave much of a GPU
@@ -46,7 +40,7 @@ _MAX_CONFIG_BYTES = 2**26  # of a `.keras` file's layers: the largest of keras.a
 
 
 def plan_memory(
-    model: "Subject", gpu: str | GpuSpec = "T4", *, batch_size: int, time_limit_s: float = 300, **step: Any
+    model: Any, gpu: str | GpuSpec = "T4", *, batch_size: int, time_limit_s: float = 300, **step: Any
 ) -> MemoryPlan:
     """What one training step (forward, backward, optimizer, accumulation) needs on a GPU, by XLA's compiler for it.
 
@@ -77,13 +71,11 @@ def plan_memory(
     step = {"gradient_accumulation_steps": 1, "dtype_policy": None, **step, "batch_size": batch_size}
     step |= {name: check_count(name, step[name]) for name in ("batch_size", "gradient_accumulation_steps")}
     with tempfile.TemporaryDirectory(prefix="altlas-") as folder:
-        label, subject = _save_module(model, Path(folder)) if is_module(model) else _find_subject(model)
+        label, subject = _find_subject(model, Path(folder))
         if "config" in subject:
             step["dtype_policy"] = step["dtype_policy"] or "float32"  # said or not: one answer
         elif step["dtype_policy"] and "keras_config" in subject:
-            raise PlanError(
-                f"model {label!r} is built already: for {step['dtype_policy']} name its function, 'module:function'"
-            )
+            raise PlanError(f"{label!r} is built already: for {step['dtype_policy']} name its function, 'module:function'")
         request = StepRequest(**subject, **step, target=describe_gpu(gpu))
         cost, notes = find_answer(request) if request.config else (None, [])
         if not cost:
@@ -94,20 +86,20 @@ def plan_memory(
     return make_plan(request, label, gpu, cost, notes)
 
 
-def _save_module(model: Any, folder: Path) -> tuple[str, dict[str, Any]]:
-    """What to call a PyTorch module in memory, and its file, for the time of the question."""
-    sys.modules["torch"].save(model, folder / "module.pt", pickle_module=cloudpickle)
-    return type(model[0] if isinstance(model, tuple) else model).__name__, {"module_file": str(folder / "module.pt")}
-
-
-def _find_subject(model: Any) -> tuple[Any, dict[str, Any]]:
+def _find_subject(model: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
     """What to call the model, and the request's fields that say which it is, without building it.
+
+    Args:
+        folder: takes a PyTorch module in memory, for the time of the question.
 
     Raises:
         ValueError: no such preset.
         PlanError: it is no Keras or PyTorch model, cannot be read, or its own layers cannot be imported.
     """
     keras = sys.modules.get("keras")
+    if is_module(model):
+        sys.modules["torch"].save(model, folder / "module.pt", pickle_module=cloudpickle)
+        return type(model[0] if isinstance(model, tuple) else model).__name__, {"module_file": str(folder / "module.pt")}
     if isinstance(model, str) and not model.endswith(".keras"):
         if ":" in model:
             return model, {"builder": model}
@@ -162,20 +154,15 @@ def make_plan(request: StepRequest, label: Any, gpu: GpuSpec, cost: StepCost, no
     overhead_bytes = CONTEXT_BYTES + PREFETCHED_BATCHES * cost.bytes_by_part.get("inputs", 0)
     usable_bytes = int(gpu.usable_memory_gib * 2**30)
     time, why_not = step_time(cost, gpu)
-    step = request.model_dump(mode="json", include={"batch_size", "gradient_accumulation_steps", "recompute", "input_shapes"})
-    switches = request.config.model_dump(include={"recompute", "memory_efficient_attention"}) if request.config else {}
-    return MemoryPlan(
-        gpu=gpu.name,
-        configuration={"model": label, "dtype_policy": cost.dtype_policy, "optimizer": cost.optimizer, **step, **switches},
-        peak=peak,
-        bytes_by_part=cost.bytes_by_part,
-        overhead_bytes=overhead_bytes,
-        usable_bytes=usable_bytes,
-        verdict=verdict(cost.peak_bytes, overhead_bytes, usable_bytes, peak.high),
-        n_parameters=cost.n_parameters,
-        step_time=time,
-        notes=[*notes, *filter(None, [why_not])],
-    )
+    plan = {"step_time": time, "notes": [*notes, *filter(None, [why_not])]}
+    plan["configuration"] = {"model": label, "dtype_policy": cost.dtype_policy, "optimizer": cost.optimizer}
+    asked = {"batch_size", "gradient_accumulation_steps", "recompute", "input_shapes"}
+    plan["configuration"] |= request.model_dump(mode="json", include=asked)
+    if request.config:
+        plan["configuration"] |= request.config.model_dump(include={"recompute", "memory_efficient_attention"})
+    plan |= cost.model_dump(include={"bytes_by_part", "n_parameters"})
+    plan["verdict"] = verdict(cost.peak_bytes, overhead_bytes, usable_bytes, peak.high)
+    return MemoryPlan(gpu=gpu.name, peak=peak, overhead_bytes=overhead_bytes, usable_bytes=usable_bytes, **plan)
 
 
 def verdict(peak_bytes: float, overhead_bytes: int, usable_bytes: int, high_bytes: float | None = None) -> str:
@@ -186,9 +173,9 @@ def verdict(peak_bytes: float, overhead_bytes: int, usable_bytes: int, high_byte
     """
     if (high_bytes or SAFETY_FACTOR * peak_bytes) + overhead_bytes <= usable_bytes:
         return "fits"
-    if high_bytes:
-        return "undecided" if peak_bytes + overhead_bytes <= usable_bytes else "out of memory"
-    return "tight" if peak_bytes + overhead_bytes <= usable_bytes else "out of memory"
+    if peak_bytes + overhead_bytes <= usable_bytes:
+        return "undecided" if high_bytes else "tight"
+    return "out of memory"
 
 
 def step_time(cost: StepCost, gpu: GpuSpec) -> tuple[Quantity | None, str | None]:
@@ -219,7 +206,7 @@ CANDIDATES = [1, 2, 4, *sorted({8 * round(2 ** (i / 8 - 3)) for i in range(24, 1
 
 
 def largest_batch(
-    model: "Subject", gpu: str | GpuSpec = "T4", *, tell: Callable[[str], None] = lambda line: None, **options: Any
+    model: Any, gpu: str | GpuSpec = "T4", *, tell: Callable[[str], None] = lambda line: None, **options: Any
 ) -> MemoryPlan | None:
     """The plan of the largest micro-batch that fits, searched for by compiling; None: not even one sample does.
 

@@ -69,13 +69,10 @@ def describe_gpu(gpu: GpuSpec) -> str:
     """
     multiprocessor = find_multiprocessor(gpu.compute_capability)
     major, minor = gpu.compute_capability.split(".")
-    sizes = {
-        "shared_memory": multiprocessor.shared_memory_kib * 2**10,
-        "shared_memory_per_block": multiprocessor.shared_memory_per_block_kib * 2**10,
-        "memory_bandwidth": int(gpu.memory_bandwidth_gb_per_s * 1e9),
-        "l2_cache": int(gpu.l2_cache_mib * 2**20),
-        "device_memory": int(gpu.usable_memory_gib * 2**30),
-    }
+    sizes = {"l2_cache": int(gpu.l2_cache_mib * 2**20), "device_memory": int(gpu.usable_memory_gib * 2**30)}
+    sizes["shared_memory"] = multiprocessor.shared_memory_kib * 2**10
+    sizes["shared_memory_per_block"] = multiprocessor.shared_memory_per_block_kib * 2**10
+    sizes["memory_bandwidth"] = int(gpu.memory_bandwidth_gb_per_s * 1e9)
     template = resources.files(__package__).joinpath("templates", "gpu_target.txt").read_text("utf-8")
     filled = template.format(gpu=gpu, multiprocessor=multiprocessor, major=major, minor=minor, **sizes)
     return " ".join(filled.split())

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from ... import __version__
-from ..backend import memory_use
+from ..backend import MemoryUse
 from ..fit.checkpoint import Arrays, CheckpointFolder, Progress
 from ..fit.dataset import MicroBatches, open_dataset
 from ..fit.loop import Loop, Settings, TrainingRun
@@ -122,9 +122,12 @@ class TorchLoop(Loop):
                 self.optimizer.zero_grad()
             self.end_micro_batch(i, {"loss": loss.detach()})
         metrics = {"loss": sum(self._gather(float(self.loss_sum))) / cut.n_samples}
-        metrics |= {"val_loss": self._validate()} if self.validation else {}
-        peaks = self._gather(memory_use().peak_memory_bytes) if self.n_ranks > 1 else []
-        return metrics | {f"peak_memory_bytes_{rank}": float(n_bytes) for rank, n_bytes in enumerate(peaks)}
+        return metrics | ({"val_loss": self._validate()} if self.validation else {})
+
+    def memory_use(self) -> MemoryUse:
+        """The first process's, with the peaks of all."""
+        use = super().memory_use()
+        return replace(use, peaks_by_device=self._gather(use.peak_memory_bytes)) if self.n_ranks > 1 else use
 
     def _compute_loss(self, data: Any, positions: np.ndarray) -> tuple[torch.Tensor, int]:
         """Of this process's share of a micro-batch, and of how many samples; one that counts for none where there are less."""

@@ -39,12 +39,9 @@ def finding(
 ) -> str:
     """The chapter in one sentence, or a few where something was planned and where the scores do not tell all."""
     said = [f"{source_name}: the {model} model, trained on {step_time.device} in {step_time} per micro-batch (measured)"]
-    if metrics:
-        accuracy = metrics[0]
-        said[0] += (
-            f", calls {accuracy.model:.1%} of {accuracy.n_samples:,} unseen values right as below {THRESHOLD} or not, the base "
-            f"rate {accuracy.base_rate:.1%}"
-        )
+    for accuracy in metrics[:1]:
+        said[0] += f", calls {accuracy.model:.1%} of {accuracy.n_samples:,} unseen values right as below {THRESHOLD} or not"
+        said[0] += f", the base rate {accuracy.base_rate:.1%}"
         said.append(verdict(accuracy))
     if constant_answer:
         said.append(f"it says {constant_answer!r} of every value")
@@ -60,8 +57,8 @@ def _describe_fit(remedies: Sequence[Remedy]) -> str:
     others = [remedy for remedy in remedies[1:] if remedy.plan and remedy.plan.verdict == "fits"]
     does = {"fits": "fits", "tight": "fits barely"}.get(first.verdict, "does not fit")
     said = f"The {remedies[0].name} in batches of {first.configuration['batch_size']} needs {first.peak} ({first.peak.basis})"
-    with_others = ""
+    said += f" and {does} a {first.gpu}"
     if others and first.verdict != "fits":
-        more = f", as with {len(others) - 1} more mitigations" if len(others) > 1 else ""
-        with_others = f"; with {others[0].name} it needs {others[0].plan.peak} and fits{more}"
-    return f"{said} and {does} a {first.gpu}{with_others}."
+        said += f"; with {others[0].name} it needs {others[0].plan.peak} and fits"
+        said += f", as with {len(others) - 1} more mitigations" if len(others) > 1 else ""
+    return f"{said}."

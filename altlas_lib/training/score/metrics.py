@@ -168,20 +168,11 @@ def compare(
         group, higher_is_better = [each[name] for each in seeds], name not in LESS_IS_BETTER
         of_model, of_base = resampled(group, [base])
         gain_low, gain_high = interval((of_model - of_base) * (1 if higher_is_better else -1))
-        metrics.append(
-            Metric(
-                name=name,
-                unit="log" if name == LOG_ERROR else "share",
-                higher_is_better=higher_is_better,
-                model=mean_score(group),
-                base_rate=mean_score([base]),
-                best_possible=mean_score([best[name]]) if best and name in WITH_A_BEST else None,
-                n_samples=round(np.mean([counts.sum() for _, counts in group])),
-                gain_low=gain_low,
-                gain_high=gain_high,
-                block_length=block_length([group, [base]]),
-            )
-        )
+        found = {"higher_is_better": higher_is_better, "gain_low": gain_low, "gain_high": gain_high}
+        found |= {"model": mean_score(group), "base_rate": mean_score([base]), "block_length": block_length([group, [base]])}
+        found["best_possible"] = mean_score([best[name]]) if best and name in WITH_A_BEST else None
+        n_samples = round(np.mean([counts.sum() for _, counts in group]))
+        metrics.append(Metric(name=name, unit="log" if name == LOG_ERROR else "share", n_samples=n_samples, **found))
     return metrics
 
 
@@ -221,14 +212,13 @@ def compare_options(
     Raises:
         ValueError: `config` has no Transformer to lighten.
     """
-    samples, qualities, lighter = prepare(series.values, window=config.window), [], lighten(config)
-    for option, light in lighter.items():
+    samples, qualities = prepare(series.values, window=config.window), []
+    for option, light in lighten(config).items():
         # Sample t is the value at t for all of them: the same test part, though the lighter model may look less far back.
         predictions = forecasts(samples, light, seeds=seeds, **training)
-        what = {"option": option, "series": name, "n_seeds": len(seeds), "n_parameters": build_model(light).count_params()}
-        _, gain_kept = kept(predictions, reference, samples)
-        metrics = evaluate(predictions, samples, series)
-        qualities.append(Quality(**what, metrics=metrics, gain_kept=gain_kept, claimed=CLAIMED[option]))
+        found = {"metrics": evaluate(predictions, samples, series), "n_parameters": build_model(light).count_params()}
+        found |= {"gain_kept": kept(predictions, reference, samples)[1], "claimed": CLAIMED[option]}
+        qualities.append(Quality(option=option, series=name, n_seeds=len(seeds), **found))
     return qualities
 
 
