@@ -12,10 +12,8 @@ counted with the reason.
 
 import argparse
 import json
-import math
 import os
 import re
-import statistics
 import sys
 from collections import Counter
 from pathlib import Path
@@ -25,7 +23,7 @@ from altlas_lib import training
 from altlas_lib.devices import find_gpu
 from altlas_lib.results import format_value
 from altlas_lib.training.plan.planner import CONTEXT_BYTES
-from benchmarks.published import read_rows
+from benchmarks.published import Verdict, read_rows, score
 
 FILE = Path(__file__).parent / "published" / "torch_memory.csv"
 ROW = "ALTLAS_TORCH_MEMORY_ROW"  # how the planner's child learns which model it is to build
@@ -53,21 +51,6 @@ class Point(NamedTuple):
     row: dict[str, str]
     how: dict[str, Any]  # of `plan_memory`
     peak_bytes: float
-
-
-class Verdict(NamedTuple):
-    point: Point
-    low: float
-    high: float
-
-    @property
-    def inside(self) -> bool:
-        return self.low <= self.point.peak_bytes <= self.high
-
-    @property
-    def ratio(self) -> float:
-        """Published / geometric mean of the band."""
-        return self.point.peak_bytes / math.sqrt(self.low * self.high)
 
 
 def read_points(path: Path = FILE) -> tuple[list[Point], Counter[str]]:
@@ -168,19 +151,7 @@ def judge(point: Point) -> Verdict:
     """The plan of the point on the largest GPU, which changes nothing about a module's step."""
     os.environ[ROW] = json.dumps(point.row)
     plan = training.plan_memory("benchmarks.torch_memory:build", find_gpu("H200"), **point.how)
-    return Verdict(point, plan.peak.low, plan.peak.high)
-
-
-def score(verdicts: list[Verdict]) -> dict[str, float | int | None]:
-    """Number, share inside, median error and width as factors; None of no points."""
-    if not verdicts:
-        return {"n": 0, "inside": None, "median_error": None, "median_width": None}
-    return {
-        "n": len(verdicts),
-        "inside": statistics.mean(verdict.inside for verdict in verdicts),
-        "median_error": math.exp(statistics.median(abs(math.log(verdict.ratio)) for verdict in verdicts)),
-        "median_width": statistics.median(verdict.high / verdict.low for verdict in verdicts),
-    }
+    return Verdict(point, point.peak_bytes, plan.peak.low, plan.peak.high)
 
 
 def main() -> int:
