@@ -340,6 +340,10 @@ def test_vectors_repeat_and_have_length_1_or_0(method):
     assert one.n_zero_rows == 3
 
 
+def test_vectors_have_384_dimensions_unless_asked_for_others():
+    assert data.embed(SMALL, method="hashing").vectors.shape == (5, 384)
+
+
 def test_a_text_in_dropped_directions_only_is_a_zero_row():
     embedding = data.embed(["cat dog"] * 9 + ["something else entirely"], n_dimensions=1)
     assert embedding.n_zero_rows == 1

@@ -103,6 +103,8 @@ def test_an_error_below_its_base_rate_has_the_interval_that_its_gain_leaves():
     score = found[f"metrics [{metric.name}]"]
     assert (score.low, score.value, score.high, score.n_runs) == (pytest.approx(0.7), 0.8, pytest.approx(0.9), 50)
     assert [value.value for name, value in found.items() if name.endswith("metrics loss")] == [2.0]
+    ((_, of_nothing),) = quantities(metric.model_copy(update={"n_samples": 0}))
+    assert of_nothing.n_runs == 1  # a file that says so is compared all the same
 
 
 def test_all_that_is_compared_has_a_name_of_its_own(run):

@@ -180,6 +180,13 @@ def test_own_prices_come_from_a_file_and_from_parameters_and_leave_the_other_exa
     assert not Rules.load(None).money.given
 
 
+def test_a_rule_by_which_no_training_fits_is_refused(tmp_path):
+    file = tmp_path / "rules.yaml"
+    file.write_text("fit: {accepted_verdicts: []}")
+    with pytest.raises(ValueError, match=r"fit\.accepted_verdicts: .* got \[\]"):
+        Rules.load(file)
+
+
 def test_prices_that_cannot_be_meant_are_refused():
     for given, message in (
         ({"price_per_hour": ["T5=1"]}, "GPU 'T5' is not in the catalogue"),
