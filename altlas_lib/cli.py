@@ -176,8 +176,6 @@ def profile(
         raise typer.Exit(1)
     if Path("/dev/stdin").is_fifo():
         print("note: what is piped in is not passed on, the program reads an empty standard input", file=sys.stderr)
-    if sys.stderr.isatty():
-        print("running it again and again, plain and under each tool...", file=sys.stderr, flush=True)
     interrupted = "interrupted; what was started has been ended, nothing was written"
     with _said_plainly(profiling.ProfilingError, ValueError, interrupted=interrupted):
         spec, environment = devices.find_gpu(gpu), EnvironmentResult.latest()
@@ -265,9 +263,6 @@ def plan(
     from . import tables, training
     from .results import Remedy
 
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     with _said_plainly(training.PlanError, ValueError, interrupted="interrupted; nothing was planned"):
         shapes = dict(map(_shape, input_shapes or ()))
         how = {"input_shapes": shapes, "time_limit_s": time_limit_s}
@@ -288,7 +283,7 @@ def plan(
                 found = training.mitigation_table(model, gpu, time_limit_s=time_limit_s)
             else:
                 plan = training.plan_memory(model, gpu, batch_size=batch_size, **how) if batch_size else None
-                plan = plan or training.largest_batch(model, gpu, tell=tell, **how)
+                plan = plan or training.largest_batch(model, gpu, **how)
                 if plan is None:
                     raise training.PlanError(f"not even one sample of {model} fits {gpu}; what it needs: --batch-size 1")
                 largest = None if batch_size else plan.configuration["batch_size"]

@@ -2,19 +2,17 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .devices import GpuSpec
 from .paths import RunFolder, write_atomically
-from .results import Ceilings, FigureFile
+from .results import FigureFile
 
 # Okabe and Ito's palette: told apart with any colour vision, and in grey.
 COLOURS = {
@@ -79,42 +77,3 @@ def save_figure(fig: Figure, run: RunFolder, name: str, *, alt: str) -> FigureFi
     record = FigureFile(file=f"{name}-{digest[:8]}.png", title="; ".join(titles.values()), alt=alt)
     write_atomically(run.figures / record.file, picture.getvalue())
     return record
-
-
-def draw_roofs(ax: Axes, ceilings: Ceilings, target_gpu: GpuSpec) -> None:
-    intensity = np.logspace(-1, 4, 200)  # operations per byte moved
-    own = (
-        ("this CPU, float32", "cpu_copy_bandwidth", "cpu_matmul_float32", "blue"),
-        ("this GPU, float32", "gpu_copy_bandwidth", "gpu_matmul_float32", "green"),
-        ("this GPU, float16", "gpu_copy_bandwidth", "gpu_matmul_float16", "sky"),
-    )
-    rates = [(label, getattr(ceilings, copy), getattr(ceilings, product), c) for label, copy, product, c in own]
-    measured = [row for row in rates if row[1] and row[2]]
-    for label, bandwidth, rate, colour in measured:
-        low, roof, high = (np.minimum(intensity * getattr(bandwidth, v), getattr(rate, v)) for v in ("low", "value", "high"))
-        ax.plot(intensity, roof, color=COLOURS[colour], label=f"{label}, measured")
-        ax.fill_between(intensity, low, high, color=COLOURS[colour], alpha=0.2, linewidth=0)
-    tflops = (("float32", target_gpu.float32_tflops, "orange"), ("float16", target_gpu.float16_tensor_tflops, "red"))
-    for dtype, peak, colour in tflops:
-        roof = np.minimum(intensity * target_gpu.memory_bandwidth_gb_per_s, 1000 * peak)
-        ax.plot(intensity, roof, "--", color=COLOURS[colour], label=f"{target_gpu.name}, {dtype}, data sheet peak")
-    ax.set(xscale="log", yscale="log", xlim=(intensity[0], intensity[-1]))
-    where = " and ".join(dict.fromkeys(rate.device for _, _, rate, _ in measured))
-    ax.set_xlabel("arithmetic intensity (operations per byte moved)" + (f"\nsolid: measured on {where}" if where else ""))
-    ax.set_ylabel("highest possible rate (GFLOP/s)")
-
-
-def short_number(number: float) -> str:
-    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
-
-
-def end_of_name(name: str) -> str:
-    """The end of a long name, which tells functions apart."""
-    return name if len(name) <= 40 else f"…{name[-39:]}"
-
-
-def name_rows(ax: Axes, positions: Sequence[float], names: Sequence[str]) -> None:
-    """Names of horizontal bars, the first on top."""
-    ax.set_yticks(list(positions), [end_of_name(name) for name in names])
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)

@@ -37,16 +37,21 @@ class Notebook:
 
     @contextmanager
     def figure(self, name: str, *, alt: str, first: bool = False, **subplots_arguments: Any) -> Iterator[tuple[Figure, Axes]]:
-        """`figures.figure`, saved as `name` at the end of the block. `first`: shown at the top, beside the answer, instead."""
-        with figures.figure(shown=not first, **subplots_arguments) as (fig, axes):
+        """`figures.figure`, saved as `name` at the end of the block, and shown with its title as the line to click.
+
+        `first`: shown at the top instead, below the answer.
+        """
+        with figures.figure(shown=False, **subplots_arguments) as (fig, axes):
             yield fig, axes
             saved = figures.save_figure(fig, self.run, name, alt=alt)
         self.figures.append(saved)
+        picture = base64.b64encode((self.run.figures / saved.file).read_bytes()).decode()
+        image, title = f'<img src="data:image/png;base64,{picture}" alt="{escape(alt)}">', escape(saved.title)
         if first:
-            picture = base64.b64encode((self.run.figures / saved.file).read_bytes()).decode()
-            image = f'<img src="data:image/png;base64,{picture}" alt="{escape(alt)}">'
-            self._picture = f"<p><strong>{escape(saved.title)}</strong></p>{image}"
+            self._picture = f"<p><strong>{title}</strong></p>{image}"
             self._show(_NOT_YET)
+        else:
+            display(HTML(f"<details><summary>figure: {title}</summary>{image}</details>"))
 
     @staticmethod
     def say(text: str) -> None:

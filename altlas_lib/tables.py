@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 _LEAST_TEXT = 10  # characters that a column of text keeps in a narrow terminal
 
+_SHORT_TEXT = 18  # characters that a notebook does not break
+
 _WIDTH = 120  # characters of a line of text in a notebook or a Python prompt
 
 Format = str | Callable[[Any], str]
@@ -37,11 +39,13 @@ class Table:
         import pandas as pd
 
         table = pd.DataFrame(self.rows, columns=self.columns).convert_dtypes()  # whole numbers beside a missing one stay whole
-        is_number = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
-        sides = [
-            {"selector": f".col{i}", "props": f"text-align: {'right' if number else 'left'}; vertical-align: top"}
-            for i, number in enumerate(is_number)
-        ]
+        sides = []
+        for i, kind in enumerate(table.dtypes):
+            is_number = pd.api.types.is_numeric_dtype(kind)
+            is_short = is_number or table.iloc[:, i].astype(str).str.len().max() <= _SHORT_TEXT
+            side = "right" if is_number else "left"
+            sides.append({"selector": f".col{i}", "props": f"text-align: {side}; vertical-align: top"})
+            sides.append({"selector": f"td.col{i}", "props": f"white-space: {'nowrap' if is_short else 'normal'}"})
         return (
             table.style.hide(axis="index")
             .format(self.formats, escape="html", na_rep=self.missing)
@@ -85,7 +89,7 @@ class Table:
             )
         for row in self.rows:
             shown.add_row(*(rich.text.Text(self._cell(column, row[column])) for column in columns))
-        console = rich.console.Console(file=io.StringIO(), width=width, color_system=None)
+        console = rich.console.Console(file=io.StringIO(), width=width, color_system=None, force_jupyter=False)
         console.print(shown)
         return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines())
 

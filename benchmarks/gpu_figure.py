@@ -29,9 +29,19 @@ def summary(name: str, result: Any) -> str:
         return ", ".join(f"{of} {factor:.2f}x (within {spread:.2f})" for of, (factor, spread) in result["classes"].items())
     if name == "plans":
         return ", ".join(f"{each['what']}: {each['measured'] / each['planned']:.3f} of the plan" for each in result)
+    if name == "torch":
+        return "".join(f"\n  {each['what']:42} {_beside_plan(each)}" for each in result)
     if name == "training":
         return ", ".join(f"{each['policy']}: {each['step_s'] * 1000:.1f} ms a step, {each['resumed']}" for each in result)
     return f"{len(result)} lines" if isinstance(result, list) else str(result)
+
+
+def _beside_plan(each: dict[str, Any]) -> str:
+    low, high = each["planned"]
+    if each["allocated"] is None:
+        return f"planned {low / 2**30:.2f} to {high / 2**30:.2f} GiB, not measured"
+    reserved = f"{each['reserved'] / 2**30:.2f} GiB, {'inside' if low <= each['reserved'] <= high else 'OUTSIDE'} its band"
+    return f"allocated {each['allocated'] / low:.3f} of the plan; reserved {reserved}"
 
 
 def _exact(each: dict[str, Any]) -> str:

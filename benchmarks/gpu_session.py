@@ -95,6 +95,7 @@ STEPS = {
     "calibration": Step(_ASK, 120, _read_json),
     "plans": Step(_ASK, 110, _read_json),
     "training": Step(_ASK, 90, _read_json),
+    "torch": Step(_ASK, 150, _read_json),
     "timeline": Step(f"nsys profile --trace cuda,nvtx --force-overwrite true --output {{out}} {_SEARCH}", 60, str, "nsys"),
     "kernels": Step(
         "ncu --csv --log-file {out} --kernel-name regex:collect_pairs|update_best --launch-count 8 --set basic " + _SEARCH,

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ _PLANS = [
     ("option1", 64, "float32"),
     ("option1", 256, "mixed_float16"),
     ("option2", 32, "float32"),
+]
+# Five of PyTorch, as rows of `torch_memory`; a rehearsal takes the last.
+_TORCH_COLUMNS = ("model", "batch", "seq_or_image", "dtype_amp", "checkpointing")
+_TORCH_PLANS = [
+    ("ResNet-50", "32", "224", "fp32", "no"),
+    ("ResNet-50", "64", "224", "fp16 AMP", "no"),
+    ("BERT base", "32", "128", "fp32", "no"),
+    ("BERT base", "32", "512", "fp16 AMP", "yes"),
+    ("ResNet-50", "2", "64", "fp32", "no"),
 ]
 
 
@@ -43,16 +53,52 @@ def measure_plans(rehearse: bool) -> list[dict[str, Any]]:
     for preset, batch_size, policy in _PLANS[: 1 if rehearse else None]:
         plan = plan_memory(preset, gpu, batch_size=batch_size, dtype_policy=policy)
         request = StepRequest(config=find_preset(preset), batch_size=batch_size, dtype_policy=policy)
-        command = [sys.executable, "-m", "benchmarks.gpu_steps", "peak"]
-        environment = os.environ | {"KERAS_BACKEND": "jax", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        done = subprocess.run(
-            command, input=request.model_dump_json(), env=environment, capture_output=True, text=True, timeout=100
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr[-1000:])
-        what = f"{preset}, batch of {batch_size}, {policy}"
-        found.append({"what": what, "planned": plan.peak.value, "measured": json.loads(done.stdout)})
+        how = {"KERAS_BACKEND": "jax", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        measured = _in_a_process("peak", how, request.model_dump_json())
+        found.append({"what": f"{preset}, batch of {batch_size}, {policy}", "planned": plan.peak.value, "measured": measured})
     return found
+
+
+def _in_a_process(step: str, environment: dict[str, str], asked: str = "") -> Any:
+    command = [sys.executable, "-m", "benchmarks.gpu_steps", step]
+    how = {"env": os.environ | environment, "capture_output": True, "text": True, "timeout": 140}
+    done = subprocess.run(command, input=asked, **how)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-1000:])
+    return json.loads(done.stdout)
+
+
+def measure_torch(rehearse: bool) -> list[dict[str, Any]]:
+    """Bytes of PyTorch's steps: by their plans, and what its allocator held and reserved at most. Two at a time: each process'
+    allocator counts for itself, and planning takes a core."""
+    from .torch_memory import ROW
+
+    rows = [dict(zip(_TORCH_COLUMNS, plan, strict=True)) | {"optimizer": "AdamW", "peak_gib": "0"} for plan in _TORCH_PLANS]
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(_in_a_process, "torch-peak", {ROW: json.dumps(row)}) for row in rows[-1 if rehearse else 0 :]]
+        return [each.result() for each in asked]
+
+
+def measure_torch_peak() -> dict[str, Any]:
+    """Of the row in the environment: the ends of the plan's band, and what two updates took, None without a GPU."""
+    import torch
+
+    from altlas_lib import training
+
+    from . import torch_memory
+
+    row = json.loads(os.environ[torch_memory.ROW])
+    point = torch_memory.read_point(row)
+    planned = torch_memory.judge(point)
+    module, data, *how = torch_memory.build()
+    data = tuple(each.repeat(2 * point.how["batch_size"], *[1] * (each.ndim - 1)) for each in data)
+    run = training.fit((module, None, *how), data, n_epochs=1, **point.how)
+    peak = run.peak_memory
+    return {
+        **{"what": ", ".join(row[name] for name in _TORCH_COLUMNS), "planned": [planned.low, planned.high]},
+        **{"allocated": peak and peak.value, "reserved": peak and torch.cuda.max_memory_reserved()},
+        "final_loss": run.history[-1].metrics["loss"],
+    }
 
 
 def measure_peak() -> int:
@@ -108,20 +154,27 @@ def search(n_rows: int) -> None:
         print(f"{time.perf_counter() - began_s:.3f} s")
 
 
-_STEPS: dict[str, Callable[[bool], Any]] = {"calibration": calibrate, "plans": measure_plans, "training": train}
+_STEPS: dict[str, Callable[[bool], Any]] = {
+    "calibration": calibrate,
+    "plans": measure_plans,
+    "torch": measure_torch,
+    "training": train,
+}
+
+_PEAKS: dict[str, Callable[[], Any]] = {"peak": measure_peak, "torch-peak": measure_torch_peak}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.gpu_steps", description=__doc__)
-    parser.add_argument("step", choices=[*_STEPS, "peak", "search"])
+    parser.add_argument("step", choices=[*_STEPS, *_PEAKS, "search"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args(arguments)
     if options.step == "search":
         search(options.rows)
-    elif options.step == "peak":
-        print(measure_peak())
+    elif options.step in _PEAKS:
+        print(json.dumps(_PEAKS[options.step]()))
     else:
         write_atomically(options.out, json.dumps(_STEPS[options.step](options.rehearse), indent=1))
 

@@ -26,10 +26,9 @@ from scipy.optimize import least_squares
 
 from altlas_lib.devices import GpuSpec, find_gpu
 from altlas_lib.inference import llm
-from altlas_lib.inference.llm import seconds_per_token
+from altlas_lib.inference.llm import LanguageModel, seconds_per_token
 from altlas_lib.paths import write_atomically
-from altlas_lib.results import LanguageModel
-from benchmarks.published import score, table
+from benchmarks.published import Verdict, score, table
 
 FOLDER = Path(__file__).parent / "published"
 FILE, MODELS = FOLDER / "llm_speeds.csv", FOLDER / "llm_models.toml"
@@ -64,27 +63,6 @@ class Point:
     tokens_per_s: float
     trust: str
     source: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A point beside its band; `score` of benchmarks.published reads these names."""
-
-    point: Point
-    low: float
-    high: float
-
-    @property
-    def inside(self) -> bool:
-        return self.low <= self.point.tokens_per_s <= self.high
-
-    @property
-    def ratio(self) -> float:
-        return self.point.tokens_per_s / math.sqrt(self.low * self.high)
-
-    @property
-    def width(self) -> float:
-        return self.high / self.low
 
 
 def read_points(file: Path = FILE) -> tuple[list[Point], Counter]:
@@ -212,7 +190,7 @@ def judge(errors: Sequence[tuple[Point, float]], known: Sequence[tuple[Point, fl
     verdicts = []
     for point, error in errors:
         centre, factor = point.tokens_per_s / math.exp(error), band_factor(known, point.phase, without=point.gpu.name)
-        verdicts.append(Verdict(point, centre / factor, centre * factor))
+        verdicts.append(Verdict(point, point.tokens_per_s, centre / factor, centre * factor))
     return verdicts
 
 

@@ -53,22 +53,25 @@ class Point(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    point: Point
-    low_s: float
-    high_s: float
+    """A published figure beside the band that was projected for it, in the same unit; `point` is what it is of."""
+
+    point: Any
+    published: float
+    low: float
+    high: float
 
     @property
     def inside(self) -> bool:
-        return self.low_s <= self.point.time_s <= self.high_s
+        return self.low <= self.published <= self.high
 
     @property
     def ratio(self) -> float:
         """Published / geometric mean of the band."""
-        return self.point.time_s / math.sqrt(self.low_s * self.high_s)
+        return self.published / math.sqrt(self.low * self.high)
 
     @property
     def width(self) -> float:
-        return self.high_s / self.low_s
+        return self.high / self.low
 
 
 # Reading -----------------------------------------------------------------------------------------------------------------
@@ -224,7 +227,7 @@ def judge(point: Point, rates: Rates) -> Verdict:
     for n_bytes, way in zip(point.transferred_bytes, (rates.to_device, rates.to_host), strict=True):
         if n_bytes:
             low, high = low + n_bytes / way[fast] + TRANSFER_START_S[0], high + n_bytes / way[slow] + TRANSFER_START_S[1]
-    return Verdict(point, low, high)
+    return Verdict(point, point.time_s, low, high)
 
 
 def shipped(points: Sequence[Point]) -> list[Verdict]:
@@ -280,7 +283,7 @@ def worst(verdicts: Sequence[Verdict], n: int = 10) -> str:
     """The `n` points furthest from the centres of their bands."""
     lines = ["furthest off (published / centre of the band):"]
     for verdict in sorted(verdicts, key=lambda v: -abs(math.log(v.ratio)))[:n]:
-        low, high, time = (format_value(s, "s") for s in (verdict.low_s, verdict.high_s, verdict.point.time_s))
+        low, high, time = (format_value(s, "s") for s in (verdict.low, verdict.high, verdict.published))
         point = verdict.point
         lines.append(f"  {verdict.ratio:6.2f}x  {point.op} on {point.gpu.name}: {time}, projected {low} to {high}  {point.id}")
     return "\n".join(lines)

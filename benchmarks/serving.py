@@ -96,14 +96,17 @@ def payloads(X: np.ndarray, n: int) -> tuple[list[float], list[float]]:
     """Seconds to encode and decode a matrix as JSON, and as JSON with a binary tensor, by what server and client use."""
     from altlas_lib.serving import wire
 
+    tensors = {"inputs": [{"name": "queries", "datatype": "FP32", "shape": [-1, X.shape[1]]}], "outputs": []}
+    model = {"name": "similarity", "batches": True, "max_k": 1} | tensors
+
     def as_json() -> None:
         tensor = {"name": "queries", "datatype": "FP32", "shape": X.shape, "data": X.ravel().tolist()}
-        wire.decode(json.dumps({"inputs": [tensor]}).encode(), memoryview(b""))
+        wire.decode(model, json.dumps({"inputs": [tensor], "parameters": {"k": 1}}).encode(), memoryview(b""))
 
     def as_bytes() -> None:
         body, headers = infer_request({"queries": X}, k=1)
         length = int(headers["Inference-Header-Content-Length"])
-        wire.decode(body[:length], memoryview(body)[length:])
+        wire.decode(model, body[:length], memoryview(body)[length:])
 
     return timed(as_json, n), timed(as_bytes, n)
 

@@ -12,10 +12,8 @@ counted with the reason.
 
 import argparse
 import json
-import math
 import os
 import re
-import statistics
 import sys
 from collections import Counter
 from pathlib import Path
@@ -25,10 +23,10 @@ from altlas_lib import training
 from altlas_lib.devices import find_gpu
 from altlas_lib.results import format_value
 from altlas_lib.training.plan.planner import CONTEXT_BYTES
-from benchmarks.published import read_rows
+from benchmarks.published import Verdict, read_rows, score
 
 FILE = Path(__file__).parent / "published" / "torch_memory.csv"
-_ROW = "ALTLAS_TORCH_MEMORY_ROW"  # how the planner's child learns which model it is to build
+ROW = "ALTLAS_TORCH_MEMORY_ROW"  # how the planner's child learns which model it is to build
 _BERT = {"base": (768, 12, 12), "large": (1024, 24, 16)}
 _RESNET = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
 _LLAMA = {  # width, layers, heads, groups of keys, inner width, tokens, whether the embedding is the last layer, too
@@ -55,21 +53,6 @@ class Point(NamedTuple):
     peak_bytes: float
 
 
-class Verdict(NamedTuple):
-    point: Point
-    low: float
-    high: float
-
-    @property
-    def inside(self) -> bool:
-        return self.low <= self.point.peak_bytes <= self.high
-
-    @property
-    def ratio(self) -> float:
-        """Published / geometric mean of the band."""
-        return self.point.peak_bytes / math.sqrt(self.low * self.high)
-
-
 def read_points(path: Path = FILE) -> tuple[list[Point], Counter[str]]:
     """The points of a file and, by reason, how many rows are none.
 
@@ -79,13 +62,18 @@ def read_points(path: Path = FILE) -> tuple[list[Point], Counter[str]]:
     points, left_out = [], Counter()
     for row in read_rows(path, ("model", "batch", "dtype_amp", "optimizer", "peak_gib")):
         try:
-            points.append(_point(row))
+            points.append(read_point(row))
         except LookupError as reason:
             left_out[reason.args[0]] += 1
     return points, left_out
 
 
-def _point(row: dict[str, str]) -> Point:
+def read_point(row: dict[str, str]) -> Point:
+    """Of a row of the file.
+
+    Raises:
+        LookupError: it is not judged; says why.
+    """
     said = " ".join((row["model"], row["optimizer"], row.get("seq_or_image", ""), row.get("checkpointing", ""))).lower()
     for pattern, reason in _NOT_BUILT.items():
         if re.search(pattern, said):
@@ -143,7 +131,7 @@ def build() -> tuple[Any, ...]:
 
     from benchmarks import torch_models
 
-    row = json.loads(os.environ[_ROW])
+    row = json.loads(os.environ[ROW])
     (kind, sizes), (optimizer, options) = _kind(row["model"]), _optimizer(row["optimizer"])
     size = int(re.search(r"\d+", row["seq_or_image"])[0])
     if row["dtype_amp"].lower() == "bf16":
@@ -161,21 +149,9 @@ def build() -> tuple[Any, ...]:
 
 def judge(point: Point) -> Verdict:
     """The plan of the point on the largest GPU, which changes nothing about a module's step."""
-    os.environ[_ROW] = json.dumps(point.row)
+    os.environ[ROW] = json.dumps(point.row)
     plan = training.plan_memory("benchmarks.torch_memory:build", find_gpu("H200"), **point.how)
-    return Verdict(point, plan.peak.low, plan.peak.high)
-
-
-def score(verdicts: list[Verdict]) -> dict[str, float | int | None]:
-    """Number, share inside, median error and width as factors; None of no points."""
-    if not verdicts:
-        return {"n": 0, "inside": None, "median_error": None, "median_width": None}
-    return {
-        "n": len(verdicts),
-        "inside": statistics.mean(verdict.inside for verdict in verdicts),
-        "median_error": math.exp(statistics.median(abs(math.log(verdict.ratio)) for verdict in verdicts)),
-        "median_width": statistics.median(verdict.high / verdict.low for verdict in verdicts),
-    }
+    return Verdict(point, point.peak_bytes, plan.peak.low, plan.peak.high)
 
 
 def main() -> int:

@@ -77,6 +77,26 @@ def test_similarity_is_rehearsed_on_the_stand_in(tmp_path):
     assert gpu_figure.table(record).count("0 wrong neighbours") == len(rows)
 
 
+def test_plans_of_torch_are_rehearsed_on_the_cpu(tmp_path):
+    """Planned and trained as on a GPU, where alone PyTorch's allocator has peaks."""
+    pytest.importorskip("torch")
+    found = gpu_session.run_step("torch", gpu_session.STEPS["torch"], tmp_path, gpu_session._REHEARSED, 200)
+    (of_resnet,) = found["result"]
+    low, high = of_resnet["planned"]
+    weights_bytes = 25_557_032 * 4  # of ResNet-50, torchvision's own number
+    assert 4 * weights_bytes < low < high < 9 * weights_bytes  # with gradients and AdamW's two moments
+    assert of_resnet["allocated"] is None
+    assert 5 < of_resnet["final_loss"] < 12  # near log(1000)
+
+
+def test_peaks_of_torch_stand_beside_their_plans():
+    each = {"what": "ResNet-50", "planned": [2 * 2**30, 3 * 2**30], "allocated": 2.1 * 2**30}
+    assert gpu_figure.summary("torch", [each | {"reserved": 2.5 * 2**30}]).endswith(
+        "1.050 of the plan; reserved 2.50 GiB, inside its band"
+    )
+    assert "OUTSIDE" in gpu_figure.summary("torch", [each | {"reserved": 3.1 * 2**30}])
+
+
 @pytest.mark.skipif(shutil.which("nsys") is not None, reason="there is Nsight here")
 def test_nsight_is_asked_only_where_it_is(tmp_path):
     found = gpu_session.run_step("timeline", gpu_session.STEPS["timeline"], tmp_path, gpu_session._REHEARSED, 100)

@@ -55,12 +55,12 @@ def test_left_out_points_lie_in_their_bands(judged):
 def test_a_point_is_not_judged_by_a_fit_that_saw_its_group(judged, monkeypatch):
     """However the points of a group are falsified, what judges them stays as it is."""
     mine = [point for point in LEARNED if group_of(point) == ("https://github.com/cupy/cupy/pull/10262", "H100 SXM")]
-    before = [(v.low_s, v.high_s) for v in judged[0] if v.point.id in {point.id for point in mine}]
+    before = [(v.low, v.high) for v in judged[0] if v.point.id in {point.id for point in mine}]
     false = [point._replace(time_s=1000 * point.time_s) if point in mine else point for point in POINTS]
     monkeypatch.setattr(fit_efficiencies, "read_points", lambda: (false, {}))
     after = held_out([point for point in false if point.id in {point.id for point in mine}])[0]
     assert len(mine) == 2
-    assert [(v.low_s, v.high_s) for v in after] == before[: len(mine)]
+    assert [(v.low, v.high) for v in after] == before[: len(mine)]
 
 
 def test_the_table_is_what_the_script_fits(judged):
@@ -171,18 +171,18 @@ def test_points_of_the_committed_file_in_another_file_are_still_left_out(tmp_pat
     path.write_bytes(FILE.read_bytes())
     points, _ = read_points(path)
     some = [point for point in points if point.op in ("sort", "copy", "cumsum")]
-    theirs = {v.point.id: v.low_s for v in held_out(some)[0]}
-    ours = {v.point.id: v.low_s for v in judged[0] if v.point.id in theirs}
+    theirs = {v.point.id: v.low for v in held_out(some)[0]}
+    ours = {v.point.id: v.low for v in judged[0] if v.point.id in theirs}
     assert theirs == ours
-    assert theirs != {v.point.id: v.low_s for v in shipped(some)}
+    assert theirs != {v.point.id: v.low for v in shipped(some)}
 
 
 def test_transfers_are_counted_where_the_timing_has_them():
     (point, *_) = POINTS
     moved = point._replace(transferred_bytes=(1e9, 0.0))
     rates = gpu_rates(point.gpu)
-    assert judge(moved, rates).low_s - judge(point, rates).low_s == pytest.approx(1e9 / rates.to_device[1], rel=1e-3)
-    assert judge(moved, rates).high_s - judge(point, rates).high_s == pytest.approx(1e9 / rates.to_device[0], rel=1e-3)
+    assert judge(moved, rates).low - judge(point, rates).low == pytest.approx(1e9 / rates.to_device[1], rel=1e-3)
+    assert judge(moved, rates).high - judge(point, rates).high == pytest.approx(1e9 / rates.to_device[0], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_transfers_are_counted_where_the_timing_has_them():
 def test_without_a_usable_expression_the_call_follows_from_op_shapes_and_dtype(tmp_path, op, shapes, dtype, expression):
     (point,), left_out = read_points(write(tmp_path / "a.csv", [row(op=op, shapes=shapes, dtype=dtype, expression=expression)]))
     assert not left_out
-    assert shipped([point])[0].low_s > 0
+    assert shipped([point])[0].low > 0
 
 
 @pytest.mark.parametrize(
@@ -294,11 +294,11 @@ def test_any_cells_are_points_or_counted(tmp_path_factory, rows):
         return  # a NUL, say
     assert len(points) + left_out.total() <= len(rows)
     for verdict in shipped(points):
-        assert 0 < verdict.low_s < verdict.high_s < math.inf
+        assert 0 < verdict.low < verdict.high < math.inf
 
 
 def test_scores_by_hand():
     (point, *_) = POINTS
-    verdicts = [published.Verdict(point._replace(time_s=time_s), 1.0, 4.0) for time_s in (2.0, 4.0, 8.0)]
+    verdicts = [published.Verdict(point, time_s, 1.0, 4.0) for time_s in (2.0, 4.0, 8.0)]
     assert score(verdicts) == {"n": 3, "inside": 2 / 3, "median_error": pytest.approx(2), "median_width": 4}
     assert "4.00x" in worst(verdicts).splitlines()[1]

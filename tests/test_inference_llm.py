@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from altlas_lib import cli, devices, inference
 from altlas_lib.inference import llm
-from altlas_lib.results import LanguageModel, LlmPlan
+from altlas_lib.inference.llm import LanguageModel, LlmPlan
 from benchmarks import llm as benchmark
 
 N_LAYERS, HIDDEN, HEADS, CACHED, VOCABULARY = 4, 64, 8, 2, 320

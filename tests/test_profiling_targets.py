@@ -45,6 +45,25 @@ SCRIPT = """
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every file name is text")
+def test_what_is_not_utf_8_is_named_before_anything_runs(folder):
+    script = folder / os.fsdecode(b"caf\xe9.py")
+    script.write_text("import pathlib; pathlib.Path('ran').touch()")
+    with pytest.raises(profiling.ProfilingError, match=r"'.*caf\\udce9.py' is not UTF-8.*rename it"):
+        profiling.profile(str(script), **QUICK)
+    plain = script.rename(folder / "plain.py")
+    with pytest.raises(profiling.ProfilingError, match=r"'\\udce9' is not UTF-8"):
+        profiling.profile(str(plain), argv=["\udce9"], **QUICK)
+    assert not Path("ran").exists()
+
+
+def test_an_error_of_the_target_with_half_a_character_is_said(folder):
+    script = folder / "fails.py"
+    script.write_text("raise ValueError('caf\\udce9')")
+    with pytest.raises(profiling.ProfilingError, match=r"raised ValueError: caf\\udce9 at"):
+        profiling.profile(str(script), **QUICK)
+
+
 def test_a_script_runs_as_python_would_run_it(write, folder, py_spy_permitted):
     """Same arguments, path, environment, modules and output as under `python script.py`, with every tool."""
     helper = write("def square(i): return i * i")

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from altlas_lib import figures, paths
 from altlas_lib.devices import find_gpu
+from altlas_lib.profiling.show import plots as profiling_plots
 from altlas_lib.results import (
     Ceilings,
     EnvironmentResult,
@@ -134,6 +135,17 @@ def test_what_is_saved_is_loaded(run, finding, parameters):
     assert [path.name for path in run.results.iterdir()] == ["environment.json"]  # no temporary file stays
 
 
+def test_half_a_character_is_named_and_the_result_before_stays(run):
+    kept = environment_result().save(run)
+    with pytest.raises(ResultError, match=r"environment result cannot be written .*position 3.*not UTF-8"):
+        environment_result(texts="caf\udce9").save(run)
+    assert EnvironmentResult.load(run) == kept
+    path = run.results / "environment.json"
+    path.write_text(path.read_text().replace(kept.finding, "\\ud800"))
+    with pytest.raises(ResultError, match="cannot be read"):
+        EnvironmentResult.load(run)
+
+
 def test_saving_removes_the_chapters_pictures_that_the_result_does_not_name(run):
     for name in ("00_old-1.png", "00_new-2.png", "10_other-3.png"):
         (run.figures / name).write_bytes(b"png")
@@ -157,7 +169,7 @@ def test_a_later_execution_that_fails_keeps_the_pictures_of_the_valid_result(run
 
 def test_a_long_title_is_wrapped_and_not_cut(run):
     with figures.figure() as (fig, ax):
-        figures.name_rows(ax, [0, 1], ["a_long_name_of_a_row_" * 3] * 2)
+        profiling_plots.name_rows(ax, [0, 1], ["a_long_name_of_a_row_" * 3] * 2)
         ax.set_title("some words that make a title " * 6)
         saved = figures.save_figure(fig, run, "00_x", alt="x")
         (drawn,) = [text for text in ax.findobj(Text) if text.get_text() == saved.title]

@@ -2,9 +2,11 @@
 
 import http.client
 import json
+import os
 import socket
 import struct
 import time
+import tracemalloc
 
 import httpx
 import numpy as np
@@ -12,6 +14,9 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from serving_helpers import CORPUS, LIMIT_S, D, as_npy, binary, serve, tensor
+from starlette.exceptions import HTTPException
+
+from altlas_lib.serving.wire import check_npy
 
 INFER, JOBS = "/v2/models/similarity/infer", "/v1/jobs?kind=top_k"
 LIMITS = {"--max-body-bytes": 2**20, "--max-json-bytes": 2**19, "--max-job-bytes": 2**20, "--read-time-limit-s": 1}
@@ -157,6 +162,18 @@ def test_a_bad_job_is_not_accepted(client, server, name):
     assert not list((store / "incoming").iterdir()) + list((store / "files").iterdir())
 
 
+def test_a_header_as_long_as_the_body_is_not_read_into_memory(tmp_path):
+    file, size = tmp_path / "body.npy", 2**30
+    file.write_bytes(b"\x93NUMPY\x02\x00" + struct.pack("<I", size - 12) + b"{")
+    os.truncate(file, size)
+    tracemalloc.start()
+    with pytest.raises(HTTPException, match=r"not a \.npy file"):
+        check_npy(file)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 2**20
+
+
 @pytest.mark.parametrize(
     "query",
     ["", "kind=other", "kind=top_k&k=0", "kind=top_k&k=x", "kind=pairs_above&threshold=2", "kind=pairs_above&threshold=nan"],
@@ -227,6 +244,9 @@ def test_more_than_may_be_held_is_refused_for_now(server, client):
     assert int(refused.headers["Retry-After"]) > 0
     for connection in held:
         connection.close()
+    deadline = time.monotonic() + LIMIT_S
+    while metric(client, "altlas_held_bytes"):  # the server learns a moment later that they are gone
+        assert time.monotonic() < deadline
 
 
 def test_schemathesis_finds_no_answer_that_is_not_declared(server):

@@ -132,6 +132,20 @@ def test_the_same_key_is_the_same_job_and_another_request_is_refused(tmp_path):
     assert add(Store(settings(tmp_path)), key="a") == job
 
 
+def test_a_running_job_tells_the_time_left_at_the_rate_so_far(tmp_path):
+    store = Store(settings(tmp_path))
+    job = add(store)
+    assert store.find(job).left_s is None
+    store.claim()
+    assert store.find(job).left_s is None
+    store._execute("UPDATE jobs SET changed_at = changed_at - 30")
+    store.progress[job] = 0.75
+    assert store.find(job).left_s == pytest.approx(10, abs=1)
+    store.settle(job, "failed", "gone")
+    assert store.find(job).left_s is None
+    release(store)
+
+
 def test_a_bounded_queue_says_when_to_come_again(tmp_path):
     store = Store(settings(tmp_path, max_jobs=2))
     add(store)

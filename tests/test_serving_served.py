@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ import pytest
 from serving_helpers import CORPUS, write_model
 
 from altlas_lib import devices, inference, paths, served, similarity
+from altlas_lib.serving import Settings
+from altlas_lib.serving.batching import Dispatcher, Waiting
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -83,3 +86,25 @@ def test_a_model_for_a_gpu_is_not_computed_on_the_cpu_in_silence(tmp_path):
     assert served.OnnxModel(file, "cpu").metadata["platform"] == "onnxruntime_cpu"
     with pytest.raises(inference.InferenceError, match="fell back to CPUExecutionProvider: pip install onnxruntime-gpu"):
         served.OnnxModel(file, "gpu")
+
+
+def test_a_model_that_gives_a_single_number_is_answered(tmp_path):
+    """An output without dimensions has no rows to share out."""
+
+    class Worker:
+        device, stop = "cpu", staticmethod(lambda: None)
+
+        def ask(self, message, time_limit_s):
+            return {"answer": {"sum": np.asarray(message[1]["x"].sum())}}
+
+    (tmp_path / "model.onnx").touch()
+    request = Waiting({"name": "sum", "batches": False}, {"x": np.ones((2, 3), np.float32)}, 2, 0)
+    waiting = queue.SimpleQueue()
+    waiting.put(request)
+    dispatcher = Dispatcher(waiting, Worker(), Settings(models=[tmp_path / "model.onnx"]))
+    dispatcher.start()
+    outputs, _ = request.done.result(timeout=60)
+    dispatcher.stopping.set()
+    dispatcher.join()
+    assert outputs["sum"].shape == ()
+    assert outputs["sum"] == 6

@@ -694,7 +694,7 @@ def test_the_command_plans_a_model_of_the_users_own(compiles, command, my_models
     assert re.search(r"^my_models:dense +16 x 1 +1 GiB +fits +unknown", text, re.M)
     code, text, errors = command("my_models:dense", "--json")
     assert json.loads(text)[0]["largest_batch"] == 2**16
-    assert errors[-1] == "batch 65536 on T4: 1 GiB, fits"
+    assert errors == []  # no progress where nobody looks
     small = devices.find_gpu("T4").model_copy(update={"usable_memory_gib": 0.6})
     monkeypatch.setattr(planner, "find_gpu", lambda name: small)
     code, _, errors = command("my_models:dense")

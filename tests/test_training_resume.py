@@ -38,6 +38,17 @@ def test_killed_at_any_micro_batch_it_ends_with_the_same_bits(tmp_path, backend)
     assert len({expected for expected, _, _ in answers.values()}) == len(TRAININGS)
 
 
+def test_on_pytorch_a_keras_model_is_trained_as_it_was_compiled_and_a_resume_says_what_it_is(tmp_path):
+    """There it is a PyTorch module as well, and would get a loss and an optimizer by default."""
+    pytest.importorskip("torch")
+    optimizer, metrics, n_epochs, notes = in_a_process("torch", f"resume_on_torch({str(tmp_path / 'kept')!r})", tmp_path)
+    assert optimizer == "Adam"
+    assert metrics == ["loss", "mae"]
+    assert n_epochs == 2
+    assert len(notes) == 1
+    assert "dropout draws other numbers" in notes[0]
+
+
 @pytest.mark.frameworks("devices", "TensorFlow", "JAX")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_devices_train_what_one_does(tmp_path, backend):
@@ -45,6 +56,18 @@ def test_two_devices_train_what_one_does(tmp_path, backend):
     weights, predictions = in_a_process(backend, "train_on_two_devices()", tmp_path, flags)
     assert weights < 1e-6
     assert predictions < 1e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_devices_train_in_half_precision_what_one_does_with_whole_batches(tmp_path, backend):
+    """Within the last place of float16, 2^-10, of the way that the weights go; an infinity on one skips an update on both."""
+    flags = "--xla_force_host_platform_device_count=2"
+    code = "train_in_half_precision_on_two_devices()"
+    error, same, n_updates = in_a_process(backend, code, tmp_path, flags)
+    assert 0 < error < 2**-10
+    assert same == [True, True]
+    assert n_updates[0] == n_updates[1]
+    assert 8 <= n_updates[0] < 24, "the first ones are skipped, until the scale is small enough"
 
 
 # Accumulation ---------------------------------------------------------------------------------------------------------

@@ -157,27 +157,71 @@ def kill_and_resume(folder, seed):
     print(json.dumps(answers))
 
 
-def train_on_two_devices():
-    """Largest difference of weights, and of predictions, between what one device and two devices train."""
-    samples, numbers = make_samples(), {"n_epochs": 2, "learning_rate": 1e-3, "seed": 1}
+def on_two_devices(train):
+    """What it returns on one device, then twice on two."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         cpu, each = tf.config.list_physical_devices("CPU")[0], tf.config.LogicalDeviceConfiguration()
         tf.config.set_logical_device_configuration(cpu, [each, each])
+    one = train()
+    if keras.backend.backend() == "tensorflow":
+        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+            return one, train(), train()
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"]))
+    return one, train(), train()
 
-    def trained():
+
+def train_on_two_devices():
+    """Largest difference of weights, and of predictions, between what one device and two devices train."""
+    samples, numbers = make_samples(), {"n_epochs": 2, "learning_rate": 1e-3, "seed": 1}
+
+    def train():
         run = training.train(samples, EXACT, micro_batch_size=8, gradient_accumulation_steps=4, **numbers)
         return weights_of(run.model), training.predict(run.model, samples, slice(1240, 1299)).logs
 
-    one = trained()
-    if keras.backend.backend() == "tensorflow":
-        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-            two = trained()
-    else:
-        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"]))
-        two = trained()
+    one, two, _ = on_two_devices(train)
     print(json.dumps([float(np.abs(x - y).max()) for x, y in zip(one, two, strict=True)]))
+
+
+def train_in_half_precision_on_two_devices():
+    """How far two devices end from one with whole batches, of the way that the weights went; whether two runs are equal,
+    without and with dropout and batch norm; and how many updates a loss scale that begins far too large lets through.
+    """
+    x = np.random.default_rng(0).normal(size=(96, 5)).astype("float32")
+    begun = []
+
+    def train_layers(*more, scale=2.0**15):
+        keras.utils.set_random_seed(2)
+        hidden = layers.Dense(16, activation="tanh", dtype="mixed_float16")
+        model = keras.Sequential([keras.Input((5,)), hidden, *more, layers.Dense(1, dtype="float32")])
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05, momentum=0.9), initial_scale=scale)
+        model.compile(optimizer, "mse", auto_scale_loss=False)
+        begun.append(weights_of(model))
+        sizes = {"batch_size": 16, "micro_batch_size": 16 if len(begun) == 1 else 4}
+        training.fit(model, (x, np.sin(x).sum(axis=1, keepdims=True)), n_epochs=4, seed=3, **sizes)
+        return weights_of(model), int(keras.ops.convert_to_numpy(optimizer.inner_optimizer.iterations))
+
+    def train():
+        plain, _ = train_layers()
+        noisy, _ = train_layers(layers.Dropout(0.2, seed=1), layers.BatchNormalization())
+        return plain, noisy, train_layers(scale=2.0**28)[1]
+
+    one, two, again = on_two_devices(train)
+    error = np.linalg.norm(two[0] - one[0]) / np.linalg.norm(one[0] - begun[0])
+    same = [bool((two[i] == again[i]).all()) for i in (0, 1)]
+    print(json.dumps([float(error), same, [two[2], again[2]]]))
+
+
+def resume_on_torch(folder):
+    """What a Keras model is on PyTorch, its losses, and the notes of a training that was continued."""
+    first = TRAININGS["recurrent"](checkpoint_folder=folder)
+    keras.utils.set_random_seed(4)
+    model, samples = recurrent()
+    again = training.fit(
+        model, samples, n_epochs=3, seed=7, micro_batch_size=3, batch_size=8, checkpoint_folder=folder, resume=True
+    )
+    print(json.dumps([type(model.optimizer).__name__, [*again.history[-1].metrics], len(first.history), again.notes]))
 
 
 def hold_folder(folder):
@@ -190,8 +234,9 @@ def hold_folder(folder):
 
 def in_a_process(backend, code, folder, flags=""):
     """What the code, which finds the names of this module, prints as JSON on a backend."""
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{COMPILE_FAST} {flags}"}
-    environment = {**os.environ, "KERAS_BACKEND": backend, **flags}
+    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{COMPILE_FAST} {flags}"}
+    if backend == "torch":
+        environment["OMP_NUM_THREADS"] = "1"  # a fork of a process with more threads may hang
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom training_helpers import *\n{code}"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900)

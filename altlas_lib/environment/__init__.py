@@ -5,6 +5,7 @@ ceilings = measure_ceilings()        # the rates that later chapters compare wit
 """
 
 # ruff: noqa: F401 (these names are the package's face)
+from ..progress import progress_bar
 from ..results import Finding
 from .ceilings import measure_ceilings
 from .checks import findings_from, is_ready
@@ -20,4 +21,5 @@ def check_environment() -> list[Finding]:
     Each library is loaded and made to compute in a process of its own, which gets at most a minute: a crash, a hang or
     chatter of one is a finding about it and nothing more. Takes some ten seconds.
     """
-    return findings_from(Facts())
+    with progress_bar("check"):
+        return findings_from(Facts())

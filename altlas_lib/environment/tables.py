@@ -52,15 +52,16 @@ def findings_table(findings: list[Finding]) -> tables.Table:
 
 
 def ceilings_table(ceilings: Ceilings) -> tables.Table:
-    """The rates for a notebook: device, median, slowest and fastest run, and basis; what was not measured says so."""
-    rows = []
+    """The rates for a notebook: device, median, slowest and fastest run, and basis; what was not measured is in one row."""
+    rows, missing = [], [where for field, (_, where, _) in CEILINGS.items() if not getattr(ceilings, field)]
     for field, (kind, where, what) in CEILINGS.items():
-        row = {"where": where, "ceiling": f"{kind}, {what}"}
         if rate := getattr(ceilings, field):
+            row = {"where": where, "ceiling": f"{kind}, {what}"}
             figures = {"median": rate.value, "slowest run": rate.low, "fastest run": rate.high}
             row |= {name: format_value(value, rate.unit) for name, value in figures.items()}
-            row |= {"basis": f"{rate.basis}, {rate.n_runs} runs", "device": rate.device}
-        rows.append(row)
+            rows.append(row | {"basis": f"{rate.basis}, {rate.n_runs} runs", "device": rate.device})
+    if missing:
+        rows.append({"where": "; ".join(dict.fromkeys(missing)), "ceiling": f"{len(missing)} rates"})
     return tables.show(rows, missing="not measured")
 
 
@@ -73,7 +74,7 @@ def licence_table(found: Sequence[Licence]) -> tables.Table:
 
 def framework_table() -> tables.Table:
     """What works with which framework, and where a test shows it."""
-    return tables.show(shipped_toml(__package__, "frameworks.toml")["row"])
+    return tables.show(shipped_toml(__package__, "frameworks.toml")["row"], folded="what was tested, by framework")
 
 
 def summarize(findings: list[Finding], ceilings: Ceilings, target_gpu: GpuSpec) -> str:

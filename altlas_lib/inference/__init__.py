@@ -13,7 +13,7 @@ from .child import InferenceError
 from .compare import accuracy_kept, choose_variant, compare_outputs, finding
 from .convert import METHODS, PRECISIONS, convert
 from .engines import build_engine, trtexec_command
-from .export import export_onnx, is_module, load_keras
+from .export import export_onnx, is_keras, open_model
 from .forward import compile_forward
 from .llm import plan_model, read_model
 from .measure import PROVIDERS, check_inputs, draw_inputs, keras_runners, measure, onnx_runner, open_session, run_batches

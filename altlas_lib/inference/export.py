@@ -34,16 +34,20 @@ def export_onnx(model: Any, path: str | Path, *, modules: Sequence[str] = (), ti
 
     Args:
         model: a built `keras.Model`, a PyTorch module with data, a `.keras` file, or "module:function" that builds one, of
-            layers in keras.ops.
+            layers in keras.ops; an `.onnx` file is copied.
         modules: to import before a file is loaded: they register its own layers. Those of a built model are found.
 
     Returns:
-        The agreement of each output.
+        The agreement of each output; of an `.onnx` file none.
 
     Raises:
         InferenceError: no such model, an input without a shape or of float64 or text, an operation that ONNX lacks, a missing
             exporter, or a file that says something else than the model.
     """
+    if isinstance(model, str | Path) and str(model).endswith(".onnx"):
+        open_session(model)
+        write_atomically(Path(path), Path(model).read_bytes())
+        return []
     if is_module(model):
         from .torch_export import export_module
 
@@ -58,11 +62,16 @@ def export_onnx(model: Any, path: str | Path, *, modules: Sequence[str] = (), ti
     return [Agreement.model_validate(each) for each in found["agreement"]]
 
 
+def is_keras(model: Any) -> bool:
+    """Whether it is a `keras.Model`; Keras is not loaded for it."""
+    return hasattr(model, "_flatten_layers")
+
+
 def save_keras(model: Any, folder: Path, modules: Sequence[str]) -> dict[str, Any]:
     """What a child loads the model by: a request's `model` and the `modules` that define its own layers."""
     if isinstance(model, str | Path):
         return {"model": str(model), "modules": list(modules)}
-    if not hasattr(model, "_flatten_layers"):
+    if not is_keras(model):
         expected = "expected a keras.Model, a .keras file or 'module:function' that builds one"
         raise InferenceError(f"the model is a {type(model).__module__}.{type(model).__qualname__}: {expected}")
     model.save(folder / "model.keras")
@@ -81,15 +90,15 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     import keras
     import onnx
 
-    model = load_keras(request)
+    model = open_model(request["model"], request["modules"])
     if is_module(model):
         return {"agreement": [each.model_dump() for each in export_onnx(model, request["path"])]}
+    _register_erfc()
     try:
         zeros = keras.tree.map_structure(lambda t: keras.ops.zeros((1, *t.shape[1:]), t.dtype), input_structure(model))
         model(zeros)  # Keras exports what has been called once
         model.export(request["path"], format="onnx", verbose=False)
         graph = onnx.load(request["path"])
-        _replace_erfc(graph.graph)
         onnx.checker.check_model(graph)
     except Exception as error:  # whatever the model and the exporter raise
         raise InferenceError(_explain_failure(error)) from error
@@ -130,21 +139,25 @@ def verify(onnx_file: str | Path, call: Callable[[dict[str, np.ndarray]], list[n
     return found
 
 
-def load_keras(request: dict[str, Any]) -> Any:
-    """The model of a request that `save_keras` made, with inputs that ONNX Runtime and TensorRT take.
+def open_model(source: str | Path, modules: Sequence[str] = ()) -> Any:
+    """A Keras model whose inputs ONNX Runtime and TensorRT take, a PyTorch module with its data, or an `.onnx` file's path.
 
-    What a function returns that builds a PyTorch module is returned as it is, for `export_onnx`.
+    Args:
+        source: a `.keras` or `.onnx` file, or "module:function" that builds a model.
+        modules: to import before a file is loaded: they register its own layers.
 
     Raises:
         InferenceError: there is none, it cannot be loaded, or an input's shape is unknown or its dtype unfit.
     """
+    source = str(source)
+    if source.endswith(".onnx"):
+        return Path(source)
     import keras
 
-    source = request["model"]
     sys.path.insert(0, os.getcwd())
     keras.config.disable_flash_attention()  # else Keras asks the machine at hand
     try:
-        for module in request["modules"]:
+        for module in modules:
             importlib.import_module(module)
         module, _, function = source.partition(":")
         is_file = source.endswith(".keras")
@@ -181,20 +194,18 @@ def _rename(graph: Any, model: Any) -> None:
         tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
 
 
-def _replace_erfc(graph: Any) -> None:
+def _register_erfc() -> None:
     """Of Keras' exact GELU, which ONNX lacks: 1 - Erf."""
-    from onnx import TensorProto, helper
+    from tf2onnx.handler import tf_op
 
-    nodes = list(graph.node)
-    del graph.node[:]
-    for node in nodes:
-        if node.op_type != "Erfc":
-            graph.node.append(node)
-            continue
-        one, erf = f"{node.name}/one", f"{node.name}/erf"
-        graph.initializer.append(helper.make_tensor(one, TensorProto.FLOAT, [], [1.0]))
-        graph.node.append(helper.make_node("Erf", node.input, [erf]))
-        graph.node.append(helper.make_node("Sub", [one, erf], node.output))
+    @tf_op("Erfc")
+    class Erfc:
+        @classmethod
+        def version_9(cls, ctx, node, **kwargs):  # the name says from which opset on
+            ctx.remove_node(node.name)
+            erf = ctx.make_node("Erf", node.input)
+            one = ctx.make_const(f"{node.name}/one", np.float32(1))
+            ctx.make_node("Sub", [one.output[0], erf.output[0]], name=node.name, outputs=node.output)
 
 
 def _explain_failure(error: Exception) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..devices import GpuSpec, find_gpu
-from ..devices.efficiencies import load_efficiencies
+from ..devices.efficiencies import load_efficiencies, sustained_flops
 from ..results import Forward, Quantity
 from ..training.plan.request import describe_gpu, has_compiler, xla_flags
 from .child import InferenceError, run_child
-from .export import load_keras, save_keras
+from .export import open_model, save_keras
 from .measure import input_structure
 
 LAUNCH_S = (2e-6, 5e-6)  # that a kernel takes to start: behind others in a queue or graph, or alone
@@ -57,9 +57,9 @@ def project(cost: Forward, gpu: GpuSpec, *, speed_up: float = 1.0) -> Quantity |
     """
     if cost.note or not cost.n_flops or not cost.moved_bytes:
         return None
-    is_half, values = cost.dtype == "float16", load_efficiencies().values
-    share = values["product float16.share" if is_half else "product float32.share"]
-    flops = 1e12 * share * (gpu.float16_tensor_tflops if is_half else gpu.float32_tflops) * speed_up
+    law, values = f"product {cost.dtype}", load_efficiencies().values
+    peak = 1e12 * (gpu.float16_tensor_tflops if cost.dtype == "float16" else gpu.float32_tflops)
+    flops = sustained_flops(gpu, values[f"{law}.share"] * peak, values[f"{law}.pj_per_nm"]) * speed_up
     rate = 1e9 * gpu.memory_bandwidth_gb_per_s * values["stream.memory_share"] * speed_up
     parts = {
         "compute": (cost.n_flops / flops, ARITHMETIC_SLOWDOWN * cost.n_flops / flops),
@@ -81,7 +81,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
     from ..training import private
 
-    model, dtype = load_keras(request), request["dtype"]
+    model, dtype = open_model(request["model"], request["modules"]), request["dtype"]
     for layer in model._flatten_layers():
         layer.dtype_policy = {"float16": "mixed_float16"}.get(dtype, dtype)
     topology = topologies.get_topology_desc(platform="cuda", target_config=request["target"], topology="1x1x1")

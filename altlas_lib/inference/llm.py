@@ -9,17 +9,54 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import NonNegativeInt, PositiveInt
 
 from ..devices import GpuSpec, find_gpu, load_catalogue
 from ..paths import read_bounded, shipped_toml
-from ..results import LanguageModel, LlmPlan, Quantity
+from ..results import Model, Quantity
+from ..results.quantity import Share
 from .child import InferenceError, run_child
 
 MICRO_BATCH = 512  # tokens of a prompt that llama.cpp takes at once
 CONTEXT_BYTES = 2**29  # CUDA's context and its libraries, an allowance
 SAFETY_FACTOR = 1.05  # of cache and work space, which are computed; the weights are exact
 _MAX_HEADER_BYTES = 2**27
+
+
+class LanguageModel(Model):
+    """What of a large language model decides about memory and speed, by the header of its file."""
+
+    name: str
+    quantisation: str
+    n_parameters: PositiveInt
+    weights_bytes: PositiveInt  # exact, of the file's tensors
+    n_layers: PositiveInt
+    n_heads: PositiveInt
+    head_size: PositiveInt
+    n_cached: PositiveInt  # numbers that a token leaves in the cache, keys and values of all layers
+    hidden_size: PositiveInt
+    vocabulary: PositiveInt
+    active_share: Share = 1.0  # of the weights that a token needs; less of a mixture of experts
+
+
+class LlmPlan(Model):
+    """Whether a large language model fits a GPU beside its cache, and how fast one stream of tokens is there."""
+
+    model: LanguageModel
+    gpu: str
+    context: PositiveInt
+    batch: PositiveInt
+    cache_bytes: PositiveInt  # keys and values of `batch` contexts
+    work_bytes: PositiveInt  # logits and activations of a micro-batch, and CUDA's context: an allowance
+    usable_bytes: PositiveInt
+    verdict: Literal["fits", "tight", "out of memory"]
+    n_layers_on_gpu: NonNegativeInt  # that fit with their part of the cache; the others stay in host memory
+    largest_context: NonNegativeInt  # tokens of all streams together; 0: none fits
+    prompt: Quantity | None = None  # projected tokens/s of one stream; None: not all layers fit
+    generation: Quantity | None = None
+    largest_quantisation: dict[str, str | None]  # GPU of the catalogue -> the largest that fits
 
 
 def read_model(path: str | Path) -> LanguageModel:
@@ -38,23 +75,23 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """In the child, which bounds what a hostile header costs; called by `run_child`."""
     path = Path(request["path"])
     try:
-        found, tensors, quantisation = _read_folder(path) if path.is_dir() else _read_gguf(path)
+        found, tensors = (_read_folder if path.is_dir() else _read_gguf)(path)
+        largest, n_bytes = max(tensors, key=lambda tensor: tensor[2]), sum(tensor[2] for tensor in tensors)
         n_heads, n_layers = found["n_heads"], found["n_layers"]
-        n_heads = max(n_heads) if isinstance(n_heads, list) else n_heads
-        n_cached_heads = found["n_cached_heads"] or n_heads
+        n_heads = max(n_heads) if isinstance(n_heads, list) else n_heads  # some headers say it of each layer
         key_size = found["key_size"] or found["hidden_size"] // n_heads
-        in_all_layers = sum(n_cached_heads) if isinstance(n_cached_heads, list) else n_layers * n_cached_heads
-        n_bytes = sum(tensor[2] for tensor in tensors)
+        cached = found["n_cached_heads"] or n_heads
+        n_cached_heads = sum(cached) if isinstance(cached, list) else n_layers * cached
         expert_share = sum(tensor[2] for tensor in tensors if re.search(r"_exps\.|\.experts\.", tensor[0])) / n_bytes
         model = LanguageModel(
             name=path.name,
-            quantisation=quantisation,
+            quantisation=found.get("quantisation") or largest[3],
             n_parameters=sum(math.prod(shape) for _, shape, *_ in tensors),
             weights_bytes=n_bytes,
             n_layers=n_layers,
             n_heads=n_heads,
             head_size=key_size,
-            n_cached=in_all_layers * (key_size + (found["value_size"] or key_size)),
+            n_cached=n_cached_heads * (key_size + (found["value_size"] or key_size)),
             hidden_size=found["hidden_size"],
             vocabulary=next(max(shape) for name, shape, *_ in tensors if "embd" in name or "embed_tokens" in name),
             active_share=1 - expert_share * (1 - (found["n_used_experts"] or 1) / (found["n_experts"] or 1)),
@@ -65,33 +102,32 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return model.model_dump()
 
 
-def _read_gguf(path: Path) -> tuple[dict[str, Any], list[tuple], str]:
+def _read_gguf(path: Path) -> tuple[dict[str, Any], list[tuple]]:
+    """What decides, and name, shape, bytes and type of each tensor."""
     import gguf
 
     reader = gguf.GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
-    family, file_type = fields["general.architecture"], fields.get("general.file_type")
-    tensors = [(tensor.name, tensor.shape.tolist(), int(tensor.n_bytes)) for tensor in reader.tensors]
-    largest = max(reader.tensors, key=lambda tensor: tensor.n_bytes).tensor_type.name
-    quantisation = largest if file_type is None else gguf.LlamaFileType(file_type).name.removeprefix("MOSTLY_")
-    return {name: fields.get(f"{family}.{key}") for name, (key, _) in _table("keys").items()}, tensors, quantisation
+    found = {name: fields.get(f"{fields['general.architecture']}.{key}") for name, (key, _) in _table("keys").items()}
+    if (file_type := fields.get("general.file_type")) is not None:
+        found["quantisation"] = gguf.LlamaFileType(file_type).name.removeprefix("MOSTLY_")
+    return found, [(each.name, each.shape.tolist(), int(each.n_bytes), each.tensor_type.name) for each in reader.tensors]
 
 
-def _read_folder(path: Path) -> tuple[dict[str, Any], list[tuple], str]:
-    config, headers = json.loads(read_bounded(path / "config.json")), {}
+def _read_folder(path: Path) -> tuple[dict[str, Any], list[tuple]]:
+    """As `_read_gguf`."""
+    config, sizes, tensors = json.loads(read_bounded(path / "config.json")), _table("item_bytes"), []
     for file in filter(Path.is_file, path.glob("*.safetensors")):
         with file.open("rb") as opened:
             n_bytes = int.from_bytes(opened.read(8), "little")
             if n_bytes > min(_MAX_HEADER_BYTES, file.stat().st_size):
                 raise ValueError(f"{file.name} says that its header has {n_bytes:,} bytes")
-            headers |= json.loads(opened.read(n_bytes))
-    headers.pop("__metadata__", None)
-    sizes, tensors = _table("item_bytes"), []
-    for name, at in headers.items():
-        tensors.append((name, at["shape"], math.prod(at["shape"]) * sizes[at["dtype"]], at["dtype"]))
+            header = json.loads(opened.read(n_bytes))
+        header.pop("__metadata__", None)
+        for name, at in header.items():
+            tensors.append((name, at["shape"], math.prod(at["shape"]) * sizes[at["dtype"]], at["dtype"]))
     config = config.get("text_config", config)
-    found = {name: config.get(key) for name, (_, key) in _table("keys").items()}
-    return found, tensors, max(tensors, key=lambda tensor: tensor[2])[3]
+    return {name: config.get(key) for name, (_, key) in _table("keys").items()}, tensors
 
 
 def plan_model(
@@ -117,9 +153,10 @@ def plan_model(
     needed_bytes = model.weights_bytes + cache_bytes + work_bytes
     left_bytes = (usable_bytes - SAFETY_FACTOR * work_bytes - model.weights_bytes) / SAFETY_FACTOR
     verdict = "fits" if left_bytes >= cache_bytes else "tight" if needed_bytes <= usable_bytes else "out of memory"
+    n_layers = int((usable_bytes - work_bytes) / ((model.weights_bytes + cache_bytes) / model.n_layers))
     sizes = {name: model.n_parameters * bits / 8 for name, bits in _table("bits").items()}
     free = {each.name: each.usable_memory_gib * 2**30 - needed_bytes + model.weights_bytes for each in load_catalogue()}
-    speeds = {phase: speed(model, gpu, context, phase) for phase in ("prompt", "generation")}
+    phases = ("prompt", "generation") if verdict != "out of memory" else ()
     return LlmPlan(
         model=model,
         gpu=gpu.name,
@@ -129,9 +166,10 @@ def plan_model(
         work_bytes=work_bytes,
         usable_bytes=usable_bytes,
         verdict=verdict,
+        n_layers_on_gpu=max(0, min(n_layers, model.n_layers)),
         largest_context=max(0, int(left_bytes / token_bytes)),
         largest_quantisation={gpu: next((name for name in sizes if sizes[name] <= left), None) for gpu, left in free.items()},
-        **(speeds if verdict != "out of memory" else {}),
+        **{phase: speed(model, gpu, context, phase) for phase in phases},
     )
 
 

@@ -9,12 +9,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 
 from ..paths import write_atomically
-from ..results import Agreement, Calibration, Engine, LlmPlan, Variant, format_value
+from ..results import Agreement, Calibration, Engine, Variant, format_value
 from .child import InferenceError
 from .compare import compare_outputs
 from .convert import PRECISIONS, convert
 from .engines import build_engine, find_builder, trtexec_command
 from .export import export_onnx
+from .llm import LlmPlan
 from .measure import Arrays, draw_inputs, open_session, run_batches
 
 FILES = dict(zip(PRECISIONS, ("model.fp16.onnx", "model.int8-dynamic.onnx", "model.int8.onnx"), strict=True))
@@ -56,7 +57,7 @@ def optimize(
     """Write all variants of a model, engines where a builder is installed, and a README into a folder.
 
     Args:
-        model, modules: as for `export_onnx`; or an `.onnx` file.
+        model, modules: as for `export_onnx`.
         calibration: a `.npz` file.
 
     Raises:
@@ -65,14 +66,10 @@ def optimize(
     file = folder / "model.onnx"
     try:
         data = dict(np.load(calibration, allow_pickle=False)) if calibration else None
-        source = Path(model).read_bytes() if model.endswith(".onnx") else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InferenceError(f"{calibration or model} cannot be read ({error}): expected an .npz or .onnx file") from None
+        raise InferenceError(f"{calibration} cannot be read ({error}): expected an .npz file") from None
     folder.mkdir(parents=True, exist_ok=True)
-    if source is None:
-        export_onnx(model, file, modules=modules)
-    else:
-        write_atomically(file, source)
+    export_onnx(model, file, modules=modules)
     source = calibration.name if calibration else ""
     variants, engines = make_variants(file, draw_inputs(open_session(file), 256), data, source=source), []
     for each in variants if find_builder() else ():

@@ -4,7 +4,7 @@
 from .arrays import ArrayOperation, ArrayTrace, HiddenTransfer, OperationKind
 from .environment import Ceilings, EnvironmentResult, Finding, Licence
 from .hotspots import Advice, Candidate, HotspotsResult, Projection, ProjectionAccuracy, Route, RouteKind, RouteStanding
-from .inference import Agreement, Calibration, Engine, Forward, InferenceResult, LanguageModel, Latency, LlmPlan, Variant
+from .inference import Agreement, Calibration, Engine, Forward, InferenceResult, Latency, Variant
 from .profile import Alternative, FunctionTime, LineTime, Origin, TimeClass, WorkloadProfile
 from .provenance import LARGEST_OTHER_LOAD, ChapterResult, DataSource, FigureFile, Provenance, ResultError, git_state
 from .quantity import Basis, Model, Quantity, first_problem, format_value

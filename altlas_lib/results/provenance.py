@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, NonNegativeInt, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from ..devices import device_names
 from ..extras import DISTRIBUTION
@@ -114,8 +115,16 @@ class ChapterResult(Model):
         """Write `results/<chapter>.json` atomically: a kill at any moment leaves the old file or the new one.
 
         Then the chapter's pictures (`figures/<number>_*`) that this result does not name are removed.
+
+        Raises:
+            ResultError: a text in it has half a character (a lone surrogate), as from a file name that is not UTF-8.
         """
-        write_atomically(run.results / f"{self.chapter}.json", self.model_dump_json(indent=1) + "\n")
+        try:
+            content = self.model_dump_json(indent=1)
+        except PydanticSerializationError as error:
+            what = f"the {self.chapter} result cannot be written ({error})"
+            raise ResultError(f"{what}: rename the file, or mend the text, that is not UTF-8") from None
+        write_atomically(run.results / f"{self.chapter}.json", content + "\n")
         named = {run.figures / figure.file for figure in self.figures}
         for picture in {*run.figures.glob(f"{self.number}_*")} - named:
             picture.unlink(missing_ok=True)

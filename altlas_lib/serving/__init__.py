@@ -13,7 +13,7 @@ from typing import Any
 from .settings import ServeError, Settings
 
 _MEASURE = ("Server", "ask", "infer_request", "measure_load", "read_answer", "running_server", "summarize", "wait_for_job")
-__all__ = ["ServeError", "Settings", "command", "serve", *_MEASURE]
+__all__ = ["ServeError", "Settings", "command", *_MEASURE]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,25 +22,13 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
 
 
-def serve(settings: Settings, program: str = "altlas_lib.served") -> None:
-    """Serve until SIGTERM or Ctrl-C, then answer what has been accepted and give a running job back to its queue.
-
-    Args:
-        program: module that the worker processes load, see `worker.Worker`.
-
-    Raises:
-        ServeError: what is to be served cannot be loaded, or another server has the store.
-        ImportError: the extra `serve` is not installed.
-    """
-    from .app import run
-
-    run(settings, program)
-
-
 def command(**options: Any) -> None:
     """Serve similarity search and ONNX models over HTTP, and jobs that no kill loses. docs/serving.md has the rest."""
     try:
-        serve(Settings(**options))
+        settings = Settings(**options)
+        from .app import run
+
+        run(settings)
     except ServeError as error:
         sys.exit(str(error))
 

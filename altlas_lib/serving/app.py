@@ -20,6 +20,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -45,12 +46,12 @@ class Service:
         ServeError: what is to be served cannot be loaded, or the store cannot be had.
     """
 
-    def __init__(self, settings: Settings, program: str) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings, self.store, self.held_bytes = settings, Store(settings), 0
-        self.waiting: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
+        self.waiting: queue.SimpleQueue[Waiting] = queue.SimpleQueue()
         options = {"corpus": settings.corpus, "models": settings.models or [], "dask": settings.dask}
         devices = settings.devices()
-        infer, jobs = ([Worker(program, role, device, options) for device in devices] for role in ("infer", "jobs"))
+        infer, jobs = ([Worker(role, device, options) for device in devices] for role in ("infer", "jobs"))
         self.workers = infer + jobs
         with ThreadPoolExecutor() as pool:
             self.models, *_ = pool.map(Worker.start, self.workers)
@@ -61,7 +62,7 @@ class Service:
         watch.JOB_LIMIT.set(settings.max_jobs)
         for limit in ("bytes", "requests", "jobs"):
             watch.REFUSED.labels(limit)  # a counter that starts at 0 is seen to rise
-        for worker in self.workers:
+        for worker in self.workers:  # once all have started: what holds on to a worker keeps its process waiting
             watch.DEATHS.labels(worker.device, worker.role)
             watch.WORKER_BYTES.labels(worker.device, worker.role).set_function(worker.memory_bytes)
 
@@ -73,7 +74,6 @@ class Service:
         yield
         for thread in self.threads:
             thread.stopping.set()
-        self.waiting.put(None)
         for thread in self.threads:
             await run_in_threadpool(thread.join)
 
@@ -125,8 +125,9 @@ class Service:
                 raise HTTPException(400, f"Inference-Header-Content-Length is {length:,}, the body has {len(body):,} bytes")
             if length > self.settings.max_json_bytes:
                 raise HTTPException(413, f"more than {self.settings.max_json_bytes:,} bytes of JSON; send binary tensors")
-            asked, inputs = await _call(length > _LARGE, wire.decode, bytes(body[:length]), memoryview(body)[length:])
-            waiting = Waiting(model, inputs, *wire.check(model, asked, inputs))
+            parts = bytes(body[:length]), memoryview(body)[length:]
+            asked, *what = await _call(length > _LARGE, wire.decode, model, *parts)
+            waiting = Waiting(model, *what)
             if self.waiting.qsize() >= self.settings.max_waiting:
                 raise refuse_for_now("requests")
             self.waiting.put(waiting)
@@ -197,8 +198,6 @@ class Watched:
 def create_app(service: Service) -> FastAPI:
     """The routes."""
     settings, store = service.settings, service.store
-    app = FastAPI(title="ALT_LAS acceleration", version=__version__, lifespan=service.running)
-    app.add_middleware(Watched)
 
     def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, RequestValidationError):
@@ -208,8 +207,9 @@ def create_app(service: Service) -> FastAPI:
             return Response(status_code=400)  # nobody reads it
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
-    for kind in (HTTPException, RequestValidationError, ClientDisconnect):
-        app.add_exception_handler(kind, refuse)
+    handlers = dict.fromkeys((HTTPException, RequestValidationError, ClientDisconnect), refuse)
+    how = {"lifespan": service.running, "exception_handlers": handlers, "middleware": [Middleware(Watched)]}
+    app = FastAPI(title="ALT_LAS acceleration", version=__version__, **how)
 
     Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
     token = settings.token()
@@ -319,9 +319,13 @@ class Protocol(H11Protocol):
         self.loop.call_later(_HEADERS_TIME_LIMIT_S, lambda: self.cycle or transport.close())
 
 
-def run(settings: Settings, program: str) -> None:
-    """As `serving.serve`."""
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C, then answer what has been accepted and give a running job back to its queue.
+
+    Raises:
+        ServeError: what is to be served cannot be loaded, or another server has the store.
+    """
     watch.log_json_lines()
-    app = create_app(Service(settings, program))
+    app = create_app(Service(settings))
     how = {"http": Protocol, "ws": "none", "log_config": None, "access_log": False, "server_header": False}
     uvicorn.run(app, host=settings.host, port=settings.port, timeout_graceful_shutdown=_DRAIN_S, **how)

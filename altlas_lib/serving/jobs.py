@@ -23,19 +23,27 @@ from .worker import Worker, WorkerDied
 
 _TABLE = """CREATE TABLE IF NOT EXISTS jobs (number INTEGER PRIMARY KEY, id TEXT UNIQUE, key TEXT UNIQUE, digest TEXT,
     request TEXT, state TEXT DEFAULT 'queued', tries INTEGER DEFAULT 0, error TEXT, accepted_at REAL, changed_at REAL)"""
-_TRY_AGAIN = "UPDATE jobs SET state = iif(tries < ?, 'queued', 'failed'), error = ?, changed_at = ? WHERE state = 'running'"
+_INSERT = "INSERT INTO jobs (id, key, digest, request, accepted_at, changed_at) VALUES (?, ?, ?, ?, ?, ?)"
+_FIRST = "SELECT id FROM jobs WHERE state = 'queued' ORDER BY number LIMIT 1"
+_MOVE = "UPDATE jobs SET state = ?, tries = tries + ?, error = ?, changed_at = ? WHERE id = ? AND state IN (?, ?) RETURNING id"
+_EXPIRE = "UPDATE jobs SET state = 'expired' WHERE state IN ('done', 'failed', 'cancelled') AND changed_at < ?"
+_FORGET = "DELETE FROM jobs WHERE state = 'expired' AND changed_at < ?"
 _FILE_OF = {"queued": ".npy", "running": ".npy", "done": ".npz"}  # of other states nothing is kept
-_IDLE_S, _PAUSE_S, _TIDY_S = 0.1, 5, 60
+_LOOK_S, _PAUSE_S, _TIDY_S = 0.1, 5, 60
 
 
 class Job(BaseModel):
-    """What is known of a job; times are seconds since 1970, `progress` a share of its work."""
+    """What is known of a job; times are seconds since 1970, `progress` a share of its work.
+
+    `left_s` are the seconds that the rest takes at the rate so far; None where there is none yet.
+    """
 
     id: str
     state: Literal["queued", "running", "done", "failed", "cancelled", "expired"]
     tries: int
     error: str | None
     progress: float
+    left_s: float | None
     accepted_at: float
     changed_at: float
     request: dict[str, Any]
@@ -67,7 +75,8 @@ class Store:
             raise ServeError(f"another server has {settings.store}; end it, or give this one its own --store") from None
         except (OSError, sqlite3.Error) as error:
             raise ServeError(f"--store {settings.store}: {error}; give a writable folder on a local disk") from None
-        self._execute(_TRY_AGAIN, settings.max_tries, "the server was killed while it ran", time.time())
+        for row in self._execute("SELECT id FROM jobs WHERE state = 'running'"):
+            self.try_again(row["id"], "the server was killed while it ran")
         self.tidy()
 
     def _execute(self, statement: str, *values: Any) -> list[sqlite3.Row]:
@@ -97,9 +106,7 @@ class Store:
             place = self.files / f"{job}.npy"
             try:
                 _move_durably(body, place)
-                row = (job, key, digest, described, time.time(), time.time())
-                columns = "id, key, digest, request, accepted_at, changed_at"
-                self._execute(f"INSERT INTO jobs ({columns}) VALUES (?, ?, ?, ?, ?, ?)", *row)
+                self._execute(_INSERT, job, key, digest, described, time.time(), time.time())
             except (OSError, sqlite3.Error) as error:
                 place.unlink(missing_ok=True)
                 raise HTTPException(507, f"the job cannot be stored: {error}") from None
@@ -108,8 +115,9 @@ class Store:
     def find(self, job: str) -> Job:
         """Raises HTTPException 404."""
         for row in self._execute("SELECT * FROM jobs WHERE id = ?", job):
-            progress = 1 if row["state"] == "done" else self.progress.get(job, 0)
-            return Job(**dict(row) | {"request": json.loads(row["request"]), "progress": progress})
+            share = 1 if row["state"] == "done" else self.progress.get(job, 0)
+            left_s = (time.time() - row["changed_at"]) * (1 - share) / share if row["state"] == "running" and share else None
+            return Job(**dict(row) | {"request": json.loads(row["request"]), "progress": share, "left_s": left_s})
         raise HTTPException(404, f"no job {job!r}")
 
     def result(self, job: str) -> Path:
@@ -120,49 +128,41 @@ class Store:
             raise HTTPException(410 if known.state in ("cancelled", "expired") else 409, f"the job is {known.state}{why}")
         return self.files / f"{job}.npz"
 
+    def move(self, job: str, state: str, error: str | None = None, *, before: str = "running", tries: int = 0) -> bool:
+        """Bring a job that is `running`, or else in the state `before`, into another state; whether it was."""
+        moved = self._execute(_MOVE, state, tries, error, time.time(), job, "running", before)
+        self.tidy()
+        return bool(moved)
+
     def cancel(self, job: str) -> Job:
         """Raises HTTPException: 404, 409 if it has ended."""
-        if not self.settle(job, "cancelled", None, ("queued", "running")):
+        if not self.move(job, "cancelled", before="queued"):
             raise HTTPException(409, f"the job is {self.find(job).state}")
         return self.find(job)
 
     def claim(self) -> Job | None:
         """The job that has waited longest, now running; None if none waits."""
-        first = "SELECT id FROM jobs WHERE state = 'queued' ORDER BY number LIMIT 1"
-        update = f"UPDATE jobs SET state = 'running', tries = tries + 1, changed_at = ? WHERE id = ({first}) RETURNING id"
-        for row in self._execute(update, time.time()):
-            return self.find(row["id"])
+        with self._lock:
+            for row in self._execute(_FIRST):
+                self._execute(_MOVE, "running", 1, None, time.time(), row["id"], "queued", "queued")
+                return self.find(row["id"])
         return None
 
     def finish(self, job: str, part: Path) -> None:
         with self._lock:
             _move_durably(part, self.files / f"{job}.npz")
-            self.settle(job, "done", None)
+            self.move(job, "done")
 
     def try_again(self, job: str, error: str) -> None:
-        """After a worker's death: queue the job again, or let it fail after `max_tries`."""
-        self._execute(_TRY_AGAIN + " AND id = ?", self._settings.max_tries, error, time.time(), job)
-        self.tidy()
-
-    def give_back(self, job: str) -> None:
-        """Queue a job again that did not get to its end through no fault of its own."""
-        self._execute("UPDATE jobs SET state = 'queued', tries = tries - 1 WHERE id = ? AND state = 'running'", job)
-
-    def settle(self, job: str, state: str, error: str | None, before: tuple[str, ...] = ("running",)) -> bool:
-        """Bring a job that is in one of the states `before` to its end; whether it was."""
-        marks = ", ".join("?" * len(before))
-        update = f"UPDATE jobs SET state = ?, error = ?, changed_at = ? WHERE id = ? AND state IN ({marks}) RETURNING id"
-        changed = self._execute(update, state, error, time.time(), job, *before)
-        self.tidy()
-        return bool(changed)
+        """After the death of its worker or server: queue the job again, or let it fail after `max_tries`."""
+        self.move(job, "queued" if self.find(job).tries < self._settings.max_tries else "failed", error)
 
     def tidy(self) -> None:
         """Let results expire, forget what is older still, and remove the files that no job needs."""
         with self._lock:
             oldest = time.time() - self._settings.keep_s
-            ended = "('done', 'failed', 'cancelled')"
-            self._execute(f"UPDATE jobs SET state = 'expired' WHERE state IN {ended} AND changed_at < ?", oldest)
-            self._execute("DELETE FROM jobs WHERE state = 'expired' AND changed_at < ?", oldest - 9 * self._settings.keep_s)
+            self._execute(_EXPIRE, oldest)
+            self._execute(_FORGET, oldest - 9 * self._settings.keep_s)
             needed = {row["id"] + _FILE_OF.get(row["state"], "") for row in self._execute("SELECT id, state FROM jobs")}
             for file in self.files.iterdir():
                 if file.name not in needed:
@@ -200,56 +200,49 @@ class Runner(threading.Thread):
         self.stopping = threading.Event()
 
     def run(self) -> None:
-        held, tidied = "", time.monotonic()
+        held, tidied = None, time.monotonic()
         while not self.stopping.is_set():
             try:
                 if held:
-                    self._store.give_back(held)
-                job = self._store.claim()
-                if job:
-                    held = job.id
-                    self._compute(job)
+                    self._store.move(held.id, "queued", tries=-1)
+                held = self._store.claim()
+                if held:
+                    self._compute(held)
                 elif time.monotonic() - tidied > _TIDY_S:
                     self._store.tidy()
                     tidied = time.monotonic()
                 else:
-                    self.stopping.wait(_IDLE_S)
-                held = ""
-            except Exception as error:  # the disk is full, say: what is held is done again
+                    self.stopping.wait(_LOOK_S)
+                held = None
+            except Exception as error:  # the disk is full, say: what is held is done again, and that is no try
                 LOG.error(f"the store of the jobs: {error}", exc_info=not isinstance(error, OSError | sqlite3.Error))
-                self._worker.stop()  # its answer, if it is still to come, would be taken for the next job's
                 self.stopping.wait(_PAUSE_S)
                 self._worker.restart(self.stopping)
         self._worker.stop()
 
     def _compute(self, job: Job) -> None:
         """Bring a job to an end, or back to its queue. Raises OSError or sqlite3.Error where its result cannot be stored."""
-        name, started = job.id, time.monotonic()
-        part = self._store.incoming / f"{name}.npz"
+        part, started = self._store.incoming / f"{job.id}.npz", time.monotonic()
+
+        def report(share: float) -> bool:
+            self._store.progress[job.id] = share
+            return not self.stopping.is_set() and self._store.find(job.id).state == "running"
+
         try:
-            self._worker.send(job.request | {"body": self._store.files / f"{name}.npy", "result": part})
-            while True:
-                message = self._worker.receive(_IDLE_S)
-                if message is None:
-                    if self.stopping.is_set():
-                        self._store.give_back(name)
-                        return
-                    if self._store.find(name).state != "running" or time.monotonic() - started > self._time_limit_s:
-                        self._worker.stop()
-                    continue
-                if "progress" in message:
-                    self._store.progress[name] = message["progress"]
-                    continue
-                if message.get("disk_full"):
-                    raise OSError(message["error"])
-                if "error" in message:
-                    self._store.settle(name, "failed", message["error"])
-                else:
-                    self._store.finish(name, part)
-                    JOB_SECONDS.labels(job.request["kind"]).observe(time.monotonic() - started)
-                return
+            message = job.request | {"body": self._store.files / f"{job.id}.npy", "result": part}
+            found = self._worker.ask(message, self._time_limit_s, report)
+            if found.get("disk_full"):
+                raise OSError(found["error"])
+            if "error" in found:
+                self._store.move(job.id, "failed", found["error"])
+            else:
+                self._store.finish(job.id, part)
+                JOB_SECONDS.labels(job.request["kind"]).observe(time.monotonic() - started)
         except WorkerDied as error:
-            self._store.try_again(name, f"its worker ended: {error}; a job may take {self._time_limit_s:g} s")
+            if self.stopping.is_set():
+                self._store.move(job.id, "queued", tries=-1)
+            else:
+                self._store.try_again(job.id, f"its worker ended: {error}; a job may take {self._time_limit_s:g} s")
             self._worker.restart(self.stopping)
         finally:
-            self._store.progress.pop(name, None)
+            self._store.progress.pop(job.id, None)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import http.client
 import json
 import math
 import socket
@@ -55,11 +54,12 @@ def running_server(log: Path, *options: Any, port: int | None = None) -> Iterato
         process = subprocess.Popen(command, stdout=said, stderr=said, stdin=subprocess.DEVNULL)
     server, started = Server(port, process, log), time.monotonic()
     try:
-        while not _is_ready(port):
+        while not server.start_s:
             if process.poll() is not None or time.monotonic() > started + _START_LIMIT_S:
                 raise ServeError(f"the server did not start (exit code {process.poll()}): {log.read_text()[-2000:]}")
             time.sleep(0.05)
-        server.start_s = time.monotonic() - started
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{server.url}/v2/health/ready", timeout=10):
+                server.start_s = time.monotonic() - started
         yield server
     finally:
         process.terminate()
@@ -67,17 +67,6 @@ def running_server(log: Path, *options: Any, port: int | None = None) -> Iterato
             process.wait(60)
         process.kill()
         process.wait()
-
-
-def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
 
 
 def measure_load(

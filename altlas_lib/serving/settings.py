@@ -1,6 +1,5 @@
 """What a server is started with: the options of `altlas serve`."""
 
-import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,9 @@ from typing import Annotated
 
 from typer import Option
 
-MIB = 2**20
+from ..paths import MIB, read_bounded
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class ServeError(Exception):
@@ -48,14 +49,14 @@ class Settings:
             raise ServeError("nothing to serve: give --corpus vectors.npy, --model model.onnx, or both")
         if self.token() == "":
             raise ServeError("the token is empty: write one into its file, such as by `openssl rand -hex 32`")
-        if self.token() is None and self.host != "localhost" and not _is_loopback(self.host):
+        if self.token() is None and self.host not in _LOOPBACK:
             raise ServeError(f"--host {self.host} without a token: give --token-file, else anybody could send work")
 
     def token(self) -> str | None:
         try:
-            return self.token_file.read_text().strip() if self.token_file else os.environ.get("ALTLAS_TOKEN")
-        except OSError as error:
-            raise ServeError(f"--token-file {self.token_file}: {error.strerror}; give a file that can be read") from None
+            return read_bounded(self.token_file).decode().strip() if self.token_file else os.environ.get("ALTLAS_TOKEN")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ServeError(f"--token-file {self.token_file}: {error}; give a file that can be read") from None
 
     def devices(self) -> list[str]:
         """`["cpu"]`, or the index of each GPU. Raises ServeError."""
@@ -67,10 +68,3 @@ class Settings:
                 f"--device {self.device}: expected auto, cpu or gpu, and {len(gpus)} GPUs are here; `altlas check`"
             )
         return gpus or ["cpu"]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -3,6 +3,7 @@
 The protocol: https://github.com/kserve/open-inference-protocol; its binary tensors: Triton's "binary tensor data" extension.
 """
 
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ Arrays = Mapping[str, np.ndarray]
 DTYPES = {"BOOL": np.dtype("?"), "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
 DTYPES |= {f"{name}{8 * size}": np.dtype(f"<{name[0].lower()}{size}") for name in ("INT", "UINT") for size in (1, 2, 4, 8)}
 DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER_BYTES = 2**16  # numpy.save writes some hundred
 _MAX_ANSWERS = 2**22  # neighbours, of 12 bytes each
 _TAKES = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}  # kind of a tensor -> kinds of JSON values that it takes
 
@@ -49,11 +51,14 @@ class InferResponse(BaseModel):
     outputs: list[Tensor]
 
 
-def decode(text: bytes, raw: memoryview) -> tuple[InferRequest, dict[str, np.ndarray]]:
-    """A request and its tensors, of which the binary ones lie in `raw` one behind the other; these are not copied.
+def decode(model: dict[str, Any], text: bytes, raw: memoryview) -> tuple[InferRequest, dict[str, np.ndarray], int, int]:
+    """A request to a model of this metadata, its tensors, the number of rows, and the `k` of a search (0: the model has none).
+
+    The binary tensors lie in `raw` one behind the other; they are not copied.
 
     Raises:
-        HTTPException: 400 for what is not JSON, or bytes of another length than announced; 422 for what is not the protocol.
+        HTTPException: 400 for what is not JSON, or bytes of another length than announced; 422 for what is not the protocol,
+            for other names, datatypes or shapes than the model's, no rows, NaN or infinity, or such a `k`.
     """
     try:
         request = InferRequest.model_validate_json(text)
@@ -61,67 +66,58 @@ def decode(text: bytes, raw: memoryview) -> tuple[InferRequest, dict[str, np.nda
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise HTTPException(400 if first["type"] == "json_invalid" else 422, f"{where}: {first['msg']}".lstrip(": ")) from None
+    expected, known = ({each["name"]: each for each in model[side]} for side in ("inputs", "outputs"))
+    names, wanted = [tensor.name for tensor in request.inputs], [output.name for output in request.outputs]
+    if sorted(names) != sorted(expected) or not set(wanted) <= known.keys():
+        takes = f"{model['name']!r} takes {', '.join(expected)}, each once, and gives {', '.join(known)}"
+        raise HTTPException(422, f"inputs {', '.join(names)}, outputs {', '.join(wanted)}; {takes}")
     arrays = {}
     for tensor in request.inputs:
-        if tensor.name in arrays:
-            raise HTTPException(422, f"input {tensor.name!r} occurs twice")
-        arrays[tensor.name], raw = _read_tensor(tensor, raw)
+        arrays[tensor.name], raw = _read_tensor(tensor, expected[tensor.name], raw)
     if len(raw):
         raise HTTPException(400, f"{len(raw):,} bytes follow the last binary tensor; correct the tensors' binary_data_size")
-    return request, arrays
-
-
-def _read_tensor(tensor: Tensor, raw: memoryview) -> tuple[np.ndarray, memoryview]:
-    """The tensor's array, and the bytes that follow its own."""
-    where, dtype = f"input {tensor.name!r}", DTYPES.get(tensor.datatype)
-    if dtype is None:
-        raise HTTPException(422, f"{where}: datatype {tensor.datatype!r}; expected one of {', '.join(DTYPES)}")
-    n_values, size = math.prod(tensor.shape), tensor.parameters.get("binary_data_size")
-    try:
-        if size is not None:
-            if size != n_values * dtype.itemsize or size > len(raw):
-                problem = f"shape {tensor.shape} of {tensor.datatype} takes {n_values * dtype.itemsize:,} bytes"
-                raise HTTPException(422, f"{where}: {problem}, binary_data_size is {size!r}, the body has {len(raw):,}")
-            return np.frombuffer(raw[:size], dtype).reshape(tensor.shape), raw[size:]
-        values = np.asarray(tensor.data)
-        if values.size != n_values or (n_values and values.dtype.kind not in _TAKES[dtype.kind]):
-            raise HTTPException(
-                422, f"{where}: {values.size:,} values of {values.dtype}; expected {n_values:,} of {tensor.datatype}"
-            )
-        with np.errstate(over="ignore"):  # becomes infinity, which `check` refuses
-            cast = values.astype(dtype).reshape(tensor.shape)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise HTTPException(422, f"{where}: {error}") from None
-    if dtype.kind in "iu" and (cast.ravel() != values.ravel()).any():
-        raise HTTPException(422, f"{where}: values beyond what {tensor.datatype} holds")
-    return cast, raw
-
-
-def check(model: dict[str, Any], request: InferRequest, arrays: Arrays) -> tuple[int, int]:
-    """The number of rows that a model of this metadata is asked for, and the `k` of a search, 0 where the model has none.
-
-    Raises:
-        HTTPException: 422 for other names, datatypes or shapes than the model's, no rows, NaN or infinity, or such a `k`.
-    """
-    expected, known = ({each["name"]: each for each in model[side]} for side in ("inputs", "outputs"))
-    if arrays.keys() != expected.keys() or not {output.name for output in request.outputs} <= known.keys():
-        takes = f"{model['name']!r} takes {', '.join(expected)} and gives {', '.join(known)}"
-        raise HTTPException(422, f"inputs {', '.join(arrays)}, outputs {[output.name for output in request.outputs]}; {takes}")
-    for name, array in arrays.items():
-        datatype, shape = expected[name]["datatype"], expected[name]["shape"]
-        fits = len(shape) == array.ndim and all(want in (-1, got) for want, got in zip(shape, array.shape, strict=True))
-        if DATATYPES[array.dtype] != datatype or not fits or not array.size:
-            problem = f"{DATATYPES[array.dtype]} of shape {list(array.shape)}; expected {datatype} of shape {shape}"
-            raise HTTPException(422, f"input {name!r}: {problem}, with at least one row (-1: any number)")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise HTTPException(422, f"input {name!r} holds NaN or infinity; correct or remove these rows")
     rows = {len(array) for array in arrays.values() if array.ndim} or {1}
     if model["batches"] and len(rows) > 1:
         raise HTTPException(422, f"inputs of {sorted(rows)} rows; expected as many in each")
     k, most = request.parameters.get("k", 10), model["max_k"]
     if most and (type(k) is not int or not 1 <= k <= most or max(rows) * k > _MAX_ANSWERS):
         raise HTTPException(422, f"k={k!r}: expected 1 to {most}, at most {_MAX_ANSWERS:,} with all rows; else send a job")
-    return max(rows), k if most else 0
+    return request, arrays, max(rows), k if most else 0
+
+
+def _read_tensor(tensor: Tensor, expected: dict[str, Any], raw: memoryview) -> tuple[np.ndarray, memoryview]:
+    """The tensor's array, and the bytes that follow its own. Raises HTTPException 422."""
+    where, shape, datatype = f"input {tensor.name!r}", tensor.shape, expected["datatype"]
+    n_values, fits = math.prod(shape), [want in (-1, got) for want, got in zip(expected["shape"], shape, strict=False)]
+    if (
+        tensor.datatype != datatype
+        or datatype not in DTYPES
+        or len(shape) != len(expected["shape"])
+        or not all(fits)
+        or not n_values
+    ):
+        takes = f"expected {datatype} of shape {expected['shape']}, with at least one row (-1: any number)"
+        raise HTTPException(422, f"{where}: {tensor.datatype} of shape {shape}; {takes}")
+    dtype, n_bytes = DTYPES[datatype], tensor.parameters.get("binary_data_size")
+    try:
+        if n_bytes is None:
+            values = np.asarray(tensor.data)
+            if values.size != n_values or values.dtype.kind not in _TAKES[dtype.kind]:
+                raise ValueError(f"{values.size:,} values of {values.dtype}; expected {n_values:,} of {datatype}")
+            with np.errstate(over="ignore"):  # becomes infinity
+                array = values.astype(dtype).reshape(shape)
+            if dtype.kind in "iu" and (array.ravel() != values.ravel()).any():
+                raise ValueError(f"values beyond what {datatype} holds")
+        elif n_bytes != n_values * dtype.itemsize or n_bytes > len(raw):
+            problem = f"shape {shape} of {datatype} takes {n_values * dtype.itemsize:,} bytes"
+            raise ValueError(f"{problem}, binary_data_size is {n_bytes!r}, the body has {len(raw):,}")
+        else:
+            array, raw = np.frombuffer(raw[:n_bytes], dtype).reshape(shape), raw[n_bytes:]
+    except (ValueError, TypeError, OverflowError) as error:
+        raise HTTPException(422, f"{where}: {error}") from None
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise HTTPException(422, f"{where} holds NaN or infinity; correct or remove these rows")
+    return array, raw
 
 
 def encode(model: str, request: InferRequest, outputs: Arrays) -> tuple[bytes, list[memoryview]]:
@@ -156,8 +152,9 @@ def check_npy(path: Path) -> tuple[int, int]:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         with open(path, "rb") as file:
-            shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
-            expected = file.tell() + math.prod(shape) * dtype.itemsize
+            head = io.BytesIO(file.read(_MAX_HEADER_BYTES))
+        shape, _, dtype = readers[np.lib.format.read_magic(head)](head)
+        expected = head.tell() + math.prod(shape) * dtype.itemsize
     except Exception as error:  # whatever a forged header makes of parsing it
         raise HTTPException(422, f"the body is not a .npy file of version 1 or 2 ({error}); write it by numpy.save") from None
     if dtype.kind not in "biuf" or dtype.itemsize > 8 or not dtype.isnative or len(shape) != 2 or min(shape) < 1:

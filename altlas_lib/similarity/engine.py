@@ -1,16 +1,15 @@
 """The public face: the k nearest rows of every row, and all pairs above a threshold; exact, never the n x n matrix."""
 
-import contextlib
 import math
 import numbers
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from ..devices import to_cpu
+from ..progress import progress_bar
 from ..tables import ShownAsTable, Table
 from .inputs import Device, OnInvalid, check_choice, check_k, check_pair, choose_device, is_sparse, where_it_was
 
@@ -181,7 +180,7 @@ def top_k(
     k = check_k(k)
     if client is not None and is_sparse(X):
         raise ValueError("client: sparse matrices are computed on this machine; leave client out, or pass X.toarray()")
-    with progress_bar(progress) as report:
+    with progress_bar("top_k", progress) as report:
         if device == "gpu" and client is None:
             from . import gpu
 
@@ -228,7 +227,7 @@ def pairs_above(
     X, others, device, labels = _check(X, Y, device, method, working_memory, on_invalid)
     if not isinstance(threshold, numbers.Real) or not -1 <= threshold <= 1:
         raise ValueError(f"threshold={threshold!r}: expected a cosine similarity from -1 to 1")
-    with progress_bar(progress) as report:
+    with progress_bar("pairs_above", progress) as report:
         if device == "gpu":
             from . import gpu
 
@@ -242,25 +241,6 @@ def pairs_above(
     first, second, scores, *skipped = found
     order = np.lexsort((second, first, -scores))
     return Pairs(first[order], second[order], scores[order], *skipped, labels)
-
-
-@contextlib.contextmanager
-def progress_bar(shown: bool | Callable[[float], None] | None) -> Iterator[Callable[[float], None] | None]:
-    """A function that takes the share that is done and shows it, with the time left, on stderr; None if not `shown`.
-
-    Where `shown` is such a function itself, that one.
-    """
-    by_itself = shown is None and sys.stderr.isatty()
-    if callable(shown) or not (shown or by_itself):
-        yield shown if callable(shown) else None
-        return
-    from tqdm import tqdm
-
-    class Bar(tqdm):
-        monitor_interval = 0  # no thread that outlives the bar
-
-    with Bar(total=1.0, delay=2 * by_itself, bar_format="{l_bar}{bar}| {elapsed} gone, {remaining} left") as bar:
-        yield lambda share: bar.update(share - bar.n)
 
 
 def _check(

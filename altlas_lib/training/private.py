@@ -8,13 +8,14 @@
   while; that `fit` takes a `CallbackList` as it is (`fit.loop.OneTraining`); the order of the state that the JAX
   trainer's `train_step` takes; `Optimizer.stateless_apply`'s order of variables; `Trainer.jax_state_sync`; that `compile`
   keeps `optimizer`, `loss` and `steps_per_execution` under these names, and that a new `optimizer` takes effect with the
-  next `make_train_function`.
+  next `make_train_function`; that `LossScaleOptimizer` asks its `check_finite` on each replica.
 - JAX: `jax.experimental.topologies` with platform "cuda", and `Compiled.runtime_executable()`.
 - XLA: the text form of `GpuTargetConfigProto` (`plan.request.describe_gpu`), the flags in `plan.request.XLA_FLAGS`, and
   " while(" as a loop's name in the text of a module.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -37,6 +38,29 @@ def set_optimizer(model: Any, optimizer: Any) -> None:
     """Give a compiled Keras model another optimizer, with which its training step is traced anew."""
     model.optimizer = optimizer
     model.train_function = None
+
+
+@contextmanager
+def infinities_on_any_replica(optimizer: Any) -> Iterator[None]:
+    """Let a `LossScaleOptimizer` skip an update for an infinity on any replica of TensorFlow's; Keras asks the first alone."""
+    from .backend import keras, n_replicas
+
+    check_first = getattr(optimizer, "check_finite", None)
+    if check_first is None or keras.backend.backend() != "tensorflow" or n_replicas() == 1:
+        yield
+        return
+
+    def check_all(grads: Sequence[Any]) -> Any:
+        import tensorflow as tf
+
+        n_finite = tf.cast(check_first(grads), "float32")
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, n_finite) == 1
+
+    optimizer.check_finite = check_all
+    try:
+        yield
+    finally:
+        del optimizer.check_finite
 
 
 def training_state(model: Any) -> list[Sequence[Any]]:

@@ -6,7 +6,7 @@ from typing import get_args
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ...figures import COLOURS, name_rows
+from ...figures import COLOURS
 from ...results import TimeClass, WorkloadProfile
 
 _COLOURS = ("orange", "red", "blue", "sky", "purple", "grey", "green")
@@ -28,3 +28,15 @@ def time_classes(ax: Axes, profiles: Sequence[WorkloadProfile], *, n_functions: 
         ax.set_title(f"Most of the time goes into {kind}: {share / len(profiles):.0f}%")
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16), ncols=4, fontsize=9)
     return ax
+
+
+def _end_of_name(name: str) -> str:
+    """The end of a long name, which tells functions apart."""
+    return name if len(name) <= 40 else f"…{name[-39:]}"
+
+
+def name_rows(ax: Axes, positions: Sequence[float], names: Sequence[str]) -> None:
+    """Names of horizontal bars, the first on top."""
+    ax.set_yticks(list(positions), [_end_of_name(name) for name in names])
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)

@@ -131,6 +131,9 @@ class CheckpointFolder:
                 arrays = dict(found)
             header = json.loads(arrays.pop(_HEADER).tobytes())
             there, progress = dict(header["fingerprint"]), Progress.model_validate(header["progress"])
+            for name, array in arrays.items():
+                if array.dtype.names is not None or array.dtype.kind not in "biufV":
+                    raise ValueError(f"{name} is of dtype {array.dtype}")
             if header["names"] != [*arrays]:  # what a damaged directory of a zip file does not list is not missed by its reader
                 raise ValueError(f"of {len(header['names'])} arrays {len(arrays)} are there")
         except Exception as error:  # whatever damage makes of a zip file

@@ -1,7 +1,7 @@
 """The loop around Keras' own `fit`, an epoch at a time: exact accumulation, checkpoints between updates, the retreat."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...progress import progress_bar
 from ...results import Epoch, Quantity
 from .. import private
 from ..backend import MemoryUse, device_name, gpu_name, is_out_of_memory, keras, memory_use, n_replicas
@@ -82,6 +83,9 @@ class OneTraining(keras.callbacks.CallbackList):
 class Loop:
     """A training under way: its model, its progress, and the last moment that it can go back to."""
 
+    rank = 0  # of this process among those that train together
+    report: Callable[[float], None] | None = None  # takes the share that is done
+
     def __init__(self, model: keras.Model, data: Any, validation_data: Any, settings: Settings):
         _check_trainable(model)
         self.model, self.settings, self.optimizer = model, settings, users_optimizer(model)
@@ -111,23 +115,30 @@ class Loop:
                 fingerprint = describe_training(self.model, **names, **vars(self.micro_batching))
                 self.folder = CheckpointFolder(settings.checkpoint_folder, fingerprint, resume=settings.resume)
             found = self.folder and self.folder.load()
-            with recompute_layers(self.model, settings.recompute):
+            with recompute_layers(self.model, settings.recompute), private.infinities_on_any_replica(self.optimizer):
                 if found:
                     self.snapshot, self.best = found[:2], found[2]
                     self._roll_back()
+                    if keras.backend.backend() == "torch":
+                        self._note("resumed on Keras' PyTorch backend: dropout draws other numbers than if never killed")
                 else:
                     self._install_optimizer()
                     self._save()
                 memory_use(reset=True)
                 keras.callbacks.CallbackList.on_train_begin(self.callbacks)
-                while not self._is_done():
-                    self._train_epoch()
+                self._train()
                 keras.callbacks.CallbackList.on_train_end(self.callbacks)
             return self._result()
         finally:
             private.set_optimizer(self.model, self.optimizer)
             if self.folder:
                 self.folder.close()
+
+    def _train(self) -> None:
+        with progress_bar("fit", False if self.settings.verbose or self.rank else None) as self.report:
+            self.first_epoch = self.progress.epoch
+            while not self._is_done():
+                self._train_epoch()
 
     def _is_done(self) -> bool:
         progress, patience = self.progress, self.settings.patience
@@ -209,6 +220,9 @@ class Loop:
     def end_micro_batch(self, batch: int, logs: dict[str, Any]) -> None:
         """Of an update's last one, reads the loss of the update before: until then the device has this one to work on."""
         progress, cut, every = self.progress, self.micro_batching, self.settings.checkpoint_every
+        if self.report:  # of an epoch that is continued, as if all of it were done here
+            n_done = (progress.epoch - self.first_epoch) * cut.n_micro_batches + self.start + batch + 1
+            self.report(n_done / ((self.settings.n_epochs - self.first_epoch) * cut.n_micro_batches))
         end = cut.bounds(self.start + batch).stop
         if end % cut.batch_size and end < cut.n_samples:
             return

@@ -4,13 +4,14 @@ import bisect
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
 from ...devices import GpuSpec, find_gpu
+from ...progress import progress_bar
 from ...results import MemoryPlan, Quantity
 from ..checks import EXPECTED_MODEL, check_count, describe_class
 from ..model.config import PRESETS, ModelConfig, find_preset
@@ -80,7 +81,8 @@ def plan_memory(
         cost, notes = find_answer(request) if request.config else (None, [])
         if not cost:
             _check_can_compile(request, time_limit_s)
-            (cost,), notes = compile_steps([request], time_limit_s=time_limit_s), []
+            with progress_bar(f"compile batch {batch_size}"):
+                (cost,), notes = compile_steps([request], time_limit_s=time_limit_s), []
     if cost.error:
         raise PlanError(cost.error)
     return make_plan(request, label, gpu, cost, notes)
@@ -205,23 +207,22 @@ def step_time(cost: StepCost, gpu: GpuSpec) -> tuple[Quantity | None, str | None
 CANDIDATES = [1, 2, 4, *sorted({8 * round(2 ** (i / 8 - 3)) for i in range(24, 129)})]
 
 
-def largest_batch(
-    model: Any, gpu: str | GpuSpec = "T4", *, tell: Callable[[str], None] = lambda line: None, **options: Any
-) -> MemoryPlan | None:
+def largest_batch(model: Any, gpu: str | GpuSpec = "T4", **options: Any) -> MemoryPlan | None:
     """The plan of the largest micro-batch that fits, searched for by compiling; None: not even one sample does.
 
     What a batch needs is never extrapolated: the memory of a sample varies with the batch.
 
     Args:
-        tell: takes a line for each batch that was tried.
         **options: as for `plan_memory`, its errors too.
     """
     plans = {}
 
     def is_too_large(size: int) -> bool:
-        plan = plans[size] = plan_memory(model, gpu, batch_size=size, **options)
-        tell(f"batch {size} on {plan.gpu}: {plan.peak}, {plan.verdict}")
-        return plan.verdict != "fits"
+        plans[size] = plan_memory(model, gpu, batch_size=size, **options)
+        if report:
+            report(len(plans) / len(CANDIDATES).bit_length())
+        return plans[size].verdict != "fits"
 
-    n_fitting = bisect.bisect_left(CANDIDATES, True, key=is_too_large)
+    with progress_bar("largest batch") as report:
+        n_fitting = bisect.bisect_left(CANDIDATES, True, key=is_too_large)
     return plans[CANDIDATES[n_fitting - 1]] if n_fitting else None

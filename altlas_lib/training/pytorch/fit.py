@@ -60,8 +60,7 @@ class TorchLoop(Loop):
                 self._roll_back()
             else:
                 self._save()
-            while not self._is_done():
-                self._train_epoch()
+            self._train()
             return self._result()
         finally:
             for part in recomputed:

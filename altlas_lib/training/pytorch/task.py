@@ -16,10 +16,13 @@ AMP_POLICIES = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}  # Ker
 
 
 def is_module(model: Any) -> bool:
-    """Whether it is a PyTorch module, or a tuple that begins with one; PyTorch is not loaded for it."""
-    torch = sys.modules.get("torch")
+    """Whether it is a PyTorch module, or a tuple that begins with one; PyTorch is not loaded for it.
+
+    Not a Keras model, which on Keras' PyTorch backend is a module, too.
+    """
+    torch, keras = (sys.modules.get(name) for name in ("torch", "keras"))
     first = model[0] if isinstance(model, tuple) and model else model
-    return torch is not None and isinstance(first, torch.nn.Module)
+    return torch is not None and isinstance(first, torch.nn.Module) and not (keras and isinstance(first, keras.Model))
 
 
 @dataclass(frozen=True)
