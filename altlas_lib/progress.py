@@ -1,6 +1,7 @@
 """How far a long call has come and the time left: for who sees it as it is written, and for nobody else."""
 
 import contextlib
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -59,3 +60,11 @@ def progress_bar(what: str, shown: Shown = None) -> Iterator[Callable[[float], N
                 refreshing.join()
     finally:
         _ONE_BAR.release()
+
+
+@contextlib.contextmanager
+def step_counter(what: str, n_steps: int) -> Iterator[Callable[[], None]]:
+    """A function to be called at the end of each of so many steps, which take about as long; shown as by `progress_bar`."""
+    done = itertools.count(1)
+    with progress_bar(what) as report:
+        yield lambda: report and report(next(done) / n_steps)

@@ -130,7 +130,7 @@ def test_of_a_process_that_is_too_large_fewer_samples_are_taken_or_no_native_fra
     assert finished == [True] * len(attempts)  # what the sampler leaves goes on to its end: the child is ready for the next job
     assert notes[0] == "py-spy with native frames, 200 times a second: it cannot keep up"
     assert len(notes) == len(attempts) - 1
-    session = Session("app:main", b"", 60)
+    session = Session("app:main", b"", 60, lambda: None)
     session.keep(FunctionKey("/app.py", 1, "main"))
     session.stacks = stacks
     (function,) = session.functions().values()

@@ -98,15 +98,15 @@ def made_up_candidate(advice: str = "port it", gain: tuple[float, float] = (3, 9
 
 
 def test_a_frame_is_as_wide_as_its_samples_and_lies_above_its_caller():
-    frames = {frame.name: frame for frame in frames_of({"main;work;[arrays]": 6, "main;work": 2, "main;other": 2})}
-    assert {name: (frame.depth, frame.n_samples) for name, frame in frames.items()} == {
+    frames = {frame["name"]: frame for frame in frames_of({"main;work;[arrays]": 6, "main;work": 2, "main;other": 2})}
+    assert {name: (frame["depth"], frame["n_samples"]) for name, frame in frames.items()} == {
         "main": (0, 10),
         "other": (1, 2),
         "work": (1, 8),
         "[arrays]": (2, 6),
     }
-    assert frames["work"].width == pytest.approx(0.8)
-    assert frames["work"].left == frames["[arrays]"].left == pytest.approx(frames["other"].width)
+    assert frames["work"]["width"] == pytest.approx(0.8)
+    assert frames["work"]["left"] == frames["[arrays]"]["left"] == pytest.approx(frames["other"]["width"])
 
 
 @given(st.dictionaries(st.lists(st.sampled_from("abc"), min_size=1, max_size=5).map(";".join), st.integers(1, 50), min_size=1))
@@ -114,7 +114,7 @@ def test_callees_lie_within_their_caller_and_none_overlap(stacks):
     frames = frames_of(stacks)
     rows = {}
     for frame in frames:
-        rows.setdefault(frame.depth, []).append((frame.left, frame.left + frame.width))
+        rows.setdefault(frame["depth"], []).append((frame["left"], frame["left"] + frame["width"]))
     for depth, spans in rows.items():
         spans.sort()
         assert all(right <= left + 1e-9 for (_, right), (left, _) in itertools.pairwise(spans))

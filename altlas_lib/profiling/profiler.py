@@ -1,7 +1,6 @@
 """One profile out of the tools: a baseline without any of them, then what each adds, all within one time limit."""
 
 import contextlib
-import itertools
 import linecache
 import os
 import shlex
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..devices import OtherLoad, describe_cpu
-from ..progress import progress_bar
+from ..progress import step_counter
 from ..results import LARGEST_OTHER_LOAD, Alternative, FunctionTime, Quantity, WorkloadProfile
 from . import child
 from .project.operations import price_trace
@@ -90,15 +89,12 @@ def profile(
         nothing = f"for which {' and '.join(refused)} mean nothing; it takes {', '.join(sorted(_TAKES[kind]))}"
         hint = "; in a terminal, options go before the target" if "argv" in refused else ""
         raise ProfilingError(f"target {name!r} is a {kind}, {nothing}{hint}")
-    for text in (os.getcwd(), name, *map(str, argv)):
-        if text != text.encode(errors="replace").decode():
-            raise ProfilingError(f"{text!r} is not UTF-8, which no profile can name: rename it")
+    if odd := [each for each in (os.getcwd(), name, *map(str, argv)) if each != each.encode(errors="replace").decode()]:
+        raise ProfilingError(f"{odd[0]!r} is not UTF-8, which no profile can name: rename it")
     options |= {"argv": [*map(str, argv)], "requests": load_requests(requests) if requests is not None else None}
     spec = child.TargetSpec(target, same_answer=same_answer, **options)
-    n_passes = 3 + trace_arrays + len(alternatives)
-    with progress_bar("profile") as report, Session(name, _pickle(name, spec), time_limit_s) as session:
-        n_done = itertools.count(1)
-        session.report_pass = report and (lambda: report(next(n_done) / n_passes))
+    passes = step_counter("profile", 3 + trace_arrays + len(alternatives))
+    with passes as end_pass, Session(name, _pickle(name, spec), time_limit_s, end_pass) as session:
         session.measure(n_repeats)
         session.sample(sampling_s)
         if functions := session.hottest()[:n_line_functions]:
@@ -134,9 +130,9 @@ def _pickle(name: str, spec: child.TargetSpec) -> bytes:
 class Session(contextlib.AbstractContextManager):
     """One use of each tool, in one child process, or another one after a crash; and the profile that comes of it."""
 
-    def __init__(self, name: str, pickled_spec: bytes, time_limit_s: float):
+    def __init__(self, name: str, pickled_spec: bytes, time_limit_s: float, end_pass: Callable[[], None]):
         self._name, self._pickled_spec, self._time_limit_s = name, pickled_spec, time_limit_s
-        self._stop = time.monotonic() + time_limit_s
+        self._stop, self._end_pass = time.monotonic() + time_limit_s, end_pass
         self._child: process.Child | None = None
         self._found: dict[type, list] = defaultdict(list)
         self._runs: list[Run] = self._found[Run]
@@ -144,7 +140,6 @@ class Session(contextlib.AbstractContextManager):
         self.stacks: Counter[Stack] = Counter()
         self._alternatives: list[Alternative] = []
         self._load, self._cpu = OtherLoad(), str(describe_cpu())
-        self.report_pass: Callable[[], None] | None = None  # called at the end of each tool's use
 
     def __exit__(self, error_type: type | None, *_: object) -> None:
         if self._child and error_type is None:
@@ -198,8 +193,8 @@ class Session(contextlib.AbstractContextManager):
             raise ProfilingError(f"target {self._name!r} {error}") from None
         if result.error:
             raise ProfilingError(result.error)
-        if self.report_pass and job not in ("warm_up", "stop"):
-            self.report_pass()
+        if job not in ("warm_up", "stop"):
+            self._end_pass()
 
     def use(self, failure: str, job: str, **options: Any) -> None:
         """One of the tools; `failure` begins the note where it cannot be used."""

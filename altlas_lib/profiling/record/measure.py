@@ -193,8 +193,7 @@ def time_lines(runnable: Runnable, functions: Sequence[FunctionKey]) -> Run:
 
     with code_replaced(mark):
         run = timed_run(runnable, "line_profiler", under=profiler.runcall)
-    statistics = profiler.get_stats()
-    timed = {wanted.get((file, line)): timings for (file, line, _), timings in statistics.timings.items() if timings}
+    timed = {wanted.get((file, line)): timings for (file, line, _), timings in profiler.get_stats().timings.items() if timings}
     run.lines = [(key, _most_expensive(key.file, timings)) for key, timings in timed.items() if key]
     return run
 

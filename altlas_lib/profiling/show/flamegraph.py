@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from html import escape
-from typing import NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -13,16 +13,10 @@ _SMALLEST_SHARE = 0.002  # of all samples; what is narrower cannot be seen
 _ROW_PX = 20
 
 
-class Frame(NamedTuple):
-    name: str
-    depth: int
-    left: float  # as a share of the whole width
-    width: float
-    n_samples: int
-
-
-def frames_of(stacks: Mapping[str, int]) -> list[Frame]:
+def frames_of(stacks: Mapping[str, int]) -> list[dict[str, Any]]:
     """Where each frame lies: outermost call at depth 0, callees above their caller, side by side in the order of their names.
+
+    Name, depth, number of samples, left end and width of each, these two as shares of the whole width.
 
     Args:
         stacks: 'outer;inner' -> number of samples, as in `WorkloadProfile.stacks`.
@@ -35,9 +29,9 @@ def frames_of(stacks: Mapping[str, int]) -> list[Frame]:
     for path in sorted(n_samples)[1:]:  # callers before their callees
         free_from[path] = left = free_from[path[:-1]]
         free_from[path[:-1]] += n_samples[path]
-        left, width = left / n_samples[()], n_samples[path] / n_samples[()]
+        left, width, n = left / n_samples[()], n_samples[path] / n_samples[()], n_samples[path]
         if width >= _SMALLEST_SHARE:
-            frames.append(Frame(path[-1], len(path) - 1, left, width, n_samples[path]))
+            frames.append({"name": path[-1], "depth": len(path) - 1, "left": left, "width": width, "n_samples": n})
     return frames
 
 
@@ -53,7 +47,7 @@ def flame_graph(profile: WorkloadProfile) -> FlameGraph:
     Without any the page has the profile's notes, which say why.
     """
     frames = frames_of(profile.stacks)
-    depth = 1 + max((frame.depth for frame in frames), default=0)
+    depth = 1 + max((frame["depth"] for frame in frames), default=0)
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("flamegraph.html.j2").render(profile=profile, frames=frames, depth=depth, row_px=_ROW_PX)
     # Without allow-same-origin the page cannot touch the notebook around it, whatever a function is named.

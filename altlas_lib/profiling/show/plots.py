@@ -22,21 +22,12 @@ def time_classes(ax: Axes, profiles: Sequence[WorkloadProfile], *, n_functions: 
     if shares.empty:
         return ax
     shares.plot.barh(ax=ax, stacked=True, width=0.7, color=_CLASS_COLOURS)
-    name_rows(ax, range(len(first)), [f"{profile.workload}: {function.name}" for profile, function in first])
+    names = [f"{profile.workload}: {function.name}" for profile, function in first]
+    ax.set_yticks(range(len(first)), [name if len(name) <= 40 else f"…{name[-39:]}" for name in names])  # ends tell them apart
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
     ax.set_xlabel("own share of the workload's time (%), by py-spy's native frames")
     for kind, share in shares.sum().drop("not known", errors="ignore").nlargest(1).items():
         ax.set_title(f"Most of the time goes into {kind}: {share / len(profiles):.0f}%")
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16), ncols=4, fontsize=9)
     return ax
-
-
-def _end_of_name(name: str) -> str:
-    """The end of a long name, which tells functions apart."""
-    return name if len(name) <= 40 else f"…{name[-39:]}"
-
-
-def name_rows(ax: Axes, positions: Sequence[float], names: Sequence[str]) -> None:
-    """Names of horizontal bars, the first on top."""
-    ax.set_yticks(list(positions), [_end_of_name(name) for name in names])
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)

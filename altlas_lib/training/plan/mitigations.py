@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ...devices import GpuSpec, find_gpu, load_catalogue
 from ...paths import shipped_toml
-from ...progress import progress_bar
+from ...progress import step_counter
 from ...results import GpuFit, MemoryPlan, Remedy
 from ..model.config import ModelConfig, find_preset
 from .planner import plan_memory
@@ -57,15 +57,14 @@ def mitigation_table(
 
 def _plan_rows(rows: Sequence[Mitigation], gpu: str | GpuSpec, time_limit_s: float) -> list[Remedy]:
     remedies, end_s = [], time.monotonic() + time_limit_s
-    with progress_bar("plan") as report:
+    with step_counter("plan", len(rows)) as end_row:
         for row in rows:
             try:
                 found = {"plan": plan_memory(row.config, gpu, **row.step, time_limit_s=end_s - time.monotonic())}
             except PlanError as error:
                 found = {"plan": None, "problem": str(error)}
             remedies.append(Remedy(name=row.name, claimed=row.claimed, **found))
-            if report:
-                report(len(remedies) / len(rows))
+            end_row()
     return remedies
 
 

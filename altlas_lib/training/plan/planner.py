@@ -11,7 +11,7 @@ from typing import Any
 import cloudpickle
 
 from ...devices import GpuSpec, find_gpu
-from ...progress import progress_bar
+from ...progress import progress_bar, step_counter
 from ...results import MemoryPlan, Quantity
 from ..checks import EXPECTED_MODEL, check_count, describe_class
 from ..model.config import PRESETS, ModelConfig, find_preset
@@ -219,10 +219,9 @@ def largest_batch(model: Any, gpu: str | GpuSpec = "T4", **options: Any) -> Memo
 
     def is_too_large(size: int) -> bool:
         plans[size] = plan_memory(model, gpu, batch_size=size, **options)
-        if report:
-            report(len(plans) / len(CANDIDATES).bit_length())
+        end_size()
         return plans[size].verdict != "fits"
 
-    with progress_bar("largest batch") as report:
+    with step_counter("largest batch", len(CANDIDATES).bit_length()) as end_size:
         n_fitting = bisect.bisect_left(CANDIDATES, True, key=is_too_large)
     return plans[CANDIDATES[n_fitting - 1]] if n_fitting else None
