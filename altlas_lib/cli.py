@@ -331,12 +331,9 @@ def optimize(
     with _said_plainly(inference.InferenceError, ValueError, OSError):
         devices.find_gpu(gpu)
         variants, engines = inference.optimize(model, output, gpu, calibration, modules=own_layers)
-    formats = dict.fromkeys(("largest", "rms"), "{:.2g}") | {"class_agreement": "{:.2%}"}
+    formats = dict.fromkeys(("largest difference", "root mean square"), "{:.2g}") | {"same class": "{:.2%}"}
     print(tables.show(inference.variant_rows(variants), formats=formats, missing="-").text(120))
-    print(
-        *(f"{each.variant} on {each.gpu}: {each.status}. {each.message or ''} {each.advice or ''}" for each in engines),
-        sep="\n",
-    )
+    print(*map(inference.describe_engine, engines), sep="\n")
     print(f"written to {output}/")
 
 

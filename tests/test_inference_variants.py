@@ -77,7 +77,7 @@ def test_one_outlier_in_the_calibration_sets_the_range_of_minmax_but_not_of_perc
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (None, r"no data for input 'x' among \[\]"),
+        (None, "8 bits with fixed ranges need calibration data"),
         ({"y": X}, r"no data for input 'x' among \['y'\]"),
         ({"x": X[:, :5]}, r"shape \(300, 5\): expected numbers of shape \(n, 16\)"),
         ({"x": X[:0]}, r"shape \(0, 16\)"),

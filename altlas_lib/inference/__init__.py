@@ -17,4 +17,4 @@ from .export import export_onnx, is_keras, open_model
 from .forward import compile_forward
 from .llm import plan_model, read_model
 from .measure import PROVIDERS, check_inputs, draw_inputs, keras_runners, measure, onnx_runner, open_session, run_batches
-from .workflow import describe_plan, make_variants, optimize, variant_rows, write_readme
+from .workflow import describe_engine, describe_plan, make_variants, optimize, variant_rows, write_readme

@@ -54,6 +54,8 @@ def convert(
             elif precision == "int8 dynamic":
                 _write_dynamic(str(onnx_file), str(made))
             else:
+                if not calibration:
+                    raise InferenceError("8 bits with fixed ranges need calibration data: inputs of the training part by name")
                 _write_static(str(onnx_file), str(made), check_inputs(session, calibration), method)
         open_session(made)
         return write_atomically(path, made.read_bytes())

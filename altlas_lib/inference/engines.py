@@ -16,6 +16,7 @@ RTX, STANDARD = "tensorrt_rtx", "tensorrt"
 # Part of a builder's sentence -> what to do. The sentences are those of TensorRT for RTX 1.7.
 _ADVICE = {
     "FP32 GEMM is not supported": "build the float16 variant for this GPU: its tensor cores have no float32",
+    "no ahead-of-time build": "build a standard engine on a machine with this GPU, by trtexec",
     "DynamicQuantizeLinear": "quantise statically, with calibration data: TensorRT takes quantise and dequantise nodes only",
 }
 _NO_ADVICE = "build another variant for this GPU, or a standard engine on it by trtexec"

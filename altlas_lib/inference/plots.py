@@ -21,5 +21,5 @@ def latency_by_batch(ax: Axes, latencies: Sequence[Latency], forwards: Sequence[
         )
     ax.set(xscale="log", yscale="log", xlabel="samples in a call", ylabel="time of a call (ms)")
     ax.set_title("A call on this CPU, measured, beside what a GPU is projected to take")
-    ax.legend()
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=9)
     return ax

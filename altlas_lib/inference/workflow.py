@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 
 from ..paths import write_atomically
-from ..results import Agreement, Calibration, Engine, Variant, format_value
+from ..results import Calibration, Engine, Variant, format_value
 from .child import InferenceError
 from .compare import compare_outputs
 from .convert import PRECISIONS, convert
@@ -18,6 +18,13 @@ from .export import export_onnx
 from .llm import LlmPlan
 from .measure import Arrays, draw_inputs, open_session, run_batches
 
+_COLUMNS = {  # of `Agreement`
+    "output": "output",
+    "samples": "n_samples",
+    "largest difference": "largest",
+    "root mean square": "rms",
+    "same class": "class_agreement",
+}
 FILES = dict(zip(PRECISIONS, ("model.fp16.onnx", "model.int8-dynamic.onnx", "model.int8.onnx"), strict=True))
 
 
@@ -82,11 +89,12 @@ def optimize(
 
 def variant_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
     """A row of a table for each output of each variant."""
-    columns, rows = list(Agreement.model_fields), []
+    rows = []
     for variant in variants:
         row = {"variant": variant.name, "kB": variant.size_bytes and variant.size_bytes // 1000}
-        fields = [each.model_dump() for each in variant.agreement] or [dict.fromkeys(columns)]
-        rows += [row | each | {"problem": variant.problem} for each in fields]
+        for each in variant.agreement or [None]:
+            found = {title: getattr(each, field, None) for title, field in _COLUMNS.items()}
+            rows.append(row | found | {"problem": variant.problem})
     return rows
 
 
@@ -95,8 +103,16 @@ def write_readme(folder: Path, variants: Sequence[Variant], engines: Sequence[En
     made = [each for each in variants if each.file and each.name != "int8 dynamic"]
     commands = [trtexec_command(folder / each.file, folder / f"{Path(each.file).stem}.engine", each.name) for each in made]
     commands = [command.replace(f"{folder}/", "") for command in commands]
-    text = _fill("README.md.j2", variants=variants, engines=engines, gpu=gpu, commands=commands)
+    found = {"variants": variants, "engines": engines, "gpu": gpu, "commands": commands}
+    text = _fill("README.md.j2", describe=describe_engine, **found)
     return write_atomically(folder / "README.md", f"{text}\n")
+
+
+def describe_engine(engine: Engine) -> str:
+    """In a sentence or two."""
+    size = f"{engine.size}, {engine.activations} of activations" if engine.size else None
+    said = filter(None, (engine.message, engine.advice, size))
+    return f"{engine.variant} on {engine.gpu}, {engine.builder or 'TensorRT'}: {'. '.join((engine.status, *said))}."
 
 
 def describe_plan(plan: LlmPlan) -> str:
