@@ -138,7 +138,6 @@ class Session(contextlib.AbstractContextManager):
         self._runs: list[Run] = self._found[Run]
         self.notes: list[str] = self._found[str]
         self.stacks: Counter[Stack] = Counter()
-        self._alternatives: list[Alternative] = []
         self._load, self._cpu = OtherLoad(), str(describe_cpu())
 
     def __exit__(self, error_type: type | None, *_: object) -> None:
@@ -230,7 +229,7 @@ class Session(contextlib.AbstractContextManager):
         if then_s:
             gain = self._measured((now / then for now, then in zip(now_s, then_s, strict=False)), "x")
             time_s, same_answer = self._measured(then_s), runs[1].same_answer
-            self._alternatives.append(Alternative(name=name, time=time_s, gain=gain, same_answer=same_answer))
+            self.keep(Alternative(name=name, time=time_s, gain=gain, same_answer=same_answer))
 
     # What was found.
 
@@ -297,7 +296,7 @@ class Session(contextlib.AbstractContextManager):
             n_samples=self.stacks.total(),
             stacks=flame_stacks(self.stacks, self._project, self._root),
             traces=list(map(price_trace, self._found[RecordedFunction])),
-            alternatives=self._alternatives,
+            alternatives=self._found[Alternative],
             notes=self.notes,
         )
 
@@ -310,9 +309,8 @@ class Session(contextlib.AbstractContextManager):
         share = sum(run.processes_s for run in baseline) / (sum(run.cpu_s for run in baseline) or 1)
         if share > _PROCESSES_WORTH_A_NOTE:
             n_samples = sum(n for stack, n in self.stacks.items() if stack.origin == "another process")
-            whose = "processor time went to processes that the target started"
             taken = f"py-spy took {n_samples} samples of Python in them, other tools none"
-            self.notes.append(f"{share:.0%} of the {whose}: {taken}")
+            self.notes.append(f"{share:.0%} of the processor time went to processes that the target started: {taken}")
         if (self._load.share or 0) > LARGEST_OTHER_LOAD:
             rough = "times and shares are rough; profile again when it is quiet"
             self.notes.append(f"{BUSY_NOTE} {self._load.share:.0%} of the processors while it was measured: {rough}")

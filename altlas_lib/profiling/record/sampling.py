@@ -211,13 +211,16 @@ def sample(pid: int, repeat: Callable[[], Iterator[Any]], notes: list[str]) -> C
     Raises:
         ProfilingError: the target did not run, or py-spy saw nothing of it.
     """
+    refused = []
     for rate_hz, native in _ATTEMPTS:
         try:
-            return _record(pid, repeat(), notes, rate_hz, native=native)
+            stacks = _record(pid, repeat(), notes, rate_hz, native=native)
+            notes += refused
+            return stacks
         except ProfilingError as error:
             if not native or not psutil.pid_exists(pid):
                 raise
-            notes.append(f"py-spy with native frames, {rate_hz} times a second: {error}")
+            refused.append(f"py-spy with native frames, {rate_hz} times a second: {error}")
 
 
 def _record(pid: int, running: Iterator, notes: list[str], rate_hz: int, *, native: bool) -> Counter[Stack]:

@@ -89,8 +89,8 @@ def describe(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     hint = " (its standard input is empty here)" if isinstance(error, EOFError) else ""
-    text = f"{type(error).__name__}: {str(error)[:500]}{place}{hint}"
-    return text.encode(errors="backslashreplace").decode()  # half a character cannot be sent
+    # Half a character cannot be sent.
+    return f"{type(error).__name__}: {str(error)[:500]}{place}{hint}".encode(errors="backslashreplace").decode()
 
 
 @contextlib.contextmanager
