@@ -104,8 +104,8 @@ def _ran_there(result: TrainingResult, gpu: str, first: Remedy | None) -> bool:
 
 
 def _limit(remedy: Remedy) -> Sentence:
-    size, largest, verdict = remedy.plan.configuration.get("batch_size"), remedy.largest_batch, remedy.plan.verdict
-    verdict = verdict if isinstance(size, int) else "fits"
+    size, largest = remedy.plan.configuration.get("batch_size"), remedy.largest_batch
+    verdict = remedy.plan.verdict if isinstance(size, int) else "fits"
     sentence = {
         "fits": "{name}: batch {n} fits.",
         "out of memory": "{name}: batch {n} fits, {planned} does not.",
@@ -132,9 +132,4 @@ def _produce(result: InferenceResult, rules: Rules) -> Facts:
     return found | {"onnx_pays": over_keras and over_keras.low >= rules.produce.least_gain}
 
 
-_SEARCHES: dict[str, Callable[[Any, Rules], Facts]] = {
-    "port": _port,
-    "integrate": _integrate,
-    "fit": _fit,
-    "produce": _produce,
-}
+_SEARCHES: dict[str, Callable[[Any, Rules], Facts]] = {"port": _port, "integrate": _integrate, "fit": _fit, "produce": _produce}
