@@ -595,6 +595,13 @@ def test_the_table_is_made_once_and_goes_on_where_it_was_stopped(made, shipping_
     assert shown["T4"]["fits with"] == "mixed_float16"
 
 
+@pytest.mark.parametrize("preset", sorted(training.PRESETS))
+def test_every_mitigation_of_every_preset_ships_for_every_gpu(preset):
+    fits = mitigations.gpu_table(preset)
+    assert {fit.gpu for fit in fits} == {gpu.name for gpu in devices.load_catalogue()}
+    assert {fit.gpu: fit.not_compiled for fit in fits if fit.not_compiled or not fit.as_it_is} == {}
+
+
 def test_a_table_of_other_versions_is_used_and_says_so_and_is_made_anew(made, monkeypatch, compiles):
     shipping.main(["quick"], [T4])
     n_steps = len(made)
