@@ -293,7 +293,7 @@ def product(n: int, d: int, m: int) -> ArrayOperation:
 
 
 PRODUCT = product(1500, 300, 1500)
-SQUARE = "float32[1500, 1500]"
+SQUARE, LARGE = "float32[1500, 1500]", "float32[900, 900]"
 CHEAPER = {
     "altlas_lib.similarity.top_k": [PRODUCT, op("numpy.negative", SQUARE), op("numpy.argpartition", SQUARE, kind="sort")],
     "altlas_lib.similarity.pairs_above": [PRODUCT, op("numpy.greater_equal", SQUARE)],
@@ -303,6 +303,7 @@ CHEAPER = {
     ],
     "whole columns": [op("pandas.DataFrame.apply", "mixed[10000, 4]", kind="unknown")],
     "whole arrays in NumPy": [op("numpy.dot", "float32[3]", "float32[3]", kind="product", n_calls=100_000)],
+    "torch.compile": [op("torch.tanh", LARGE, kind="model"), op("torch.Tensor.mul", LARGE, kind="model")],
     "float32": [op("numpy.matmul", "float64[900, 800]", "float64[800, 700]", kind="product")],
 }  # fmt: skip
 
@@ -332,6 +333,8 @@ def test_a_cheaper_call_is_found_where_its_evidence_is_and_nowhere_else(name):
         [op("numpy.linalg.inv", "float32[900, 900]", kind="factorisation")],  # the inverse itself is wanted
         [op("numpy.dot", "float32[3]", "float32[3]", kind="product", n_calls=2)],
         [op("numpy.sin", "float64[1000000]")],  # elementwise: what it costs is reading
+        [op("torch.sin", "float32[100]", kind="model", n_calls=9000)],  # starts take the time
+        [op("torch.Tensor.matmul", LARGE, LARGE, kind="model"), op("torch.sin", LARGE, kind="model", time_s=0.1)],
         [op("numpy.matmul", "float32[900, 800]", "float32[800, 700]", kind="product")],
     ],
 )  # fmt: skip
