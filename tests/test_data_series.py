@@ -122,6 +122,11 @@ def test_rows_come_in_the_order_of_the_table_not_of_an_index(game):
         assert data.load_series(game, table=table, column="rowid").values.tolist() == [3, 1, 2]
 
 
+def test_a_database_of_many_rows_is_read_to_its_end(tmp_path):
+    values = 1 + np.arange(90_000) % 900 / 100
+    assert np.array_equal(data.load_series(write_sqlite(tmp_path / "x.db", values.tolist())).values, values)
+
+
 def test_a_view_is_read_like_a_table(game):
     assert sorted(data.load_series(game, table="high").values) == [3.5, 9.25]
 
