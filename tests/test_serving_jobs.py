@@ -141,7 +141,7 @@ def test_a_running_job_tells_the_time_left_at_the_rate_so_far(tmp_path):
     store._execute("UPDATE jobs SET changed_at = changed_at - 30")
     store.progress[job] = 0.75
     assert store.find(job).left_s == pytest.approx(10, abs=1)
-    store.settle(job, "failed", "gone")
+    store.move(job, "failed", "gone")
     assert store.find(job).left_s is None
     release(store)
 
